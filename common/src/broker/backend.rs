@@ -1,0 +1,489 @@
+//! The contract every broker backend keeps: bytes in, bytes out; it never sees a `Job`.
+//! Cut by lifetime: `Backend` lives as long as the process, `Source` as a worker's subscription, `Hold` as a delivery.
+//! What each step must survive stands in ARCHITECTURE.md, in the seam walk.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::error::Result;
+use crate::job::{BatchName, Fingerprint, JobId, Lane, Priority, Queue};
+use crate::outcome::{Attempt, History};
+use crate::record::{Record, State};
+use crate::time::Timestamp;
+
+/// A broker, as long as the process.
+#[async_trait]
+pub trait Backend: fmt::Debug + Send + Sync + 'static {
+    /// Puts jobs in, at most [`MAX_BATCH`] at a time. One answer each, in order; `New` and `Known` mean durable.
+    /// `Err`: unknown for all of them; repeating the call with the same ids is safe.
+    async fn enqueue(&self, batch: Vec<Envelope>) -> Result<Vec<Enqueued>>;
+
+    /// Opens a worker's one subscription. Queues need not exist; a queue named twice is an error of kind `Config`.
+    async fn subscribe(&self, terms: Terms) -> Result<Box<dyn Source>>;
+
+    /// How many jobs the queue holds, by state. An unreachable broker is `Err`, never zeros.
+    async fn depth(&self, queue: &Queue) -> Result<Depth>;
+
+    /// Every queue that holds jobs, is paused, or has been used within retention, by name.
+    async fn queues(&self) -> Result<Vec<QueueView>>;
+
+    /// Pauses (`Some(reason)`) or resumes (`None`) a queue: a paused one hands out no leases; running jobs go on.
+    /// Idempotent; effective for every worker within 5 s.
+    async fn pause(&self, queue: &Queue, reason: Option<&str>) -> Result<()>;
+
+    /// Cancels every waiting job of the queue as of now; running jobs go on. Says how many it ended. Repeatable.
+    async fn purge(&self, queue: &Queue) -> Result<u64>;
+
+    /// Cancels jobs, at most [`MAX_BATCH`] at a time. One answer each, in order. Repeatable.
+    async fn cancel(&self, ids: &[JobId]) -> Result<Vec<Cancel>>;
+
+    /// Cancels what is left of a batch: waiting jobs now, running ones by flag, jobs enqueued to it later at their lease.
+    async fn cancel_batch(&self, batch: &BatchName) -> Result<CancelCounts>;
+
+    /// Puts dead, cancelled or expired jobs back in their queue under the next epoch, attempts and deaths at zero.
+    /// At most [`MAX_BATCH`]; one answer each, in order. A job already back in line answers `Waiting`.
+    async fn redrive(&self, ids: &[JobId]) -> Result<Vec<Redriven>>;
+
+    /// Forgets dead jobs: they leave the dead set and can no longer be redriven; their records stay until retention.
+    async fn drop_dead(&self, ids: &[JobId]) -> Result<u64>;
+
+    /// Ends the waiting of every job released under `key`, in one step. Says how many.
+    async fn wake(&self, key: &HoldKey) -> Result<u64>;
+
+    /// Gives back at once every lease of `worker`, as if it had died: its jobs wait again with one death more.
+    /// For a successor that knows its predecessor is gone.
+    async fn recover(&self, worker: &WorkerId) -> Result<u64>;
+
+    /// Bounded upkeep: expires waiting jobs whose deadline passed, applies retention. Call until `more` is false.
+    async fn sweep(&self, retention: &Retention) -> Result<Swept>;
+}
+
+/// A worker's subscription.
+#[async_trait]
+pub trait Source: Send + fmt::Debug {
+    /// Waits for jobs and leases them: never more than `want.total`, never more from a lane than its cap, and up to
+    /// `want.rest` from each lane not named. Bands of a queue are served 8 : 3 : 1, queues by their weight.
+    /// Returns when it leased something, or with nothing after at most a second, so that `lanes_seen` stays fresh.
+    /// Jobs whose lease has run out are given to the caller again like any other, with one death more.
+    ///
+    /// Cancel-safe: what was being leased when the future is dropped is kept for the next call.
+    async fn next(&mut self, want: &Want) -> Result<Leased>;
+
+    /// Ends the subscription and releases what it leased but never handed out, spending nothing.
+    async fn close(self: Box<Self>) -> Result<()>;
+}
+
+/// The right to run one job, as long as it is kept. Dropping it lets the lease run out.
+#[async_trait]
+pub trait Hold: Send + Sync + fmt::Debug {
+    /// The ledger's word that this lease may run this job now. Asked once, after decoding and before any cost.
+    async fn claim(&self) -> Result<Claim>;
+
+    /// Extends the lease by its full length. Anything but `Kept` is final.
+    async fn beat(&self) -> Result<Beat>;
+
+    /// Ends the lease. May be repeated after an `Err` with the same verdict; once `Ok`, what it says is durable and
+    /// repeating changes nothing. A lease that is no longer this one's changes no state, save that a success is kept.
+    async fn settle(&self, verdict: &Verdict) -> Result<Settled>;
+}
+
+/// The most jobs or ids in one call.
+pub const MAX_BATCH: usize = 1_000;
+
+/// A job on its way: what backends read, and the payload they only carry.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Envelope {
+    /// What backends read.
+    pub head: Head,
+    /// The encoded job.
+    pub payload: Vec<u8>,
+}
+
+/// What a backend knows of a job.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Head {
+    /// The job.
+    pub id: JobId,
+    /// Where it waits.
+    pub lane: Lane,
+    /// Within the band only for show.
+    pub priority: Priority,
+    /// Its batch.
+    pub batch: Option<BatchName>,
+    /// Its 1-based row in the batch's input.
+    pub row: Option<u64>,
+    /// The submitter's name for it.
+    pub custom_id: Option<String>,
+    /// The submitter's label for budgets.
+    pub tenant: Option<String>,
+    /// The submitter's labels.
+    pub tags: BTreeMap<String, String>,
+    /// Whether the id was derived from a key.
+    pub keyed: bool,
+    /// Hash of what it asks for.
+    pub fingerprint: Fingerprint,
+    /// Not leased before this.
+    pub not_before: Option<Timestamp>,
+    /// Expired when it has not run by then.
+    pub deadline: Timestamp,
+    /// When it was submitted.
+    pub created_at: Timestamp,
+    /// 0, and one more with each redrive.
+    pub epoch: u32,
+    /// Attempts spent in this epoch.
+    pub attempts: u32,
+    /// What they came to.
+    pub history: History,
+}
+
+/// The answer to one enqueued job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Enqueued {
+    /// Durable now.
+    New,
+    /// The same job was already there, in this state; durable.
+    Known(State),
+    /// Not taken.
+    Refused(Refusal),
+}
+
+/// Why a job was not taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The same id is there with another fingerprint.
+    Conflict,
+    /// Larger than the backend takes, in bytes.
+    TooLarge(usize),
+    /// The backend knows no such queue and cannot make one.
+    NoSuchQueue,
+    /// Its batch belongs to another queue.
+    OtherQueue(Queue),
+}
+
+/// What a worker subscribes with.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// Who leases.
+    pub worker: WorkerId,
+    /// From where, and each queue's share (at least 1).
+    pub queues: Vec<(Queue, u32)>,
+    /// How long a lease lasts without a beat.
+    pub lease: Duration,
+}
+
+/// How much a worker would take now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Want {
+    /// In all.
+    pub total: u32,
+    /// From these lanes at most so many; 0 closes a lane.
+    pub caps: Vec<(Lane, u32)>,
+    /// From each lane not named above.
+    pub rest: u32,
+}
+
+/// What a call to [`Source::next`] gave.
+#[derive(Debug, Default)]
+pub struct Leased {
+    /// Leased jobs, first to be started first.
+    pub deliveries: Vec<RawDelivery>,
+    /// Lanes of the subscription that hold ready jobs now, closed ones included; at most 1,000.
+    pub lanes_seen: Vec<Lane>,
+}
+
+/// One leased job.
+#[derive(Debug)]
+pub struct RawDelivery {
+    /// What the backend knows.
+    pub head: Head,
+    /// The encoded job.
+    pub payload: Vec<u8>,
+    /// The lease's fencing token.
+    pub lease: LeaseId,
+    /// The right to settle it.
+    pub hold: Box<dyn Hold>,
+}
+
+/// A lease's random id.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct LeaseId(Uuid);
+
+impl LeaseId {
+    /// No lease.
+    pub const NONE: Self = Self(Uuid::nil());
+
+    /// A new one.
+    pub fn random() -> Self {
+        Self(Uuid::now_v7())
+    }
+
+    /// The 16 bytes.
+    pub fn as_bytes(&self) -> &[u8; 16] {
+        self.0.as_bytes()
+    }
+
+    /// From 16 bytes.
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(Uuid::from_bytes(bytes))
+    }
+}
+
+impl fmt::Display for LeaseId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0.hyphenated(), f)
+    }
+}
+
+impl fmt::Debug for LeaseId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A worker process's identity, random per start; at most 64 characters of `A-Z a-z 0-9 . _ -`.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct WorkerId(String);
+
+impl WorkerId {
+    /// `<name>-<12 random hexadecimal digits>`; characters a name may not hold become `_`.
+    pub fn random(name: &str) -> Self {
+        let tail = Uuid::now_v7().simple().to_string().split_off(20);
+        let name: String = name
+            .chars()
+            .take(48)
+            .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') { c } else { '_' })
+            .collect();
+        Self(format!("{name}-{tail}"))
+    }
+
+    /// An identity kept elsewhere, as [`WorkerId::as_str`] gave it.
+    pub fn known(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The identity.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for WorkerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The ledger's answer to a claim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// Run it. `deaths` leases of this epoch ended without a verdict before this one.
+    Fresh {
+        /// How many.
+        deaths: u32,
+    },
+    /// It has ended (a success in any epoch, or any end in this one): never run it; settling is not needed.
+    Ended(State),
+    /// A user cancelled it: settle it as cancelled.
+    Cancelled,
+    /// Its queue or batch is paused: release it.
+    Paused {
+        /// Why, for people.
+        reason: String,
+    },
+    /// Another live lease runs it.
+    Taken {
+        /// When that lease runs out, at the latest.
+        until: Timestamp,
+    },
+    /// A newer epoch or attempt exists: drop this copy.
+    Stale,
+}
+
+/// The answer to a heartbeat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beat {
+    /// The lease is extended.
+    Kept,
+    /// Another copy has ended the job: drop the run.
+    Ended,
+    /// A user cancelled it: stop it and settle as cancelled.
+    Cancelled,
+    /// The lease is somebody else's now.
+    Lost,
+}
+
+/// How a lease ends.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Verdict {
+    /// The job has ended; the record says how. Done, dead, cancelled or expired by its `end`.
+    End(Box<Record>),
+    /// Try again later; this attempt is spent and goes into the history.
+    Retry {
+        /// The least wait.
+        after: Duration,
+        /// The attempt that failed.
+        attempt: Box<Attempt>,
+    },
+    /// Give back, spending nothing.
+    Release {
+        /// Wait at least this long; zero: available at once, ahead of its lane.
+        after: Duration,
+        /// What it waits for, so that all such jobs can be woken in one step.
+        hold: Option<HoldKey>,
+    },
+}
+
+/// What settling did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// As the verdict said.
+    Applied,
+    /// The lease was no longer this one's, but its success is now the job's record.
+    Kept,
+    /// The lease was no longer this one's; nothing changed.
+    Stale,
+}
+
+/// What a released job waits for.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub enum HoldKey {
+    /// A limit key.
+    Limit(String),
+    /// A paused or exhausted batch.
+    Batch(BatchName),
+    /// A budget.
+    Budget(String),
+}
+
+impl fmt::Display for HoldKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Limit(key) => write!(f, "limit:{key}"),
+            Self::Batch(name) => write!(f, "batch:{name}"),
+            Self::Budget(key) => write!(f, "budget:{key}"),
+        }
+    }
+}
+
+impl std::str::FromStr for HoldKey {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            Some(("limit", key)) => Ok(Self::Limit(key.to_owned())),
+            Some(("budget", key)) => Ok(Self::Budget(key.to_owned())),
+            Some(("batch", name)) => BatchName::new(name).map(Self::Batch).map_err(|bad| bad.to_string()),
+            _ => Err(format!("{text:?} is not a hold key")),
+        }
+    }
+}
+
+/// A queue's jobs by state, and how long the oldest has waited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Depth {
+    /// Could be leased now, paused or held-back lanes included.
+    pub ready: u64,
+    /// Wait for a time: scheduled, retrying or released under a hold.
+    pub delayed: u64,
+    /// Leased.
+    pub running: u64,
+    /// In the dead set.
+    pub dead: u64,
+    /// When the oldest ready job became so.
+    pub oldest_ready: Option<Timestamp>,
+}
+
+/// A queue, for lists.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct QueueView {
+    /// Its name.
+    pub queue: Queue,
+    /// Why it is paused, if it is.
+    pub paused: Option<String>,
+    /// Its jobs.
+    pub depth: Depth,
+}
+
+/// The answer to one cancelled job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cancel {
+    /// It was waiting and has ended.
+    Ended,
+    /// It runs; its worker stops it within one heartbeat.
+    Flagged,
+    /// It had ended before, like this.
+    Already(State),
+    /// No such job.
+    Unknown,
+}
+
+/// What cancelling a batch came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct CancelCounts {
+    /// Waiting jobs ended now.
+    pub ended: u64,
+    /// Running jobs flagged.
+    pub flagged: u64,
+}
+
+/// The answer to one redriven job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Redriven {
+    /// Back in line, under this epoch.
+    Queued {
+        /// The new epoch.
+        epoch: u32,
+    },
+    /// Was waiting or running already; nothing changed.
+    Waiting,
+    /// Has succeeded: a success is never replaced. Replay it as a new job instead.
+    Succeeded,
+    /// Its payload is gone (dropped, or past retention).
+    Gone,
+    /// No such job.
+    Unknown,
+}
+
+/// How long ended jobs are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// Answers and records of successes.
+    pub succeeded: Duration,
+    /// Dead, cancelled and expired jobs, redrivable until then.
+    pub dead: Duration,
+    /// All records together, in bytes; the oldest give up their answers first.
+    pub bytes: u64,
+    /// The mark that an id has been used, counted from the end; at least as long as the others.
+    pub tombstones: Duration,
+}
+
+impl Retention {
+    /// 7 days, 30 days, 10 GiB, 37 days.
+    pub const fn standard() -> Self {
+        const DAY: u64 = 86_400;
+        Self {
+            succeeded: Duration::from_secs(7 * DAY),
+            dead: Duration::from_secs(30 * DAY),
+            bytes: 10 << 30,
+            tombstones: Duration::from_secs(37 * DAY),
+        }
+    }
+}
+
+/// What a sweep did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Jobs expired.
+    pub expired: u64,
+    /// Records that gave up their answer.
+    pub forgotten: u64,
+    /// Keys of stored outputs nothing names any more, to be deleted by the caller.
+    pub outputs: Vec<String>,
+    /// Whether there is more to do now.
+    pub more: bool,
+}

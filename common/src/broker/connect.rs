@@ -1,0 +1,92 @@
+//! URL to backend: the only place that lists them.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use url::Url;
+
+use super::sqlite::Sqlite;
+use super::{Backend, Broker};
+use crate::error::{Error, Kind, Result};
+
+const OP: &str = "connect to the broker";
+
+impl Broker {
+    /// Connects to what `url` names: `sqlite:///path/to/file.db` (made when missing) or `memory://`.
+    ///
+    /// # Errors
+    /// `Config` for an address, file system or right a person has to mend; `Unavailable` when it may work later.
+    pub async fn connect(url: &str) -> Result<Self> {
+        let parsed = Url::parse(url).map_err(|error| {
+            Error::new(Kind::Config, OP, format!("{url:?} is not a URL such as sqlite:///var/lib/promptq.db"))
+                .because(error)
+        })?;
+        match parsed.scheme() {
+            "sqlite" => {
+                let sqlite = Arc::new(Sqlite::open(&sqlite_path(&parsed)?).await?);
+                Ok(Self::new(Arc::clone(&sqlite) as Arc<dyn Backend>, sqlite))
+            }
+            "memory" => Ok(Self::memory()),
+            scheme @ ("redis" | "rediss" | "amqp" | "amqps") => Err(Error::new(
+                Kind::Unsupported,
+                OP,
+                format!("{scheme}:// is not supported by this version; use sqlite://"),
+            )),
+            scheme => Err(Error::new(Kind::Config, OP, format!("no broker speaks {scheme}://; use sqlite://"))),
+        }
+    }
+}
+
+/// The embedded file every command uses unless told otherwise: `$XDG_STATE_HOME/promptq/default.db`.
+pub fn default_path(state_home: Option<&str>, home: Option<&str>) -> PathBuf {
+    let base = match (state_home.filter(|path| path.starts_with('/')), home) {
+        (Some(state), _) => PathBuf::from(state),
+        (None, Some(home)) => PathBuf::from(home).join(".local/state"),
+        (None, None) => PathBuf::from("."),
+    };
+    base.join("promptq/default.db")
+}
+
+/// Whether everything behind the broker's URL is on this machine: an embedded file, memory, or a loopback address.
+pub fn is_local(url: &str) -> bool {
+    let Ok(parsed) = Url::parse(url) else { return false };
+    match parsed.host() {
+        None => true,
+        Some(url::Host::Domain(name)) => name.is_empty() || name == "localhost",
+        Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
+    }
+}
+
+/// `sqlite:///abs/path` is absolute; `sqlite://rel/path` and `sqlite:rel/path` are below the current folder.
+fn sqlite_path(url: &Url) -> Result<PathBuf> {
+    let bad = |why: &str| Error::new(Kind::Config, OP, format!("{url}: {why}; write sqlite:///path/to/file.db"));
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(bad("takes no ? or # part"));
+    }
+    let path =
+        percent_encoding::percent_decode_str(url.path()).decode_utf8().map_err(|_| bad("the path is not UTF-8"))?;
+    let path = match url.host_str() {
+        Some(host) => format!("{host}{path}"),
+        None => path.into_owned(),
+    };
+    if path.is_empty() || path.ends_with('/') {
+        return Err(bad("no file is named"));
+    }
+    Ok(PathBuf::from(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sqlite_urls_name_files() {
+        let path = |url: &str| sqlite_path(&Url::parse(url).unwrap()).ok();
+        assert_eq!(path("sqlite:///var/q.db"), Some("/var/q.db".into()));
+        assert_eq!(path("sqlite://q.db"), Some("q.db".into()));
+        assert_eq!(path("sqlite:///a%20b.db"), Some("/a b.db".into()));
+        assert_eq!(path("sqlite:///dir/"), None);
+        assert_eq!(path("sqlite:///q.db?mode=ro"), None);
+    }
+}

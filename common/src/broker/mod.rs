@@ -1,0 +1,181 @@
+//! The facade everybody else holds: concrete, the same for every backend; spans and counters are emitted here, once.
+//! What a backend must do is `backend.rs`; which URL means which backend is `connect.rs`.
+
+mod backend;
+mod connect;
+mod lease;
+pub mod memory;
+pub mod sqlite;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
+use std::time::Duration;
+
+pub use backend::{
+    Backend, Beat, Cancel, CancelCounts, Claim, Depth, Enqueued, Envelope, Head, Hold, HoldKey, LeaseId, Leased,
+    MAX_BATCH, QueueView, RawDelivery, Redriven, Refusal, Retention, Settled, Source, Swept, Terms, Verdict, Want,
+    WorkerId,
+};
+pub use connect::{default_path, is_local};
+pub use lease::{Consumer, Deliveries, Delivery, Lease};
+
+use crate::codec;
+use crate::error::Result;
+use crate::job::{BatchName, Job, JobId, Queue};
+use crate::ledger::Ledger;
+use crate::time::Timestamp;
+
+/// A connection to a broker and its ledger. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Broker {
+    backend: Arc<dyn Backend>,
+    ledger: Arc<dyn Ledger>,
+    trouble: Trouble,
+}
+
+impl Broker {
+    /// A broker over this backend and ledger.
+    pub fn new(backend: Arc<dyn Backend>, ledger: Arc<dyn Ledger>) -> Self {
+        Self { backend, ledger, trouble: Trouble::default() }
+    }
+
+    /// A broker in this process's memory; gone with it.
+    pub fn memory() -> Self {
+        let memory = Arc::new(memory::Memory::new());
+        Self::new(Arc::clone(&memory) as Arc<dyn Backend>, memory)
+    }
+
+    /// What is known of jobs and batches.
+    pub fn ledger(&self) -> &dyn Ledger {
+        &*self.ledger
+    }
+
+    /// Puts jobs in, at most [`MAX_BATCH`] at a time: one answer each, in order; `New` and `Known` mean durable.
+    /// After an `Err` nothing is known of any of them; repeating is safe.
+    #[tracing::instrument(skip_all, level = "debug", fields(jobs = jobs.len()))]
+    pub async fn enqueue(&self, jobs: &[Job]) -> Result<Vec<Enqueued>> {
+        let mut answers: Vec<Option<Enqueued>> = vec![None; jobs.len()];
+        let mut batch = Vec::with_capacity(jobs.len());
+        for (job, answer) in jobs.iter().zip(&mut answers) {
+            match envelope(job) {
+                Ok(envelope) => batch.push(envelope),
+                Err(bytes) => *answer = Some(Enqueued::Refused(Refusal::TooLarge(bytes))),
+            }
+        }
+        let mut taken = if batch.is_empty() { Vec::new() } else { self.backend.enqueue(batch).await? }.into_iter();
+        Ok(answers.into_iter().filter_map(|answer| answer.or_else(|| taken.next())).collect())
+    }
+
+    /// Opens a worker's one subscription.
+    pub async fn consume(&self, terms: Terms) -> Result<Consumer> {
+        let source = self.backend.subscribe(terms).await?;
+        Ok(Consumer::new(source, self.trouble.clone()))
+    }
+
+    /// For how long settling has failed without a success in between; `None` while it works.
+    /// A worker leases nothing new when this is above 5 s.
+    pub fn settle_trouble(&self) -> Option<Duration> {
+        self.trouble.since()
+    }
+
+    /// See [`Backend::depth`].
+    pub async fn depth(&self, queue: &Queue) -> Result<Depth> {
+        self.backend.depth(queue).await
+    }
+
+    /// See [`Backend::queues`].
+    pub async fn queues(&self) -> Result<Vec<QueueView>> {
+        self.backend.queues().await
+    }
+
+    /// See [`Backend::pause`].
+    pub async fn pause(&self, queue: &Queue, reason: Option<&str>) -> Result<()> {
+        self.backend.pause(queue, reason).await
+    }
+
+    /// See [`Backend::purge`].
+    pub async fn purge(&self, queue: &Queue) -> Result<u64> {
+        self.backend.purge(queue).await
+    }
+
+    /// See [`Backend::cancel`].
+    pub async fn cancel(&self, ids: &[JobId]) -> Result<Vec<Cancel>> {
+        self.backend.cancel(ids).await
+    }
+
+    /// See [`Backend::cancel_batch`].
+    pub async fn cancel_batch(&self, batch: &BatchName) -> Result<CancelCounts> {
+        self.backend.cancel_batch(batch).await
+    }
+
+    /// See [`Backend::redrive`].
+    pub async fn redrive(&self, ids: &[JobId]) -> Result<Vec<Redriven>> {
+        self.backend.redrive(ids).await
+    }
+
+    /// See [`Backend::drop_dead`].
+    pub async fn drop_dead(&self, ids: &[JobId]) -> Result<u64> {
+        self.backend.drop_dead(ids).await
+    }
+
+    /// See [`Backend::wake`].
+    pub async fn wake(&self, key: &HoldKey) -> Result<u64> {
+        self.backend.wake(key).await
+    }
+
+    /// See [`Backend::recover`].
+    pub async fn recover(&self, worker: &WorkerId) -> Result<u64> {
+        self.backend.recover(worker).await
+    }
+
+    /// See [`Backend::sweep`].
+    pub async fn sweep(&self, retention: &Retention) -> Result<Swept> {
+        self.backend.sweep(retention).await
+    }
+}
+
+/// What backends read of a job, and its bytes; `Err` is the size of one too large to travel.
+fn envelope(job: &Job) -> Result<Envelope, usize> {
+    let payload = codec::encode_job(job).map_err(|_| codec::MAX_BYTES)?;
+    let head = Head {
+        id: job.id,
+        lane: job.lane(),
+        priority: job.priority,
+        batch: job.batch.clone(),
+        row: job.row,
+        custom_id: job.custom_id.clone(),
+        tenant: job.tenant.clone(),
+        tags: job.tags.clone(),
+        keyed: job.keyed,
+        fingerprint: job.fingerprint(),
+        not_before: job.not_before,
+        deadline: job.deadline,
+        created_at: job.created_at,
+        epoch: 0,
+        attempts: 0,
+        history: crate::outcome::History::default(),
+    };
+    Ok(Envelope { head, payload })
+}
+
+/// When settling began to fail, shared by everything a broker leased.
+#[derive(Clone, Debug, Default)]
+struct Trouble(Arc<AtomicI64>);
+
+impl Trouble {
+    fn note(&self, failed: bool) {
+        use std::sync::atomic::Ordering::Relaxed;
+        if failed {
+            let _kept = self.0.compare_exchange(0, Timestamp::now().as_millis(), Relaxed, Relaxed);
+        } else {
+            self.0.store(0, Relaxed);
+        }
+    }
+
+    fn since(&self) -> Option<Duration> {
+        match self.0.load(std::sync::atomic::Ordering::Relaxed) {
+            0 => None,
+            at => Some(Timestamp::now().since(Timestamp::from_millis(at))),
+        }
+    }
+}

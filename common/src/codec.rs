@@ -1,0 +1,84 @@
+//! Jobs, heads and records as bytes: a version byte, then bincode under a size limit. The only user of bincode.
+//! A payload that begins with `{` is a job line as a foreign producer writes it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Kind, Result};
+use crate::job::Job;
+use crate::outcome::History;
+use crate::record::Record;
+
+/// The largest encoded job or record, in bytes: 16 MiB, the smallest message limit among current brokers.
+pub const MAX_BYTES: usize = 16 * 1024 * 1024;
+
+const JOB_V1: u8 = 1;
+const RECORD_V1: u8 = 1;
+const HISTORY_V1: u8 = 1;
+
+/// A job as bytes. `TooLarge` above [`MAX_BYTES`].
+pub fn encode_job(job: &Job) -> Result<Vec<u8>> {
+    encode("encode a job", JOB_V1, job)
+}
+
+/// A job from bytes. `Corrupt` for anything that is not one, `TooLarge` above [`MAX_BYTES`]; never panics.
+pub fn decode_job(bytes: &[u8]) -> Result<Job> {
+    decode("decode a job", JOB_V1, bytes)
+}
+
+/// A record as bytes. `TooLarge` above [`MAX_BYTES`].
+pub fn encode_record(record: &Record) -> Result<Vec<u8>> {
+    encode("encode a record", RECORD_V1, record)
+}
+
+/// A record from bytes; errors as [`decode_job`].
+pub fn decode_record(bytes: &[u8]) -> Result<Record> {
+    decode("decode a record", RECORD_V1, bytes)
+}
+
+/// A history as bytes; empty for one without attempts.
+pub fn encode_history(history: &History) -> Result<Vec<u8>> {
+    if *history == History::default() {
+        return Ok(Vec::new());
+    }
+    encode("encode a history", HISTORY_V1, history)
+}
+
+/// A history from bytes; errors as [`decode_job`].
+pub fn decode_history(bytes: &[u8]) -> Result<History> {
+    if bytes.is_empty() {
+        return Ok(History::default());
+    }
+    decode("decode a history", HISTORY_V1, bytes)
+}
+
+fn encode<T: Serialize>(op: &'static str, version: u8, value: &T) -> Result<Vec<u8>> {
+    let mut bytes = vec![version];
+    bincode::serde::encode_into_std_write(value, &mut bytes, bincode::config::standard())
+        .map_err(|error| Error::new(Kind::Corrupt, op, "cannot be encoded").because(error))?;
+    check_size(op, bytes.len())?;
+    Ok(bytes)
+}
+
+fn decode<T: for<'de> Deserialize<'de>>(op: &'static str, version: u8, bytes: &[u8]) -> Result<T> {
+    check_size(op, bytes.len())?;
+    let Some((&found, body)) = bytes.split_first() else {
+        return Err(Error::new(Kind::Corrupt, op, "no bytes"));
+    };
+    if found != version {
+        return Err(Error::new(Kind::Corrupt, op, format!("version {found} is not known to this release")));
+    }
+    let config = bincode::config::standard().with_limit::<MAX_BYTES>();
+    let (value, used) = bincode::serde::decode_from_slice(body, config)
+        .map_err(|error| Error::new(Kind::Corrupt, op, "the bytes do not fit").because(error))?;
+    if used != body.len() {
+        return Err(Error::new(Kind::Corrupt, op, "bytes left over"));
+    }
+    Ok(value)
+}
+
+fn check_size(op: &'static str, bytes: usize) -> Result<()> {
+    if bytes > MAX_BYTES {
+        return Err(Error::new(Kind::TooLarge, op, format!("{bytes} bytes; the limit is {MAX_BYTES}")));
+    }
+    Ok(())
+}

@@ -1,0 +1,271 @@
+//! What is known of jobs and batches: records, batch counts, the dead set, notes. Reading never touches the queue.
+//! Redis and SQLite brokers are their own ledger.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::broker::{HoldKey, WorkerId};
+use crate::error::Result;
+use crate::job::{BatchName, Fingerprint, JobId, Queue};
+use crate::outcome::{FailureClass, Usage, Usd};
+use crate::record::{Record, State};
+use crate::time::Timestamp;
+
+/// Where records, batch counts and notes are kept.
+#[async_trait]
+pub trait Ledger: fmt::Debug + Send + Sync + 'static {
+    /// What is known of each id before an enqueue. At most [`crate::broker::MAX_BATCH`].
+    async fn known(&self, keys: &[(JobId, Fingerprint)]) -> Result<Vec<Known>>;
+
+    /// Each job as it is now, `None` for one that was never seen or is past retention.
+    async fn fetch(&self, ids: &[JobId]) -> Result<Vec<Option<JobView>>>;
+
+    /// The encoded job, while it is kept: until it has succeeded, or dropped, or past retention.
+    async fn payload(&self, id: JobId) -> Result<Option<Vec<u8>>>;
+
+    /// Jobs that fit, newest first, from `cursor` on. `limit` is at most 1,000; a page may be short and have a `next`.
+    async fn list(&self, filter: &JobFilter, cursor: Option<&str>, limit: usize) -> Result<Page<JobView>>;
+
+    /// Records in the order they became durable, after `cursor` (0 for all). A job redriven or late may come twice;
+    /// the later one counts. `limit` is at most 1,000; fewer than `limit` means that there are no more now.
+    async fn results(&self, scope: &Scope, cursor: Cursor, limit: usize) -> Result<Vec<(Cursor, Record)>>;
+
+    /// A batch as it is now.
+    async fn batch(&self, name: &BatchName) -> Result<Option<BatchView>>;
+
+    /// Batches, newest first, at most `limit`.
+    async fn batches(&self, limit: usize) -> Result<Vec<BatchView>>;
+
+    /// Says that no more jobs will be submitted to a batch. Creates it if it has none. Idempotent.
+    async fn seal(&self, name: &BatchName, queue: &Queue) -> Result<()>;
+
+    /// The dead set of a queue (all queues for `None`) by cause, largest group first, at most 1,000.
+    async fn dead_groups(&self, queue: Option<&Queue>) -> Result<Vec<DeadGroup>>;
+
+    /// Tells that a worker lives; forgotten after a minute without.
+    async fn report(&self, worker: &WorkerReport) -> Result<()>;
+
+    /// Workers that reported within the last minute.
+    async fn workers(&self) -> Result<Vec<WorkerReport>>;
+
+    /// Takes or extends the named lock for `owner`. False while another holds it. At most 200 characters.
+    async fn lock(&self, name: &str, owner: &WorkerId, length: Duration) -> Result<bool>;
+
+    /// Lets go of a lock of `owner`'s.
+    async fn unlock(&self, name: &str, owner: &WorkerId) -> Result<()>;
+
+    /// A small value kept under a key; `None` if there is none.
+    async fn note(&self, key: &str) -> Result<Option<String>>;
+
+    /// Keeps a small value (at most 64 KiB) under a key; `None` removes it.
+    async fn set_note(&self, key: &str, value: Option<&str>) -> Result<()>;
+}
+
+/// What is known of an id before an enqueue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// Nothing.
+    New,
+    /// The same job, in this state.
+    Same(State),
+    /// Another job under the same key, in this state.
+    Conflict(State),
+}
+
+/// A job as it is now.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct JobView {
+    /// The job.
+    pub id: JobId,
+    /// Its queue.
+    pub queue: Queue,
+    /// Its model as submitted.
+    pub model: Option<String>,
+    /// Its priority.
+    pub priority: u8,
+    /// Its batch.
+    pub batch: Option<BatchName>,
+    /// Its 1-based row in the batch's input.
+    pub row: Option<u64>,
+    /// The submitter's name for it.
+    pub custom_id: Option<String>,
+    /// The submitter's label for budgets.
+    pub tenant: Option<String>,
+    /// The submitter's labels.
+    pub tags: BTreeMap<String, String>,
+    /// Where it is in its life. A waiting job past its deadline is `Expired`.
+    pub state: State,
+    /// 0, and one more with each redrive.
+    pub epoch: u32,
+    /// Attempts spent in this epoch.
+    pub attempts: u32,
+    /// Leases of this epoch that ended without a verdict.
+    pub deaths: u32,
+    /// When it was submitted.
+    pub created_at: Timestamp,
+    /// Expired when it has not run by then.
+    pub deadline: Timestamp,
+    /// When it may be leased, if that is not now.
+    pub due: Option<Timestamp>,
+    /// What it was released under, if it waits for that.
+    #[serde(serialize_with = "as_text")]
+    pub hold: Option<HoldKey>,
+    /// Who runs it.
+    pub worker: Option<String>,
+    /// When its running lease was given.
+    pub leased_at: Option<Timestamp>,
+    /// Whether a user asked to stop it and its worker has not done so yet.
+    pub cancel_requested: bool,
+    /// Why its queue is paused, if it is.
+    pub paused: Option<String>,
+    /// Its record: the success if there is one, else the end of the current epoch.
+    #[serde(skip)]
+    pub record: Option<Box<Record>>,
+}
+
+#[expect(clippy::ref_option, reason = "the signature serde calls")]
+fn as_text<S: serde::Serializer>(key: &Option<HoldKey>, serializer: S) -> Result<S::Ok, S::Error> {
+    key.as_ref().map(ToString::to_string).serialize(serializer)
+}
+
+/// What a list of jobs is narrowed to; empty narrows nothing.
+#[derive(Clone, Debug, Default)]
+pub struct JobFilter {
+    /// Only this queue.
+    pub queue: Option<Queue>,
+    /// Only this batch.
+    pub batch: Option<BatchName>,
+    /// Only these states.
+    pub states: Vec<State>,
+    /// Only this cause code.
+    pub code: Option<String>,
+}
+
+/// One page of a list.
+#[derive(Clone, Debug)]
+pub struct Page<T> {
+    /// The items.
+    pub items: Vec<T>,
+    /// Where to go on; `None` at the end. Opaque.
+    pub next: Option<String>,
+}
+
+/// Whose results.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// One batch's.
+    Batch(BatchName),
+    /// One queue's.
+    Queue(Queue),
+}
+
+/// A place in a ledger's order of records; 0 is before the first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Cursor(pub u64);
+
+/// A batch as it is now.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct BatchView {
+    /// Its name.
+    pub name: BatchName,
+    /// Its queue.
+    pub queue: Queue,
+    /// When its first job was submitted.
+    pub created_at: Timestamp,
+    /// Whether all its jobs were submitted.
+    pub sealed: bool,
+    /// Whether a user cancelled it.
+    pub cancelled: bool,
+    /// Its jobs.
+    pub counts: Counts,
+    /// Tokens of ended jobs, all attempts.
+    pub usage: Usage,
+    /// Known cost of ended jobs, all attempts; `None` while none is known.
+    pub cost: Option<Usd>,
+    /// Ended jobs that consumed something at a cost nobody knows.
+    pub cost_unknown: u64,
+    /// Its newest record.
+    pub last: Cursor,
+}
+
+/// Jobs by state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// All of them.
+    pub total: u64,
+    /// Waiting, and could be leased.
+    pub queued: u64,
+    /// Waiting for a time: scheduled, retrying or held.
+    pub delayed: u64,
+    /// Leased.
+    pub running: u64,
+    /// Answered.
+    pub succeeded: u64,
+    /// Given up.
+    pub dead: u64,
+    /// Stopped by a user.
+    pub cancelled: u64,
+    /// Past their deadline.
+    pub expired: u64,
+}
+
+impl Counts {
+    /// Jobs that have ended.
+    pub fn ended(&self) -> u64 {
+        self.succeeded + self.dead + self.cancelled + self.expired
+    }
+}
+
+/// Dead jobs with one cause.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DeadGroup {
+    /// The queue.
+    pub queue: Queue,
+    /// The model as submitted.
+    pub model: Option<String>,
+    /// The class of the last failure.
+    pub class: Option<FailureClass>,
+    /// The cause's code.
+    pub code: String,
+    /// How many.
+    pub count: u64,
+    /// When the first of them died.
+    pub first: Timestamp,
+    /// When the last of them died.
+    pub last: Timestamp,
+    /// One of them.
+    pub sample: JobId,
+    /// What that one said.
+    pub detail: String,
+}
+
+/// What a worker tells of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerReport {
+    /// Its identity.
+    pub id: WorkerId,
+    /// The machine it runs on.
+    pub host: String,
+    /// Its process id there.
+    pub pid: u32,
+    /// promptq's version.
+    pub version: String,
+    /// When it started.
+    pub started_at: Timestamp,
+    /// When it last reported.
+    pub seen_at: Timestamp,
+    /// How many jobs it runs at once at most.
+    pub slots: u32,
+    /// How many it runs.
+    pub running: u32,
+    /// What it leases from, as `name:weight`.
+    pub queues: Vec<String>,
+    /// Whether it takes no more jobs.
+    pub draining: bool,
+    /// Why it takes no jobs now, if something holds it back.
+    pub blocked: Option<String>,
+}

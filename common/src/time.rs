@@ -1,0 +1,159 @@
+//! Wall-clock time as the queue stores it: whole milliseconds since the Unix epoch, RFC 3339 for people.
+
+use std::fmt;
+use std::ops::{Add, Sub};
+use std::str::FromStr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// A moment, in milliseconds since 1970-01-01T00:00:00Z. Printed and read as RFC 3339 UTC.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Timestamp(i64);
+
+impl Timestamp {
+    /// This host's clock now.
+    pub fn now() -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    }
+
+    /// From milliseconds since the epoch.
+    pub const fn from_millis(millis: i64) -> Self {
+        Self(millis)
+    }
+
+    /// Milliseconds since the epoch.
+    pub const fn as_millis(self) -> i64 {
+        self.0
+    }
+
+    /// How long after `earlier` this is; zero when it is not after it.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+}
+
+impl Add<Duration> for Timestamp {
+    type Output = Self;
+
+    fn add(self, by: Duration) -> Self {
+        Self(self.0.saturating_add(i64::try_from(by.as_millis()).unwrap_or(i64::MAX)))
+    }
+}
+
+impl Sub<Duration> for Timestamp {
+    type Output = Self;
+
+    fn sub(self, by: Duration) -> Self {
+        Self(self.0.saturating_sub(i64::try_from(by.as_millis()).unwrap_or(i64::MAX)))
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match jiff::Timestamp::from_millisecond(self.0) {
+            Ok(at) => write!(f, "{at:.3}"),
+            Err(_) => write!(f, "@{}ms", self.0),
+        }
+    }
+}
+
+impl fmt::Debug for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Timestamp {
+    type Err = jiff::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse::<jiff::Timestamp>().map(|at| Self(at.as_millisecond()))
+    }
+}
+
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if serializer.is_human_readable() { serializer.collect_str(self) } else { serializer.serialize_i64(self.0) }
+    }
+}
+
+impl<'de> Deserialize<'de> for Timestamp {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        if deserializer.is_human_readable() {
+            let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+            text.parse().map_err(serde::de::Error::custom)
+        } else {
+            i64::deserialize(deserializer).map(Self)
+        }
+    }
+}
+
+/// Reads a length of time as people write it: `90s`, `1h30m`, `250ms`, `7d`.
+///
+/// # Errors
+/// Says what was wrong when the text is not such a length, is negative, or is over 10 years.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
+    let signed: jiff::SignedDuration = match text.parse() {
+        Ok(signed) => signed,
+        Err(error) => {
+            day_form(text).ok_or_else(|| format!("{text:?} is not a length of time such as 90s or 1h30m ({error})"))?
+        }
+    };
+    let length = Duration::try_from(signed).map_err(|_| format!("{text:?} is negative"))?;
+    if length > LONGEST {
+        return Err(format!("{text:?} is over 10 years"));
+    }
+    Ok(length)
+}
+
+/// jiff's exact durations stop at hours; `7d` is what people write for a deadline.
+fn day_form(text: &str) -> Option<jiff::SignedDuration> {
+    let (days, rest) = text.trim().split_once('d')?;
+    let days: i64 = days.trim().parse().ok()?;
+    let rest = match rest.trim() {
+        "" => jiff::SignedDuration::ZERO,
+        rest => rest.parse().ok()?,
+    };
+    jiff::SignedDuration::from_hours(days.checked_mul(24)?).checked_add(rest)
+}
+
+/// Writes a length of time the way [`parse_duration`] reads it, in at most two units: `1h30m`, `45s`, `250ms`.
+pub fn format_duration(length: Duration) -> String {
+    let seconds = length.as_secs();
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60);
+    let two = |a: u64, ua: &str, b: u64, ub: &str| {
+        if b == 0 { format!("{a}{ua}") } else { format!("{a}{ua}{b}{ub}") }
+    };
+    match seconds {
+        0 => format!("{}ms", length.as_millis()),
+        1..60 => format!("{seconds}s"),
+        60..3_600 => two(minutes, "m", seconds % 60, "s"),
+        3_600..86_400 => two(hours, "h", minutes, "m"),
+        _ => two(days, "d", hours, "h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timestamp_survives_text() {
+        let at = Timestamp::from_millis(1_763_716_447_123);
+        assert_eq!(at.to_string(), "2025-11-21T09:14:07.123Z");
+        assert_eq!(at.to_string().parse::<Timestamp>().unwrap(), at);
+    }
+
+    #[test]
+    fn lengths_of_time_are_read_and_written_alike() {
+        for text in ["250ms", "45s", "1m30s", "1h30m", "7d", "2d12h"] {
+            assert_eq!(format_duration(parse_duration(text).unwrap()), text);
+        }
+        for text in ["", "5", "-3s", "soon", "99999d"] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+}
