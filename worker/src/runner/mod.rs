@@ -1,14 +1,19 @@
 //! What runs a job: the trait, and the choice by the model a job names.
 
+mod mock;
+
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use promptq_common::broker::{LeaseId, WorkerId};
 use promptq_common::job::Job;
-use promptq_common::outcome::Outcome;
+use promptq_common::outcome::{Failure, FailureClass, Outcome};
 use secrecy::SecretString;
+
+pub use mock::Mock;
 
 /// Runs one attempt of a job. Dropping the future stops the work and everything it started.
 #[async_trait]
@@ -41,6 +46,39 @@ pub struct RunContext {
     pub lease: LeaseId,
     /// The worker it runs in.
     pub worker: WorkerId,
+}
+
+/// Every runner a worker has.
+#[derive(Debug)]
+pub struct Runners {
+    settings: RunnerSettings,
+    mock: Arc<Mock>,
+}
+
+impl Runners {
+    /// Prepares every runner that the settings name.
+    pub fn new(settings: RunnerSettings) -> anyhow::Result<Self> {
+        Ok(Self { mock: Arc::new(Mock::new(settings.mock.clone())), settings })
+    }
+
+    /// Which runner serves a job: `mock` or `mock:PARAMETERS` is the mock provider.
+    ///
+    /// # Errors
+    /// A `fatal` failure that says what is missing: `bad_mock`, `no_model`, `no_provider`.
+    pub fn pick(&self, job: &Job) -> Result<Arc<dyn Runner>, Failure> {
+        let fatal = |code: &str, detail: &str| Failure::new(FailureClass::Fatal, code, detail);
+        match job.work.model.as_deref() {
+            None => Err(fatal("no_model", "the job names no model; hint: name one with --model")),
+            Some("mock") => Ok(Arc::<Mock>::clone(&self.mock)),
+            Some(model) => match model.strip_prefix("mock:") {
+                Some(parameters) => {
+                    let settings = self.settings.mock.with(parameters).map_err(|why| fatal("bad_mock", &why))?;
+                    Ok(Arc::new(Mock::new(settings)))
+                }
+                None => Err(fatal("no_provider", "no provider serves this model")),
+            },
+        }
+    }
 }
 
 /// What a worker may run, resolved from its configuration.
@@ -78,15 +116,17 @@ pub struct ExecSettings {
     pub max_output: usize,
 }
 
-/// The mock provider: seeded, so that the same job always meets the same fate on the same attempt.
+/// The mock provider: seeded, so that the same work always meets the same fate on the same attempt.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MockSettings {
-    /// Seeds everything below, together with the job's id (v7: its row and text) and attempt.
+    /// Seeds everything below, together with what the job asks for and its attempt; a job's id plays no part.
     pub seed: u64,
     /// The least and the most time a call takes.
     pub latency: (Duration, Duration),
     /// Share of calls that fail with a 500, 0 to 1.
     pub errors: f64,
-    /// Share of calls answered 429, 0 to 1.
+    /// Share of calls answered 429, 0 to 1; thrown per lease.
     pub throttled: f64,
+    /// The fewest and the most output tokens of an answer.
+    pub tokens: (u64, u64),
 }
