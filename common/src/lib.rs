@@ -11,6 +11,7 @@ pub mod outcome;
 pub mod record;
 pub mod store;
 pub mod time;
+pub mod tls;
 pub mod work;
 
 /// A named crash point: when the tests arm it (`FAILPOINTS=name=return`), the process ends here with code 137, as if
