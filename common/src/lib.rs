@@ -9,6 +9,7 @@ pub mod job;
 pub mod ledger;
 pub mod outcome;
 pub mod record;
+pub mod result_line;
 pub mod store;
 pub mod time;
 pub mod tls;

@@ -1,0 +1,167 @@
+//! The only printing: data to stdout, talk to stderr, as tables for people, plain lines for pipes, or JSON.
+//! Progress of a run is `progress.rs`, which draws through this.
+
+use std::io::{self, IsTerminal, Write};
+
+use clap::ValueEnum;
+use comfy_table::{ContentArrangement, Table, presets};
+use serde::Serialize;
+
+use crate::problem::{Exit, Problem, Result};
+
+/// The shape of data on stdout.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// A table on a terminal, plain lines elsewhere.
+    #[default]
+    Table,
+    /// One record per line, tabs between fields, no wrapping.
+    Plain,
+    /// One JSON value.
+    Json,
+    /// One JSON value per line.
+    Jsonl,
+}
+
+/// Whether to use colour.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal, unless NO_COLOR is set or TERM is dumb.
+    #[default]
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// How to print.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Style {
+    /// The shape of data.
+    pub format: Format,
+    /// Whether to use colour.
+    pub color: Color,
+    /// Whether NO_COLOR or a dumb terminal turns `Auto` off.
+    pub plain_terminal: bool,
+    /// Whether talk is left out; errors never are.
+    pub quiet: bool,
+}
+
+/// Writes for people and programs. A reader that has gone away is [`Exit::Done`]'s business, not an error to show.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Printer {
+    style: Style,
+}
+
+impl Printer {
+    /// A printer in this style.
+    pub const fn new(style: Style) -> Self {
+        Self { style }
+    }
+
+    /// The shape of data.
+    pub fn format(&self) -> Format {
+        self.style.format
+    }
+
+    /// Whether data is JSON.
+    pub fn is_json(&self) -> bool {
+        matches!(self.style.format, Format::Json | Format::Jsonl)
+    }
+
+    /// Whether talk is left out.
+    pub fn is_quiet(&self) -> bool {
+        self.style.quiet
+    }
+
+    /// One line of data.
+    pub fn line(&self, text: &str) -> Result<()> {
+        let mut out = io::stdout().lock();
+        written(out.write_all(text.as_bytes()).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush()))
+    }
+
+    /// Bytes of data as they are, flushed.
+    pub fn data(&self, bytes: &[u8]) -> Result<()> {
+        let mut out = io::stdout().lock();
+        written(out.write_all(bytes).and_then(|()| out.flush()))
+    }
+
+    /// One JSON value: on one line for `Jsonl`, indented for people's eyes otherwise.
+    pub fn json(&self, value: &impl Serialize) -> Result<()> {
+        let text = match self.style.format {
+            Format::Jsonl => serde_json::to_string(value),
+            Format::Json | Format::Table | Format::Plain => serde_json::to_string_pretty(value),
+        };
+        self.line(&text.map_err(|error| Problem::new(Exit::Failed, "failed", format!("cannot write JSON: {error}")))?)
+    }
+
+    /// Rows under headings: a table on a terminal, tab-separated lines without headings' wrapping elsewhere.
+    pub fn table(&self, headings: &[&str], rows: &[Vec<String>]) -> Result<()> {
+        if self.style.format == Format::Plain || !io::stdout().is_terminal() {
+            self.line(&headings.join("\t"))?;
+            let clean = |cell: &String| cell.replace(['\t', '\n', '\r'], " ");
+            return rows.iter().try_for_each(|row| self.line(&row.iter().map(clean).collect::<Vec<_>>().join("\t")));
+        }
+        let mut table = Table::new();
+        table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+        table.set_header(headings);
+        table.add_rows(rows);
+        self.line(&table.trim_fmt())
+    }
+
+    /// One line of talk on stderr, unless quiet. Never fails: talk that nobody can read is lost.
+    pub fn say(&self, text: &str) {
+        if !self.style.quiet {
+            stderr_line(text);
+        }
+    }
+
+    /// A line of talk that is shown even when quiet.
+    pub fn warn(&self, text: &str) {
+        stderr_line(&format!("{} {text}", self.paint("33", "warning:")));
+    }
+
+    /// A problem, on stderr: for people, or as one JSON object when data is JSON.
+    pub fn problem(&self, problem: &Problem) {
+        if problem.slug == GONE {
+            return;
+        }
+        if self.is_json() {
+            let value = serde_json::json!({ "error": problem });
+            stderr_line(&value.to_string());
+            return;
+        }
+        let text = problem.to_string();
+        let label = format!("error[{}]:", problem.slug);
+        stderr_line(&text.replacen(&label, &self.paint("31;1", &label), 1));
+    }
+
+    /// Whether stderr takes colour.
+    pub fn colors(&self) -> bool {
+        match self.style.color {
+            Color::Always => true,
+            Color::Never => false,
+            Color::Auto => !self.style.plain_terminal && io::stderr().is_terminal(),
+        }
+    }
+
+    fn paint(&self, code: &str, text: &str) -> String {
+        if self.colors() { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
+    }
+}
+
+/// The slug of the problem that a closed pipe is: nothing to say, and nothing went wrong here.
+const GONE: &str = "reader-gone";
+
+fn written(result: io::Result<()>) -> Result<()> {
+    result.map_err(|error| match error.kind() {
+        io::ErrorKind::BrokenPipe => Problem::new(Exit::Done, GONE, "the reader of standard output has gone"),
+        _ => Problem::new(Exit::Failed, "output", format!("cannot write to standard output: {error}")),
+    })
+}
+
+fn stderr_line(text: &str) {
+    let mut err = io::stderr().lock();
+    let _lost = err.write_all(text.as_bytes()).and_then(|()| err.write_all(b"\n"));
+}
