@@ -4,7 +4,7 @@
 use std::io::{self, IsTerminal, Write};
 
 use clap::ValueEnum;
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{ContentArrangement, Table};
 use serde::Serialize;
 
 use crate::problem::{Exit, Problem, Result};
@@ -26,7 +26,7 @@ pub enum Format {
 /// Whether to use colour.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Color {
-    /// On a terminal, unless NO_COLOR is set or TERM is dumb.
+    /// On a terminal, unless `NO_COLOR` is set or TERM is dumb.
     #[default]
     Auto,
     /// Always.
@@ -42,7 +42,7 @@ pub struct Style {
     pub format: Format,
     /// Whether to use colour.
     pub color: Color,
-    /// Whether NO_COLOR or a dumb terminal turns `Auto` off.
+    /// Whether `NO_COLOR` or a dumb terminal turns `Auto` off.
     pub plain_terminal: bool,
     /// Whether talk is left out; errors never are.
     pub quiet: bool,
@@ -104,7 +104,7 @@ impl Printer {
             return rows.iter().try_for_each(|row| self.line(&row.iter().map(clean).collect::<Vec<_>>().join("\t")));
         }
         let mut table = Table::new();
-        table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+        table.load_style(comfy_table::presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
         table.set_header(headings);
         table.add_rows(rows);
         self.line(&table.trim_fmt())
@@ -146,7 +146,7 @@ impl Printer {
         }
     }
 
-    fn paint(&self, code: &str, text: &str) -> String {
+    fn paint(self, code: &str, text: &str) -> String {
         if self.colors() { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
     }
 }
@@ -155,9 +155,11 @@ impl Printer {
 const GONE: &str = "reader-gone";
 
 fn written(result: io::Result<()>) -> Result<()> {
-    result.map_err(|error| match error.kind() {
-        io::ErrorKind::BrokenPipe => Problem::new(Exit::Done, GONE, "the reader of standard output has gone"),
-        _ => Problem::new(Exit::Failed, "output", format!("cannot write to standard output: {error}")),
+    result.map_err(|error| {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            return Problem::new(Exit::Done, GONE, "the reader of standard output has gone");
+        }
+        Problem::new(Exit::Failed, "output", format!("cannot write to standard output: {error}"))
     })
 }
 
