@@ -1,14 +1,95 @@
 //! promptq-worker: takes jobs from a queue and runs them. [`run`] is what `main`, `promptq run` and the tests call.
+//!
+//! Read in this order: `intake` (the loop), `execute` (one job), `judge` (what an outcome means).
 
 pub mod runner;
+pub mod settings;
+pub mod status;
+pub mod stop;
 
-#[cfg(any())]
-mod sketch {
-    pub struct Parts {
-        pub broker: Broker,
-        pub store: Option<Store>,
-        pub runners: Runners,
-        pub settings: Settings,
+use std::sync::Arc;
+
+use promptq_common::broker::Broker;
+use promptq_common::error::{Error, Kind};
+use promptq_common::store::Store;
+
+use runner::Runners;
+use settings::Settings;
+use status::{Board, Finished};
+use stop::Stop;
+
+/// What a worker is made of.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    /// Where jobs come from and records go.
+    pub broker: Broker,
+    /// Where large answers go; without one they stay in the record, up to `inline_max`.
+    pub store: Option<Store>,
+    /// What runs jobs.
+    pub runners: Arc<Runners>,
+    /// Names, numbers and places.
+    pub settings: Settings,
+    /// Where it shows what it does.
+    pub board: Board,
+}
+
+/// How a worker left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drained {
+    /// What it did.
+    pub finished: Finished,
+    /// Jobs whose run was cut when the drain time was over; others run them again.
+    pub handed_back: u64,
+    /// Why it left.
+    pub reason: StopReason,
+}
+
+/// Why a worker left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopReason {
+    /// It was told to, and everything it ran has finished.
+    Signal,
+    /// Nothing was there to run for as long as it was told to wait.
+    Idle,
+    /// It ran as many jobs as it was told to.
+    MaxJobs,
+    /// Nothing more was ready.
+    Once,
+    /// The broker was out of reach for longer than `give_up`.
+    BackendLost,
+    /// It was told to leave, and the drain time was over before all jobs had finished.
+    DeadlinePassed,
+    /// It was told to leave at once.
+    Now,
+}
+
+impl Drained {
+    /// The process's exit code: 0 drained, 7 broker lost, 124 drain time over (or told to leave at once) with jobs cut.
+    pub fn exit_code(&self) -> u8 {
+        match self.reason {
+            StopReason::Signal | StopReason::Idle | StopReason::MaxJobs | StopReason::Once => 0,
+            StopReason::BackendLost => 7,
+            StopReason::DeadlinePassed | StopReason::Now if self.handed_back > 0 => 124,
+            StopReason::DeadlinePassed | StopReason::Now => 0,
+        }
     }
-    pub async fn run(parts: Parts, stop: Stop) -> anyhow::Result<Drained>;
+}
+
+/// The exit code for an error of [`run`]: 2 for what a person has to mend, 7 for a broker out of reach, else 1.
+pub fn error_code(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref::<Error>().map(Error::kind) {
+        Some(Kind::Config | Kind::Unsupported) => 2,
+        Some(Kind::Unavailable | Kind::TimedOut) => 7,
+        _ => 1,
+    }
+}
+
+/// Takes and runs jobs until told to leave, or until its settings say so. Dropping it drops what runs, and the leases
+/// run out.
+///
+/// # Errors
+/// Settings that do not fit, or a broker that refuses the subscription; nothing was run then.
+pub async fn run(parts: Parts, _stop: Stop) -> anyhow::Result<Drained> {
+    parts.settings.check(parts.store.is_some())?;
+    anyhow::bail!("the loop is being written")
 }
