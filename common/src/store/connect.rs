@@ -1,5 +1,6 @@
 //! URL to store: the only place that lists the services.
 
+use std::str::FromStr;
 use std::sync::Arc;
 
 use object_store::ClientConfigKey;
@@ -28,6 +29,12 @@ impl Store {
     /// # Errors
     /// `Config` for an address, a right or a credential a person has to mend.
     pub async fn open(url: &str) -> Result<Self> {
+        Self::open_with(url, &[]).await
+    }
+
+    /// As [`Store::open`], with settings that count more than the variables, named like them in any case:
+    /// `("aws_endpoint", "http://127.0.0.1:9000")`. An unknown name is an error of kind `Config`.
+    pub async fn open_with(url: &str, settings: &[(&str, &str)]) -> Result<Self> {
         let parsed = Url::parse(url).map_err(|error| bad("it is not a URL").because(error))?;
         if parsed.query().is_some() || parsed.fragment().is_some() || parsed.password().is_some() {
             return Err(bad("it takes no ?, # or password; credentials come from the service's variables"));
@@ -35,9 +42,9 @@ impl Store {
         let service: Arc<dyn ObjectStore> = match parsed.scheme() {
             "memory" => return Ok(Self::memory()),
             "file" => return folder(&parsed).await,
-            "s3" => Arc::new(s3(bucket(&parsed)?)?),
-            "gs" => Arc::new(gs(bucket(&parsed)?)?),
-            "az" => Arc::new(az(bucket(&parsed)?)?),
+            "s3" => Arc::new(s3(bucket(&parsed)?, settings)?),
+            "gs" => Arc::new(gs(bucket(&parsed)?, settings)?),
+            "az" => Arc::new(az(bucket(&parsed)?, settings)?),
             scheme => return Err(bad(&format!("no store speaks {scheme}://"))),
         };
         let root = Path::from_url_path(parsed.path()).map_err(|error| bad("its path is no key").because(error))?;
@@ -51,34 +58,46 @@ async fn folder(url: &Url) -> Result<Store> {
     Ok(Store { objects: Arc::new(folder.objects()), root: Path::default(), folder: Some(folder) })
 }
 
-fn s3(bucket: &str) -> Result<impl ObjectStore> {
+fn s3(bucket: &str, settings: &[(&str, &str)]) -> Result<impl ObjectStore> {
     tls::install();
-    AmazonS3Builder::from_env()
+    let mut builder = AmazonS3Builder::from_env()
         .with_config(AmazonS3ConfigKey::Client(ClientConfigKey::Timeout), TIMEOUT)
         .with_bucket_name(bucket)
-        .with_retry(retries())
-        .build()
-        .map_err(unusable)
+        .with_retry(retries());
+    for (key, value) in settings {
+        builder = builder.with_config(setting(key)?, *value);
+    }
+    builder.build().map_err(unusable)
 }
 
-fn gs(bucket: &str) -> Result<impl ObjectStore> {
+fn gs(bucket: &str, settings: &[(&str, &str)]) -> Result<impl ObjectStore> {
     tls::install();
-    GoogleCloudStorageBuilder::from_env()
+    let mut builder = GoogleCloudStorageBuilder::from_env()
         .with_config(GoogleConfigKey::Client(ClientConfigKey::Timeout), TIMEOUT)
         .with_bucket_name(bucket)
-        .with_retry(retries())
-        .build()
-        .map_err(unusable)
+        .with_retry(retries());
+    for (key, value) in settings {
+        builder = builder.with_config(setting(key)?, *value);
+    }
+    builder.build().map_err(unusable)
 }
 
-fn az(container: &str) -> Result<impl ObjectStore> {
+fn az(container: &str, settings: &[(&str, &str)]) -> Result<impl ObjectStore> {
     tls::install();
-    MicrosoftAzureBuilder::from_env()
+    let mut builder = MicrosoftAzureBuilder::from_env()
         .with_config(AzureConfigKey::Client(ClientConfigKey::Timeout), TIMEOUT)
         .with_container_name(container)
-        .with_retry(retries())
-        .build()
-        .map_err(unusable)
+        .with_retry(retries());
+    for (key, value) in settings {
+        builder = builder.with_config(setting(key)?, *value);
+    }
+    builder.build().map_err(unusable)
+}
+
+fn setting<K: FromStr>(key: &str) -> Result<K> {
+    key.to_ascii_lowercase()
+        .parse()
+        .map_err(|_| Error::new(Kind::Config, OP, format!("{key:?} is not a setting of this service")))
 }
 
 /// Few: the caller repeats a settle for as long as it takes, and sees the trouble sooner this way.
@@ -124,5 +143,7 @@ mod tests {
         let store = Store::open("s3://bucket/some/prefix/").await.unwrap();
         assert_eq!(store.root.as_ref(), "some/prefix");
         assert_eq!(store.path("out/x").unwrap().as_ref(), "some/prefix/out/x");
+        let error = Store::open_with("s3://bucket/", &[("aws_endpont", "x")]).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Config);
     }
 }
