@@ -1,0 +1,344 @@
+//! Everything the memory backend knows, and the only functions that move a job from one place to another.
+//! Nothing here waits or reads a clock: callers pass the time and hold the lock.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::super::backend::{Head, HoldKey, LeaseId, Redriven, WorkerId};
+use crate::job::{BatchName, Fingerprint, JobId, Lane, Queue};
+use crate::outcome::{History, Usage, Usd};
+use crate::record::{Cause, End, Record, State};
+use crate::time::Timestamp;
+
+/// The whole of it.
+#[derive(Debug, Default)]
+pub(super) struct Book {
+    pub(super) jobs: BTreeMap<JobId, Entry>,
+    /// Jobs in the order they came, for lists.
+    pub(super) order: BTreeMap<u64, JobId>,
+    /// Ready jobs by lane; smaller ranks go first.
+    pub(super) lanes: BTreeMap<Lane, BTreeSet<(i64, JobId)>>,
+    /// Waiting for a time.
+    delayed: BTreeSet<(Timestamp, JobId)>,
+    /// Running, by when the lease runs out.
+    leases: BTreeSet<(Timestamp, JobId)>,
+    /// Records in the order they became durable.
+    pub(super) log: BTreeMap<u64, JobId>,
+    /// Ids that were used, whose records are gone.
+    pub(super) tombstones: BTreeMap<JobId, Tombstone>,
+    pub(super) paused: BTreeMap<Queue, String>,
+    pub(super) batches: BTreeMap<BatchName, Batch>,
+    pub(super) aside: super::ledger::Aside,
+    last_seq: u64,
+    last_cursor: u64,
+    front: i64,
+    back: i64,
+}
+
+/// One job.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) head: Head,
+    pub(super) seq: u64,
+    /// Gone once it has succeeded or was dropped.
+    pub(super) payload: Option<Vec<u8>>,
+    pub(super) deaths: u32,
+    pub(super) place: Place,
+    /// The success, else the end of the current epoch, and its place in the log.
+    pub(super) record: Option<(u64, Arc<Record>)>,
+    /// The last lease whose verdict was applied; makes repeating it harmless.
+    pub(super) settled: Option<LeaseId>,
+}
+
+/// Where a job is. Each is in exactly one place.
+#[derive(Clone, Debug)]
+pub(super) enum Place {
+    Ready { rank: i64, since: Timestamp },
+    Delayed { due: Timestamp, why: Why, hold: Option<HoldKey> },
+    Running { lease: LeaseId, worker: WorkerId, since: Timestamp, until: Timestamp, cancel: bool },
+    Ended,
+}
+
+/// Why a job waits for a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    Scheduled,
+    Retrying,
+    Released,
+}
+
+/// What is left of a forgotten job.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tombstone {
+    pub(super) fingerprint: Fingerprint,
+    pub(super) end: End,
+    pub(super) ended_at: Timestamp,
+}
+
+/// A batch, and what its forgotten jobs came to.
+#[derive(Debug)]
+pub(super) struct Batch {
+    pub(super) queue: Queue,
+    pub(super) created_at: Timestamp,
+    pub(super) seq: u64,
+    pub(super) sealed: bool,
+    pub(super) cancelled: bool,
+    pub(super) past: Totals,
+}
+
+/// Ended jobs, added up.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Totals {
+    pub(super) ends: [u64; 4],
+    pub(super) usage: Usage,
+    pub(super) cost: Option<Usd>,
+    pub(super) cost_unknown: u64,
+    pub(super) last: u64,
+}
+
+impl Totals {
+    pub(super) fn add(&mut self, cursor: u64, record: &Record) {
+        self.ends[record.end as usize] += 1;
+        self.usage += record.history.usage;
+        match record.history.cost {
+            Some(cost) => *self.cost.get_or_insert_default() += cost,
+            None if record.history.usage != Usage::default() => self.cost_unknown += 1,
+            None => {}
+        }
+        self.last = self.last.max(cursor);
+    }
+}
+
+/// Which end of its lane a job goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    Front,
+    Back,
+}
+
+impl Entry {
+    /// The job's state as people see it at `now`.
+    pub(super) fn state(&self, now: Timestamp) -> State {
+        match &self.place {
+            Place::Running { .. } => State::Running,
+            Place::Ended => self.record.as_ref().map_or(State::Dead, |(_, record)| record.end.into()),
+            _ if self.head.deadline <= now => State::Expired,
+            Place::Delayed { why: Why::Scheduled, .. } => State::Scheduled,
+            Place::Delayed { why: Why::Retrying, .. } => State::Retrying,
+            Place::Delayed { why: Why::Released, .. } | Place::Ready { .. } => State::Queued,
+        }
+    }
+
+    pub(super) fn is_waiting(&self) -> bool {
+        matches!(self.place, Place::Ready { .. } | Place::Delayed { .. })
+    }
+
+    /// In the dead set: dead and still redrivable.
+    pub(super) fn is_dead(&self) -> bool {
+        self.payload.is_some() && self.end() == Some(End::Dead)
+    }
+
+    pub(super) fn end(&self) -> Option<End> {
+        self.record.as_ref().map(|(_, record)| record.end)
+    }
+}
+
+impl Book {
+    /// Moves a job; the only place that touches the indexes.
+    pub(super) fn put(&mut self, id: JobId, place: Place) {
+        let Some(entry) = self.jobs.get_mut(&id) else { return };
+        let old = std::mem::replace(&mut entry.place, place);
+        match old {
+            Place::Ready { rank, .. } => {
+                if let Some(lane) = self.lanes.get_mut(&entry.head.lane) {
+                    lane.remove(&(rank, id));
+                    if lane.is_empty() {
+                        self.lanes.remove(&entry.head.lane);
+                    }
+                }
+            }
+            Place::Delayed { due, .. } => {
+                self.delayed.remove(&(due, id));
+            }
+            Place::Running { until, .. } => {
+                self.leases.remove(&(until, id));
+            }
+            Place::Ended => {}
+        }
+        match &entry.place {
+            Place::Ready { rank, .. } => {
+                self.lanes.entry(entry.head.lane.clone()).or_default().insert((*rank, id));
+            }
+            Place::Delayed { due, .. } => {
+                self.delayed.insert((*due, id));
+            }
+            Place::Running { until, .. } => {
+                self.leases.insert((*until, id));
+            }
+            Place::Ended => {}
+        }
+    }
+
+    /// A job seen for the first time, waiting at the back of its lane or for its time.
+    pub(super) fn admit(&mut self, head: Head, payload: Vec<u8>, now: Timestamp) {
+        self.last_seq += 1;
+        let (id, seq, not_before) = (head.id, self.last_seq, head.not_before);
+        if let Some(name) = head.batch.clone() {
+            self.ensure_batch(&name, &head.lane.queue, now);
+        }
+        self.order.insert(seq, id);
+        let entry = Entry { head, seq, payload: Some(payload), deaths: 0, place: Place::Ended, record: None, settled: None };
+        self.jobs.insert(id, entry);
+        match not_before {
+            Some(due) if due > now => self.put(id, Place::Delayed { due, why: Why::Scheduled, hold: None }),
+            _ => self.make_ready(id, Side::Back, now),
+        }
+    }
+
+    pub(super) fn ensure_batch(&mut self, name: &BatchName, queue: &Queue, now: Timestamp) -> &mut Batch {
+        let seq = self.batches.len() as u64;
+        self.batches.entry(name.clone()).or_insert_with(|| Batch {
+            queue: queue.clone(),
+            created_at: now,
+            seq,
+            sealed: false,
+            cancelled: false,
+            past: Totals::default(),
+        })
+    }
+
+    pub(super) fn make_ready(&mut self, id: JobId, side: Side, since: Timestamp) {
+        let rank = match side {
+            Side::Front => {
+                self.front -= 1;
+                self.front
+            }
+            Side::Back => {
+                self.back += 1;
+                self.back
+            }
+        };
+        self.put(id, Place::Ready { rank, since });
+    }
+
+    /// Makes ready what has waited long enough.
+    pub(super) fn promote(&mut self, now: Timestamp) {
+        while let Some(&(due, id)) = self.delayed.first().filter(|(due, _)| *due <= now) {
+            let released = matches!(
+                self.jobs.get(&id).map(|entry| &entry.place),
+                Some(Place::Delayed { why: Why::Released, .. })
+            );
+            self.make_ready(id, if released { Side::Front } else { Side::Back }, due);
+        }
+    }
+
+    /// Takes back every lease that has run out.
+    pub(super) fn reclaim(&mut self, now: Timestamp) {
+        while let Some(&(_, id)) = self.leases.first().filter(|(until, _)| *until <= now) {
+            self.bereave(id, now);
+        }
+    }
+
+    /// Ends a lease whose worker died: one death more, back to the front; a job somebody cancelled ends here.
+    pub(super) fn bereave(&mut self, id: JobId, now: Timestamp) {
+        let Some(entry) = self.jobs.get_mut(&id) else { return };
+        entry.deaths += 1;
+        let cancelled = matches!(entry.place, Place::Running { cancel: true, .. });
+        if cancelled {
+            self.end_unrun(id, End::Cancelled, cancelled_by_user(), now);
+        } else {
+            self.make_ready(id, Side::Front, now);
+        }
+    }
+
+    /// When something happens by itself next: a job falls due or a lease runs out.
+    pub(super) fn next_event(&self) -> Option<Timestamp> {
+        let due = self.delayed.first().map(|(at, _)| *at);
+        let out = self.leases.first().map(|(at, _)| *at);
+        due.into_iter().chain(out).min()
+    }
+
+    /// Ends a job by this record, which takes the place of the epoch's earlier end. The caller has made sure that no
+    /// success is replaced.
+    pub(super) fn end(&mut self, id: JobId, record: Record) {
+        self.put(id, Place::Ended);
+        let Some(entry) = self.jobs.get_mut(&id) else { return };
+        self.last_cursor += 1;
+        if record.end == End::Succeeded {
+            entry.payload = None;
+        }
+        if let Some((old, _)) = entry.record.replace((self.last_cursor, Arc::new(record))) {
+            self.log.remove(&old);
+        }
+        self.log.insert(self.last_cursor, id);
+    }
+
+    /// Ends a job that no lease ends.
+    pub(super) fn end_unrun(&mut self, id: JobId, end: End, cause: Cause, now: Timestamp) {
+        if let Some(entry) = self.jobs.get(&id) {
+            let record = Record::unrun(&entry.head, end, Some(cause), now);
+            self.end(id, record);
+        }
+    }
+
+    /// Puts an ended job back in line under the next epoch.
+    pub(super) fn redrive(&mut self, id: JobId, now: Timestamp) -> Redriven {
+        let Some(entry) = self.jobs.get_mut(&id) else {
+            return if self.tombstones.contains_key(&id) { Redriven::Gone } else { Redriven::Unknown };
+        };
+        match entry.end() {
+            None if entry.head.deadline > now || !entry.is_waiting() => return Redriven::Waiting,
+            Some(End::Succeeded) => return Redriven::Succeeded,
+            Some(_) if entry.payload.is_none() => return Redriven::Gone,
+            None | Some(_) => {}
+        }
+        let epoch = entry.head.epoch + 1;
+        // Its allowance begins again, or one that expired would expire at once.
+        let allowance = entry.head.deadline.since(entry.head.created_at);
+        entry.head.deadline = entry.head.deadline.max(now + allowance);
+        entry.head.epoch = epoch;
+        entry.head.attempts = 0;
+        entry.head.history = History::default();
+        entry.deaths = 0;
+        if let Some((old, _)) = entry.record.take() {
+            self.log.remove(&old);
+        }
+        self.make_ready(id, Side::Back, now);
+        Redriven::Queued { epoch }
+    }
+
+    /// Forgets an ended job, keeping the mark that its id was used and its share of the batch's counts.
+    pub(super) fn bury(&mut self, id: JobId) -> Option<Arc<Record>> {
+        let entry = self.jobs.remove(&id)?;
+        let (cursor, record) = entry.record?;
+        self.order.remove(&entry.seq);
+        self.log.remove(&cursor);
+        if let Some(batch) = entry.head.batch.as_ref().and_then(|name| self.batches.get_mut(name)) {
+            batch.past.add(cursor, &record);
+        }
+        let fingerprint = entry.head.fingerprint;
+        self.tombstones.insert(id, Tombstone { fingerprint, end: record.end, ended_at: record.ended_at });
+        Some(record)
+    }
+
+    /// Ids of jobs for which `fits` holds, in the order they came.
+    pub(super) fn ids_where(&self, fits: impl Fn(&Entry) -> bool) -> Vec<JobId> {
+        self.order.values().copied().filter(|id| self.jobs.get(id).is_some_and(&fits)).collect()
+    }
+}
+
+pub(super) fn cancelled_by_user() -> Cause {
+    cause("cancelled_by_user", "cancelled by a user")
+}
+
+pub(super) fn purged() -> Cause {
+    cause("purged", "its queue was purged")
+}
+
+pub(super) fn deadline_passed() -> Cause {
+    cause("deadline_passed", "its deadline passed before it ran")
+}
+
+fn cause(code: &str, detail: &str) -> Cause {
+    Cause { class: None, code: code.to_owned(), detail: detail.to_owned(), status_code: None }
+}

@@ -1,0 +1,253 @@
+//! Leasing from the memory backend and settling what was leased.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::super::backend::{
+    Beat, Claim, Hold, LeaseId, Leased, RawDelivery, Settled, Source, Terms, Verdict, Want,
+};
+use super::book::{Book, Entry, Place, Side, Why, cancelled_by_user, deadline_passed};
+use super::fair::Turns;
+use super::Shared;
+use crate::error::Result;
+use crate::job::{JobId, Lane, Queue};
+use crate::record::{End, Record};
+use crate::time::Timestamp;
+
+/// The longest `next` waits before it answers with nothing.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+
+/// The most lanes one answer names.
+const LANES_SEEN: usize = 1_000;
+
+/// A subscription.
+#[derive(Debug)]
+pub(super) struct MemorySource {
+    shared: Arc<Shared>,
+    terms: Terms,
+    turns: Turns,
+}
+
+impl MemorySource {
+    pub(super) fn new(shared: Arc<Shared>, terms: Terms) -> Self {
+        let turns = Turns::new(&terms.queues);
+        Self { shared, terms, turns }
+    }
+
+    /// Leases what `want` allows, without waiting. Nothing here awaits, so a dropped `next` has leased nothing.
+    fn lease(&mut self, want: &Want) -> Leased {
+        let now = self.shared.now();
+        let shared = Arc::clone(&self.shared);
+        let mut book = shared.book();
+        book.promote(now);
+        book.reclaim(now);
+        let mut room = Room::new(want);
+        let mut leased = Leased::default();
+        while room.total > 0 {
+            let open: Vec<Lane> = self.lanes(&book).filter(|lane| room.of(lane) > 0).cloned().collect();
+            let Some(lane) = self.turns.pick(open) else { break };
+            let Some(&(_, id)) = book.lanes.get(&lane).and_then(|lane| lane.first()) else { break };
+            if let Some(delivery) = self.take(&mut book, id, now) {
+                room.use_one(&lane);
+                leased.deliveries.push(delivery);
+            }
+        }
+        leased.lanes_seen = self.lanes(&book).take(LANES_SEEN).cloned().collect();
+        leased
+    }
+
+    /// Lanes of this subscription that hold ready jobs and are not paused.
+    fn lanes<'a>(&'a self, book: &'a Book) -> impl Iterator<Item = &'a Lane> {
+        let subscribed = |queue: &Queue| self.terms.queues.iter().any(|(name, _)| name == queue);
+        book.lanes.keys().filter(move |lane| subscribed(&lane.queue) && !book.paused.contains_key(&lane.queue))
+    }
+
+    /// Leases one ready job, or ends it where it may not run any more.
+    fn take(&self, book: &mut Book, id: JobId, now: Timestamp) -> Option<RawDelivery> {
+        let entry = book.jobs.get(&id)?;
+        let batch = entry.head.batch.as_ref().and_then(|name| book.batches.get(name));
+        if entry.head.epoch == 0 && batch.is_some_and(|batch| batch.cancelled) {
+            book.end_unrun(id, End::Cancelled, cancelled_by_user(), now);
+            return None;
+        }
+        if entry.head.deadline <= now {
+            book.end_unrun(id, End::Expired, deadline_passed(), now);
+            return None;
+        }
+        let (head, payload) = (entry.head.clone(), entry.payload.clone().unwrap_or_default());
+        let lease = LeaseId::random();
+        let (worker, until) = (self.terms.worker.clone(), now + self.terms.lease);
+        book.put(id, Place::Running { lease, worker, since: now, until, cancel: false });
+        let hold = MemoryHold {
+            shared: Arc::clone(&self.shared),
+            id,
+            epoch: head.epoch,
+            lease,
+            length: self.terms.lease,
+        };
+        Some(RawDelivery { head, payload, lease, hold: Box::new(hold) })
+    }
+}
+
+#[async_trait]
+impl Source for MemorySource {
+    async fn next(&mut self, want: &Want) -> Result<Leased> {
+        let end = self.shared.now() + LONGEST_WAIT;
+        loop {
+            let shared = Arc::clone(&self.shared);
+            let changed = shared.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let leased = self.lease(want);
+            let now = shared.now();
+            if !leased.deliveries.is_empty() || now >= end {
+                return Ok(leased);
+            }
+            let event = shared.book().next_event().map_or(end, |at| at.min(end));
+            // A job due in a lane that is closed is no reason to spin.
+            let wait = event.since(now).max(Duration::from_millis(1));
+            let _woken = tokio::time::timeout(wait, changed).await;
+        }
+    }
+
+    async fn close(self: Box<Self>) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// What is left of a [`Want`].
+struct Room {
+    total: u32,
+    lanes: BTreeMap<Lane, u32>,
+    rest: u32,
+}
+
+impl Room {
+    fn new(want: &Want) -> Self {
+        Self { total: want.total, lanes: want.caps.iter().cloned().collect(), rest: want.rest }
+    }
+
+    fn of(&self, lane: &Lane) -> u32 {
+        self.lanes.get(lane).copied().unwrap_or(self.rest)
+    }
+
+    fn use_one(&mut self, lane: &Lane) {
+        let left = self.of(lane) - 1;
+        self.lanes.insert(lane.clone(), left);
+        self.total -= 1;
+    }
+}
+
+/// The right to run one job.
+#[derive(Debug)]
+struct MemoryHold {
+    shared: Arc<Shared>,
+    id: JobId,
+    epoch: u32,
+    lease: LeaseId,
+    length: Duration,
+}
+
+impl MemoryHold {
+    /// Whether the job is running under this lease, and whether a user wants it stopped.
+    fn standing(&self, entry: &Entry) -> Option<bool> {
+        match entry.place {
+            Place::Running { lease, cancel, .. } if lease == self.lease => Some(cancel),
+            Place::Running { .. } | Place::Ready { .. } | Place::Delayed { .. } | Place::Ended => None,
+        }
+    }
+}
+
+#[async_trait]
+impl Hold for MemoryHold {
+    async fn claim(&self) -> Result<Claim> {
+        let now = self.shared.now();
+        let book = self.shared.book();
+        let Some(entry) = book.jobs.get(&self.id) else { return Ok(Claim::Stale) };
+        if entry.end() == Some(End::Succeeded) {
+            return Ok(Claim::Ended(entry.state(now)));
+        }
+        if entry.head.epoch != self.epoch {
+            return Ok(Claim::Stale);
+        }
+        Ok(match (self.standing(entry), &entry.place) {
+            (Some(true), _) => Claim::Cancelled,
+            (Some(false), _) => match book.paused.get(&entry.head.lane.queue) {
+                Some(reason) => Claim::Paused { reason: reason.clone() },
+                None => Claim::Fresh { deaths: entry.deaths },
+            },
+            (None, Place::Ended) => Claim::Ended(entry.state(now)),
+            (None, Place::Running { until, .. }) => Claim::Taken { until: *until },
+            (None, Place::Ready { .. } | Place::Delayed { .. }) => Claim::Stale,
+        })
+    }
+
+    async fn beat(&self) -> Result<Beat> {
+        let until = self.shared.now() + self.length;
+        let mut book = self.shared.book();
+        let Some(entry) = book.jobs.get(&self.id) else { return Ok(Beat::Lost) };
+        let Some(stop) = self.standing(entry) else {
+            return Ok(if entry.record.is_some() { Beat::Ended } else { Beat::Lost });
+        };
+        let mut place = entry.place.clone();
+        if let Place::Running { until: out, .. } = &mut place {
+            *out = until;
+        }
+        book.put(self.id, place);
+        Ok(if stop { Beat::Cancelled } else { Beat::Kept })
+    }
+
+    async fn settle(&self, verdict: &Verdict) -> Result<Settled> {
+        let now = self.shared.now();
+        let settled = settle(&mut self.shared.book(), self, verdict, now);
+        self.shared.changed.notify_waiters();
+        Ok(settled)
+    }
+}
+
+/// Ends a lease; what a stale one may still do is keep its success.
+fn settle(book: &mut Book, hold: &MemoryHold, verdict: &Verdict, now: Timestamp) -> Settled {
+    let Some(entry) = book.jobs.get_mut(&hold.id) else { return Settled::Stale };
+    let success = matches!(verdict, Verdict::End(record) if record.end == End::Succeeded);
+    let Some(cancel) = hold.standing(entry) else {
+        return settle_late(book, hold, verdict, success);
+    };
+    entry.settled = Some(hold.lease);
+    match verdict {
+        Verdict::End(record) => book.end(hold.id, Record::clone(record)),
+        Verdict::Retry { after, attempt } => {
+            entry.head.attempts += 1;
+            entry.head.history.push((**attempt).clone());
+            if cancel {
+                book.end_unrun(hold.id, End::Cancelled, cancelled_by_user(), now);
+            } else {
+                book.put(hold.id, Place::Delayed { due: now + *after, why: Why::Retrying, hold: None });
+            }
+        }
+        Verdict::Release { .. } if cancel => book.end_unrun(hold.id, End::Cancelled, cancelled_by_user(), now),
+        Verdict::Release { after, .. } if after.is_zero() => book.make_ready(hold.id, Side::Front, now),
+        Verdict::Release { after, hold: key } => {
+            book.put(hold.id, Place::Delayed { due: now + *after, why: Why::Released, hold: key.clone() });
+        }
+    }
+    Settled::Applied
+}
+
+/// The verdict of a lease that is no longer the job's.
+fn settle_late(book: &mut Book, hold: &MemoryHold, verdict: &Verdict, success: bool) -> Settled {
+    let Some(entry) = book.jobs.get(&hold.id) else { return Settled::Stale };
+    let (applied, has_success) = (entry.settled == Some(hold.lease), entry.end() == Some(End::Succeeded));
+    let own = entry.record.as_ref().is_some_and(|(_, record)| record.lease == hold.lease);
+    match verdict {
+        Verdict::End(record) if success && !has_success => {
+            book.end(hold.id, Record::clone(record));
+            Settled::Kept
+        }
+        _ if applied && (!success || own) => Settled::Applied,
+        _ if success && own => Settled::Kept,
+        Verdict::End(_) | Verdict::Retry { .. } | Verdict::Release { .. } => Settled::Stale,
+    }
+}
