@@ -187,7 +187,8 @@ impl Book {
             self.ensure_batch(&name, &head.lane.queue, now);
         }
         self.order.insert(seq, id);
-        let entry = Entry { head, seq, payload: Some(payload), deaths: 0, place: Place::Ended, record: None, settled: None };
+        let entry =
+            Entry { head, seq, payload: Some(payload), deaths: 0, place: Place::Ended, record: None, settled: None };
         self.jobs.insert(id, entry);
         match not_before {
             Some(due) if due > now => self.put(id, Place::Delayed { due, why: Why::Scheduled, hold: None }),
@@ -224,10 +225,8 @@ impl Book {
     /// Makes ready what has waited long enough.
     pub(super) fn promote(&mut self, now: Timestamp) {
         while let Some(&(due, id)) = self.delayed.first().filter(|(due, _)| *due <= now) {
-            let released = matches!(
-                self.jobs.get(&id).map(|entry| &entry.place),
-                Some(Place::Delayed { why: Why::Released, .. })
-            );
+            let released =
+                matches!(self.jobs.get(&id).map(|entry| &entry.place), Some(Place::Delayed { why: Why::Released, .. }));
             self.make_ready(id, if released { Side::Front } else { Side::Back }, due);
         }
     }

@@ -27,8 +27,7 @@ impl Turns {
         let weights = &self.weights;
         let queue = turn(&mut self.queues, &queues, |queue| weights.get(queue).copied().unwrap_or(1))?;
         open.retain(|lane| lane.queue == queue);
-        let bands: Vec<_> =
-            Band::ALL.into_iter().filter(|band| open.iter().any(|lane| lane.band == *band)).collect();
+        let bands: Vec<_> = Band::ALL.into_iter().filter(|band| open.iter().any(|lane| lane.band == *band)).collect();
         let keys: Vec<_> = bands.into_iter().map(|band| (queue.clone(), band)).collect();
         let (_, band) = turn(&mut self.bands, &keys, |(_, band)| i64::from(band.weight()))?;
         open.retain(|lane| lane.band == band);

@@ -6,12 +6,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::super::backend::{
-    Beat, Claim, Hold, LeaseId, Leased, RawDelivery, Settled, Source, Terms, Verdict, Want,
-};
+use super::super::backend::{Beat, Claim, Hold, LeaseId, Leased, RawDelivery, Settled, Source, Terms, Verdict, Want};
+use super::Shared;
 use super::book::{Book, Entry, Place, Side, Why, cancelled_by_user, deadline_passed};
 use super::fair::Turns;
-use super::Shared;
 use crate::error::Result;
 use crate::job::{JobId, Lane, Queue};
 use crate::record::{End, Record};
@@ -81,13 +79,8 @@ impl MemorySource {
         let lease = LeaseId::random();
         let (worker, until) = (self.terms.worker.clone(), now + self.terms.lease);
         book.put(id, Place::Running { lease, worker, since: now, until, cancel: false });
-        let hold = MemoryHold {
-            shared: Arc::clone(&self.shared),
-            id,
-            epoch: head.epoch,
-            lease,
-            length: self.terms.lease,
-        };
+        let hold =
+            MemoryHold { shared: Arc::clone(&self.shared), id, epoch: head.epoch, lease, length: self.terms.lease };
         Some(RawDelivery { head, payload, lease, hold: Box::new(hold) })
     }
 }

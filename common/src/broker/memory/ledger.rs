@@ -10,9 +10,7 @@ use super::Memory;
 use super::book::Book;
 use crate::error::{Error, Kind, Result};
 use crate::job::{BatchName, Fingerprint, JobId, Queue};
-use crate::ledger::{
-    BatchView, Cursor, DeadGroup, JobFilter, JobView, Known, Ledger, Page, Scope, WorkerReport,
-};
+use crate::ledger::{BatchView, Cursor, DeadGroup, JobFilter, JobView, Known, Ledger, Page, Scope, WorkerReport};
 use crate::outcome::FailureClass;
 use crate::record::Record;
 use crate::time::Timestamp;
@@ -67,7 +65,8 @@ impl Ledger for Memory {
         let (now, book) = self.look();
         let limit = limit.clamp(1, PAGE);
         let older = book.order.range(..before).rev();
-        let fitting = older.filter_map(|(seq, id)| Some((*seq, book.job(*id, now)?))).filter(|(_, job)| fits(filter, job));
+        let fitting =
+            older.filter_map(|(seq, id)| Some((*seq, book.job(*id, now)?))).filter(|(_, job)| fits(filter, job));
         let mut found: Vec<_> = fitting.take(limit + 1).collect();
         let more = found.len() > limit;
         found.truncate(limit);

@@ -41,12 +41,8 @@ impl Default for Memory {
 impl Memory {
     /// An empty one, whose clock is this host's as of now and tokio's from then on.
     pub fn new() -> Self {
-        let shared = Shared {
-            book: Mutex::default(),
-            changed: Notify::new(),
-            base: Timestamp::now(),
-            started: Instant::now(),
-        };
+        let shared =
+            Shared { book: Mutex::default(), changed: Notify::new(), base: Timestamp::now(), started: Instant::now() };
         Self { shared: Arc::new(shared) }
     }
 }
@@ -106,11 +102,8 @@ impl Backend for Memory {
         book.promote(now);
         let names: BTreeSet<Queue> = book.jobs.values().map(|entry| entry.head.lane.queue.clone()).collect();
         let names: BTreeSet<Queue> = names.into_iter().chain(book.paused.keys().cloned()).collect();
-        let view = |queue: Queue| QueueView {
-            paused: book.paused.get(&queue).cloned(),
-            depth: book.depth(&queue),
-            queue,
-        };
+        let view =
+            |queue: Queue| QueueView { paused: book.paused.get(&queue).cloned(), depth: book.depth(&queue), queue };
         Ok(names.into_iter().map(view).collect())
     }
 
@@ -184,7 +177,8 @@ impl Backend for Memory {
         let now = self.shared.now();
         let mut book = self.shared.book();
         book.promote(now);
-        let held = book.ids_where(|entry| matches!(&entry.place, Place::Delayed { hold, .. } if hold.as_ref() == Some(key)));
+        let held =
+            book.ids_where(|entry| matches!(&entry.place, Place::Delayed { hold, .. } if hold.as_ref() == Some(key)));
         for id in held.iter().rev() {
             book.make_ready(*id, Side::Front, now);
         }
