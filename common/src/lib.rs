@@ -7,6 +7,7 @@ pub mod codec;
 pub mod error;
 pub mod job;
 pub mod ledger;
+pub mod line;
 pub mod outcome;
 pub mod record;
 pub mod result_line;

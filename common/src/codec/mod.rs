@@ -4,9 +4,11 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
-use crate::job::Job;
+use crate::job::{Job, Queue};
+use crate::line::Line;
 use crate::outcome::History;
 use crate::record::Record;
+use crate::time::Timestamp;
 
 /// The largest encoded job or record, in bytes: 16 MiB, the smallest message limit among current brokers.
 pub const MAX_BYTES: usize = 16 * 1024 * 1024;
@@ -20,8 +22,13 @@ pub fn encode_job(job: &Job) -> Result<Vec<u8>> {
     encode("encode a job", JOB_V1, job)
 }
 
-/// A job from bytes. `Corrupt` for anything that is not one, `TooLarge` above [`MAX_BYTES`]; never panics.
+/// A job from bytes. `Corrupt` for anything that is not one, `TooLarge` above [`MAX_BYTES`]; never panics and takes
+/// no more memory than a few times the limit. A payload that begins with `{` is read as a job line in the standard
+/// queue; its id is fresh unless it has a key, so whoever carried it knows the id better.
 pub fn decode_job(bytes: &[u8]) -> Result<Job> {
+    if bytes.first() == Some(&b'{') {
+        return decode_line(bytes);
+    }
     decode("decode a job", JOB_V1, bytes)
 }
 
@@ -49,6 +56,14 @@ pub fn decode_history(bytes: &[u8]) -> Result<History> {
         return Ok(History::default());
     }
     decode("decode a history", HISTORY_V1, bytes)
+}
+
+fn decode_line(bytes: &[u8]) -> Result<Job> {
+    const OP: &str = "decode a job line";
+    check_size(OP, bytes.len())?;
+    let text = std::str::from_utf8(bytes).map_err(|error| Error::new(Kind::Corrupt, OP, "not UTF-8").because(error))?;
+    let line = Line::parse(text).map_err(|bad| Error::new(Kind::Corrupt, OP, bad.what))?;
+    Ok(line.into_job(&Queue::standard(), Timestamp::now()))
 }
 
 fn encode<T: Serialize>(op: &'static str, version: u8, value: &T) -> Result<Vec<u8>> {
@@ -82,3 +97,6 @@ fn check_size(op: &'static str, bytes: usize) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

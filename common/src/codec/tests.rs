@@ -1,0 +1,192 @@
+//! Bytes once written stay readable; bytes never written do no harm.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::broker::LeaseId;
+use crate::job::{BatchName, JobId, Priority};
+use crate::outcome::{Attempt, Body, FailureClass, Usage, Usd};
+use crate::record::{Answer, Cause, End, Output, Stored};
+use crate::work::{Input, Prompt, Work};
+
+fn job() -> Job {
+    let prompt =
+        Prompt { text: "Grüße ☂".into(), system: Some("short".into()), params: r#"{"max_tokens":64}"#.into() };
+    let work = Work { model: Some("mock".into()), input: Input::Prompt(prompt) };
+    let mut job = Job::new(Queue::new("bulk").unwrap(), work);
+    job.id = JobId::from_bytes([3; 16]);
+    job.priority = Priority::new(9).unwrap();
+    job.batch = Some(BatchName::new("nov").unwrap());
+    job.row = Some(300);
+    job.custom_id = Some("r-300".into());
+    job.tenant = Some("acme".into());
+    job.tags = BTreeMap::from([("run".into(), "42".into())]);
+    job.not_before = Some(Timestamp::from_millis(1_763_716_447_123));
+    job.deadline = Timestamp::from_millis(1_764_321_247_123);
+    job.created_at = Timestamp::from_millis(1_763_716_447_000);
+    job.policy.timeout = Duration::from_millis(1_500);
+    job.keyed = true;
+    job
+}
+
+fn history() -> History {
+    let mut history = History::default();
+    history.push(Attempt {
+        n: 1,
+        worker: "w-1".into(),
+        started_at: Timestamp::from_millis(10),
+        ended_at: Timestamp::from_millis(20),
+        class: Some(FailureClass::UnknownBilled),
+        code: Some("cut".into()),
+        detail: Some("cut after it was sent".into()),
+        status_code: Some(502),
+        usage: Usage { input_tokens: 1, output_tokens: 2, cached_tokens: 3, reasoning_tokens: 4 },
+        cost: Some(Usd::from_nanos(26_600)),
+    });
+    history
+}
+
+fn record(end: End, output: Option<Output>) -> Record {
+    let job = job();
+    Record {
+        id: job.id,
+        epoch: 1,
+        end,
+        queue: job.queue,
+        batch: job.batch,
+        row: job.row,
+        custom_id: job.custom_id,
+        tenant: job.tenant,
+        tags: job.tags,
+        model: job.work.model,
+        cause: output.is_none().then(|| Cause {
+            class: Some(FailureClass::Fatal),
+            code: "exit_1".into(),
+            detail: "it broke".into(),
+            status_code: None,
+        }),
+        answer: output.map(|output| Answer {
+            status_code: 200,
+            request_id: Some("req_1".into()),
+            model: Some("mock-1".into()),
+            finish_reason: Some("stop".into()),
+            output,
+        }),
+        attempts: 2,
+        history: history(),
+        lease: LeaseId::from_bytes([9; 16]),
+        worker: Some("w-1".into()),
+        created_at: job.created_at,
+        started_at: Some(Timestamp::from_millis(30)),
+        ended_at: Timestamp::from_millis(40),
+    }
+}
+
+fn stored() -> Output {
+    Output::Stored(Stored { key: "out/a/b".into(), sha256: "00ff".into(), bytes: 812, json: true })
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
+}
+
+#[test]
+fn every_version_ever_written_reads_as_it_did() {
+    let inline = record(End::Succeeded, Some(Output::Inline(Body::Json("{}".into()))));
+    let mut request = job();
+    request.work.input = Input::Request { url: "/v1/responses".into(), body: "{}".into() };
+    let golden = [
+        ("job v1, prompt", hex(&encode_job(&job()).unwrap()), include_str!("../../golden/job-v1-prompt.hex")),
+        ("job v1, request", hex(&encode_job(&request).unwrap()), include_str!("../../golden/job-v1-request.hex")),
+        ("record v1, inline", hex(&encode_record(&inline).unwrap()), include_str!("../../golden/record-v1-inline.hex")),
+        (
+            "record v1, stored",
+            hex(&encode_record(&record(End::Succeeded, Some(stored()))).unwrap()),
+            include_str!("../../golden/record-v1-stored.hex"),
+        ),
+        (
+            "record v1, dead",
+            hex(&encode_record(&record(End::Dead, None)).unwrap()),
+            include_str!("../../golden/record-v1-dead.hex"),
+        ),
+        ("history v1", hex(&encode_history(&history()).unwrap()), include_str!("../../golden/history-v1.hex")),
+    ];
+    let changed: Vec<_> = golden.iter().filter(|(_, bytes, kept)| bytes != kept.trim()).collect();
+    assert!(changed.is_empty(), "a change of shape needs a new version byte: {changed:#?}");
+    assert_eq!(decode_job(&encode_job(&request).unwrap()).unwrap(), request);
+    assert_eq!(decode_record(&encode_record(&inline).unwrap()).unwrap(), inline);
+    assert_eq!(decode_history(&encode_history(&history()).unwrap()).unwrap(), history());
+}
+
+#[test]
+fn a_payload_in_json_is_a_job_line() {
+    let job = decode_job(br#"{"prompt":"Hi","promptq":{"priority":1}}"#).unwrap();
+    assert_eq!((job.queue.as_str(), job.priority.get()), ("default", 1));
+    let error = decode_job(br#"{"prompt":"secret","nope":1}"#).unwrap_err();
+    assert_eq!(error.kind(), Kind::Corrupt);
+    assert!(!error.to_string().contains("secret"));
+}
+
+#[test]
+fn a_wrong_version_an_excess_byte_and_a_giant_are_refused() {
+    let mut bytes = encode_job(&job()).unwrap();
+    bytes.push(0);
+    assert_eq!(decode_job(&bytes).unwrap_err().kind(), Kind::Corrupt);
+    bytes[0] = 2;
+    assert!(decode_job(&bytes).unwrap_err().to_string().contains("version 2"));
+    assert_eq!(decode_job(&[]).unwrap_err().kind(), Kind::Corrupt);
+    assert_eq!(decode_job(&vec![1; MAX_BYTES + 1]).unwrap_err().kind(), Kind::TooLarge);
+    let mut giant = job();
+    giant.work = Work::prompt(None, "x".repeat(MAX_BYTES));
+    assert_eq!(encode_job(&giant).unwrap_err().kind(), Kind::TooLarge);
+}
+
+/// The most memory this process ever held, in KiB.
+fn peak_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_length_that_lies_takes_no_memory() {
+    let before = peak_kib();
+    let honest = encode_record(&record(End::Dead, None)).unwrap();
+    for at in 1..honest.len() {
+        // 253: an eight-byte length follows.
+        let mut lie = honest[..at].to_vec();
+        lie.push(253);
+        lie.extend([0xff; 7]);
+        lie.extend([0; 40]);
+        assert!(decode_record(&lie).is_err() && decode_job(&lie).is_err() && decode_history(&lie).is_err());
+    }
+    assert!(peak_kib() - before < 4 * (MAX_BYTES as u64 / 1024), "{} KiB", peak_kib() - before);
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_at_all_make_it_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..400), first in 0..4u8) {
+        if let Some(byte) = bytes.first_mut() {
+            *byte = [*byte, 1, b'{', 0][usize::from(first)];
+        }
+        let _job = decode_job(&bytes);
+        let _record = decode_record(&bytes);
+        let _history = decode_history(&bytes);
+    }
+
+    #[test]
+    fn a_flipped_byte_is_an_error_or_another_value(at in 0..500usize, byte in any::<u8>()) {
+        let mut bytes = encode_record(&record(End::Succeeded, Some(stored()))).unwrap();
+        let at = at % bytes.len();
+        bytes[at] = byte;
+        let _record = decode_record(&bytes);
+    }
+
+    #[test]
+    fn no_text_makes_a_line_panic(text in r#"\{("(prompt|promptq|id|tags|url|body)":("[a-z]{0,3}"|[0-9]{1,3}|\{\}|null),?){0,4}\}?"#) {
+        let _line = Line::parse(&text);
+    }
+}
