@@ -4,6 +4,7 @@
 
 pub mod broker;
 pub mod codec;
+pub mod config;
 pub mod error;
 pub mod job;
 pub mod ledger;
@@ -12,6 +13,7 @@ pub mod outcome;
 pub mod record;
 pub mod result_line;
 pub mod store;
+pub mod telemetry;
 pub mod time;
 pub mod tls;
 pub mod work;

@@ -50,6 +50,9 @@ pub fn default_path(state_home: Option<&str>, home: Option<&str>) -> PathBuf {
 /// Whether everything behind the broker's URL is on this machine: an embedded file, memory, or a loopback address.
 pub fn is_local(url: &str) -> bool {
     let Ok(parsed) = Url::parse(url) else { return false };
+    if matches!(parsed.scheme(), "sqlite" | "memory") {
+        return true;
+    }
     match parsed.host() {
         None => true,
         Some(url::Host::Domain(name)) => name.is_empty() || name == "localhost",
@@ -59,7 +62,7 @@ pub fn is_local(url: &str) -> bool {
 }
 
 /// `sqlite:///abs/path` is absolute; `sqlite://rel/path` and `sqlite:rel/path` are below the current folder.
-fn sqlite_path(url: &Url) -> Result<PathBuf> {
+pub(crate) fn sqlite_path(url: &Url) -> Result<PathBuf> {
     let bad = |why: &str| Error::new(Kind::Config, OP, format!("{url}: {why}; write sqlite:///path/to/file.db"));
     if url.query().is_some() || url.fragment().is_some() {
         return Err(bad("takes no ? or # part"));

@@ -16,6 +16,7 @@ pub use backend::{
     MAX_BATCH, QueueView, RawDelivery, Redriven, Refusal, Retention, Settled, Source, Swept, Terms, Verdict, Want,
     WorkerId,
 };
+pub(crate) use connect::sqlite_path;
 pub use connect::{default_path, is_local};
 pub use lease::{Consumer, Deliveries, Delivery, Lease};
 

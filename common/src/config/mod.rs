@@ -1,0 +1,191 @@
+//! What promptq is told: files, environment and flags, resolved once into plain values, every error at once.
+//! The only place that reads the environment. What a value means is its user's affair.
+
+mod address;
+mod check;
+mod environment;
+mod error;
+mod layer;
+mod reader;
+mod resolve;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrecy::SecretString;
+
+use crate::broker::Retention;
+use crate::job::{Backoff, Queue};
+
+pub use address::{Address, redact_url};
+pub use environment::{Environment, actor, environment, host, load};
+pub use error::{ConfigError, ConfigErrors, Origin};
+pub use layer::{Flag, Sources};
+pub use reader::Setting;
+pub use resolve::resolve;
+
+/// Everything that was said, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where jobs wait.
+    pub broker: Broker,
+    /// Where records are kept, when that is not the broker.
+    pub ledger: Option<Address>,
+    /// Where large answers and roll-ups go.
+    pub store: Store,
+    /// How a worker works.
+    pub worker: Worker,
+    /// How long ended jobs are kept.
+    pub retention: Retention,
+    /// Policies of the queues that have one of their own, by name.
+    pub queues: BTreeMap<Queue, QueuePolicy>,
+    /// OpenAI-compatible servers by name.
+    pub providers: BTreeMap<String, Provider>,
+    /// Commands by name: the program and its arguments.
+    pub runners: BTreeMap<String, Vec<String>>,
+    /// What commands see and may print.
+    pub exec: Exec,
+    /// The mock provider.
+    pub mock: Mock,
+    /// What is logged, and how.
+    pub telemetry: Telemetry,
+    /// Every setting with its value (secrets masked) and where it came from, by name.
+    pub settings: Vec<Setting>,
+    /// The files that were read, first wins.
+    pub files: Vec<PathBuf>,
+}
+
+/// Section `broker`.
+#[derive(Clone, Debug)]
+pub struct Broker {
+    /// With user and password in it, where they were given apart.
+    pub url: Address,
+    /// Whether it is this machine's alone.
+    pub local: bool,
+}
+
+/// Section `store`.
+#[derive(Clone, Debug)]
+pub struct Store {
+    /// `None` only with a broker off this machine and no store named.
+    pub url: Option<Address>,
+    /// The word that every host sees the same folder there.
+    pub shared: bool,
+    /// Answers up to so many bytes stay in their record.
+    pub inline_up_to: u64,
+}
+
+/// Section `worker`.
+#[derive(Clone, Debug)]
+pub struct Worker {
+    /// What it leases from, with each queue's share.
+    pub queues: Vec<(Queue, u32)>,
+    /// Jobs at once.
+    pub concurrency: u32,
+    /// How long a lease lasts without a beat.
+    pub lease: Duration,
+    /// How often it beats; at most a third of the lease.
+    pub heartbeat: Duration,
+    /// How long running jobs may go on once it is asked to stop.
+    pub drain_timeout: Duration,
+    /// A job whose lease ran out so often is dead.
+    pub max_deaths: u32,
+    /// How long the broker may be away before the worker ends with code 7.
+    pub give_up: Duration,
+    /// Whether jobs may bring their own `exec:ARGV`.
+    pub allow_exec: bool,
+    /// The first part of its identity; the host's name unless given.
+    pub name: String,
+}
+
+/// Section `queues.NAME`: the policy of jobs submitted to it that bring none.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QueuePolicy {
+    /// Attempts in all.
+    pub attempts: u32,
+    /// The wait between them.
+    pub backoff: Backoff,
+    /// The longest one attempt may run.
+    pub timeout: Duration,
+    /// The longest a job waits to run.
+    pub deadline: Duration,
+    /// Whether destructive commands ask for the queue's name.
+    pub protected: bool,
+}
+
+/// Section `providers.NAME`.
+#[derive(Clone, Debug)]
+pub struct Provider {
+    /// Up to and including the version, such as `https://api.openai.com/v1`.
+    pub base_url: String,
+    /// Sent as a bearer token.
+    pub api_key: Option<SecretString>,
+    /// The model for jobs that name none.
+    pub default_model: Option<String>,
+}
+
+/// Section `exec`.
+#[derive(Clone, Debug)]
+pub struct Exec {
+    /// The variables of the worker's environment that commands see, beside PATH, HOME, LANG and TZ.
+    pub environment: Vec<String>,
+    /// The most bytes of standard output kept.
+    pub max_output: u64,
+}
+
+/// Section `mock`.
+#[derive(Clone, Debug)]
+pub struct Mock {
+    /// Seeds the dice.
+    pub seed: u64,
+    /// The least and the most time a call takes.
+    pub latency: (Duration, Duration),
+    /// Share of calls that fail, 0 to 1.
+    pub errors: f64,
+    /// Share of calls answered 429, 0 to 1.
+    pub throttled: f64,
+}
+
+/// Section `telemetry`.
+#[derive(Clone, Debug)]
+pub struct Telemetry {
+    /// How much is logged; `None`: as the program thinks fit.
+    pub log: Option<tracing::level_filters::LevelFilter>,
+    /// The shape of a log line.
+    pub log_format: LogFormat,
+}
+
+/// The shape of a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text on a terminal, JSON elsewhere.
+    Auto,
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Config {
+    /// The policy of a queue: its own, or the standard one.
+    pub fn queue(&self, name: &Queue) -> QueuePolicy {
+        self.queues.get(name).cloned().unwrap_or_else(QueuePolicy::standard)
+    }
+}
+
+impl QueuePolicy {
+    /// As [`crate::job::Policy::standard`], 7 days to run, not protected.
+    pub const fn standard() -> Self {
+        let policy = crate::job::Policy::standard();
+        Self {
+            attempts: policy.attempts,
+            backoff: Backoff::standard(),
+            timeout: policy.timeout,
+            deadline: crate::job::Job::DEADLINE,
+            protected: false,
+        }
+    }
+}

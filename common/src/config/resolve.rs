@@ -1,0 +1,297 @@
+//! The sections, one function each: every setting's name, kind, bounds and default.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf, absolute};
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+use tracing::level_filters::LevelFilter;
+use url::Url;
+
+use super::address::{Address, redact_url};
+use super::environment::host_of;
+use super::error::ConfigErrors;
+use super::layer::{Sources, merge};
+use super::reader::Reader;
+use super::{Broker, Config, Exec, LogFormat, Mock, Provider, QueuePolicy, Store, Telemetry, Worker, check};
+use crate::broker::{Retention, default_path, is_local, sqlite_path};
+use crate::job::{Backoff, Queue};
+
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3_600);
+const DAY: Duration = Duration::from_secs(86_400);
+/// The longest time `parse_duration` takes.
+const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// Everything that was said as one [`Config`], or everything that is wrong with it. Reads nothing but `sources`.
+pub fn resolve(sources: &Sources<'_>) -> Result<Config, ConfigErrors> {
+    let mut errors = Vec::new();
+    let layers = merge(sources, &mut errors);
+    let mut r = Reader::new(sources, layers, errors);
+    let r = &mut r;
+    let broker = broker(r, sources);
+    let config = Config {
+        ledger: address(r, &["ledger", "url"]),
+        store: store(r, sources, &broker),
+        worker: worker(r, sources),
+        retention: retention(r),
+        queues: queues(r),
+        providers: providers(r),
+        runners: runners(r),
+        exec: Exec {
+            environment: r.list(&["exec", "environment"]).unwrap_or_default(),
+            // As much as one record may hold without object storage.
+            max_output: r.size(&["exec", "max_output"], 1 << 30, 8 << 20),
+        },
+        mock: mock(r),
+        telemetry: telemetry(r),
+        broker,
+        settings: Vec::new(),
+        files: sources.files.iter().map(|(path, _)| path.clone()).collect(),
+    };
+    r.unknown();
+    check::check(&config, r);
+    if r.errors.is_empty() {
+        r.settings.sort_by(|a, b| a.name.cmp(&b.name));
+        return Ok(Config { settings: std::mem::take(&mut r.settings), ..config });
+    }
+    Err(ConfigErrors(std::mem::take(&mut r.errors)))
+}
+
+fn address(r: &mut Reader<'_>, path: &[&str]) -> Option<Address> {
+    let text = r.masked(path, redact_url)?;
+    match Address::new(&text) {
+        Ok(address) => Some(address),
+        Err(why) => {
+            r.wrong(path, &why);
+            None
+        }
+    }
+}
+
+fn broker(r: &mut Reader<'_>, sources: &Sources<'_>) -> Broker {
+    let said = address(r, &["broker", "url"]);
+    let user = r.text(&["broker", "user"]);
+    let password = r.secret(&["broker", "password"]);
+    let named = said.is_some();
+    let url = said.unwrap_or_else(|| default_broker(sources));
+    if !named {
+        for setting in r.settings.iter_mut().filter(|setting| setting.name == "broker.url") {
+            setting.value = url.to_string().into();
+        }
+    }
+    let login = password.as_ref().map(SecretString::expose_secret);
+    let url = match url.clone().with_login(user.as_deref(), login) {
+        Ok(url) => url,
+        Err(why) => {
+            r.wrong(&["broker", if user.is_some() { "user" } else { "password" }], &format!("is of no use: {why}"));
+            url
+        }
+    };
+    Broker { local: is_local(url.expose()), url }
+}
+
+/// `$XDG_STATE_HOME/promptq/default.db`, as a URL.
+fn default_broker(sources: &Sources<'_>) -> Address {
+    let said = |name: &str| sources.environment.get(name).map(String::as_str).filter(|value| !value.is_empty());
+    let path = sources.folder.join(default_path(said("XDG_STATE_HOME"), said("HOME")));
+    let url = file_url(&path).map(|url| url.replacen("file:", "sqlite:", 1));
+    url.and_then(|url| Address::new(&url)).unwrap_or_else(|_| memory())
+}
+
+fn memory() -> Address {
+    Address::new("memory:").unwrap_or_else(|why| unreachable!("{why}"))
+}
+
+fn file_url(path: &Path) -> Result<String, String> {
+    let path = absolute(path).map_err(|error| error.to_string())?;
+    Url::from_file_path(&path).map(String::from).map_err(|()| format!("{} has no URL", path.display()))
+}
+
+fn store(r: &mut Reader<'_>, sources: &Sources<'_>, broker: &Broker) -> Store {
+    let mut url = address(r, &["store", "url"]);
+    if url.is_none() && broker.local {
+        url = beside(&broker.url, &sources.folder);
+        for setting in r.settings.iter_mut().filter(|setting| setting.name == "store.url") {
+            setting.value = url.as_ref().map(ToString::to_string).into();
+        }
+    }
+    Store {
+        url,
+        shared: r.boolean(&["store", "shared"], false),
+        // Protocol, section 8; above 8 MiB a record would outgrow a broker's message.
+        inline_up_to: r.size(&["store", "inline_up_to"], 8 << 20, 64 << 10),
+    }
+}
+
+/// A folder beside the database: `/x/default.db` keeps its answers in `/x/default.db.store/`.
+fn beside(broker: &Address, folder: &Path) -> Option<Address> {
+    if broker.scheme() == "memory" {
+        return Some(memory());
+    }
+    let url = Url::parse(broker.expose()).ok()?;
+    let mut file = folder.join(sqlite_path(&url).ok()?).into_os_string();
+    file.push(".store");
+    Address::new(&file_url(&PathBuf::from(file)).ok()?).ok()
+}
+
+fn worker(r: &mut Reader<'_>, sources: &Sources<'_>) -> Worker {
+    let at = |name: &'static str| ["worker", name];
+    Worker {
+        queues: served(r),
+        // Mostly waiting for others: more than the cores, few enough for a small provider account.
+        concurrency: r.integer(&at("concurrency"), 1..=100_000, 16),
+        lease: r.duration(&at("lease"), SECOND..=HOUR, 45 * SECOND),
+        heartbeat: r.duration(&at("heartbeat"), Duration::from_millis(100)..=HOUR, 10 * SECOND),
+        // Under the 30 s that container platforms commonly grant between SIGTERM and SIGKILL.
+        drain_timeout: r.duration(&at("drain_timeout"), Duration::ZERO..=DAY, 25 * SECOND),
+        max_deaths: r.integer(&at("max_deaths"), 1..=1_000, 3),
+        // A broker's upgrade takes a minute or two; an orchestrator should see a worker that is cut off for longer.
+        give_up: r.duration(&at("give_up"), SECOND..=DAY, 300 * SECOND),
+        allow_exec: r.boolean(&at("allow_exec"), false),
+        name: r.text(&at("name")).unwrap_or_else(|| host_of(&sources.environment)),
+    }
+}
+
+/// `["default:5", "vision"]`: queues with their share, 1 unless said.
+fn served(r: &mut Reader<'_>) -> Vec<(Queue, u32)> {
+    let path = ["worker", "queues"];
+    let Some(list) = r.list(&path) else { return vec![(Queue::standard(), 1)] };
+    let mut queues = Vec::with_capacity(list.len());
+    for item in &list {
+        let (name, weight) = item.split_once(':').unwrap_or((item, "1"));
+        match (Queue::new(name), weight.parse::<u32>()) {
+            (Ok(queue), Ok(weight @ 1..=1_000)) if queues.iter().all(|(other, _)| *other != queue) => {
+                queues.push((queue, weight));
+            }
+            (Ok(_), Ok(1..=1_000)) => r.wrong(&path, &format!("names {name} twice")),
+            (Ok(_), _) => r.wrong(&path, &format!("gives {name} the share {weight:?}; shares are 1 to 1000")),
+            (Err(bad), _) => r.wrong(&path, &format!("cannot be used: {bad}")),
+        }
+    }
+    if list.is_empty() {
+        r.wrong(&path, "names no queue");
+    }
+    queues
+}
+
+fn retention(r: &mut Reader<'_>) -> Retention {
+    let standard = Retention::standard();
+    let at = |name: &'static str| ["retention", name];
+    Retention {
+        succeeded: r.duration(&at("succeeded"), SECOND..=LONGEST, standard.succeeded),
+        dead: r.duration(&at("dead"), SECOND..=LONGEST, standard.dead),
+        bytes: r.size(&at("bytes"), i64::MAX.unsigned_abs(), standard.bytes),
+        tombstones: r.duration(&at("tombstones"), SECOND..=LONGEST, standard.tombstones),
+    }
+}
+
+fn queues(r: &mut Reader<'_>) -> BTreeMap<Queue, QueuePolicy> {
+    let mut queues = BTreeMap::new();
+    for name in r.names("queues") {
+        let standard = QueuePolicy::standard();
+        let at = |setting: &'static str| ["queues", name.as_str(), setting];
+        let in_backoff = |setting: &'static str| ["queues", name.as_str(), "backoff", setting];
+        let policy = QueuePolicy {
+            attempts: r.integer(&at("attempts"), 1..=1_000, standard.attempts),
+            backoff: Backoff {
+                first: r.duration(&in_backoff("first"), Duration::ZERO..=DAY, standard.backoff.first),
+                max: r.duration(&in_backoff("max"), Duration::ZERO..=DAY, standard.backoff.max),
+                factor: r.float(&in_backoff("factor"), 1.0..=100.0, standard.backoff.factor),
+            },
+            timeout: r.duration(&at("timeout"), SECOND..=DAY, standard.timeout),
+            deadline: r.duration(&at("deadline"), SECOND..=LONGEST, standard.deadline),
+            protected: r.boolean(&at("protected"), standard.protected),
+        };
+        match Queue::new(&name) {
+            Ok(queue) => drop(queues.insert(queue, policy)),
+            Err(bad) => r.wrong(&["queues", &name, "attempts"], &format!("cannot be used: {bad}")),
+        }
+    }
+    queues
+}
+
+fn providers(r: &mut Reader<'_>) -> BTreeMap<String, Provider> {
+    let mut providers = BTreeMap::new();
+    for name in r.names("providers") {
+        let at = |setting: &'static str| ["providers", name.as_str(), setting];
+        let _kind = r.parsed(&at("kind"), Some("openai".to_owned()), |kind| match kind {
+            "openai" => Ok(kind.to_owned()),
+            _ => Err("must be \"openai\", the only kind this version speaks".to_owned()),
+        });
+        let base_url = r.masked(&at("base_url"), redact_url);
+        let provider = Provider {
+            api_key: r.secret(&at("api_key")),
+            default_model: r.text(&at("default_model")),
+            base_url: match base_url {
+                Some(url) if !url.starts_with("http://") && !url.starts_with("https://") => {
+                    r.wrong(&at("base_url"), "must begin with http:// or https://");
+                    url
+                }
+                Some(url) => url,
+                None if name == "openai" => "https://api.openai.com/v1".to_owned(),
+                None => {
+                    r.wrong(&at("base_url"), "is missing");
+                    String::new()
+                }
+            },
+        };
+        providers.insert(name, provider);
+    }
+    providers
+}
+
+fn runners(r: &mut Reader<'_>) -> BTreeMap<String, Vec<String>> {
+    let mut runners = BTreeMap::new();
+    for name in r.names("runners") {
+        let path = ["runners", name.as_str(), "argv"];
+        let errors = r.errors.len();
+        let argv = r.list(&path).unwrap_or_default();
+        if argv.is_empty() && r.errors.len() == errors {
+            r.wrong(&path, "must name a program, such as [\"wc\", \"-w\"]");
+        }
+        runners.insert(name, argv);
+    }
+    runners
+}
+
+fn mock(r: &mut Reader<'_>) -> Mock {
+    let path = ["mock", "latency"];
+    let standard = (Duration::from_millis(5), Duration::from_millis(50));
+    let latency = match r.list(&path) {
+        None => Some(standard),
+        Some(ends) => match ends.iter().map(|end| crate::time::parse_duration(end)).collect::<Result<Vec<_>, _>>() {
+            Ok(ends) if ends.len() == 2 && ends[0] <= ends[1] => Some((ends[0], ends[1])),
+            Ok(_) | Err(_) => None,
+        },
+    };
+    if latency.is_none() {
+        r.wrong(&path, "must be the least and the most time, such as [\"5ms\", \"50ms\"]");
+    }
+    Mock {
+        seed: r.integer(&["mock", "seed"], 0..=i64::MAX, 0),
+        latency: latency.unwrap_or(standard),
+        errors: r.float(&["mock", "errors"], 0.0..=1.0, 0.0),
+        throttled: r.float(&["mock", "throttled"], 0.0..=1.0, 0.0),
+    }
+}
+
+fn telemetry(r: &mut Reader<'_>) -> Telemetry {
+    let log = r.parsed(&["telemetry", "log"], None, |word| {
+        let level = matches!(word, "off" | "error" | "warn" | "info" | "debug" | "trace");
+        level
+            .then(|| word.parse::<LevelFilter>().ok())
+            .flatten()
+            .ok_or_else(|| "must be off, error, warn, info, debug or trace".to_owned())
+    });
+    let format = r.parsed(&["telemetry", "log_format"], Some("auto".to_owned()), |word| match word {
+        "auto" | "text" | "json" => Ok(word.to_owned()),
+        _ => Err("must be auto, text or json".to_owned()),
+    });
+    let log_format = match format.as_deref() {
+        Some("text") => LogFormat::Text,
+        Some("json") => LogFormat::Json,
+        Some(_) | None => LogFormat::Auto,
+    };
+    Telemetry { log, log_format }
+}

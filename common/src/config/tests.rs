@@ -1,0 +1,201 @@
+//! Precedence, places and every error, from maps and texts alone.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use secrecy::ExposeSecret;
+
+use super::*;
+
+const HOME: (&str, &str) = ("HOME", "/home/me");
+
+fn read(path: &Path) -> io::Result<String> {
+    match path.to_str() {
+        Some("/etc/promptq/key" | "/run/key") => Ok("from-a-file\n".to_owned()),
+        _ => Err(io::ErrorKind::NotFound.into()),
+    }
+}
+
+fn given(files: &[(&str, &str)], env: &[(&str, &str)], flags: &[(&'static str, &str)]) -> Result<Config, String> {
+    let own = |(a, b): &(&str, &str)| ((*a).to_owned(), (*b).to_owned());
+    let flag = |(setting, value): &(&'static str, &str)| Flag { setting, name: "--flag", value: (*value).to_owned() };
+    let environment: BTreeMap<_, _> = env.iter().chain([&HOME]).map(own).collect();
+    resolve(&Sources {
+        files: files.iter().map(|(path, text)| (PathBuf::from(path), (*text).to_owned())).collect(),
+        environment,
+        flags: flags.iter().map(flag).collect(),
+        folder: PathBuf::from("/run"),
+        read: &read,
+    })
+    .map_err(|errors| errors.to_string())
+}
+
+fn file(text: &str) -> Result<Config, String> {
+    given(&[("/etc/promptq/config.toml", text)], &[], &[])
+}
+
+#[track_caller]
+fn refused(result: Result<Config, String>, parts: &[&str]) {
+    let errors = result.map(|_| ()).unwrap_err();
+    for part in parts {
+        assert!(errors.contains(part), "{part:?} is not in:\n{errors}");
+    }
+}
+
+fn origin(config: &Config, name: &str) -> String {
+    config.settings.iter().find(|setting| setting.name == name).map(|setting| setting.origin.to_string()).unwrap()
+}
+
+#[test]
+fn nothing_said_is_the_embedded_file_and_the_documented_defaults() {
+    let config = given(&[], &[], &[]).unwrap();
+    assert_eq!(config.broker.url.expose(), "sqlite:///home/me/.local/state/promptq/default.db");
+    let store = config.store.url.unwrap();
+    assert_eq!(store.expose(), "file:///home/me/.local/state/promptq/default.db.store");
+    let worker = config.worker;
+    assert_eq!((worker.lease.as_secs(), worker.heartbeat.as_secs(), worker.drain_timeout.as_secs()), (45, 10, 25));
+    assert_eq!((worker.max_deaths, worker.queues), (3, vec![(Queue::standard(), 1)]));
+    assert!(config.providers.is_empty());
+    let elsewhere = given(&[], &[("XDG_STATE_HOME", "/state")], &[]).unwrap();
+    assert_eq!(elsewhere.broker.url.expose(), "sqlite:///state/promptq/default.db");
+}
+
+#[test]
+fn a_flag_beats_a_variable_beats_the_near_file_beats_the_far_one() {
+    type Pair = (&'static str, &'static str);
+    fn lease(files: &[Pair], env: &[Pair], flags: &[Pair]) -> u64 {
+        given(files, env, flags).unwrap().worker.lease.as_secs()
+    }
+    let far = ("far.toml", "worker.lease = \"51s\"");
+    let near = ("promptq.toml", "[worker]\nlease = \"52s\"");
+    let env = ("PROMPTQ__WORKER__LEASE", "53s");
+    assert_eq!(lease(&[far], &[], &[]), 51);
+    assert_eq!(lease(&[near, far], &[], &[]), 52);
+    assert_eq!(lease(&[near, far], &[env], &[]), 53);
+    assert_eq!(lease(&[near, far], &[env], &[("worker.lease", "54s")]), 54);
+}
+
+#[test]
+fn every_value_tells_where_it_came_from() {
+    let text = "[worker]\nlease = \"52s\"\n";
+    let config = given(&[("promptq.toml", text)], &[("PROMPTQ_STORE", "memory:")], &[("broker", "memory:")]).unwrap();
+    assert_eq!(origin(&config, "worker.lease"), "promptq.toml:2:9");
+    assert_eq!(origin(&config, "store.url"), "env PROMPTQ_STORE");
+    assert_eq!(origin(&config, "broker.url"), "--flag");
+    assert_eq!(origin(&config, "worker.heartbeat"), "default");
+}
+
+#[test]
+fn secrets_come_plain_from_variables_and_from_files() {
+    let key = |text: &str, env: &[(&str, &str)]| {
+        let config = given(&[("/etc/promptq/config.toml", text)], env, &[]).unwrap();
+        assert!(!format!("{config:?}").contains("hunter2"));
+        config.providers["openai"].api_key.as_ref().unwrap().expose_secret().to_owned()
+    };
+    assert_eq!(key("providers.openai.api_key = \"hunter2\"", &[]), "hunter2");
+    assert_eq!(key("providers.openai.api_key = { env = \"MINE\" }", &[("MINE", "hunter2")]), "hunter2");
+    assert_eq!(key("providers.openai.api_key = { file = \"key\" }", &[]), "from-a-file");
+    assert_eq!(key("", &[("OPENAI_API_KEY", "hunter2")]), "hunter2");
+    assert_eq!(key("", &[("OPENAI_API_KEY_FILE", "/run/key")]), "from-a-file");
+    assert_eq!(key("", &[("PROMPTQ__PROVIDERS__OPENAI__API_KEY_FILE", "key")]), "from-a-file");
+    assert_eq!(key("", &[("PROMPTQ__PROVIDERS__OPENAI__API_KEY__FILE", "key")]), "from-a-file");
+    // Nearer sources replace the whole secret, not its parts.
+    assert_eq!(key("providers.openai.api_key = { file = \"gone\" }", &[("OPENAI_API_KEY", "hunter2")]), "hunter2");
+}
+
+#[test]
+fn a_secret_that_cannot_be_had_is_an_error_with_its_place() {
+    refused(file("providers.openai.api_key = { file = \"gone\" }"), &["config.toml:1:37", "cannot read gone"]);
+    refused(file("providers.openai.api_key = { env = \"NONE\" }"), &["NONE is not set"]);
+    refused(file("providers.openai.api_key = { env = \"A\", file = \"b\" }"), &["both env and file"]);
+    refused(given(&[], &[("OPENAI_API_KEY", "a"), ("OPENAI_API_KEY_FILE", "b")], &[]), &["is set as well"]);
+    refused(given(&[], &[("OPENAI_API_KEY_FILE", "/gone")], &[]), &["env OPENAI_API_KEY_FILE", "cannot read /gone"]);
+}
+
+#[test]
+fn errors_come_all_at_once_with_their_places() {
+    let text = "[worker]\nlease = \"soon\"\nconcurency = 4\nmax_deaths = 0\n\n[wroker]\nname = 3\n";
+    let result = given(&[("promptq.toml", text)], &[("PROMPTQ__MOCK__ERRORS", "2")], &[("telemetry.log", "loud")]);
+    refused(
+        result,
+        &[
+            "promptq.toml:2:9: worker.lease \"soon\" is not a length of time",
+            "promptq.toml:3:14: unknown setting worker.concurency (did you mean worker.concurrency?)",
+            "promptq.toml:4:14: worker.max_deaths must be a whole number from 1 to 1000",
+            "promptq.toml:7:8: unknown setting wroker.name (did you mean worker.name?)",
+            "env PROMPTQ__MOCK__ERRORS: mock.errors must be a number from 0 to 1",
+            "--flag: telemetry.log must be off, error",
+        ],
+    );
+}
+
+#[test]
+fn what_no_setting_takes_is_refused() {
+    for (text, parts) in [
+        ("a = ", ["config.toml:1:", "TOML"]),
+        ("worker = 3", ["worker is a section", "1:10"]),
+        ("[wroker]", ["unknown setting wroker", "1:2"]),
+        ("[queues]\ndefalt = 3", ["queues.defalt is a section", "2:10"]),
+        ("[queues.a]\natempts = 3", ["did you mean queues.a.attempts?", "2:11"]),
+        ("[queues.\"a b\"]\nattempts = 3", ["queue name", "2:12"]),
+        ("worker.queues = \"a\"", ["must be a list", "1:17"]),
+        ("worker.queues = [\"a:0\"]", ["shares are 1 to 1000", "1:17"]),
+        ("worker.queues = [\"a\", \"a:2\"]", ["names a twice", "1:17"]),
+        ("worker.lease = 45", ["length of time in quotes", "1:16"]),
+        ("worker.allow_exec = \"yes\"", ["true or false", "1:21"]),
+        ("store.inline_up_to = \"9MiB\"", ["at most 8.0 MiB", "1:22"]),
+        ("[providers.x]\nkind = \"openai\"", ["providers.x.base_url is missing", "base_url"]),
+        ("providers.openai.base_url = \"localhost\"", ["http://", "1:29"]),
+        ("providers.openai.kind = \"other\"", ["must be \"openai\"", "1:25"]),
+        ("[runners.count]\nargv = []", ["name a program", "2:8"]),
+        ("mock.latency = [\"2s\", \"1s\"]", ["the least and the most", "1:16"]),
+        ("broker = \"nonsense\"", ["broker.url is not a URL", "1:10"]),
+        ("broker = { url = \"sqlite:///q.db\", user = \"me\" }", ["takes no user", "1:42"]),
+    ] {
+        refused(file(text), &parts);
+    }
+    refused(given(&[], &[("PROMPTQ_BROKR", "x")], &[]), &["did you mean PROMPTQ_BROKER?"]);
+    refused(given(&[], &[("PROMPTQ__BROKER__ULR", "x")], &[]), &["did you mean broker.url?"]);
+    assert!(given(&[], &[("PROMPTQ_TEST_SERVICES", "x"), ("PROMPTQ_BROKER", "")], &[]).is_ok());
+}
+
+#[test]
+fn settings_must_fit_each_other() {
+    for (text, part) in [
+        ("worker.lease = \"20s\"", "at most a third of worker.lease"),
+        ("retention.dead = \"90d\"", "at least as long as"),
+        ("queues.a.backoff = { first = \"2m\", max = \"1m\" }", "at most its max"),
+        ("mock = { errors = 0.6, throttled = 0.6 }", "together must be at most 1"),
+        ("ledger = \"redis://localhost\"", "keeps its own records"),
+        ("broker = \"amqp://far\"\nstore = \"file:///data\"", "store.shared = true"),
+        ("broker = \"redis://far\"\nledger = \"sqlite:///l.db\"", "store.shared = true"),
+        ("broker = \"redis://far\"\nworker.allow_exec = true", "run programs here"),
+    ] {
+        refused(file(text), &[part]);
+    }
+    let shared = file("broker = \"amqp://far\"\nstore = { url = \"file:///data\", shared = true }").unwrap();
+    assert!(shared.store.shared && !shared.broker.local);
+    assert!(file("worker.allow_exec = true").unwrap().worker.allow_exec);
+}
+
+#[test]
+fn a_password_does_not_follow_to_another_server() {
+    let text = "broker = { url = \"redis://near\", user = \"me\", password = \"hunter2\" }\nstore.url = \"memory:\"";
+    let config = file(text).unwrap();
+    assert_eq!(config.broker.url.expose(), "redis://me:hunter2@near");
+    let shown = config.settings.iter().map(|setting| setting.value.to_string()).collect::<String>();
+    assert!(!shown.contains("hunter2") && !format!("{config:?}").contains("hunter2"));
+    let other = given(&[("p.toml", text)], &[], &[("broker.url", "redis://other")]).unwrap();
+    assert_eq!(other.broker.url.expose(), "redis://other");
+}
+
+#[test]
+fn a_queues_policy_is_its_own_where_said_and_the_standard_elsewhere() {
+    let config = file("[queues.vision]\nattempts = 2\nprotected = true\nbackoff = { first = \"3s\" }").unwrap();
+    let policy = config.queue(&Queue::new("vision").unwrap());
+    assert_eq!((policy.attempts, policy.protected, policy.backoff.first), (2, true, Duration::from_secs(3)));
+    assert_eq!(policy.timeout, QueuePolicy::standard().timeout);
+    assert_eq!(config.queue(&Queue::standard()), QueuePolicy::standard());
+}
