@@ -2,6 +2,7 @@
 //!
 //! Read in this order: `intake` (the loop), `execute` (one job), `judge` (what an outcome means).
 
+mod provider;
 pub mod rollup;
 pub mod runner;
 pub mod settings;

@@ -1,5 +1,7 @@
 //! What runs a job: the trait, and the choice by the model a job names.
 
+mod chat;
+mod exec;
 mod mock;
 
 use std::collections::BTreeMap;
@@ -13,6 +15,8 @@ use promptq_common::job::Job;
 use promptq_common::outcome::{Failure, FailureClass, Outcome};
 use secrecy::SecretString;
 
+pub use chat::Chat;
+pub use exec::Exec;
 pub use mock::Mock;
 
 /// Runs one attempt of a job. Dropping the future stops the work and everything it started.
@@ -51,34 +55,99 @@ pub struct RunContext {
 /// Every runner a worker has.
 #[derive(Debug)]
 pub struct Runners {
-    settings: RunnerSettings,
     mock: Arc<Mock>,
+    named: BTreeMap<String, Arc<Exec>>,
+    providers: BTreeMap<String, Arc<Chat>>,
+    exec: ExecSettings,
 }
 
 impl Runners {
-    /// Prepares every runner that the settings name.
-    pub fn new(settings: RunnerSettings) -> anyhow::Result<Self> {
-        Ok(Self { mock: Arc::new(Mock::new(settings.mock.clone())), settings })
-    }
+    /// The provider of jobs whose model names none.
+    pub const PROVIDER: &str = "openai";
 
-    /// Which runner serves a job: `mock` or `mock:PARAMETERS` is the mock provider.
+    /// Prepares every runner that the settings name. Nothing is connected or started yet.
     ///
     /// # Errors
-    /// A `fatal` failure that says what is missing: `bad_mock`, `no_model`, `no_provider`.
+    /// When a named command is empty, a base URL or a key cannot be used, or this host's TLS set-up cannot be read.
+    pub fn new(settings: RunnerSettings) -> anyhow::Result<Self> {
+        let RunnerSettings { providers, exec, mock } = settings;
+        let named = exec.named.iter().map(|(name, argv)| match Exec::new(argv.clone(), &exec) {
+            Ok(command) => Ok((name.clone(), Arc::new(command))),
+            Err(failure) => anyhow::bail!("runners.{name}.argv: {}", failure.detail),
+        });
+        let named = named.collect::<anyhow::Result<_>>()?;
+        let client = if providers.is_empty() { None } else { Some(chat::client()?) };
+        let providers = client.into_iter().flat_map(|client| {
+            providers.iter().map(move |(name, settings)| {
+                Ok((name.clone(), Arc::new(Chat::new(name, settings.clone(), client.clone())?)))
+            })
+        });
+        let providers = providers.collect::<anyhow::Result<_>>()?;
+        Ok(Self { mock: Arc::new(Mock::new(mock)), named, providers, exec })
+    }
+
+    /// Which runner serves a job, by its model: `mock` or `mock:PARAMETERS`, `exec:ARGV`, a named command, `PROVIDER/MODEL`,
+    /// and anything else, also none, the provider `openai`.
+    ///
+    /// # Errors
+    /// A `fatal` failure that says what is missing: `bad_mock`, `exec_not_allowed`, `bad_command`, `no_provider`, `no_model`.
     pub fn pick(&self, job: &Job) -> Result<Arc<dyn Runner>, Failure> {
-        let fatal = |code: &str, detail: &str| Failure::new(FailureClass::Fatal, code, detail);
-        match job.work.model.as_deref() {
-            None => Err(fatal("no_model", "the job names no model; hint: name one with --model")),
-            Some("mock") => Ok(Arc::<Mock>::clone(&self.mock)),
-            Some(model) => match model.strip_prefix("mock:") {
-                Some(parameters) => {
-                    let settings = self.settings.mock.with(parameters).map_err(|why| fatal("bad_mock", &why))?;
-                    Ok(Arc::new(Mock::new(settings)))
-                }
-                None => Err(fatal("no_provider", "no provider serves this model")),
-            },
+        let Some(model) = job.work.model.as_deref() else { return Ok(self.unnamed(job)?) };
+        if model == "mock" {
+            return Ok(Arc::<Mock>::clone(&self.mock));
+        }
+        if let Some(parameters) = model.strip_prefix("mock:") {
+            let settings = self.mock.settings().with(parameters).map_err(|why| fatal("bad_mock", &why))?;
+            return Ok(Arc::new(Mock::new(settings)));
+        }
+        if let Some(line) = model.strip_prefix("exec:") {
+            return Ok(Arc::new(self.inline(line)?));
+        }
+        if let Some(command) = self.named.get(model) {
+            return Ok(Arc::<Exec>::clone(command));
+        }
+        let named = model.split_once('/').and_then(|(name, _)| self.providers.get(name));
+        let provider = named.or_else(|| self.providers.get(Self::PROVIDER)).ok_or_else(|| {
+            let detail = format!(
+                "model {:?} needs the provider \"openai\" or one named before a slash, and this worker has {}; \
+                 hint: give it a base_url in [providers.NAME]",
+                model.chars().take(80).collect::<String>(),
+                self.known()
+            );
+            fatal("no_provider", &detail)
+        })?;
+        Ok(Arc::<Chat>::clone(provider))
+    }
+
+    fn inline(&self, line: &str) -> Result<Exec, Failure> {
+        if !self.exec.allow_inline {
+            let detail = "this worker runs no commands that jobs bring; hint: name the command in [runners.NAME]";
+            return Err(fatal("exec_not_allowed", detail));
+        }
+        Exec::inline(line, &self.exec)
+    }
+
+    /// A job without a model: its body may have one, its provider may know a default.
+    fn unnamed(&self, job: &Job) -> Result<Arc<Chat>, Failure> {
+        let provider = self.providers.get(Self::PROVIDER);
+        match provider {
+            Some(provider) if provider.serves_unnamed(job) => Ok(Arc::<Chat>::clone(provider)),
+            _ => {
+                let detail = "the job names no model and there is no default; \
+                              hint: name one with --model, or set providers.openai.default_model";
+                Err(fatal("no_model", detail))
+            }
         }
     }
+
+    fn known(&self) -> String {
+        let names: Vec<_> = self.providers.keys().map(String::as_str).collect();
+        if names.is_empty() { "no provider".to_owned() } else { names.join(", ") }
+    }
+}
+
+fn fatal(code: &str, detail: &str) -> Failure {
+    Failure::new(FailureClass::Fatal, code, detail)
 }
 
 /// What a worker may run, resolved from its configuration.
@@ -129,4 +198,94 @@ pub struct MockSettings {
     pub throttled: f64,
     /// The fewest and the most output tokens of an answer.
     pub tokens: (u64, u64),
+}
+
+#[cfg(test)]
+mod tests {
+    use promptq_common::job::Queue;
+    use promptq_common::work::{Input, Work};
+
+    use super::*;
+
+    fn settings() -> RunnerSettings {
+        let server = |default: Option<&str>| ProviderSettings {
+            base_url: "http://127.0.0.1:9/v1".into(),
+            api_key: Some("sk-secret".into()),
+            default_model: default.map(str::to_owned),
+        };
+        RunnerSettings {
+            providers: [("openai".into(), server(None)), ("local".into(), server(Some("small")))].into(),
+            exec: ExecSettings {
+                named: [("upper".into(), vec!["tr".into(), "a-z".into(), "A-Z".into()])].into(),
+                allow_inline: false,
+                environment: Vec::new(),
+                max_output: 1_000,
+            },
+            mock: MockSettings::standard(),
+        }
+    }
+
+    fn key(runners: &Runners, model: Option<&str>) -> Result<String, String> {
+        let job = Job::new(Queue::standard(), Work::prompt(model, "Hi"));
+        runners.pick(&job).map(|runner| runner.limit_key(&job)).map_err(|failure| {
+            assert_eq!(failure.class, FailureClass::Fatal);
+            failure.code
+        })
+    }
+
+    #[test]
+    fn the_model_chooses_the_runner() {
+        let runners = Runners::new(settings()).unwrap();
+        for (model, chosen) in [
+            ("mock", "mock"),
+            ("mock:latency=0,errors=1", "mock"),
+            ("upper", "exec:tr"),
+            ("gpt-4o-2024-08-06", "openai/gpt-4o"),
+            ("local/tiny-latest", "local/tiny"),
+            ("meta/llama-20260101", "openai/meta/llama"),
+            ("mock-turtle", "openai/mock-turtle"),
+        ] {
+            assert_eq!(key(&runners, Some(model)).as_deref(), Ok(chosen), "{model}");
+        }
+        for (model, code) in
+            [(Some("mock:x=1"), "bad_mock"), (Some("exec:date"), "exec_not_allowed"), (None, "no_model")]
+        {
+            assert_eq!(key(&runners, model).unwrap_err(), code, "{model:?}");
+        }
+        let mut open = settings();
+        open.exec.allow_inline = true;
+        open.providers.clear();
+        let runners = Runners::new(open).unwrap();
+        assert_eq!(key(&runners, Some("exec:/bin/date +%s")).as_deref(), Ok("exec:date"));
+        assert_eq!(key(&runners, Some("exec:'")).unwrap_err(), "bad_command");
+        assert_eq!(key(&runners, Some("gpt-4o")).unwrap_err(), "no_provider");
+    }
+
+    #[test]
+    fn a_job_without_a_model_takes_the_default_or_what_its_body_says() {
+        let mut defaulted = settings();
+        defaulted.providers.get_mut("openai").unwrap().default_model = Some("gpt-4o".into());
+        assert_eq!(key(&Runners::new(defaulted).unwrap(), None).as_deref(), Ok("openai/gpt-4o"));
+        let input = Input::Request { url: "/v1/responses".into(), body: r#"{"model":"m","input":"x"}"#.into() };
+        let job = Job::new(Queue::standard(), Work { model: None, input });
+        assert!(Runners::new(settings()).unwrap().pick(&job).is_ok());
+    }
+
+    #[test]
+    fn settings_that_cannot_work_are_refused_without_showing_secrets() {
+        for (url, says) in
+            [("localhost:8080", "http://"), ("nonsense", "not a URL"), ("https://u:hush@h/v1", "api_key")]
+        {
+            let mut bad = settings();
+            bad.providers.get_mut("local").unwrap().base_url = url.into();
+            let error = format!("{:#}", Runners::new(bad).unwrap_err());
+            assert!(error.contains("providers.local.base_url") && error.contains(says), "{error}");
+            assert!(!error.contains("hush"), "{error}");
+        }
+        let mut bad = settings();
+        bad.exec.named.insert("none".into(), Vec::new());
+        assert!(Runners::new(bad).unwrap_err().to_string().contains("runners.none.argv"));
+        let runners = Runners::new(settings()).unwrap();
+        assert!(!format!("{runners:?}").contains("sk-secret"));
+    }
 }

@@ -96,6 +96,11 @@ impl Mock {
         Self { settings }
     }
 
+    /// What it was told.
+    pub(super) fn settings(&self) -> &MockSettings {
+        &self.settings
+    }
+
     /// Fails the share of calls it is told to fail. Whether a call is throttled is thrown per lease: it spends no attempt,
     /// so a throw by the attempt alone would throttle the same job for ever.
     fn misfortune(&self, dice: &mut Dice, cx: &RunContext) -> Option<Failure> {

@@ -1,0 +1,182 @@
+//! From the body of a 200 to a reply: text, finish reason, usage and cost. Lenient: a paid answer is never thrown away
+//! because a side field looks odd.
+
+use promptq_common::outcome::{Body, Reply, Usage, Usd};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::Endpoint;
+
+/// What a 200 turned out to be.
+#[derive(Debug)]
+pub(crate) enum Read {
+    /// An answer.
+    Answer(Box<Reply>),
+    /// The endpoint's way to say after all that it failed.
+    Failed,
+    /// Not an answer of this endpoint: no JSON object, or without the part that answers.
+    Garbage,
+}
+
+/// Reads the body of a 2xx answer.
+pub(crate) fn read(endpoint: Endpoint, status_code: u16, body: Vec<u8>) -> Read {
+    let Ok(body) = String::from_utf8(body) else { return Read::Garbage };
+    let Ok(shape) = serde_json::from_str::<Shape>(&body) else { return Read::Garbage };
+    let answers = match endpoint {
+        Endpoint::Chat => shape.choices.get(0).is_some_and(|choice| choice.get("error").is_none_or(Value::is_null)),
+        Endpoint::Responses => shape.output.is_array() && shape.status != "failed",
+        Endpoint::Embeddings => shape.data.is_some(),
+    };
+    if !answers {
+        let failed = !shape.error.is_null() || shape.choices.pointer("/0/error").is_some();
+        return if failed { Read::Failed } else { Read::Garbage };
+    }
+    Read::Answer(Box::new(Reply {
+        status_code,
+        request_id: owned(&shape.id),
+        text: shape.text(endpoint),
+        model: owned(&shape.model),
+        finish_reason: shape.finish_reason(endpoint),
+        usage: usage(&shape.usage),
+        cost: cost(&shape.usage),
+        body: Body::Json(body),
+    }))
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Shape {
+    id: Value,
+    model: Value,
+    choices: Value,
+    output: Value,
+    data: Option<serde::de::IgnoredAny>,
+    status: Value,
+    incomplete_details: Value,
+    error: Value,
+    usage: Value,
+}
+
+impl Shape {
+    fn text(&self, endpoint: Endpoint) -> Option<String> {
+        match endpoint {
+            Endpoint::Chat => joined(self.choices.pointer("/0/message/content")?),
+            Endpoint::Responses => {
+                let messages = self.output.as_array()?.iter().filter(|item| item["type"] == "message");
+                let texts: Vec<_> = messages.filter_map(|item| joined(item.get("content")?)).collect();
+                (!texts.is_empty()).then(|| texts.concat())
+            }
+            Endpoint::Embeddings => None,
+        }
+    }
+
+    fn finish_reason(&self, endpoint: Endpoint) -> Option<String> {
+        match endpoint {
+            Endpoint::Chat => self.choices.pointer("/0/finish_reason").and_then(owned),
+            Endpoint::Responses => {
+                self.incomplete_details.get("reason").and_then(owned).or_else(|| owned(&self.status))
+            }
+            Endpoint::Embeddings => None,
+        }
+    }
+}
+
+fn owned(value: &Value) -> Option<String> {
+    value.as_str().map(str::to_owned)
+}
+
+/// A text, or the texts of a list of parts.
+fn joined(content: &Value) -> Option<String> {
+    match content {
+        Value::String(text) => Some(text.clone()),
+        Value::Array(parts) => {
+            let texts: Vec<_> = parts.iter().filter_map(|part| part.get("text")?.as_str()).collect();
+            (!texts.is_empty()).then(|| texts.concat())
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => None,
+    }
+}
+
+/// Chat and embeddings say `prompt_tokens`, responses say `input_tokens`; both counts include the cached and the reasoning
+/// tokens.
+fn usage(said: &Value) -> Usage {
+    let count = |paths: [&str; 2]| paths.iter().find_map(|path| said.pointer(path)?.as_u64()).unwrap_or(0);
+    Usage {
+        input_tokens: count(["/prompt_tokens", "/input_tokens"]),
+        output_tokens: count(["/completion_tokens", "/output_tokens"]),
+        cached_tokens: count(["/prompt_tokens_details/cached_tokens", "/input_tokens_details/cached_tokens"]),
+        reasoning_tokens: count([
+            "/completion_tokens_details/reasoning_tokens",
+            "/output_tokens_details/reasoning_tokens",
+        ]),
+    }
+}
+
+/// `OpenRouter` says what an answer cost, in dollars.
+fn cost(usage: &Value) -> Option<Usd> {
+    let dollars = usage.get("cost")?.as_f64()?;
+    format!("{dollars:.9}").parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(endpoint: Endpoint, body: &str) -> Reply {
+        match read(endpoint, 200, body.as_bytes().to_vec()) {
+            Read::Answer(reply) => *reply,
+            odd @ (Read::Failed | Read::Garbage) => panic!("{odd:?}"),
+        }
+    }
+
+    #[test]
+    fn a_chat_is_read_with_its_usage_and_cost() {
+        let body = r#"{"id":"chatcmpl-1","model":"m-2026","choices":[{"finish_reason":"length","message":{"content":"Hello"}}],
+            "usage":{"prompt_tokens":22,"completion_tokens":9,"cost":0.00014,"prompt_tokens_details":{"cached_tokens":5},
+            "completion_tokens_details":{"reasoning_tokens":4}}}"#;
+        let reply = answer(Endpoint::Chat, body);
+        assert_eq!(reply.usage, Usage { input_tokens: 22, output_tokens: 9, cached_tokens: 5, reasoning_tokens: 4 });
+        assert_eq!(reply.cost, Some(Usd::from_nanos(140_000)));
+        assert_eq!((reply.text.as_deref(), reply.finish_reason.as_deref()), (Some("Hello"), Some("length")));
+        assert_eq!((reply.model.as_deref(), reply.request_id.as_deref()), (Some("m-2026"), Some("chatcmpl-1")));
+        assert_eq!(reply.body, Body::Json(body.to_owned()));
+    }
+
+    #[test]
+    fn a_response_is_read_with_its_usage() {
+        let reply = answer(
+            Endpoint::Responses,
+            r#"{"id":"resp_1","status":"incomplete","incomplete_details":{"reason":"max_output_tokens"},"error":null,
+            "output":[{"type":"reasoning","summary":[]},{"type":"message","content":[{"type":"output_text","text":"Hel"},
+            {"type":"output_text","text":"lo"}]}],"usage":{"input_tokens":7,"output_tokens":3,
+            "input_tokens_details":{"cached_tokens":2},"output_tokens_details":{"reasoning_tokens":1}}}"#,
+        );
+        assert_eq!(reply.usage, Usage { input_tokens: 7, output_tokens: 3, cached_tokens: 2, reasoning_tokens: 1 });
+        assert_eq!((reply.text.as_deref(), reply.finish_reason.as_deref()), (Some("Hello"), Some("max_output_tokens")));
+    }
+
+    #[test]
+    fn odd_side_fields_lose_no_answer() {
+        let reply =
+            answer(Endpoint::Chat, r#"{"id":5,"usage":"none","choices":[{"message":{"content":[{"text":"a"}]}}]}"#);
+        assert_eq!((reply.text.as_deref(), reply.usage, reply.cost), (Some("a"), Usage::default(), None));
+        let tool = answer(Endpoint::Chat, r#"{"choices":[{"message":{"content":null},"finish_reason":"tool_calls"}]}"#);
+        assert_eq!((tool.text, tool.finish_reason.as_deref()), (None, Some("tool_calls")));
+        let vectors = answer(Endpoint::Embeddings, r#"{"data":[{"embedding":[0.5]}],"usage":{"prompt_tokens":2}}"#);
+        assert_eq!(vectors.usage.input_tokens, 2);
+    }
+
+    #[test]
+    fn what_is_no_answer_is_told_from_a_failure() {
+        for body in ["", "{", "[]", "<html>", "{}", r#"{"choices":[]}"#, r#"{"choices":[{"mess"#, "\u{0}"] {
+            assert!(matches!(read(Endpoint::Chat, 200, body.into()), Read::Garbage), "{body:?}");
+        }
+        for (endpoint, body) in [
+            (Endpoint::Chat, r#"{"error":{"code":502,"message":"upstream"}}"#),
+            (Endpoint::Chat, r#"{"choices":[{"error":{"code":502}}]}"#),
+            (Endpoint::Responses, r#"{"status":"failed","output":[],"error":{"code":"server_error"}}"#),
+        ] {
+            assert!(matches!(read(endpoint, 200, body.into()), Read::Failed), "{body}");
+        }
+    }
+}

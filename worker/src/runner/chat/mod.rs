@@ -1,0 +1,272 @@
+//! Sends a job to an OpenAI-compatible server and reads what comes back. One call a run: retries are the queue's.
+//! What is sent and what an answer means is `provider/openai`'s.
+
+mod sent;
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use async_trait::async_trait;
+use promptq_common::job::Job;
+use promptq_common::outcome::{Failure, FailureClass, Outcome, Reply};
+use promptq_common::time::{Timestamp, format_duration};
+use promptq_common::work::Input;
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::{Client, Response, redirect, retry};
+use secrecy::ExposeSecret;
+use url::Url;
+
+use self::sent::Sent;
+use super::{ProviderSettings, RunContext, Runner, WhenLost};
+use crate::provider::openai::answer::{self, Read};
+use crate::provider::openai::failure::{Refusal, classify};
+use crate::provider::openai::request::{Request, bare};
+
+/// The longest wait for a connection with TLS: three SYN retransmissions and a slow handshake.
+const CONNECT: Duration = Duration::from_secs(10);
+/// How long an unused connection is kept: under the 5 s after which llama.cpp and uvicorn (vLLM) close theirs, since a
+/// request that meets a closing connection may or may not have been read.
+const IDLE: Duration = Duration::from_secs(4);
+/// The most bytes of an answer: 2048 embeddings of 1024 numbers are about half of it.
+const ANSWER_MAX: usize = 16 << 20;
+/// The most bytes of an error's body that are looked at.
+const ERROR_MAX: usize = 64 << 10;
+
+/// The HTTP client that every provider shares.
+///
+/// # Errors
+/// When this host's TLS set-up cannot be read.
+pub(super) fn client() -> anyhow::Result<Client> {
+    // Fails only when a provider is installed already, which serves as well.
+    drop(rustls::crypto::ring::default_provider().install_default());
+    Client::builder()
+        .user_agent(concat!("promptq/", env!("CARGO_PKG_VERSION")))
+        .redirect(redirect::Policy::none())
+        .retry(retry::never())
+        .connect_timeout(CONNECT)
+        .pool_idle_timeout(IDLE)
+        .tcp_nodelay(true)
+        .build()
+        .context("cannot set up HTTPS; hint: are the system's CA certificates installed (package ca-certificates)?")
+}
+
+/// One OpenAI-compatible server.
+#[derive(Clone)]
+pub struct Chat {
+    name: String,
+    base_url: Url,
+    settings: ProviderSettings,
+    client: Client,
+}
+
+impl Chat {
+    /// The server `name`.
+    ///
+    /// # Errors
+    /// When its base URL is none, carries a password, or its key cannot be sent in a header.
+    pub(super) fn new(name: &str, settings: ProviderSettings, client: Client) -> anyhow::Result<Self> {
+        let at = format!("providers.{name}.base_url");
+        let base_url = Url::parse(&settings.base_url).with_context(|| format!("{at} is not a URL"))?;
+        if !matches!(base_url.scheme(), "http" | "https") || base_url.cannot_be_a_base() {
+            bail!("{at} does not begin with http:// or https://");
+        }
+        if !base_url.username().is_empty() || base_url.password().is_some() {
+            bail!("{at} carries a user name or password; hint: use providers.{name}.api_key");
+        }
+        let chat = Self { name: name.to_owned(), base_url, settings, client };
+        chat.headers().with_context(|| format!("providers.{name}.api_key holds a character no header may carry"))?;
+        Ok(chat)
+    }
+
+    /// Whether a job without a model can be sent: there is a default, or its body says.
+    pub(super) fn serves_unnamed(&self, job: &Job) -> bool {
+        self.settings.default_model.is_some() || matches!(job.work.input, Input::Request { .. })
+    }
+
+    fn headers(&self) -> anyhow::Result<HeaderMap> {
+        let json = HeaderValue::from_static("application/json");
+        let mut headers = HeaderMap::from_iter([(CONTENT_TYPE, json.clone()), (ACCEPT, json)]);
+        if let Some(key) = &self.settings.api_key {
+            let mut bearer = HeaderValue::from_str(&format!("Bearer {}", key.expose_secret()))?;
+            bearer.set_sensitive(true);
+            headers.insert(AUTHORIZATION, bearer);
+        }
+        Ok(headers)
+    }
+
+    async fn call(&self, job: &Job) -> Result<Reply, Failure> {
+        let request = Request::new(&job.work, &self.name, self.settings.default_model.as_deref())?;
+        let sent = Sent::default();
+        let ended = tokio::time::timeout(job.policy.timeout, async {
+            let response = self.send(&request, &sent).await?;
+            let status = response.status().as_u16();
+            let headers = response.headers().clone();
+            if !response.status().is_success() {
+                let (body, _) = read(response, ERROR_MAX).await;
+                return Err(self.refused(job, Refusal { status, headers: &headers, body: &body }));
+            }
+            let (body, whole) = read(response, ANSWER_MAX).await;
+            self.answered(job, &request, Refusal { status, headers: &headers, body: &body }, whole)
+        })
+        .await;
+        ended.unwrap_or_else(|_| {
+            let waited = format!("no answer from {} within {}", self.place(), format_duration(job.policy.timeout));
+            Err(cut(&request, &sent, "timeout", &waited))
+        })
+    }
+
+    async fn send(&self, request: &Request, sent: &Sent) -> Result<Response, Failure> {
+        let mut url = self.base_url.clone();
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.pop_if_empty().extend(request.endpoint.path());
+        }
+        let headers = self.headers().unwrap_or_default();
+        let body = reqwest::Body::wrap(sent.watch(request.body.clone()));
+        self.client.post(url).headers(headers).body(body).send().await.map_err(|error| {
+            let (code, what) = if error.is_connect() && error.is_timeout() {
+                ("connect_timeout", "no connection to")
+            } else if error.is_connect() {
+                ("connect_failed", "cannot connect to")
+            } else {
+                ("connection_lost", "the connection broke before an answer came from")
+            };
+            cut(request, sent, code, &format!("{what} {}{}", self.place(), deepest(&error.without_url())))
+        })
+    }
+
+    fn answered(&self, job: &Job, request: &Request, got: Refusal<'_>, whole: Whole) -> Result<Reply, Failure> {
+        let unknown = |class, code: &str, what: &str| {
+            let detail = format!("{what} from {} after HTTP {}", self.place(), got.status);
+            let usage = request.estimate();
+            Failure { status_code: Some(got.status), usage, ..Failure::new(class, code, &detail) }
+        };
+        match whole {
+            Whole::Yes => {}
+            Whole::Cut => {
+                return Err(unknown(FailureClass::UnknownBilled, "answer_cut", "the answer was cut"));
+            }
+            Whole::TooLarge => {
+                return Err(unknown(FailureClass::Fatal, "output_too_large", "an answer of more than 16 MiB came"));
+            }
+        }
+        match answer::read(request.endpoint, got.status, got.body.to_vec()) {
+            Read::Answer(mut reply) => {
+                if let Some(id) = request_id(got.headers) {
+                    reply.request_id = Some(id);
+                }
+                Ok(*reply)
+            }
+            Read::Failed => Err(self.refused(job, got)),
+            // It was probably worked on and paid for, so it may not be tried as often as a plain fault.
+            Read::Garbage => {
+                Err(unknown(FailureClass::UnknownBilled, "invalid_answer", "something else than an answer came"))
+            }
+        }
+    }
+
+    fn refused(&self, job: &Job, refusal: Refusal<'_>) -> Failure {
+        let key = self.settings.api_key.as_ref().map_or("", ExposeSecret::expose_secret);
+        let [text, system] = match &job.work.input {
+            Input::Prompt(prompt) => [prompt.text.as_str(), prompt.system.as_deref().unwrap_or("")],
+            Input::Request { body, .. } => [body.as_str(), ""],
+        };
+        classify(refusal, &[text, system, key], Timestamp::now())
+    }
+
+    /// Scheme, host and port: all of an address that an error may show.
+    fn place(&self) -> String {
+        self.base_url.origin().ascii_serialization()
+    }
+}
+
+/// By hand: neither the key nor what else a URL may hold is shown.
+impl std::fmt::Debug for Chat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Chat").field("name", &self.name).field("at", &self.place()).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Runner for Chat {
+    async fn run(&self, job: &Job, _cx: &RunContext) -> Outcome {
+        match self.call(job).await {
+            Ok(reply) => Outcome::Success(reply),
+            Err(failure) => Outcome::Failure(failure),
+        }
+    }
+
+    fn when_lost(&self) -> WhenLost {
+        WhenLost::Finish
+    }
+
+    fn limit_key(&self, job: &Job) -> String {
+        let model = job.work.model.as_deref().map(|model| bare(model, &self.name));
+        let model = model.or(self.settings.default_model.as_deref()).unwrap_or("_");
+        format!("{}/{}", self.name, family(model))
+    }
+}
+
+/// A model without the date or `-latest` at its end: its versions share one limit.
+fn family(model: &str) -> &str {
+    let undated = model.strip_suffix("-latest").unwrap_or(model);
+    for digits in [&[4, 2, 2][..], &[8][..]] {
+        let mut rest = undated;
+        let dated = digits.iter().rev().all(|&count| match rest.rsplit_once('-') {
+            Some((before, last)) if last.len() == count && last.bytes().all(|b| b.is_ascii_digit()) => {
+                rest = before;
+                true
+            }
+            _ => false,
+        });
+        if dated {
+            return rest;
+        }
+    }
+    undated
+}
+
+/// A call that ended without an answer: nobody's doing before the body was sent, perhaps paid for afterwards.
+fn cut(request: &Request, sent: &Sent, code: &str, detail: &str) -> Failure {
+    if sent.begun() {
+        let failure = Failure::new(FailureClass::UnknownBilled, code, detail);
+        return Failure { usage: request.estimate(), ..failure };
+    }
+    Failure::new(FailureClass::Capacity, code, detail)
+}
+
+/// Whether a body came as its sender meant it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whole {
+    Yes,
+    Cut,
+    TooLarge,
+}
+
+async fn read(mut response: Response, most: usize) -> (Vec<u8>, Whole) {
+    let mut body = Vec::new();
+    loop {
+        match response.chunk().await {
+            Ok(Some(chunk)) if body.len() + chunk.len() > most => return (body, Whole::TooLarge),
+            Ok(Some(chunk)) => body.extend_from_slice(&chunk),
+            Ok(None) => return (body, Whole::Yes),
+            Err(_) => return (body, Whole::Cut),
+        }
+    }
+}
+
+fn request_id(headers: &HeaderMap) -> Option<String> {
+    let id = ["x-request-id", "request-id"].iter().find_map(|name| headers.get(*name))?.to_str().ok()?;
+    Some(id.chars().take(200).collect())
+}
+
+/// The innermost cause, which names the fault ("Connection refused").
+fn deepest(error: &reqwest::Error) -> String {
+    let mut inner: &dyn std::error::Error = error;
+    while let Some(source) = inner.source() {
+        inner = source;
+    }
+    format!(": {inner}")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,208 @@
+//! Calls against a small HTTP server played by the test: what is sent, and what becomes of every way a call can end.
+
+use promptq_common::broker::{LeaseId, WorkerId};
+use promptq_common::job::Queue;
+use promptq_common::outcome::FailureClass::{Account, Capacity, Fatal, Throttled, Transient, UnknownBilled};
+use promptq_common::work::Work;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::*;
+
+const KEY: &str = "sk-very-secret";
+const HELLO: &str = r#"{"id":"c1","model":"m1","choices":[{"message":{"content":"Hello"},"finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":1}}"#;
+
+/// A server that gives every connection's first request the same bytes, then hangs up (or hangs).
+struct Server {
+    base_url: String,
+    seen: mpsc::Receiver<String>,
+    _running: JoinSet<()>,
+}
+
+impl Server {
+    async fn answering(answer: impl Into<String>) -> Self {
+        Self::start(Some(answer.into())).await
+    }
+
+    async fn hanging() -> Self {
+        Self::start(None).await
+    }
+
+    async fn start(answer: Option<String>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base_url = format!("http://{}/v1", listener.local_addr().unwrap());
+        let (see, seen) = mpsc::channel(16);
+        let mut running = JoinSet::new();
+        running.spawn(async move {
+            let mut held = Vec::new();
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let request = request(&mut stream).await;
+                see.send(request).await.unwrap();
+                match &answer {
+                    Some(answer) => stream.write_all(answer.as_bytes()).await.unwrap(),
+                    None => held.push(stream),
+                }
+            }
+        });
+        Self { base_url, seen, _running: running }
+    }
+}
+
+async fn request(stream: &mut TcpStream) -> String {
+    let mut bytes = Vec::new();
+    loop {
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap_or("0");
+            if body.len() >= length.parse::<usize>().unwrap() {
+                return text;
+            }
+        }
+        assert_ne!(stream.read_buf(&mut bytes).await.unwrap(), 0, "a request without its end: {text}");
+    }
+}
+
+fn http(status: &str, headers: &str, body: &str) -> String {
+    let length = body.len();
+    format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n{headers}\r\n{body}")
+}
+
+fn chat(base_url: &str) -> Chat {
+    let settings = ProviderSettings {
+        base_url: base_url.to_owned(),
+        api_key: Some(KEY.into()),
+        default_model: Some("small".to_owned()),
+    };
+    Chat::new("local", settings, client().unwrap()).unwrap()
+}
+
+async fn run(base_url: &str, work: Work, timeout: Duration) -> Result<Reply, Failure> {
+    let mut job = Job::new(Queue::standard(), work);
+    job.policy.timeout = timeout;
+    let cx = RunContext { attempt: 1, lease: LeaseId::random(), worker: WorkerId::random("w") };
+    match chat(base_url).run(&job, &cx).await {
+        Outcome::Success(reply) => Ok(reply),
+        Outcome::Failure(failure) => Err(failure),
+    }
+}
+
+async fn ask(base_url: &str) -> Result<Reply, Failure> {
+    run(base_url, Work::prompt(Some("local/m"), "Say hello to everybody in the room"), Duration::from_secs(10)).await
+}
+
+#[tokio::test]
+async fn a_prompt_is_sent_as_a_chat_and_its_answer_read() {
+    let mut server = Server::answering(http("200 OK", "x-request-id: req_9\r\n", HELLO)).await;
+    let reply = ask(&server.base_url).await.unwrap();
+    assert_eq!((reply.text.as_deref(), reply.request_id.as_deref()), (Some("Hello"), Some("req_9")));
+    assert_eq!((reply.usage.input_tokens, reply.usage.output_tokens), (3, 1));
+    let seen = server.seen.recv().await.unwrap();
+    assert!(seen.starts_with("POST /v1/chat/completions HTTP/1.1\r\n"), "{seen}");
+    assert!(seen.contains("authorization: Bearer sk-very-secret\r\n"), "{seen}");
+    assert!(seen.contains(r#"{"model":"m","messages":[{"role":"user","content":"Say hello"#), "{seen}");
+}
+
+#[tokio::test]
+async fn a_ready_made_request_goes_to_its_own_url_untouched() {
+    let answer = r#"{"id":"r","status":"completed","output":[{"type":"message","content":[{"text":"Hi"}]}]}"#;
+    let mut server = Server::answering(http("200 OK", "", answer)).await;
+    let body = r#"{ "model" : "m",  "input": "x" }"#;
+    let input = Input::Request { url: "/v1/responses".into(), body: body.into() };
+    let work = Work { model: Some("m".into()), input };
+    let reply = run(&format!("{}/", server.base_url), work, Duration::from_secs(10)).await.unwrap();
+    assert_eq!(reply.text.as_deref(), Some("Hi"));
+    let seen = server.seen.recv().await.unwrap();
+    assert!(seen.starts_with("POST /v1/responses HTTP/1.1\r\n") && seen.ends_with(body), "{seen}");
+}
+
+#[tokio::test]
+async fn each_refusal_has_its_class_and_wait() {
+    for (status, headers, body, class, wait) in [
+        ("429 Too Many Requests", "retry-after: 2\r\n", "", Throttled, Some(2)),
+        ("429 Too Many Requests", "", r#"{"error":{"code":"insufficient_quota"}}"#, Account, None),
+        ("401 Unauthorized", "", r#"{"error":{"message":"Incorrect key sk-very-secret"}}"#, Account, None),
+        ("400 Bad Request", "", r#"{"error":{"message":"what is 'hello to everybody in the room'"}}"#, Fatal, None),
+        ("500 Internal Server Error", "", "", Transient, None),
+        ("503 Service Unavailable", "retry-after-ms: 3000\r\n", "", Capacity, Some(3)),
+        ("307 Temporary Redirect", "location: http://127.0.0.1:1/\r\n", "", Fatal, None),
+        ("200 OK", "", r#"{"error":{"code":429,"message":"slow"}}"#, Throttled, None),
+    ] {
+        let server = Server::answering(http(status, headers, body)).await;
+        let failure = ask(&server.base_url).await.unwrap_err();
+        assert_eq!((failure.class, failure.retry_after.map(|wait| wait.as_secs())), (class, wait), "{status} {body}");
+        assert!(!failure.detail.contains("sk-very") && !failure.detail.contains("everybody"), "{}", failure.detail);
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_never_began_is_capacity() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let closed = format!("http://{}/v1", listener.local_addr().unwrap());
+    drop(listener);
+    // One that speaks no TLS, one that has no address, one that refuses.
+    let plain = Server::answering(http("200 OK", "", HELLO)).await;
+    let no_tls = plain.base_url.replace("http:", "https:");
+    for base_url in [closed.as_str(), "http://no-such-host.invalid/v1", &no_tls] {
+        let failure = run(base_url, Work::prompt(None, "Hi"), Duration::from_secs(5)).await.unwrap_err();
+        assert_eq!(failure.class, Capacity, "{base_url}: {failure:?}");
+        assert_eq!(failure.usage.input_tokens, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_call_cut_after_it_was_sent_may_have_been_billed() {
+    let mut begun = vec![
+        ("connection_lost", Server::answering("").await),
+        ("connection_lost", Server::answering("HTTP/1.1 200").await),
+        ("answer_cut", Server::answering(http("200 OK", "", HELLO).trim_end_matches('}')).await),
+        ("invalid_answer", Server::answering(http("200 OK", "", "")).await),
+        ("invalid_answer", Server::answering(http("200 OK", "", HELLO.split_at(40).0)).await),
+        ("invalid_answer", Server::answering(http("200 OK", "", "<html>Welcome</html>")).await),
+    ];
+    for (code, server) in begun.drain(..) {
+        let failure = ask(&server.base_url).await.unwrap_err();
+        assert_eq!((failure.class, failure.code.as_str()), (UnknownBilled, code));
+        assert!(failure.usage.input_tokens > 10 && failure.usage.output_tokens > 0, "{failure:?}");
+    }
+    let slow = Server::hanging().await;
+    let failure = run(&slow.base_url, Work::prompt(None, "Hi"), Duration::from_millis(300)).await.unwrap_err();
+    assert_eq!((failure.class, failure.code.as_str()), (UnknownBilled, "timeout"));
+}
+
+#[tokio::test]
+async fn an_answer_over_the_limit_is_refused() {
+    let long = format!(r#"{{"choices":[{{"message":{{"content":"{}"}}}}]}}"#, "x".repeat(ANSWER_MAX));
+    let server = Server::answering(http("200 OK", "", &long)).await;
+    let failure = ask(&server.base_url).await.unwrap_err();
+    assert_eq!((failure.class, failure.code.as_str()), (Fatal, "output_too_large"));
+}
+
+#[tokio::test]
+async fn one_run_is_one_request() {
+    let mut server = Server::answering(http("503 Service Unavailable", "", "")).await;
+    drop(ask(&server.base_url).await);
+    assert!(server.seen.recv().await.is_some());
+    assert!(server.seen.try_recv().is_err());
+}
+
+#[test]
+fn a_provider_never_shows_its_key() {
+    let chat = chat("https://example.com/v1?key=hush");
+    assert_eq!(format!("{chat:?}"), r#"Chat { name: "local", at: "https://example.com", .. }"#);
+}
+
+#[test]
+fn versions_of_a_model_share_a_family() {
+    for (model, is) in [
+        ("gpt-4o-2024-08-06", "gpt-4o"),
+        ("claude-3-5-haiku-20241022", "claude-3-5-haiku"),
+        ("claude-3-5-haiku-latest", "claude-3-5-haiku"),
+        ("gpt-4o-mini", "gpt-4o-mini"),
+        ("o3-08-06", "o3-08-06"),
+        ("", ""),
+    ] {
+        assert_eq!(family(model), is);
+    }
+}

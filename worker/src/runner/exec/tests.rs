@@ -1,0 +1,175 @@
+//! Real programs run as jobs: their ends, their limits, and what is left of them afterwards (nothing).
+
+use std::fs;
+use std::path::Path;
+
+use promptq_common::broker::{LeaseId, WorkerId};
+use promptq_common::job::Queue;
+use promptq_common::outcome::FailureClass::{Crashed, Fatal, TimedOut, Transient};
+use tokio::time::{Instant, sleep};
+
+use super::*;
+
+fn settings() -> ExecSettings {
+    ExecSettings {
+        named: std::collections::BTreeMap::default(),
+        allow_inline: true,
+        environment: Vec::new(),
+        max_output: 100_000,
+    }
+}
+
+fn shell(script: &str) -> Exec {
+    Exec::new(["sh", "-c", script].map(str::to_owned).to_vec(), &settings()).unwrap()
+}
+
+fn job(prompt: &str, timeout_ms: u64) -> Job {
+    let mut job = Job::new(Queue::standard(), Work::prompt(None, prompt));
+    job.policy.timeout = Duration::from_millis(timeout_ms);
+    job
+}
+
+fn cx() -> RunContext {
+    RunContext { attempt: 3, lease: LeaseId::random(), worker: WorkerId::random("w") }
+}
+
+async fn run(exec: &Exec, prompt: &str) -> Result<String, Failure> {
+    exec.attempt(&job(prompt, 20_000), &cx()).await.map(|reply| reply.text.unwrap())
+}
+
+#[tokio::test]
+async fn the_prompt_comes_in_and_the_answer_goes_out() {
+    assert_eq!(run(&Exec::inline("tr a-z A-Z", &settings()).unwrap(), "hello\n").await.unwrap(), "HELLO");
+    assert_eq!(run(&shell(r"printf 'a\377b\r\n'"), "").await.unwrap(), "a\u{fffd}b");
+    assert_eq!(run(&shell("printf 'two\n\n'"), "").await.unwrap(), "two\n");
+}
+
+#[tokio::test]
+async fn a_large_prompt_and_a_large_answer_pass_each_other() {
+    let mut wide = settings();
+    wide.max_output = 4 << 20;
+    let prompt = "0123456789abcdef".repeat(200_000);
+    assert_eq!(run(&Exec::inline("cat", &wide).unwrap(), &prompt).await.unwrap(), prompt);
+}
+
+#[tokio::test]
+async fn a_program_need_not_read_its_prompt() {
+    let prompt = "x".repeat(1 << 20);
+    assert_eq!(run(&shell("exec 0<&-; echo done"), &prompt).await.unwrap(), "done");
+}
+
+#[tokio::test]
+async fn each_end_has_its_class() {
+    for (script, class, code) in [
+        ("exit 3", Transient, "exit_3"),
+        ("no-such-program-here", Fatal, "command_not_found"),
+        ("kill -SEGV $$", Crashed, "signal_11"),
+        ("yes", Fatal, "output_too_large"),
+    ] {
+        let failure = run(&shell(script), "").await.unwrap_err();
+        assert_eq!((failure.class, failure.code.as_str()), (class, code), "{script}");
+    }
+    for line in ["/no/such/program", "/etc/passwd", "/tmp"] {
+        let failure = run(&Exec::inline(line, &settings()).unwrap(), "").await.unwrap_err();
+        assert_eq!((failure.class, failure.code.as_str()), (Fatal, "command_not_found"), "{line}");
+    }
+    for line in ["", "  ", "'", "''"] {
+        assert_eq!(Exec::inline(line, &settings()).unwrap_err().code, "bad_command", "{line:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_failure_quotes_the_last_line_of_standard_error_and_no_more() {
+    let failure = run(&shell("seq 100000 >&2; printf 'disk \\033[1mfull\\n\\n' >&2; exit 1"), "").await.unwrap_err();
+    assert_eq!(failure.detail, "sh exited with 1: disk [1mfull");
+    let failure = run(&shell("yes | tr -d '\\n' | head -c 9000 >&2; exit 1"), "").await.unwrap_err();
+    assert!(failure.detail.len() < 230, "{}", failure.detail.len());
+}
+
+#[tokio::test]
+async fn only_the_allowed_environment_is_seen() {
+    let seen = run(&shell("env"), "").await.unwrap();
+    let names: Vec<_> = seen.lines().filter_map(|line| line.split_once('=').map(|(name, _)| name)).collect();
+    for name in &names {
+        let known = ["PATH", "HOME", "LANG", "TZ", "PROMPTQ_JOB_ID", "PROMPTQ_ATTEMPT", "PWD", "SHLVL", "_", "OLDPWD"];
+        assert!(known.contains(name), "{name}");
+    }
+    assert!(seen.contains("PROMPTQ_ATTEMPT=3"));
+    // Set for every test by cargo and nextest.
+    let mut more = settings();
+    more.environment.push("CARGO_MANIFEST_DIR".to_owned());
+    let seen = run(&Exec::inline("env", &more).unwrap(), "").await.unwrap();
+    assert!(seen.contains("CARGO_MANIFEST_DIR="), "{names:?}");
+}
+
+#[tokio::test]
+async fn what_a_program_leaves_running_does_not_hold_its_answer_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let begun = Instant::now();
+    let script = format!("sleep 300 & echo $! > {}/pid; echo done", folder.path().display());
+    assert_eq!(run(&shell(&script), "").await.unwrap(), "done");
+    assert!(begun.elapsed() < Duration::from_secs(10));
+    gone(&pid_in(folder.path()).await).await;
+}
+
+#[tokio::test]
+async fn a_timeout_stops_the_whole_group_in_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path().display();
+    let script = format!("trap 'echo bye > {at}/bye; exit' TERM; sleep 300 & echo $! > {at}/pid; wait");
+    let failure = shell(&script).attempt(&job("", 500), &cx()).await.unwrap_err();
+    assert_eq!((failure.class, failure.code.as_str()), (TimedOut, "timeout"));
+    assert!(folder.path().join("bye").exists(), "SIGTERM came first");
+    gone(&pid_in(folder.path()).await).await;
+}
+
+#[tokio::test]
+async fn who_ignores_sigterm_is_killed() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = format!("trap '' TERM; echo $$ > {}/pid; while :; do sleep 1; done", folder.path().display());
+    let begun = Instant::now();
+    let failure = shell(&script).attempt(&job("", 500), &cx()).await.unwrap_err();
+    assert_eq!(failure.class, TimedOut);
+    assert!(begun.elapsed() < Duration::from_secs(10));
+    gone(&pid_in(folder.path()).await).await;
+}
+
+#[tokio::test]
+async fn dropping_the_run_kills_grandchildren() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = format!("trap '' TERM; (trap '' TERM; sleep 300) & echo $! > {}/pid; wait", folder.path().display());
+    let exec = shell(&script);
+    let (job, cx) = (job("", 60_000), cx());
+    let pid = {
+        let mut running = Box::pin(exec.run(&job, &cx));
+        tokio::select! {
+            outcome = &mut running => panic!("{outcome:?}"),
+            pid = pid_in(folder.path()) => pid,
+        }
+    };
+    gone(&pid).await;
+}
+
+async fn pid_in(folder: &Path) -> String {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match fs::read_to_string(folder.join("pid")) {
+            Ok(pid) if pid.ends_with('\n') => return pid.trim().to_owned(),
+            _ if Instant::now() > deadline => panic!("the program never said its number"),
+            _ => sleep(Duration::from_millis(10)).await,
+        }
+    }
+}
+
+/// A zombie that nobody has reaped yet is gone too.
+async fn gone(pid: &str) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match fs::read_to_string(format!("/proc/{pid}/stat")) {
+            Ok(stat) if !stat.contains(") Z ") => {}
+            _ => return,
+        }
+        assert!(Instant::now() < deadline, "process {pid} still runs");
+        sleep(Duration::from_millis(10)).await;
+    }
+}
