@@ -140,7 +140,7 @@ fn worker(r: &mut Reader<'_>, sources: &Sources<'_>) -> Worker {
     Worker {
         queues: served(r),
         // Mostly waiting for others: more than the cores, few enough for a small provider account.
-        concurrency: r.integer(&at("concurrency"), 1..=100_000, 16),
+        concurrency: r.integer(&at("concurrency"), 1..=20_000, 16),
         lease: r.duration(&at("lease"), SECOND..=HOUR, 45 * SECOND),
         heartbeat: r.duration(&at("heartbeat"), Duration::from_millis(100)..=HOUR, 10 * SECOND),
         // Under the 30 s that container platforms commonly grant between SIGTERM and SIGKILL.

@@ -152,7 +152,7 @@ fn what_no_setting_takes_is_refused() {
         ("[runners.count]\nargv = []", ["name a program", "2:8"]),
         ("mock.latency = [\"2s\", \"1s\"]", ["the least and the most", "1:16"]),
         ("broker = \"nonsense\"", ["broker.url is not a URL", "1:10"]),
-        ("broker = { url = \"sqlite:///q.db\", user = \"me\" }", ["takes no user", "1:42"]),
+        ("broker = { url = \"sqlite:///q.db\", user = \"me\" }", ["takes no user", "1:43"]),
     ] {
         refused(file(text), &parts);
     }

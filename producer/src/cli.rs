@@ -1,0 +1,137 @@
+//! What may be said on the command line: the command tree and the flags commands share. What a command's own flags
+//! mean is the command's file's business.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+use crate::command;
+use crate::printer::{Color, Format};
+
+/// A job queue for LLM prompts: throw 10 or 10 million prompts at it, get one result per prompt.
+#[derive(Debug, Parser)]
+#[command(
+    name = "promptq",
+    version,
+    propagate_version = true,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    max_term_width = 100,
+    before_help = "Examples:\n  promptq run reviews.csv -t 'Sentiment of: {{text}}' -m mock -o out.jsonl\n  promptq status nov-reviews",
+    after_help = EXIT_CODES,
+)]
+pub struct Cli {
+    /// Where everything is, and how much is said.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_CODES: &str =
+    "Exit codes: 0 ok · 1 failed · 2 usage, settings or input wrong · 3 done, some jobs dead or cancelled ·
+4 not allowed · 5 not found · 6 conflict · 7 unreachable · 8 still pending · 9 stopped by --max-errors ·
+130 interrupted";
+
+/// Flags of every command.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Everywhere")]
+pub struct Global {
+    /// Settings file, in place of ./promptq.toml and the user's own
+    #[arg(long, value_name = "FILE", global = true)]
+    pub config: Option<PathBuf>,
+    /// Where jobs wait: sqlite:///path/to/file.db [env: PROMPTQ_BROKER]
+    #[arg(long, value_name = "URL", global = true)]
+    pub broker: Option<String>,
+    /// Where records are kept, for brokers that keep none [env: PROMPTQ_LEDGER]
+    #[arg(long, value_name = "URL", global = true, hide_short_help = true)]
+    pub ledger: Option<String>,
+    /// Where large answers go: file:///path, s3://bucket/prefix … [env: PROMPTQ_STORE]
+    #[arg(long, value_name = "URL", global = true, hide_short_help = true)]
+    pub store: Option<String>,
+    /// Say nothing but results and errors
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Log more (-vv debug, -vvv trace)
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+    /// Colour on a terminal, always or never
+    #[arg(long, value_name = "WHEN", global = true, default_value = "auto", hide_short_help = true)]
+    pub color: Color,
+}
+
+/// Flags of commands that print data.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Output")]
+pub struct Output {
+    /// The shape of data
+    #[arg(long, value_name = "FORMAT", default_value = "table")]
+    pub format: Format,
+    /// Short for --format json
+    #[arg(long, conflicts_with_all = ["format", "jsonl"])]
+    pub json: bool,
+    /// Short for --format jsonl
+    #[arg(long, conflicts_with = "format")]
+    pub jsonl: bool,
+}
+
+impl Output {
+    /// The shape that was asked for.
+    pub fn format(&self) -> Format {
+        match (self.json, self.jsonl) {
+            (true, _) => Format::Json,
+            (_, true) => Format::Jsonl,
+            (false, false) => self.format,
+        }
+    }
+}
+
+/// Flags of commands that print lists.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Output")]
+pub struct ListOutput {
+    /// The shape of the list.
+    #[command(flatten)]
+    pub output: Output,
+    /// Only these columns, such as id,state
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub fields: Vec<String>,
+}
+
+/// Flags of commands that change or destroy.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Safety")]
+pub struct Confirm {
+    /// Do not ask
+    #[arg(short, long)]
+    pub yes: bool,
+    /// Never ask: fail where a question would be
+    #[arg(long)]
+    pub no_input: bool,
+    /// Say what would be done, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Why, for the audit line
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Settings: check them, show them
+    Config(command::config::Args),
+    /// Completions for a shell
+    Completions(command::completions::Args),
+}
+
+impl Command {
+    /// The shape of data it was asked for; tables where it has no say.
+    pub fn format(&self) -> Format {
+        match self {
+            Self::Config(args) => args.format(),
+            Self::Completions(_) => Format::Table,
+        }
+    }
+}

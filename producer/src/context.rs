@@ -1,0 +1,46 @@
+//! What a command works with: settings, the printer, and connections made when first asked for.
+
+use promptq_common::broker::Broker;
+use promptq_common::config::Config;
+use promptq_common::store::Store;
+use tokio::sync::OnceCell;
+
+use crate::printer::Printer;
+use crate::problem::{Exit, Problem, Result};
+
+/// What a command works with.
+#[derive(Debug)]
+pub struct Context {
+    /// Everything that was said.
+    pub config: Config,
+    /// The only way to print.
+    pub printer: Printer,
+    broker: OnceCell<Broker>,
+    store: OnceCell<Store>,
+}
+
+impl Context {
+    /// Nothing is connected yet.
+    pub fn new(config: Config, printer: Printer) -> Self {
+        Self { config, printer, broker: OnceCell::new(), store: OnceCell::new() }
+    }
+
+    /// The broker, connected on first use. Cancel-safe.
+    pub async fn broker(&self) -> Result<&Broker> {
+        let url = &self.config.broker.url;
+        self.broker.get_or_try_init(|| Broker::connect(url.expose())).await.map_err(|error| {
+            Problem::from(error).detail(format!("broker: {url}")).hint("`promptq doctor` shows what can be reached")
+        })
+    }
+
+    /// The store, opened on first use. Cancel-safe.
+    pub async fn store(&self) -> Result<&Store> {
+        let Some(url) = &self.config.store.url else {
+            return Err(Problem::new(Exit::Usage, "store-missing", "no store is configured for this broker")
+                .hint("name one that every host reaches, such as --store s3://bucket/prefix"));
+        };
+        self.store.get_or_try_init(|| Store::open(url.expose())).await.map_err(|error| {
+            Problem::from(error).detail(format!("store: {url}")).hint("`promptq doctor` shows what can be reached")
+        })
+    }
+}
