@@ -1,112 +1,183 @@
-//! The embedded backend.
-#![allow(unused_variables, clippy::unimplemented, reason = "being written")]
-use super::backend::*;
-use crate::error::Result;
-use crate::job::*;
-use crate::ledger::*;
-use crate::record::Record;
-use async_trait::async_trait;
-use std::time::Duration;
+//! The embedded broker and its ledger: one SQLite file, any number of processes of one machine. This file is the way
+//! in; each step is its own file: `enqueue`, `lease`, `hold`, `settle`, `admin`, `retention`, `query`, `account`.
 
-/// The embedded backend.
-#[derive(Debug, Default)]
-pub struct Sqlite;
+mod account;
+mod admin;
+mod enqueue;
+mod file;
+mod filesystem;
+mod hold;
+mod lease;
+mod ledger;
+mod query;
+mod reader;
+mod retention;
+mod rounds;
+mod row;
+mod settle;
+mod source;
+#[cfg(test)]
+mod tests;
+mod tx;
+mod writer;
+
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+
+use self::reader::Reader;
+use self::source::RowSource;
+use self::writer::Writer;
+use super::backend::{
+    Backend, Cancel, CancelCounts, Depth, Enqueued, Envelope, HoldKey, MAX_BATCH, QueueView, Redriven, Retention,
+    Source, Swept, Terms, WorkerId,
+};
+use crate::error::{Error, Kind, Result};
+use crate::job::{BatchName, JobId, Queue};
+
+/// Where a process may be made to die, in the order a job meets them; see [`crate::crash_point!`].
+pub const CRASH_POINTS: &[&str] = &[
+    "sqlite.enqueue.before_begin",
+    "sqlite.enqueue.after_job",
+    "sqlite.enqueue.after_payload",
+    "sqlite.enqueue.before_commit",
+    "sqlite.enqueue.after_commit",
+    "sqlite.lease.before_begin",
+    "sqlite.lease.after_promote",
+    "sqlite.lease.after_recover",
+    "sqlite.lease.after_take",
+    "sqlite.lease.before_commit",
+    "sqlite.lease.after_commit",
+    "sqlite.settle.before_begin",
+    "sqlite.settle.after_record",
+    "sqlite.settle.after_job",
+    "sqlite.settle.before_commit",
+    "sqlite.settle.after_commit",
+];
+
+/// The embedded broker: one writing thread and two reading ones in this process.
+#[derive(Debug)]
+pub struct Sqlite {
+    path: PathBuf,
+    writer: Writer,
+    /// For claims, which are short and in the way of every job.
+    claims: Reader,
+    /// For everything people ask.
+    queries: Reader,
+}
 
 impl Sqlite {
-    /// Opens or makes the file.
-    pub async fn open(_path: &std::path::Path) -> Result<Self> {
-        unimplemented!()
+    /// Opens the file, making it (0600) and its folder (0700) when missing.
+    ///
+    /// # Errors
+    /// `Config` for a network file system, another program's file, a newer schema or missing rights; `Unavailable`
+    /// for a full disk or a file that other processes keep locked.
+    pub async fn open(path: &Path) -> Result<Self> {
+        let writer = Writer::start(path.to_owned()).await?;
+        let claims = Reader::start(path.to_owned()).await?;
+        let queries = Reader::start(path.to_owned()).await?;
+        Ok(Self { path: path.to_owned(), writer, claims, queries })
     }
+}
+
+/// Refuses calls above the documented size.
+fn check_count(op: &'static str, count: usize) -> Result<()> {
+    if count > MAX_BATCH {
+        return Err(Error::new(Kind::TooLarge, op, format!("{count} at once; at most {MAX_BATCH}")));
+    }
+    Ok(())
 }
 
 #[async_trait]
 impl Backend for Sqlite {
     async fn enqueue(&self, batch: Vec<Envelope>) -> Result<Vec<Enqueued>> {
-        unimplemented!()
+        check_count("enqueue", batch.len())?;
+        let bytes = batch.iter().map(|envelope| envelope.payload.len()).sum();
+        self.writer.write("enqueue", bytes, move |tx| enqueue::enqueue(tx, &batch)).await
     }
-    async fn subscribe(&self, terms: Terms) -> Result<Box<dyn Source>> {
-        unimplemented!()
-    }
-    async fn depth(&self, queue: &Queue) -> Result<Depth> {
-        unimplemented!()
-    }
-    async fn queues(&self) -> Result<Vec<QueueView>> {
-        unimplemented!()
-    }
-    async fn pause(&self, queue: &Queue, reason: Option<&str>) -> Result<()> {
-        unimplemented!()
-    }
-    async fn purge(&self, queue: &Queue) -> Result<u64> {
-        unimplemented!()
-    }
-    async fn cancel(&self, ids: &[JobId]) -> Result<Vec<Cancel>> {
-        unimplemented!()
-    }
-    async fn cancel_batch(&self, batch: &BatchName) -> Result<CancelCounts> {
-        unimplemented!()
-    }
-    async fn redrive(&self, ids: &[JobId]) -> Result<Vec<Redriven>> {
-        unimplemented!()
-    }
-    async fn drop_dead(&self, ids: &[JobId]) -> Result<u64> {
-        unimplemented!()
-    }
-    async fn wake(&self, key: &HoldKey) -> Result<u64> {
-        unimplemented!()
-    }
-    async fn recover(&self, worker: &WorkerId) -> Result<u64> {
-        unimplemented!()
-    }
-    async fn sweep(&self, retention: &Retention) -> Result<Swept> {
-        unimplemented!()
-    }
-}
 
-#[async_trait]
-impl Ledger for Sqlite {
-    async fn known(&self, keys: &[(JobId, Fingerprint)]) -> Result<Vec<Known>> {
-        unimplemented!()
+    async fn subscribe(&self, terms: Terms) -> Result<Box<dyn Source>> {
+        let watch = file::open_reader(&self.path)?;
+        let source = RowSource::new(self.writer.clone(), self.claims.clone(), watch, terms)?;
+        Ok(Box::new(source))
     }
-    async fn fetch(&self, ids: &[JobId]) -> Result<Vec<Option<JobView>>> {
-        unimplemented!()
+
+    async fn depth(&self, queue: &Queue) -> Result<Depth> {
+        let queue = queue.clone();
+        let views = self.queries.read("read a depth", move |conn| query::queues(conn, Some(&queue))).await?;
+        Ok(views.into_iter().next().map(|view| view.depth).unwrap_or_default())
     }
-    async fn payload(&self, id: JobId) -> Result<Option<Vec<u8>>> {
-        unimplemented!()
+
+    async fn queues(&self) -> Result<Vec<QueueView>> {
+        self.queries.read("list queues", |conn| query::queues(conn, None)).await
     }
-    async fn list(&self, filter: &JobFilter, cursor: Option<&str>, limit: usize) -> Result<Page<JobView>> {
-        unimplemented!()
+
+    async fn pause(&self, queue: &Queue, reason: Option<&str>) -> Result<()> {
+        let (queue, reason) = (queue.clone(), reason.map(str::to_owned));
+        self.writer.write("pause", 0, move |tx| admin::pause(tx, &queue, reason.as_deref())).await
     }
-    async fn results(&self, scope: &Scope, cursor: Cursor, limit: usize) -> Result<Vec<(Cursor, Record)>> {
-        unimplemented!()
+
+    async fn purge(&self, queue: &Queue) -> Result<u64> {
+        let upto = self.writer.write("purge", 0, |tx| admin::newest(tx)).await?;
+        let mut ended = 0;
+        loop {
+            let queue = queue.clone();
+            let count = self.writer.write("purge", 0, move |tx| admin::purge_step(tx, &queue, upto)).await?;
+            ended += count;
+            if count < admin::STEP.unsigned_abs() {
+                return Ok(ended);
+            }
+        }
     }
-    async fn batch(&self, name: &BatchName) -> Result<Option<BatchView>> {
-        unimplemented!()
+
+    async fn cancel(&self, ids: &[JobId]) -> Result<Vec<Cancel>> {
+        check_count("cancel", ids.len())?;
+        let ids = ids.to_vec();
+        self.writer.write("cancel", 0, move |tx| admin::cancel(tx, &ids)).await
     }
-    async fn batches(&self, limit: usize) -> Result<Vec<BatchView>> {
-        unimplemented!()
+
+    async fn cancel_batch(&self, batch: &BatchName) -> Result<CancelCounts> {
+        let name = batch.clone();
+        let marked = self.writer.write("cancel a batch", 0, move |tx| admin::mark_batch(tx, &name)).await?;
+        let mut counts = CancelCounts::default();
+        let Some((id, upto)) = marked else { return Ok(counts) };
+        let mut from = 0;
+        loop {
+            let step = move |tx: &mut tx::Tx<'_>| admin::cancel_batch_step(tx, id, (from, upto));
+            let (some, next) = self.writer.write("cancel a batch", 0, step).await?;
+            counts.ended += some.ended;
+            counts.flagged += some.flagged;
+            match next {
+                Some(next) => from = next,
+                None => return Ok(counts),
+            }
+        }
     }
-    async fn seal(&self, name: &BatchName, queue: &Queue) -> Result<()> {
-        unimplemented!()
+
+    async fn redrive(&self, ids: &[JobId]) -> Result<Vec<Redriven>> {
+        check_count("redrive", ids.len())?;
+        let ids = ids.to_vec();
+        self.writer.write("redrive", 0, move |tx| admin::redrive(tx, &ids)).await
     }
-    async fn dead_groups(&self, queue: Option<&Queue>) -> Result<Vec<DeadGroup>> {
-        unimplemented!()
+
+    async fn drop_dead(&self, ids: &[JobId]) -> Result<u64> {
+        check_count("drop dead jobs", ids.len())?;
+        let ids = ids.to_vec();
+        self.writer.write("drop dead jobs", 0, move |tx| admin::drop_dead(tx, &ids)).await
     }
-    async fn report(&self, worker: &WorkerReport) -> Result<()> {
-        unimplemented!()
+
+    async fn wake(&self, key: &HoldKey) -> Result<u64> {
+        let key = key.clone();
+        self.writer.write("wake jobs", 0, move |tx| admin::wake(tx, &key)).await
     }
-    async fn workers(&self) -> Result<Vec<WorkerReport>> {
-        unimplemented!()
+
+    async fn recover(&self, worker: &WorkerId) -> Result<u64> {
+        let worker = worker.clone();
+        self.writer.write("recover a worker's jobs", 0, move |tx| admin::recover(tx, worker.as_str())).await
     }
-    async fn lock(&self, name: &str, owner: &WorkerId, length: Duration) -> Result<bool> {
-        unimplemented!()
-    }
-    async fn unlock(&self, name: &str, owner: &WorkerId) -> Result<()> {
-        unimplemented!()
-    }
-    async fn note(&self, key: &str) -> Result<Option<String>> {
-        unimplemented!()
-    }
-    async fn set_note(&self, key: &str, value: Option<&str>) -> Result<()> {
-        unimplemented!()
+
+    async fn sweep(&self, retention: &Retention) -> Result<Swept> {
+        let retention = *retention;
+        self.writer.write("sweep", 0, move |tx| retention::sweep(tx, &retention)).await
     }
 }

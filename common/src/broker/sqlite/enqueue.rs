@@ -1,0 +1,135 @@
+//! Putting jobs in: one row, one payload, counted in its lane and batch; a known id is never put in twice.
+
+use rusqlite::{OptionalExtension, params};
+
+use super::file::Fault;
+use super::row::{name, tags_text};
+use super::tx::{Stage, Tx};
+use crate::broker::backend::{Enqueued, Envelope, Head, Refusal};
+use crate::codec;
+use crate::job::{JobId, Queue};
+use crate::record::State;
+
+/// Takes each job or says why not, in order.
+pub(super) fn enqueue(tx: &mut Tx<'_>, batch: &[Envelope]) -> Result<Vec<Enqueued>, Fault> {
+    batch.iter().map(|envelope| enqueue_one(tx, envelope)).collect()
+}
+
+fn enqueue_one(tx: &mut Tx<'_>, envelope: &Envelope) -> Result<Enqueued, Fault> {
+    let head = &envelope.head;
+    if envelope.payload.len() > codec::MAX_BYTES {
+        return Ok(Enqueued::Refused(Refusal::TooLarge(envelope.payload.len())));
+    }
+    if let Some((state, fingerprint)) = known(tx, head.id)? {
+        return Ok(if fingerprint == head.fingerprint.0 {
+            Enqueued::Known(state)
+        } else {
+            Enqueued::Refused(Refusal::Conflict)
+        });
+    }
+    let lane = tx.lane(&head.lane)?;
+    let batch = match &head.batch {
+        None => None,
+        Some(batch) => {
+            let queue = tx.queue(&head.lane.queue)?;
+            let row = tx.batch_or_new(batch, queue)?;
+            if row.queue != queue {
+                return Ok(Enqueued::Refused(Refusal::OtherQueue(queue_name(tx, row.queue)?)));
+            }
+            Some(row.id)
+        }
+    };
+    let due = head.not_before.map_or(tx.now, |at| at.as_millis().max(tx.now));
+    let stage = if due > tx.now { Stage::Delayed } else { Stage::Ready };
+    let seq = insert(tx, head, (lane, batch), (stage, due))?;
+    crate::crash_point!("sqlite.enqueue.after_job");
+    tx.sql("INSERT INTO payload (seq, bytes) VALUES (?1, ?2)")?.execute(params![seq, envelope.payload])?;
+    crate::crash_point!("sqlite.enqueue.after_payload");
+    tx.rows(lane, batch, 1);
+    tx.moved(lane, batch, None, Some(stage));
+    Ok(Enqueued::New)
+}
+
+fn insert(
+    tx: &Tx<'_>,
+    head: &Head,
+    (lane, batch): (i64, Option<i64>),
+    (stage, due): (Stage, i64),
+) -> Result<i64, Fault> {
+    let history = codec::encode_history(&head.history)?;
+    let seq = tx
+        .sql(
+            "INSERT INTO job (id, lane, state, ready_at, deadline, created_at, fingerprint, priority, keyed, batch, row,
+             epoch, attempts, not_before, custom_id, tenant, tags, history)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
+        )?
+        .insert(params![
+            head.id.as_bytes(),
+            lane,
+            stage.code(),
+            due,
+            head.deadline.as_millis(),
+            head.created_at.as_millis(),
+            head.fingerprint.0,
+            head.priority.get(),
+            head.keyed,
+            batch,
+            head.row,
+            head.epoch,
+            head.attempts,
+            head.not_before.map(|at| at.as_millis()),
+            head.custom_id,
+            head.tenant,
+            tags_text(&head.tags)?,
+            (!history.is_empty()).then_some(history),
+        ])?;
+    Ok(seq)
+}
+
+/// The state and fingerprint of an id that has been used.
+fn known(tx: &Tx<'_>, id: JobId) -> Result<Option<(State, [u8; 16])>, Fault> {
+    let now = tx.now;
+    let living = tx
+        .sql("SELECT state, fingerprint, attempts, hold, deadline FROM job WHERE id = ?1")?
+        .query_row([id.as_bytes()], |row| {
+            let hold: Option<String> = row.get(3)?;
+            let state = public_state(row.get(0)?, (row.get(2)?, hold.is_some()), row.get::<_, i64>(4)? <= now);
+            Ok((state, row.get(1)?))
+        })
+        .optional()?;
+    if living.is_some() {
+        return Ok(living);
+    }
+    Ok(tx.sql("SELECT state, fingerprint FROM past WHERE id = ?1")?.query_row([id.as_bytes()], past_state).optional()?)
+}
+
+/// A row of `past`: state and fingerprint.
+pub(super) fn past_state(row: &rusqlite::Row<'_>) -> rusqlite::Result<(State, [u8; 16])> {
+    let stage: Stage = row.get(0)?;
+    Ok((stage.ended().unwrap_or(State::Expired), row.get(1)?))
+}
+
+/// A job's state as people see it.
+pub(super) fn public_state(stage: Stage, (attempts, held): (u32, bool), overdue: bool) -> State {
+    match stage {
+        Stage::Ready | Stage::Delayed if overdue => State::Expired,
+        Stage::Delayed if !held => {
+            if attempts > 0 {
+                State::Retrying
+            } else {
+                State::Scheduled
+            }
+        }
+        Stage::Ready | Stage::Delayed => State::Queued,
+        Stage::Running => State::Running,
+        Stage::Succeeded => State::Succeeded,
+        Stage::Dead => State::Dead,
+        Stage::Cancelled => State::Cancelled,
+        Stage::Expired => State::Expired,
+    }
+}
+
+fn queue_name(tx: &Tx<'_>, id: i64) -> Result<Queue, Fault> {
+    let text: String = tx.sql("SELECT name FROM queue WHERE id = ?1")?.query_row([id], |row| row.get(0))?;
+    Ok(name(Queue::new(&text))?)
+}

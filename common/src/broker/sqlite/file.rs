@@ -1,0 +1,160 @@
+//! Opening the file: pragmas, schema, and what SQLite's errors mean to us. Where it may live is `filesystem.rs`.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
+
+use super::filesystem;
+use crate::error::{Error, Kind, Result};
+
+const OP: &str = "open the embedded database";
+const SCHEMA: i64 = 1;
+/// "pqdb": tells our file from any other program's database.
+const APPLICATION: i64 = 0x7071_6462;
+/// How long a write waits for the other processes' turns. A turn is one group commit, milliseconds.
+const BUSY: Duration = Duration::from_secs(10);
+
+/// What went wrong inside a transaction.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// SQLite refused.
+    Sql(rusqlite::Error),
+    /// Something of ours did.
+    Own(Error),
+}
+
+impl From<rusqlite::Error> for Fault {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sql(error)
+    }
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        Self::Own(error)
+    }
+}
+
+/// Makes the file and its tables where missing and opens it for writing.
+pub(super) fn open_writer(path: &Path) -> Result<Connection> {
+    filesystem::prepare(path)?;
+    let mut conn = connect(path)?;
+    let named = |error: rusqlite::Error| lift_at(OP, path, error);
+    set_up(&conn).map_err(named)?;
+    check(&conn, path)?;
+    let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(named)?;
+    if version(&tx).map_err(named)? == 0 {
+        tx.execute_batch(include_str!("schema.sql")).map_err(named)?;
+        tx.pragma_update(None, "application_id", APPLICATION).map_err(named)?;
+        tx.pragma_update(None, "user_version", SCHEMA).map_err(named)?;
+    }
+    tx.commit().map_err(named)?;
+    conn.set_prepared_statement_cache_capacity(96);
+    Ok(conn)
+}
+
+/// Opens a file that [`open_writer`] has made, for reading.
+pub(super) fn open_reader(path: &Path) -> Result<Connection> {
+    let conn = connect(path)?;
+    conn.pragma_update(None, "query_only", true).map_err(|error| lift_at(OP, path, error))?;
+    conn.set_prepared_statement_cache_capacity(48);
+    Ok(conn)
+}
+
+fn connect(path: &Path) -> Result<Connection> {
+    let named = |error: rusqlite::Error| lift_at(OP, path, error);
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let conn = Connection::open_with_flags(path, flags).map_err(named)?;
+    conn.busy_timeout(BUSY).map_err(named)?;
+    Ok(conn)
+}
+
+fn set_up(conn: &Connection) -> rusqlite::Result<()> {
+    turn_on_wal(conn)?;
+    conn.pragma_update(None, "synchronous", "FULL")?;
+    conn.pragma_update(None, "mmap_size", 0)?;
+    conn.pragma_update(None, "temp_store", "MEMORY")?;
+    // 16 MiB holds the inner pages of every index of ten million jobs.
+    conn.pragma_update(None, "cache_size", -16_384)?;
+    // A log grown by one large enqueue gives its space back at the next checkpoint.
+    conn.pragma_update(None, "journal_size_limit", 64 << 20)
+}
+
+/// Two processes that make the same file at once meet here: the switch does not wait for locks, so it is tried again
+/// for up to as long as any other write would wait.
+fn turn_on_wal(conn: &Connection) -> rusqlite::Result<()> {
+    const PAUSE: Duration = Duration::from_millis(20);
+    let mut left = BUSY.as_millis() / PAUSE.as_millis();
+    loop {
+        match conn.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get::<_, String>(0)) {
+            Ok(mode) if mode.eq_ignore_ascii_case("wal") => return Ok(()),
+            Err(error) if left == 0 || error.sqlite_error_code() != Some(ErrorCode::DatabaseBusy) => return Err(error),
+            Ok(_) if left == 0 => return Err(rusqlite::Error::InvalidQuery),
+            Ok(_) | Err(_) => {}
+        }
+        left -= 1;
+        std::thread::park_timeout(PAUSE);
+    }
+}
+
+fn version(conn: &Connection) -> rusqlite::Result<i64> {
+    conn.pragma_query_value(None, "user_version", |row| row.get(0))
+}
+
+fn check(conn: &Connection, path: &Path) -> Result<()> {
+    let named = |error: rusqlite::Error| lift_at(OP, path, error);
+    let application: i64 = conn.pragma_query_value(None, "application_id", |row| row.get(0)).map_err(named)?;
+    let tables: i64 =
+        conn.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(named)?;
+    let bad = |why: String, hint: &str| {
+        Err(Error::new(Kind::Config, OP, format!("{}: {why}\nhint: {hint}", path.display())))
+    };
+    if application != APPLICATION && tables > 0 {
+        return bad("is another program's database".into(), "name another file with --broker sqlite:///path/to/file.db");
+    }
+    match version(conn).map_err(named)? {
+        found if found > SCHEMA => bad(
+            format!("was written by a newer promptq (schema {found}; this one knows {SCHEMA})"),
+            "use the newer promptq, or name another file",
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// What a fault met while doing `op` means: is it worth another try, or must a person mend something.
+pub(super) fn lift(op: &'static str, fault: Fault) -> Error {
+    match fault {
+        Fault::Own(error) => error,
+        Fault::Sql(error) => lift_with(op, String::new(), error),
+    }
+}
+
+fn lift_at(op: &'static str, path: &Path, error: rusqlite::Error) -> Error {
+    lift_with(op, format!("{}: ", path.display()), error)
+}
+
+fn lift_with(op: &'static str, place: String, error: rusqlite::Error) -> Error {
+    let (kind, why) = match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::FileLockingProtocolFailed) => {
+            (Kind::Unavailable, "other processes kept it locked for 10 s")
+        }
+        Some(ErrorCode::DiskFull) => (Kind::Unavailable, "no space is left on its disk\nhint: free some space"),
+        Some(ErrorCode::SystemIoFailure) => (Kind::Unavailable, "its disk failed to read or write"),
+        Some(ErrorCode::OutOfMemory | ErrorCode::OperationInterrupted | ErrorCode::OperationAborted) => {
+            (Kind::Unavailable, "it was interrupted")
+        }
+        Some(ErrorCode::NotADatabase) => {
+            (Kind::Config, "is not a database\nhint: name another file with --broker sqlite:///path/to/file.db")
+        }
+        Some(ErrorCode::DatabaseCorrupt) => {
+            (Kind::Corrupt, "is damaged\nhint: recover it with `sqlite3 FILE .recover` while nothing has it open")
+        }
+        Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => {
+            (Kind::Config, "may not be written\nhint: check the owner and mode of the file and of its folder")
+        }
+        Some(ErrorCode::TooBig) => (Kind::TooLarge, "is above SQLite's limit of 1 GB"),
+        _ => (Kind::Corrupt, "holds something unexpected"),
+    };
+    Error::new(kind, op, format!("{place}{why}")).because(error)
+}

@@ -1,0 +1,263 @@
+//! The lease transaction: what is due comes back, what is over is ended, and the rest is leased by turns.
+
+use std::collections::HashMap;
+
+use rusqlite::params;
+
+use super::file::Fault;
+use super::row::{JobRow, Place, name, select_jobs};
+use super::rounds::{Open, Rounds};
+use super::settle::end_unrun;
+use super::tx::{Stage, Tx, band_from};
+use crate::broker::backend::{Head, Terms, Want};
+use crate::broker::LeaseId;
+use crate::job::{Lane, ModelName, Queue};
+use crate::record::End;
+
+/// How many jobs one transaction promotes, recovers or ends beside leasing: about a millisecond's work.
+const CHORES: u32 = 200;
+/// How many lanes a caller is told of.
+const LANES: u32 = 1_000;
+
+/// What a lease transaction gave.
+#[derive(Debug, Default)]
+pub(super) struct Taken {
+    pub(super) jobs: Vec<LeasedRow>,
+    pub(super) lanes_seen: Vec<Lane>,
+    /// Whether others wrote to the file since this subscription's last lease.
+    pub(super) contended: bool,
+}
+
+/// One job that was leased.
+#[derive(Debug)]
+pub(super) struct LeasedRow {
+    pub(super) seq: i64,
+    pub(super) lease: LeaseId,
+    pub(super) head: Head,
+    pub(super) payload: Vec<u8>,
+}
+
+/// What a subscription remembers between its leases.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    rounds: Rounds,
+    version: i64,
+}
+
+/// A lane with ready jobs.
+struct Candidate {
+    id: i64,
+    lane: Lane,
+    ready: u32,
+    paused: bool,
+}
+
+/// Leases up to `want.total` jobs for `terms.worker`.
+pub(super) fn lease(tx: &mut Tx<'_>, terms: &Terms, want: &Want, memory: &mut Memory) -> Result<Taken, Fault> {
+    promote_due(tx)?;
+    crate::crash_point!("sqlite.lease.after_promote");
+    recover_expired(tx)?;
+    crate::crash_point!("sqlite.lease.after_recover");
+    let mut ended = expire_overdue(tx, CHORES)?;
+    let mut taken = Taken::default();
+    let version: i64 = tx.sql("PRAGMA data_version")?.query_row([], |row| row.get(0))?;
+    taken.contended = version != std::mem::replace(&mut memory.version, version);
+    let mut had: HashMap<i64, u32> = HashMap::new();
+    loop {
+        tx.flush()?;
+        let lanes = candidates(tx, terms)?;
+        taken.lanes_seen = lanes.iter().map(|lane| lane.lane.clone()).collect();
+        let open = open_lanes(&lanes, want, &had);
+        let left = want.total.saturating_sub(u32::try_from(taken.jobs.len()).unwrap_or(u32::MAX));
+        let turns = memory.rounds.take(&terms.queues, &open, left);
+        let over = take(tx, terms, (&lanes, &turns), &mut taken.jobs, &mut had)?;
+        ended += over;
+        if over == 0 || ended >= CHORES {
+            break;
+        }
+    }
+    crate::crash_point!("sqlite.lease.after_take");
+    Ok(taken)
+}
+
+/// Delayed jobs whose time has come wait in their lane as of that time.
+fn promote_due(tx: &mut Tx<'_>) -> Result<(), Fault> {
+    let due: Vec<(i64, i64, Option<i64>)> = tx
+        .sql(
+            "SELECT j.seq, j.lane, j.batch FROM lane l CROSS JOIN job j
+             ON j.lane = l.id AND j.state = 1 AND j.ready_at <= ?1 WHERE l.delayed > 0 LIMIT ?2",
+        )?
+        .query_map([tx.now, i64::from(CHORES)], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
+        .collect::<rusqlite::Result<_>>()?;
+    for (seq, lane, batch) in due {
+        tx.sql("UPDATE job SET state = 0, hold = NULL WHERE seq = ?1")?.execute([seq])?;
+        tx.moved(lane, batch, Some(Stage::Delayed), Some(Stage::Ready));
+    }
+    Ok(())
+}
+
+/// Leases that ran out: their jobs wait again where they stood, with one death more.
+fn recover_expired(tx: &mut Tx<'_>) -> Result<(), Fault> {
+    let lost: Vec<i64> = tx
+        .sql("SELECT seq FROM job WHERE state = 2 AND expires_at <= ?1 ORDER BY expires_at LIMIT ?2")?
+        .query_map([tx.now, i64::from(CHORES)], |row| row.get(0))?
+        .collect::<rusqlite::Result<_>>()?;
+    for seq in lost {
+        give_back(tx, seq)?;
+    }
+    Ok(())
+}
+
+/// Takes a running job from its worker, as if that had died.
+pub(super) fn give_back(tx: &mut Tx<'_>, seq: i64) -> Result<(), Fault> {
+    let Some(job) = JobRow::by_seq(tx, seq)? else { return Ok(()) };
+    if job.is_cancelled() {
+        return end_unrun(tx, &job, End::Cancelled);
+    }
+    tx.sql(
+        "UPDATE job SET state = 0, deaths = deaths + 1, lease = NULL, worker = NULL, leased_at = NULL,
+         expires_at = NULL WHERE seq = ?1",
+    )?
+    .execute([seq])?;
+    tx.moved(job.lane, job.batch, Some(Stage::Running), Some(Stage::Ready));
+    Ok(())
+}
+
+/// Ends up to `limit` waiting jobs whose deadline has passed, and says how many.
+pub(super) fn expire_overdue(tx: &mut Tx<'_>, limit: u32) -> Result<u32, Fault> {
+    let over: Vec<i64> = tx
+        .sql("SELECT seq FROM job WHERE state < 2 AND deadline <= ?1 ORDER BY deadline LIMIT ?2")?
+        .query_map([tx.now, i64::from(limit)], |row| row.get(0))?
+        .collect::<rusqlite::Result<_>>()?;
+    let count = u32::try_from(over.len()).unwrap_or(u32::MAX);
+    for seq in over {
+        if let Some(job) = JobRow::by_seq(tx, seq)? {
+            end_unrun(tx, &job, End::Expired)?;
+        }
+    }
+    Ok(count)
+}
+
+fn candidates(tx: &Tx<'_>, terms: &Terms) -> Result<Vec<Candidate>, Fault> {
+    let mut found = Vec::new();
+    let mut statement = tx.sql(
+        "SELECT l.id, l.model, l.band, l.ready, q.paused IS NOT NULL FROM queue q JOIN lane l ON l.queue = q.id
+         WHERE q.name = ?1 AND l.ready > 0 LIMIT ?2",
+    )?;
+    for (queue, _) in &terms.queues {
+        let mut rows = statement.query(params![queue.as_str(), LANES])?;
+        while let Some(row) = rows.next()? {
+            found.push(Candidate {
+                id: row.get(0)?,
+                lane: lane_of(queue, row.get(1)?, row.get(2)?),
+                ready: u32::try_from(row.get::<_, i64>(3)?).unwrap_or(u32::MAX),
+                paused: row.get(4)?,
+            });
+        }
+    }
+    found.truncate(LANES as usize);
+    Ok(found)
+}
+
+pub(super) fn lane_of(queue: &Queue, model: Option<String>, band: i64) -> Lane {
+    Lane { queue: queue.clone(), model: model.map(|model| ModelName::new(&model)), band: band_from(band) }
+}
+
+fn open_lanes(lanes: &[Candidate], want: &Want, had: &HashMap<i64, u32>) -> Vec<Open> {
+    let caps: HashMap<&Lane, u32> = want.caps.iter().map(|(lane, cap)| (lane, *cap)).collect();
+    lanes
+        .iter()
+        .map(|lane| {
+            let cap = caps.get(&lane.lane).copied().unwrap_or(want.rest);
+            let left = cap.saturating_sub(had.get(&lane.id).copied().unwrap_or(0));
+            let room = if lane.paused { 0 } else { left.min(lane.ready) };
+            Open { lane: lane.lane.clone(), room }
+        })
+        .collect()
+}
+
+/// Leases what the turns say, in their order; jobs found to be over are ended instead, and counted in the answer.
+fn take(
+    tx: &mut Tx<'_>,
+    terms: &Terms,
+    (lanes, turns): (&[Candidate], &[usize]),
+    taken: &mut Vec<LeasedRow>,
+    had: &mut HashMap<i64, u32>,
+) -> Result<u32, Fault> {
+    let mut counts: HashMap<usize, u32> = HashMap::new();
+    for &place in turns {
+        *counts.entry(place).or_default() += 1;
+    }
+    let mut by_lane: HashMap<usize, std::vec::IntoIter<LeasedRow>> = HashMap::new();
+    let mut over = 0;
+    for (place, count) in counts {
+        let mut leased = Vec::with_capacity(count as usize);
+        for job in first_of_lane(tx, lanes[place].id, count)? {
+            if job.0.is_overdue(tx.now) {
+                end_unrun(tx, &job.0, End::Expired)?;
+                over += 1;
+            } else if job.0.is_cancelled() {
+                end_unrun(tx, &job.0, End::Cancelled)?;
+                over += 1;
+            } else {
+                leased.push(grant(tx, terms, job)?);
+            }
+        }
+        *had.entry(lanes[place].id).or_default() += u32::try_from(leased.len()).unwrap_or(u32::MAX);
+        by_lane.insert(place, leased.into_iter());
+    }
+    taken.extend(turns.iter().filter_map(|place| by_lane.get_mut(place)?.next()));
+    Ok(over)
+}
+
+fn first_of_lane(tx: &Tx<'_>, lane: i64, count: u32) -> Result<Vec<(JobRow, Vec<u8>)>, Fault> {
+    let mut statement =
+        tx.sql(select_jobs!("WHERE j.lane = ?1 AND j.state = 0 ORDER BY j.ready_at, j.seq LIMIT ?2"))?;
+    let mut rows = statement.query(params![lane, count])?;
+    let mut jobs = Vec::with_capacity(count as usize);
+    while let Some(row) = rows.next()? {
+        jobs.push((JobRow::read(row)?, Vec::new()));
+    }
+    drop(rows);
+    let mut payload = tx.sql("SELECT bytes FROM payload WHERE seq = ?1")?;
+    for (job, bytes) in &mut jobs {
+        *bytes = payload.query_row([job.seq], |row| row.get(0))?;
+    }
+    Ok(jobs)
+}
+
+fn grant(tx: &mut Tx<'_>, terms: &Terms, (job, payload): (JobRow, Vec<u8>)) -> Result<LeasedRow, Fault> {
+    let lease = LeaseId::random();
+    let length = i64::try_from(terms.lease.as_millis()).unwrap_or(i64::MAX / 2);
+    tx.sql(
+        "UPDATE job SET state = 2, lease = ?2, worker = ?3, leased_at = ?4, expires_at = ?5, hold = NULL
+         WHERE seq = ?1",
+    )?
+    .execute(params![job.seq, lease.as_bytes(), terms.worker.as_str(), tx.now, tx.now.saturating_add(length)])?;
+    tx.moved(job.lane, job.batch, Some(Stage::Ready), Some(Stage::Running));
+    Ok(LeasedRow { seq: job.seq, lease, head: job.head, payload })
+}
+
+/// The job's answer to a heartbeat: extended when the lease is still its own.
+pub(super) fn extend(
+    tx: &Tx<'_>,
+    seq: i64,
+    lease: LeaseId,
+    length: i64,
+) -> Result<crate::broker::backend::Beat, Fault> {
+    use crate::broker::backend::Beat;
+    let Some(place) = Place::by_seq(tx, seq)? else { return Ok(Beat::Ended) };
+    if place.stage.ended().is_some() {
+        return Ok(Beat::Ended);
+    }
+    if place.stage != Stage::Running || place.lease.as_ref() != Some(lease.as_bytes()) {
+        return Ok(Beat::Lost);
+    }
+    let cancelled: bool = tx
+        .sql(
+            "UPDATE job SET expires_at = ?2 WHERE seq = ?1 RETURNING cancel OR (epoch = 0 AND
+             ifnull((SELECT b.cancelled FROM batch b WHERE b.id = batch), 0))",
+        )?
+        .query_row(params![seq, tx.now.saturating_add(length)], |row| row.get(0))?;
+    Ok(if cancelled { Beat::Cancelled } else { Beat::Kept })
+}

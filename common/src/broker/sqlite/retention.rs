@@ -1,0 +1,136 @@
+//! What is forgotten, and when: overdue jobs, old records by age and by bytes, marks of used ids, what is empty.
+//! Every step is one transaction over a bounded number of rows.
+
+use rusqlite::params;
+
+use super::file::Fault;
+use super::lease::expire_overdue;
+use super::tx::{Stage, Tx};
+use crate::broker::backend::{Retention, Swept};
+use crate::codec;
+use crate::record::Output;
+
+/// How many rows one step looks at: a few milliseconds' work.
+const STEP: u32 = 500;
+/// A worker that has not reported for so long is forgotten, in milliseconds.
+pub(super) const WORKER_SILENCE: i64 = 60_000;
+
+/// A record that may be forgotten.
+struct Old {
+    seq: i64,
+    job: i64,
+    stage: Stage,
+    ended_at: i64,
+    bytes: i64,
+}
+
+/// One round of upkeep.
+pub(super) fn sweep(tx: &mut Tx<'_>, retention: &Retention) -> Result<Swept, Fault> {
+    let mut swept = Swept { expired: u64::from(expire_overdue(tx, STEP)?), ..Swept::default() };
+    swept.more |= swept.expired >= u64::from(STEP);
+    let before = |length: std::time::Duration| (tx.clock() - length).as_millis();
+    let (succeeded, dead, tombstones) =
+        (before(retention.succeeded), before(retention.dead), before(retention.tombstones));
+    for (stage, before) in [
+        (Stage::Succeeded, succeeded),
+        (Stage::Dead, dead),
+        (Stage::Cancelled, dead),
+        (Stage::Expired, dead),
+    ] {
+        let due = old(tx, stage, before)?;
+        swept.more |= due.len() >= STEP as usize;
+        forget(tx, due, &mut swept)?;
+    }
+    forget_for_room(tx, retention.bytes, &mut swept)?;
+    let marks = tx
+        .sql("DELETE FROM past WHERE id IN (SELECT id FROM past WHERE ended_at <= ?1 ORDER BY ended_at LIMIT ?2)")?
+        .execute(params![tombstones, STEP])?;
+    swept.more |= marks >= STEP as usize;
+    tx.flush()?;
+    forget_empty(tx, dead.min(succeeded))?;
+    Ok(swept)
+}
+
+/// While all records together take too many bytes, the oldest successes go.
+fn forget_for_room(tx: &mut Tx<'_>, limit: u64, swept: &mut Swept) -> Result<(), Fault> {
+    tx.flush()?;
+    let total: i64 =
+        tx.sql("SELECT value FROM total WHERE name = 'record_bytes'")?.query_row([], |row| row.get(0))?;
+    let mut over = total.saturating_sub(i64::try_from(limit).unwrap_or(i64::MAX));
+    if over <= 0 {
+        return Ok(());
+    }
+    let oldest = old(tx, Stage::Succeeded, i64::MAX)?;
+    let full = oldest.len() >= STEP as usize;
+    let mut going = Vec::new();
+    for record in oldest {
+        if over <= 0 {
+            break;
+        }
+        over -= record.bytes;
+        going.push(record);
+    }
+    swept.more |= over > 0 && full;
+    forget(tx, going, swept)
+}
+
+/// The oldest records of one kind of end that are no younger than `before`.
+fn old(tx: &Tx<'_>, stage: Stage, before: i64) -> Result<Vec<Old>, Fault> {
+    let found = tx
+        .sql("SELECT seq, job, ended_at, bytes FROM record WHERE end = ?1 AND ended_at <= ?2 ORDER BY ended_at LIMIT ?3")?
+        .query_map(params![stage.code(), before, STEP], |row| {
+            Ok(Old { seq: row.get(0)?, job: row.get(1)?, stage, ended_at: row.get(2)?, bytes: row.get(3)? })
+        })?
+        .collect::<rusqlite::Result<_>>()?;
+    Ok(found)
+}
+
+/// Deletes records, and turns the jobs whose last word they were into marks of used ids.
+fn forget(tx: &mut Tx<'_>, records: Vec<Old>, swept: &mut Swept) -> Result<(), Fault> {
+    for record in records {
+        let body: Vec<u8> =
+            tx.sql("SELECT body FROM record WHERE seq = ?1")?.query_row([record.seq], |row| row.get(0))?;
+        tx.sql("DELETE FROM record WHERE seq = ?1")?.execute([record.seq])?;
+        tx.unrecorded(record.bytes);
+        swept.forgotten += 1;
+        let answer = codec::decode_record(&body).ok().and_then(|record| record.answer);
+        if let Some(Output::Stored(stored)) = answer.map(|answer| answer.output) {
+            swept.outputs.push(stored.key);
+        }
+        forget_job(tx, &record)?;
+    }
+    Ok(())
+}
+
+fn forget_job(tx: &mut Tx<'_>, record: &Old) -> Result<(), Fault> {
+    let gone = tx
+        .sql("DELETE FROM job WHERE seq = ?1 AND record = ?2 RETURNING id, fingerprint, lane, batch, dropped")?
+        .query_map([record.job, record.seq], |row| {
+            Ok((row.get::<_, [u8; 16]>(0)?, row.get::<_, [u8; 16]>(1)?, row.get(2)?, row.get(3)?, row.get(4)?))
+        })?
+        .collect::<rusqlite::Result<Vec<(_, _, i64, Option<i64>, bool)>>>()?;
+    for (id, fingerprint, lane, batch, dropped) in gone {
+        tx.sql("DELETE FROM payload WHERE seq = ?1")?.execute([record.job])?;
+        tx.sql("INSERT OR REPLACE INTO past (id, fingerprint, state, ended_at) VALUES (?1, ?2, ?3, ?4)")?
+            .execute(params![id, fingerprint, record.stage.code(), record.ended_at])?;
+        tx.rows(lane, batch, -1);
+        if record.stage == Stage::Dead && !dropped {
+            tx.dead_set(lane, -1);
+        }
+    }
+    Ok(())
+}
+
+/// Workers that fell silent, locks that ran out, and lanes, batches and queues that nothing names any more.
+fn forget_empty(tx: &Tx<'_>, before: i64) -> Result<(), Fault> {
+    tx.sql("DELETE FROM worker WHERE seen_at <= ?1")?.execute([tx.now - WORKER_SILENCE])?;
+    tx.sql("DELETE FROM lock WHERE until <= ?1")?.execute([tx.now])?;
+    tx.sql("DELETE FROM lane WHERE jobs = 0")?.execute([])?;
+    tx.sql("DELETE FROM batch WHERE jobs = 0 AND created_at <= ?1")?.execute([before])?;
+    tx.sql(
+        "DELETE FROM queue WHERE paused IS NULL AND id NOT IN (SELECT queue FROM lane)
+         AND id NOT IN (SELECT queue FROM batch) AND NOT EXISTS (SELECT 1 FROM record WHERE record.queue = queue.id)",
+    )?
+    .execute([])?;
+    Ok(())
+}

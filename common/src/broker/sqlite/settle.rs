@@ -1,0 +1,210 @@
+//! How a lease ends and how a job does: the record, the job's row and every count, in one transaction.
+
+use rusqlite::{OptionalExtension, params};
+
+use super::file::Fault;
+use super::row::{JobRow, Place};
+use super::tx::{Stage, Tx};
+use crate::broker::backend::{Settled, Verdict};
+use crate::broker::{HoldKey, LeaseId};
+use crate::codec;
+use crate::error::Result;
+use crate::outcome::Attempt;
+use crate::record::{Cause, End, Record};
+
+/// A verdict, encoded before it reaches the writing thread.
+#[derive(Clone, Debug)]
+pub(super) enum Ending {
+    End { record: Box<Record>, body: Vec<u8> },
+    Retry { after: i64, attempt: Box<Attempt> },
+    Release { after: i64, hold: Option<HoldKey> },
+}
+
+impl Ending {
+    /// `TooLarge` when the record cannot be stored.
+    pub(super) fn of(verdict: &Verdict) -> Result<Self> {
+        let millis = |after: &std::time::Duration| i64::try_from(after.as_millis()).unwrap_or(i64::MAX / 2);
+        Ok(match verdict {
+            Verdict::End(record) => Self::End { record: record.clone(), body: codec::encode_record(record)? },
+            Verdict::Retry { after, attempt } => Self::Retry { after: millis(after), attempt: attempt.clone() },
+            Verdict::Release { after, hold } => Self::Release { after: millis(after), hold: hold.clone() },
+        })
+    }
+
+    /// About what it writes.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::End { body, .. } => body.len(),
+            Self::Retry { .. } | Self::Release { .. } => 0,
+        }
+    }
+}
+
+/// Ends the lease of the job in row `seq`, if it still is the job's lease; a late success is kept.
+pub(super) fn settle(tx: &mut Tx<'_>, seq: i64, lease: LeaseId, ending: &Ending) -> Result<Settled, Fault> {
+    let Some(place) = Place::by_seq(tx, seq)? else { return Ok(Settled::Stale) };
+    if place.stage == Stage::Running && place.lease.as_ref() == Some(lease.as_bytes()) {
+        match ending {
+            Ending::End { record, body } => end(tx, &place, record, body, Some(lease))?,
+            Ending::Retry { after, attempt } => retry(tx, &place, lease, (*after, attempt))?,
+            Ending::Release { after, hold } => release(tx, &place, lease, (*after, hold.as_ref()))?,
+        }
+        return Ok(Settled::Applied);
+    }
+    if place.settled.as_ref() == Some(lease.as_bytes()) {
+        return Ok(Settled::Applied);
+    }
+    match ending {
+        Ending::End { record, body } if record.end == End::Succeeded && place.stage != Stage::Succeeded => {
+            end(tx, &place, record, body, Some(lease))?;
+            Ok(Settled::Kept)
+        }
+        Ending::End { .. } | Ending::Retry { .. } | Ending::Release { .. } => Ok(Settled::Stale),
+    }
+}
+
+/// Ends a job wherever it stands; the caller has made sure that it has no success.
+pub(super) fn end(
+    tx: &mut Tx<'_>,
+    place: &Place,
+    record: &Record,
+    body: &[u8],
+    lease: Option<LeaseId>,
+) -> Result<(), Fault> {
+    let stage = match record.end {
+        End::Succeeded => Stage::Succeeded,
+        End::Dead => Stage::Dead,
+        End::Cancelled => Stage::Cancelled,
+        End::Expired => Stage::Expired,
+    };
+    take_back_replaced(tx, place, record)?;
+    let bytes = i64::try_from(body.len()).unwrap_or(i64::MAX);
+    let seq = tx
+        .sql(
+            "INSERT INTO record (job, end, queue, batch, ended_at, bytes, body)
+             VALUES (?1, ?2, (SELECT queue FROM lane WHERE id = ?3), ?4, ?5, ?6, ?7)",
+        )?
+        .insert(params![
+            place.seq,
+            stage.code(),
+            place.lane,
+            place.batch,
+            record.ended_at.as_millis(),
+            bytes,
+            body
+        ])?;
+    crate::crash_point!("sqlite.settle.after_record");
+    let cause = record.cause.as_ref();
+    tx.sql(
+        "UPDATE job SET state = ?2, record = ?3, attempts = ?4, code = ?5, class = ?6, settled = ifnull(?7, settled),
+         lease = NULL, worker = NULL, leased_at = NULL, expires_at = NULL, cancel = 0, dropped = 0, hold = NULL,
+         history = NULL WHERE seq = ?1",
+    )?
+    .execute(params![
+        place.seq,
+        stage.code(),
+        seq,
+        record.attempts,
+        cause.map(|cause| cause.code.as_str()),
+        cause.and_then(|cause| cause.class).map(|class| class.as_str()),
+        lease.as_ref().map(LeaseId::as_bytes),
+    ])?;
+    if stage == Stage::Succeeded {
+        tx.sql("DELETE FROM payload WHERE seq = ?1")?.execute([place.seq])?;
+    }
+    crate::crash_point!("sqlite.settle.after_job");
+    tx.moved(place.lane, place.batch, Some(place.stage), Some(stage));
+    if place.stage == Stage::Dead && place.dropped {
+        tx.dead_set(place.lane, 1);
+    }
+    tx.consumed(place.batch, &record.history, 1);
+    tx.recorded(place.batch, seq, bytes);
+    Ok(())
+}
+
+/// A late success stands in for the end of its own epoch: what that end had counted is counted by the success again.
+fn take_back_replaced(tx: &mut Tx<'_>, place: &Place, record: &Record) -> Result<(), Fault> {
+    let Some(old) = place.record.filter(|_| place.stage.ended().is_some() && place.batch.is_some()) else {
+        return Ok(());
+    };
+    let body: Option<Vec<u8>> =
+        tx.sql("SELECT body FROM record WHERE seq = ?1")?.query_row([old], |row| row.get(0)).optional()?;
+    // An old record nobody can read must not keep an answer from being stored.
+    if let Some(old) = body.and_then(|body| codec::decode_record(&body).ok())
+        && old.epoch == record.epoch
+    {
+        tx.consumed(place.batch, &old.history, -1);
+    }
+    Ok(())
+}
+
+/// Ends a job that no lease ran to an end: cancelled or expired.
+pub(super) fn end_unrun(tx: &mut Tx<'_>, job: &JobRow, end_as: End) -> Result<(), Fault> {
+    let (code, detail) = match end_as {
+        End::Expired => ("deadline_passed", "its deadline passed before it ran"),
+        End::Cancelled | End::Dead | End::Succeeded => ("cancelled_by_user", "a user cancelled it"),
+    };
+    let cause = Cause { class: None, code: code.to_owned(), detail: detail.to_owned(), status_code: None };
+    let record = Record::unrun(&job.head, end_as, Some(cause), tx.clock());
+    let body = codec::encode_record(&record)?;
+    let Some(place) = Place::by_seq(tx, job.seq)? else { return Ok(()) };
+    end(tx, &place, &record, &body, None)
+}
+
+fn retry(tx: &mut Tx<'_>, place: &Place, lease: LeaseId, (after, attempt): (i64, &Attempt)) -> Result<(), Fault> {
+    let Some(mut job) = JobRow::by_seq(tx, place.seq)? else { return Ok(()) };
+    job.head.history.push(attempt.clone());
+    job.head.attempts = job.head.attempts.saturating_add(1);
+    if job.is_cancelled() {
+        mark_settled(tx, place.seq, lease)?;
+        return end_unrun(tx, &job, End::Cancelled);
+    }
+    let stage = if after > 0 { Stage::Delayed } else { Stage::Ready };
+    tx.sql(
+        "UPDATE job SET state = ?2, ready_at = ?3, attempts = ?4, history = ?5, settled = ?6, hold = NULL, lease = NULL,
+         worker = NULL, leased_at = NULL, expires_at = NULL WHERE seq = ?1",
+    )?
+    .execute(params![
+        place.seq,
+        stage.code(),
+        tx.now.saturating_add(after),
+        job.head.attempts,
+        codec::encode_history(&job.head.history)?,
+        lease.as_bytes(),
+    ])?;
+    crate::crash_point!("sqlite.settle.after_job");
+    tx.moved(place.lane, place.batch, Some(Stage::Running), Some(stage));
+    Ok(())
+}
+
+fn release(
+    tx: &mut Tx<'_>,
+    place: &Place,
+    lease: LeaseId,
+    (after, hold): (i64, Option<&HoldKey>),
+) -> Result<(), Fault> {
+    let Some(job) = JobRow::by_seq(tx, place.seq)? else { return Ok(()) };
+    if job.is_cancelled() {
+        mark_settled(tx, place.seq, lease)?;
+        return end_unrun(tx, &job, End::Cancelled);
+    }
+    let (stage, ready_at) = if after > 0 {
+        (Stage::Delayed, tx.now.saturating_add(after))
+    } else {
+        (Stage::Ready, job.ready_at)
+    };
+    let hold = (after > 0).then(|| hold.map(ToString::to_string).unwrap_or_default());
+    tx.sql(
+        "UPDATE job SET state = ?2, ready_at = ?3, hold = ?4, settled = ?5, lease = NULL, worker = NULL,
+         leased_at = NULL, expires_at = NULL WHERE seq = ?1",
+    )?
+    .execute(params![place.seq, stage.code(), ready_at, hold, lease.as_bytes()])?;
+    crate::crash_point!("sqlite.settle.after_job");
+    tx.moved(place.lane, place.batch, Some(Stage::Running), Some(stage));
+    Ok(())
+}
+
+fn mark_settled(tx: &Tx<'_>, seq: i64, lease: LeaseId) -> Result<(), Fault> {
+    tx.sql("UPDATE job SET settled = ?2 WHERE seq = ?1")?.execute(params![seq, lease.as_bytes()])?;
+    Ok(())
+}

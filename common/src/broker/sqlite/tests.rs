@@ -1,0 +1,1 @@
+//! What only this backend promises; the contract itself is the conformance suite's.

@@ -1,0 +1,349 @@
+//! One write transaction: its clock, its names, and the counters of lanes and batches that change with it.
+//! Counters are gathered in memory and written once, before anything reads them and before the commit.
+
+use std::collections::HashMap;
+
+use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
+
+use super::file::Fault;
+use crate::job::{Band, BatchName, Lane, Queue};
+use crate::outcome::History;
+use crate::record::State;
+use crate::time::Timestamp;
+
+/// A job's state as the file keeps it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    Ready = 0,
+    Delayed = 1,
+    Running = 2,
+    Succeeded = 3,
+    Dead = 4,
+    Cancelled = 5,
+    Expired = 6,
+}
+
+impl Stage {
+    pub(super) const ALL: [Self; 7] =
+        [Self::Ready, Self::Delayed, Self::Running, Self::Succeeded, Self::Dead, Self::Cancelled, Self::Expired];
+
+    pub(super) fn from_code(code: i64) -> rusqlite::Result<Self> {
+        let place = usize::try_from(code).unwrap_or(usize::MAX);
+        Self::ALL.get(place).copied().ok_or(rusqlite::Error::IntegralValueOutOfRange(0, code))
+    }
+
+    pub(super) fn code(self) -> i64 {
+        self as i64
+    }
+
+    pub(super) fn is_waiting(self) -> bool {
+        matches!(self, Self::Ready | Self::Delayed)
+    }
+
+    /// The end it is, if it is one.
+    pub(super) fn ended(self) -> Option<State> {
+        match self {
+            Self::Ready | Self::Delayed | Self::Running => None,
+            Self::Succeeded => Some(State::Succeeded),
+            Self::Dead => Some(State::Dead),
+            Self::Cancelled => Some(State::Cancelled),
+            Self::Expired => Some(State::Expired),
+        }
+    }
+}
+
+impl rusqlite::types::FromSql for Stage {
+    fn column_result(value: rusqlite::types::ValueRef<'_>) -> rusqlite::types::FromSqlResult<Self> {
+        let code = value.as_i64()?;
+        Self::from_code(code).map_err(|_| rusqlite::types::FromSqlError::OutOfRange(code))
+    }
+}
+
+/// What the row of a batch says.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BatchRow {
+    pub(super) id: i64,
+    pub(super) queue: i64,
+    pub(super) cancelled: bool,
+}
+
+/// What changed about a lane: its jobs by stage (ready, delayed, running, dead) and in all.
+#[derive(Default)]
+struct LaneChange {
+    stages: [i64; 4],
+    jobs: i64,
+}
+
+/// What changed about a batch.
+#[derive(Default)]
+struct BatchChange {
+    stages: [i64; 7],
+    total: i64,
+    jobs: i64,
+    tokens: [i64; 4],
+    cost: i64,
+    cost_known: i64,
+    cost_unknown: i64,
+    last: i64,
+}
+
+/// A write transaction under way.
+pub(super) struct Tx<'a> {
+    conn: &'a Connection,
+    /// When it began; no two transactions of a machine overlap.
+    pub(super) now: i64,
+    /// Whether a job became ready.
+    pub(super) made_ready: bool,
+    lanes: HashMap<Lane, i64>,
+    queues: HashMap<Queue, i64>,
+    batches: HashMap<BatchName, BatchRow>,
+    lane_changes: HashMap<i64, LaneChange>,
+    batch_changes: HashMap<i64, BatchChange>,
+    record_bytes: i64,
+}
+
+impl<'a> Tx<'a> {
+    pub(super) fn new(conn: &'a Connection) -> Self {
+        Self {
+            conn,
+            now: Timestamp::now().as_millis(),
+            made_ready: false,
+            lanes: HashMap::new(),
+            queues: HashMap::new(),
+            batches: HashMap::new(),
+            lane_changes: HashMap::new(),
+            batch_changes: HashMap::new(),
+            record_bytes: 0,
+        }
+    }
+
+    /// A statement, compiled once per connection.
+    pub(super) fn sql(&self, sql: &str) -> rusqlite::Result<CachedStatement<'a>> {
+        self.conn.prepare_cached(sql)
+    }
+
+    pub(super) fn clock(&self) -> Timestamp {
+        Timestamp::from_millis(self.now)
+    }
+
+    /// The queue's row, made when missing.
+    pub(super) fn queue(&mut self, queue: &Queue) -> rusqlite::Result<i64> {
+        if let Some(&id) = self.queues.get(queue) {
+            return Ok(id);
+        }
+        let found = self
+            .sql("SELECT id FROM queue WHERE name = ?1")?
+            .query_row([queue.as_str()], |row| row.get(0))
+            .optional()?;
+        let id = match found {
+            Some(id) => id,
+            None => self.sql("INSERT INTO queue (name) VALUES (?1)")?.insert([queue.as_str()])?,
+        };
+        self.queues.insert(queue.clone(), id);
+        Ok(id)
+    }
+
+    /// The lane's row, made when missing.
+    pub(super) fn lane(&mut self, lane: &Lane) -> rusqlite::Result<i64> {
+        if let Some(&id) = self.lanes.get(lane) {
+            return Ok(id);
+        }
+        let queue = self.queue(&lane.queue)?;
+        let (model, band) = (lane.model.as_ref().map(|model| model.as_str()), band_code(lane.band));
+        let found = self
+            .sql("SELECT id FROM lane WHERE queue = ?1 AND band = ?2 AND ifnull(model, x'') = ifnull(?3, x'')")?
+            .query_row(params![queue, band, model], |row| row.get(0))
+            .optional()?;
+        let id = match found {
+            Some(id) => id,
+            None => self
+                .sql("INSERT INTO lane (queue, band, model) VALUES (?1, ?2, ?3)")?
+                .insert(params![queue, band, model])?,
+        };
+        self.lanes.insert(lane.clone(), id);
+        Ok(id)
+    }
+
+    /// The batch's row, if there is one.
+    pub(super) fn batch(&mut self, name: &BatchName) -> rusqlite::Result<Option<BatchRow>> {
+        if let Some(&row) = self.batches.get(name) {
+            return Ok(Some(row));
+        }
+        let found = self
+            .sql("SELECT id, queue, cancelled FROM batch WHERE name = ?1")?
+            .query_row([name.as_str()], |row| {
+                Ok(BatchRow { id: row.get(0)?, queue: row.get(1)?, cancelled: row.get(2)? })
+            })
+            .optional()?;
+        if let Some(row) = found {
+            self.batches.insert(name.clone(), row);
+        }
+        Ok(found)
+    }
+
+    /// The batch's row, made for `queue` when missing.
+    pub(super) fn batch_or_new(&mut self, name: &BatchName, queue: i64) -> rusqlite::Result<BatchRow> {
+        if let Some(row) = self.batch(name)? {
+            return Ok(row);
+        }
+        let id = self
+            .sql("INSERT INTO batch (name, queue, created_at) VALUES (?1, ?2, ?3)")?
+            .insert(params![name.as_str(), queue, self.now])?;
+        let row = BatchRow { id, queue, cancelled: false };
+        self.batches.insert(name.clone(), row);
+        Ok(row)
+    }
+
+    /// Marks a batch as cancelled.
+    pub(super) fn cancel_batch(&mut self, name: &BatchName) -> rusqlite::Result<Option<BatchRow>> {
+        let Some(row) = self.batch(name)? else { return Ok(None) };
+        self.sql("UPDATE batch SET cancelled = 1 WHERE id = ?1")?.execute([row.id])?;
+        let row = BatchRow { cancelled: true, ..row };
+        self.batches.insert(name.clone(), row);
+        Ok(Some(row))
+    }
+
+    /// Counts a job that goes from one stage to another; `None` is nowhere.
+    pub(super) fn moved(&mut self, lane: i64, batch: Option<i64>, from: Option<Stage>, to: Option<Stage>) {
+        let change = self.lane_changes.entry(lane).or_default();
+        for (stage, by) in [(from, -1), (to, 1)] {
+            if let Some(place) = stage.and_then(lane_place) {
+                change.stages[place] += by;
+            }
+        }
+        let Some(batch) = batch else {
+            self.made_ready |= to == Some(Stage::Ready);
+            return;
+        };
+        let change = self.batch_changes.entry(batch).or_default();
+        for (stage, by) in [(from, -1), (to, 1)] {
+            if let Some(stage) = stage {
+                change.stages[stage as usize] += by;
+            }
+        }
+        self.made_ready |= to == Some(Stage::Ready);
+    }
+
+    /// Counts a dead job that leaves (-1) or enters (1) the dead set of its lane while its batch counts it as before.
+    pub(super) fn dead_set(&mut self, lane: i64, by: i64) {
+        self.lane_changes.entry(lane).or_default().stages[3] += by;
+    }
+
+    /// Counts a row of `job` that came (1) or went (-1).
+    pub(super) fn rows(&mut self, lane: i64, batch: Option<i64>, by: i64) {
+        self.lane_changes.entry(lane).or_default().jobs += by;
+        if let Some(batch) = batch {
+            let change = self.batch_changes.entry(batch).or_default();
+            change.jobs += by;
+            change.total += by.max(0);
+        }
+    }
+
+    /// Adds (`sign` 1) or takes back (-1) what an ended job consumed.
+    pub(super) fn consumed(&mut self, batch: Option<i64>, history: &History, sign: i64) {
+        let Some(batch) = batch else { return };
+        let change = self.batch_changes.entry(batch).or_default();
+        let usage = &history.usage;
+        let tokens = [usage.input_tokens, usage.output_tokens, usage.cached_tokens, usage.reasoning_tokens];
+        for (sum, count) in change.tokens.iter_mut().zip(tokens) {
+            *sum += sign * i64::try_from(count).unwrap_or(i64::MAX / 4);
+        }
+        if let Some(cost) = history.cost {
+            change.cost += sign * cost.as_nanos();
+            change.cost_known += sign;
+        }
+        if is_cost_unknown(history) {
+            change.cost_unknown += sign;
+        }
+    }
+
+    /// Counts a stored record of so many bytes, newest of its batch.
+    pub(super) fn recorded(&mut self, batch: Option<i64>, seq: i64, bytes: i64) {
+        self.record_bytes += bytes;
+        if let Some(batch) = batch {
+            let change = self.batch_changes.entry(batch).or_default();
+            change.last = change.last.max(seq);
+        }
+    }
+
+    /// Counts a record of so many bytes that was forgotten.
+    pub(super) fn unrecorded(&mut self, bytes: i64) {
+        self.record_bytes -= bytes;
+    }
+
+    /// Writes the gathered counters.
+    pub(super) fn flush(&mut self) -> Result<(), Fault> {
+        for (id, change) in self.lane_changes.drain() {
+            let [ready, delayed, running, dead] = change.stages;
+            self.conn
+                .prepare_cached(
+                    "UPDATE lane SET ready = ready + ?2, delayed = delayed + ?3, running = running + ?4,
+                     dead = dead + ?5, jobs = jobs + ?6 WHERE id = ?1",
+                )?
+                .execute(params![id, ready, delayed, running, dead, change.jobs])?;
+        }
+        for (id, change) in self.batch_changes.drain() {
+            flush_batch(self.conn, id, &change)?;
+        }
+        if self.record_bytes != 0 {
+            self.sql("UPDATE total SET value = value + ?1 WHERE name = 'record_bytes'")?
+                .execute([self.record_bytes])?;
+            self.record_bytes = 0;
+        }
+        Ok(())
+    }
+}
+
+fn flush_batch(conn: &Connection, id: i64, change: &BatchChange) -> rusqlite::Result<()> {
+    let [queued, delayed, running, succeeded, dead, stopped, expired] = change.stages;
+    let [input, output, cached, reasoning] = change.tokens;
+    conn.prepare_cached(
+        "UPDATE batch SET total = total + ?2, queued = queued + ?3, delayed = delayed + ?4, running = running + ?5,
+         succeeded = succeeded + ?6, dead = dead + ?7, stopped = stopped + ?8, expired = expired + ?9,
+         jobs = jobs + ?10, input_tokens = input_tokens + ?11, output_tokens = output_tokens + ?12,
+         cached_tokens = cached_tokens + ?13, reasoning_tokens = reasoning_tokens + ?14, cost = cost + ?15,
+         cost_known = cost_known + ?16, cost_unknown = cost_unknown + ?17, last = max(last, ?18) WHERE id = ?1",
+    )?
+    .execute(params![
+        id, change.total, queued, delayed, running, succeeded, dead, stopped, expired, change.jobs, input, output,
+        cached, reasoning, change.cost, change.cost_known, change.cost_unknown, change.last
+    ])?;
+    Ok(())
+}
+
+/// Whether something was consumed at a cost nobody knows.
+fn is_cost_unknown(history: &History) -> bool {
+    let consumed = history.usage != crate::outcome::Usage::default() || history.unknown_billed > 0;
+    consumed
+        && (history.cost.is_none()
+            || history.recent.iter().any(|attempt| {
+                attempt.cost.is_none() && attempt.usage != crate::outcome::Usage::default()
+            }))
+}
+
+/// A stage's column among a lane's counters.
+fn lane_place(stage: Stage) -> Option<usize> {
+    match stage {
+        Stage::Ready => Some(0),
+        Stage::Delayed => Some(1),
+        Stage::Running => Some(2),
+        Stage::Dead => Some(3),
+        Stage::Succeeded | Stage::Cancelled | Stage::Expired => None,
+    }
+}
+
+pub(super) fn band_code(band: Band) -> i64 {
+    match band {
+        Band::High => 0,
+        Band::Normal => 1,
+        Band::Low => 2,
+    }
+}
+
+pub(super) fn band_from(code: i64) -> Band {
+    match code {
+        0 => Band::High,
+        1 => Band::Normal,
+        _ => Band::Low,
+    }
+}

@@ -1,0 +1,184 @@
+//! The one thread of a process that writes. What arrived during the previous transaction becomes the next one, so
+//! that one flush to disk serves many callers; no timers. What a request does is its own file's.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rusqlite::{Connection, TransactionBehavior};
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use super::file::{self, Fault, lift};
+use super::tx::Tx;
+use crate::error::{Error, Kind, Result};
+
+/// Protocol, section 5: a group is at most this many requests …
+const GROUP_REQUESTS: usize = 200;
+/// … or bytes of payloads and records.
+const GROUP_BYTES: usize = 1 << 20;
+
+/// A handle to the writing thread; the thread ends when the last one is dropped.
+#[derive(Clone, Debug)]
+pub(super) struct Writer {
+    requests: mpsc::Sender<Box<dyn Request>>,
+    /// Told whenever a commit of this process made a job ready.
+    pub(super) ready: Arc<Notify>,
+}
+
+/// One caller's part of a transaction. It may be asked to apply more than once, each time on a clean slate.
+trait Request: Send {
+    fn op(&self) -> &'static str;
+    fn bytes(&self) -> usize;
+    fn apply(&mut self, tx: &mut Tx<'_>) -> Result<(), Fault>;
+    fn answer(self: Box<Self>, committed: Result<()>);
+}
+
+/// What a caller gets back when the transaction has ended, one way or the other.
+pub(super) type Answer<T> = oneshot::Receiver<Result<T>>;
+
+impl Writer {
+    /// Makes or opens the file and starts the thread.
+    pub(super) async fn start(path: PathBuf) -> Result<Self> {
+        let (requests, inbox) = mpsc::channel(GROUP_REQUESTS);
+        let ready = Arc::new(Notify::new());
+        let (opened, open) = oneshot::channel();
+        let bell = Arc::clone(&ready);
+        let body = move || match file::open_writer(&path) {
+            Ok(conn) => {
+                if opened.send(Ok(())).is_ok() {
+                    serve(conn, inbox, &bell);
+                }
+            }
+            Err(error) => drop(opened.send(Err(error))),
+        };
+        start_thread("promptq-sqlite-write", body)?;
+        open.await.map_err(|_| gone("open the embedded database"))??;
+        Ok(Self { requests, ready })
+    }
+
+    /// Hands `work` in, to run inside a transaction of the writing thread; `bytes` is about what it writes.
+    /// Cancel-safe: dropped before it returns, nothing was handed in. After that the work is done whether or not
+    /// anyone waits for the answer.
+    pub(super) async fn submit<T, F>(&self, op: &'static str, bytes: usize, work: F) -> Result<Answer<T>>
+    where
+        T: Send + 'static,
+        F: FnMut(&mut Tx<'_>) -> Result<T, Fault> + Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel();
+        let place = self.requests.reserve().await.map_err(|_| gone(op))?;
+        place.send(Box::new(Ask { op, bytes, work, made: None, reply }));
+        Ok(answer)
+    }
+
+    /// [`Writer::submit`] and wait until it is durable.
+    pub(super) async fn write<T, F>(&self, op: &'static str, bytes: usize, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnMut(&mut Tx<'_>) -> Result<T, Fault> + Send + 'static,
+    {
+        self.submit(op, bytes, work).await?.await.map_err(|_| gone(op))?
+    }
+}
+
+pub(super) fn gone(op: &'static str) -> Error {
+    Error::new(Kind::Closed, op, "the embedded database's thread has ended")
+}
+
+pub(super) fn start_thread(name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(body).map(drop).map_err(|error| {
+        Error::new(Kind::Unavailable, "start a database thread", "the system gives no thread").because(error)
+    })
+}
+
+struct Ask<T, F> {
+    op: &'static str,
+    bytes: usize,
+    work: F,
+    made: Option<T>,
+    reply: oneshot::Sender<Result<T>>,
+}
+
+impl<T: Send, F: FnMut(&mut Tx<'_>) -> Result<T, Fault> + Send> Request for Ask<T, F> {
+    fn op(&self) -> &'static str {
+        self.op
+    }
+
+    fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn apply(&mut self, tx: &mut Tx<'_>) -> Result<(), Fault> {
+        self.made = None;
+        self.made = Some((self.work)(tx)?);
+        Ok(())
+    }
+
+    fn answer(self: Box<Self>, committed: Result<()>) {
+        let answer = committed.and_then(|()| self.made.ok_or_else(|| gone(self.op)));
+        // The caller may have gone; what was done stays done.
+        drop(self.reply.send(answer));
+    }
+}
+
+fn serve(mut conn: Connection, mut inbox: mpsc::Receiver<Box<dyn Request>>, bell: &Notify) {
+    while let Some(first) = inbox.blocking_recv() {
+        let mut bytes = first.bytes();
+        let mut group = vec![first];
+        while group.len() < GROUP_REQUESTS && bytes < GROUP_BYTES {
+            let Ok(next) = inbox.try_recv() else { break };
+            bytes += next.bytes();
+            group.push(next);
+        }
+        settle_group(&mut conn, group, bell);
+    }
+}
+
+/// All of them in one transaction; when one cannot be done, each in its own, so that it fails alone.
+fn settle_group(conn: &mut Connection, mut group: Vec<Box<dyn Request>>, bell: &Notify) {
+    match transact(conn, &mut group, bell) {
+        Ok(()) => {
+            for request in group {
+                request.answer(Ok(()));
+            }
+        }
+        Err(fault) if group.len() == 1 => {
+            for request in group {
+                let op = request.op();
+                return request.answer(Err(lift(op, fault)));
+            }
+        }
+        Err(_) => {
+            for request in group {
+                settle_group(conn, vec![request], bell);
+            }
+        }
+    }
+}
+
+fn transact(conn: &mut Connection, group: &mut [Box<dyn Request>], bell: &Notify) -> Result<(), Fault> {
+    crash_points(group, "before_begin");
+    let inner = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let mut tx = Tx::new(&inner);
+    for request in &mut *group {
+        request.apply(&mut tx)?;
+    }
+    tx.flush()?;
+    let made_ready = tx.made_ready;
+    drop(tx);
+    crash_points(group, "before_commit");
+    inner.commit()?;
+    crash_points(group, "after_commit");
+    if made_ready {
+        bell.notify_waiters();
+    }
+    Ok(())
+}
+
+#[cfg(feature = "failpoints")]
+fn crash_points(group: &[Box<dyn Request>], step: &str) {
+    for request in group {
+        crate::crash_point!(&format!("sqlite.{}.{step}", request.op()));
+    }
+}
+
+#[cfg(not(feature = "failpoints"))]
+fn crash_points(_group: &[Box<dyn Request>], _step: &str) {}
