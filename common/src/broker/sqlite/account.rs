@@ -191,10 +191,7 @@ pub(super) fn unlock(tx: &Tx<'_>, key: &str, owner: &str) -> Result<(), Fault> {
 
 /// The value under a key.
 pub(super) fn note(conn: &Connection, key: &str) -> Result<Option<String>, Fault> {
-    Ok(conn
-        .prepare_cached("SELECT value FROM note WHERE key = ?1")?
-        .query_row([key], |row| row.get(0))
-        .optional()?)
+    Ok(conn.prepare_cached("SELECT value FROM note WHERE key = ?1")?.query_row([key], |row| row.get(0)).optional()?)
 }
 
 /// Keeps or removes the value under a key.

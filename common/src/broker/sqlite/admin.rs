@@ -64,7 +64,8 @@ fn past(tx: &Tx<'_>, id: JobId) -> Result<Option<State>, Fault> {
 
 /// Marks a batch as cancelled; its row number and the newest job's, or `None` if there is no such batch.
 pub(super) fn mark_batch(tx: &mut Tx<'_>, name: &BatchName) -> Result<Option<(i64, i64)>, Fault> {
-    let Some(row) = tx.cancel_batch(name)? else { return Ok(None) };
+    let Some(row) = tx.batch(name)? else { return Ok(None) };
+    tx.sql("UPDATE batch SET cancelled = 1 WHERE id = ?1")?.execute([row.id])?;
     Ok(Some((row.id, newest(tx)?)))
 }
 

@@ -74,7 +74,7 @@ fn insert(
             head.priority.get(),
             head.keyed,
             batch,
-            head.row,
+            head.row.map(|row| i64::try_from(row).unwrap_or(i64::MAX)),
             head.epoch,
             head.attempts,
             head.not_before.map(|at| at.as_millis()),
@@ -100,7 +100,10 @@ fn known(tx: &Tx<'_>, id: JobId) -> Result<Option<(State, [u8; 16])>, Fault> {
     if living.is_some() {
         return Ok(living);
     }
-    Ok(tx.sql("SELECT state, fingerprint FROM past WHERE id = ?1")?.query_row([id.as_bytes()], past_state).optional()?)
+    Ok(tx
+        .sql("SELECT state, fingerprint FROM past WHERE id = ?1")?
+        .query_row([id.as_bytes()], past_state)
+        .optional()?)
 }
 
 /// A row of `past`: state and fingerprint.

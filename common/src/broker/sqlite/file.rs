@@ -105,13 +105,14 @@ fn version(conn: &Connection) -> rusqlite::Result<i64> {
 fn check(conn: &Connection, path: &Path) -> Result<()> {
     let named = |error: rusqlite::Error| lift_at(OP, path, error);
     let application: i64 = conn.pragma_query_value(None, "application_id", |row| row.get(0)).map_err(named)?;
-    let tables: i64 =
-        conn.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(named)?;
-    let bad = |why: String, hint: &str| {
-        Err(Error::new(Kind::Config, OP, format!("{}: {why}\nhint: {hint}", path.display())))
-    };
+    let tables: i64 = conn.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(named)?;
+    let bad =
+        |why: String, hint: &str| Err(Error::new(Kind::Config, OP, format!("{}: {why}\nhint: {hint}", path.display())));
     if application != APPLICATION && tables > 0 {
-        return bad("is another program's database".into(), "name another file with --broker sqlite:///path/to/file.db");
+        return bad(
+            "is another program's database".into(),
+            "name another file with --broker sqlite:///path/to/file.db",
+        );
     }
     match version(conn).map_err(named)? {
         found if found > SCHEMA => bad(

@@ -5,12 +5,12 @@ use std::collections::HashMap;
 use rusqlite::params;
 
 use super::file::Fault;
-use super::row::{JobRow, Place, name, select_jobs};
 use super::rounds::{Open, Rounds};
+use super::row::{JobRow, Place, select_jobs};
 use super::settle::end_unrun;
 use super::tx::{Stage, Tx, band_from};
-use crate::broker::backend::{Head, Terms, Want};
 use crate::broker::LeaseId;
+use crate::broker::backend::{Head, Terms, Want};
 use crate::job::{Lane, ModelName, Queue};
 use crate::record::End;
 

@@ -8,9 +8,7 @@ use super::{Sqlite, account, check_count, query};
 use crate::broker::WorkerId;
 use crate::error::{Error, Kind, Result};
 use crate::job::{BatchName, Fingerprint, JobId, Queue};
-use crate::ledger::{
-    BatchView, Cursor, DeadGroup, JobFilter, JobView, Known, Ledger, Page, Scope, WorkerReport,
-};
+use crate::ledger::{BatchView, Cursor, DeadGroup, JobFilter, JobView, Known, Ledger, Page, Scope, WorkerReport};
 use crate::record::Record;
 
 /// The longest name of a lock, in bytes.

@@ -25,7 +25,8 @@ const WINDOW: i64 = 100_000;
 /// What is known of each id.
 pub(super) fn known(conn: &Connection, keys: &[(JobId, Fingerprint)]) -> Result<Vec<Known>, Fault> {
     let now = Timestamp::now().as_millis();
-    let mut living = conn.prepare_cached("SELECT state, fingerprint, attempts, hold, deadline FROM job WHERE id = ?1")?;
+    let mut living =
+        conn.prepare_cached("SELECT state, fingerprint, attempts, hold, deadline FROM job WHERE id = ?1")?;
     let mut past = conn.prepare_cached("SELECT state, fingerprint FROM past WHERE id = ?1")?;
     let mut found = Vec::with_capacity(keys.len());
     for (id, fingerprint) in keys {
@@ -93,10 +94,8 @@ fn view(conn: &Connection, job: JobRow) -> Result<JobView, Fault> {
 }
 
 fn record(conn: &Connection, seq: i64) -> Result<Option<Record>, Fault> {
-    let body: Option<Vec<u8>> = conn
-        .prepare_cached("SELECT body FROM record WHERE seq = ?1")?
-        .query_row([seq], |row| row.get(0))
-        .optional()?;
+    let body: Option<Vec<u8>> =
+        conn.prepare_cached("SELECT body FROM record WHERE seq = ?1")?.query_row([seq], |row| row.get(0)).optional()?;
     Ok(body.map(|body| codec::decode_record(&body)).transpose()?)
 }
 
@@ -149,9 +148,9 @@ pub(super) fn list(
 ) -> Result<Page<JobView>, Fault> {
     let before: i64 = match cursor {
         None => i64::MAX,
-        Some(text) => text.parse().map_err(|_| {
-            Error::new(Kind::Config, "list jobs", format!("{text:?} is not a cursor of this list"))
-        })?,
+        Some(text) => text
+            .parse()
+            .map_err(|_| Error::new(Kind::Config, "list jobs", format!("{text:?} is not a cursor of this list")))?,
     };
     let newest: i64 = conn.query_row("SELECT ifnull(max(seq), 0) FROM job", [], |row| row.get(0))?;
     let arms = arms(filter);

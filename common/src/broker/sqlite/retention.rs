@@ -31,12 +31,9 @@ pub(super) fn sweep(tx: &mut Tx<'_>, retention: &Retention) -> Result<Swept, Fau
     let before = |length: std::time::Duration| (tx.clock() - length).as_millis();
     let (succeeded, dead, tombstones) =
         (before(retention.succeeded), before(retention.dead), before(retention.tombstones));
-    for (stage, before) in [
-        (Stage::Succeeded, succeeded),
-        (Stage::Dead, dead),
-        (Stage::Cancelled, dead),
-        (Stage::Expired, dead),
-    ] {
+    for (stage, before) in
+        [(Stage::Succeeded, succeeded), (Stage::Dead, dead), (Stage::Cancelled, dead), (Stage::Expired, dead)]
+    {
         let due = old(tx, stage, before)?;
         swept.more |= due.len() >= STEP as usize;
         forget(tx, due, &mut swept)?;
@@ -54,8 +51,7 @@ pub(super) fn sweep(tx: &mut Tx<'_>, retention: &Retention) -> Result<Swept, Fau
 /// While all records together take too many bytes, the oldest successes go.
 fn forget_for_room(tx: &mut Tx<'_>, limit: u64, swept: &mut Swept) -> Result<(), Fault> {
     tx.flush()?;
-    let total: i64 =
-        tx.sql("SELECT value FROM total WHERE name = 'record_bytes'")?.query_row([], |row| row.get(0))?;
+    let total: i64 = tx.sql("SELECT value FROM total WHERE name = 'record_bytes'")?.query_row([], |row| row.get(0))?;
     let mut over = total.saturating_sub(i64::try_from(limit).unwrap_or(i64::MAX));
     if over <= 0 {
         return Ok(());
@@ -77,7 +73,9 @@ fn forget_for_room(tx: &mut Tx<'_>, limit: u64, swept: &mut Swept) -> Result<(),
 /// The oldest records of one kind of end that are no younger than `before`.
 fn old(tx: &Tx<'_>, stage: Stage, before: i64) -> Result<Vec<Old>, Fault> {
     let found = tx
-        .sql("SELECT seq, job, ended_at, bytes FROM record WHERE end = ?1 AND ended_at <= ?2 ORDER BY ended_at LIMIT ?3")?
+        .sql(
+            "SELECT seq, job, ended_at, bytes FROM record WHERE end = ?1 AND ended_at <= ?2 ORDER BY ended_at LIMIT ?3",
+        )?
         .query_map(params![stage.code(), before, STEP], |row| {
             Ok(Old { seq: row.get(0)?, job: row.get(1)?, stage, ended_at: row.get(2)?, bytes: row.get(3)? })
         })?

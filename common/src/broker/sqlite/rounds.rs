@@ -39,8 +39,7 @@ impl Rounds {
                 .collect();
             let Some(queue) = next_turn(&mut self.queues, &shares) else { break };
             let Some(bands) = waiting.get_mut(&queue) else { break };
-            let shares: Vec<_> =
-                bands.keys().map(|&band| ((queue.clone(), band), i64::from(band.weight()))).collect();
+            let shares: Vec<_> = bands.keys().map(|&band| ((queue.clone(), band), i64::from(band.weight()))).collect();
             let Some((_, band)) = next_turn(&mut self.bands, &shares) else { break };
             let Some(place) = bands.get_mut(&band).and_then(VecDeque::pop_front) else { break };
             turns.push(place);

@@ -10,7 +10,6 @@ use crate::broker::backend::Head;
 use crate::codec;
 use crate::error::{Error, Kind, Result};
 use crate::job::{BatchName, Fingerprint, JobId, Lane, ModelName, Priority, Queue};
-use crate::outcome::History;
 use crate::time::Timestamp;
 
 /// Selects whole rows for [`JobRow::read`]; what follows narrows `j`, the job.
@@ -59,7 +58,7 @@ impl JobRow {
             },
             priority: name(Priority::new(row.get(8)?))?,
             batch: row.get::<_, Option<String>>(25)?.map(|batch| name(BatchName::new(&batch))).transpose()?,
-            row: row.get(11)?,
+            row: row.get::<_, Option<i64>>(11)?.and_then(|row| u64::try_from(row).ok()),
             custom_id: row.get(18)?,
             tenant: row.get(19)?,
             tags: tags_from(row.get(20)?)?,
@@ -70,7 +69,9 @@ impl JobRow {
             created_at: Timestamp::from_millis(row.get(6)?),
             epoch: row.get(12)?,
             attempts: row.get(13)?,
-            history: codec::decode_history(row.get_ref(21)?.as_blob_or_null().map_err(rusqlite::Error::from)?.unwrap_or_default())?,
+            history: codec::decode_history(
+                row.get_ref(21)?.as_blob_or_null().map_err(rusqlite::Error::from)?.unwrap_or_default(),
+            )?,
         };
         Ok(Self {
             seq: row.get(0)?,
@@ -160,9 +161,10 @@ pub(super) fn tags_text(tags: &BTreeMap<String, String>) -> Result<Option<String
 }
 
 fn tags_from(text: Option<String>) -> Result<BTreeMap<String, String>> {
-    text.map_or_else(|| Ok(BTreeMap::new()), |text| {
-        serde_json::from_str(&text).map_err(|error| unreadable().because(error))
-    })
+    text.map_or_else(
+        || Ok(BTreeMap::new()),
+        |text| serde_json::from_str(&text).map_err(|error| unreadable().because(error)),
+    )
 }
 
 /// A name that was checked before it was written.

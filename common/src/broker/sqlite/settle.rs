@@ -84,15 +84,7 @@ pub(super) fn end(
             "INSERT INTO record (job, end, queue, batch, ended_at, bytes, body)
              VALUES (?1, ?2, (SELECT queue FROM lane WHERE id = ?3), ?4, ?5, ?6, ?7)",
         )?
-        .insert(params![
-            place.seq,
-            stage.code(),
-            place.lane,
-            place.batch,
-            record.ended_at.as_millis(),
-            bytes,
-            body
-        ])?;
+        .insert(params![place.seq, stage.code(), place.lane, place.batch, record.ended_at.as_millis(), bytes, body])?;
     crate::crash_point!("sqlite.settle.after_record");
     let cause = record.cause.as_ref();
     tx.sql(
@@ -188,11 +180,8 @@ fn release(
         mark_settled(tx, place.seq, lease)?;
         return end_unrun(tx, &job, End::Cancelled);
     }
-    let (stage, ready_at) = if after > 0 {
-        (Stage::Delayed, tx.now.saturating_add(after))
-    } else {
-        (Stage::Ready, job.ready_at)
-    };
+    let (stage, ready_at) =
+        if after > 0 { (Stage::Delayed, tx.now.saturating_add(after)) } else { (Stage::Ready, job.ready_at) };
     let hold = (after > 0).then(|| hold.map(ToString::to_string).unwrap_or_default());
     tx.sql(
         "UPDATE job SET state = ?2, ready_at = ?3, hold = ?4, settled = ?5, lease = NULL, worker = NULL,

@@ -161,7 +161,7 @@ impl RowSource {
              WHERE q.name = ?1 AND l.ready > 0 LIMIT ?2",
         )?;
         for (queue, _) in &self.terms.queues {
-            let mut rows = lanes.query(params![queue.as_str(), LANES])?;
+            let mut rows = lanes.query(params![queue.as_str(), i64::try_from(LANES).unwrap_or(i64::MAX)])?;
             while let Some(row) = rows.next()? {
                 look.lanes.push((lane_of(queue, row.get(0)?, row.get(1)?), row.get(2)?));
             }
@@ -284,8 +284,7 @@ fn fitting(jobs: &[LeasedRow], want: &Want) -> Vec<bool> {
 /// Hands leases in to be released; done once handed in, whether or not the answer is waited for.
 async fn release(writer: Writer, leases: Vec<(i64, LeaseId)>) -> Result<Answer<()>> {
     let ending = Ending::Release { after: 0, hold: None };
-    let work = move |tx: &mut Tx<'_>| {
-        leases.iter().try_for_each(|&(seq, lease)| settle(tx, seq, lease, &ending).map(drop))
-    };
+    let work =
+        move |tx: &mut Tx<'_>| leases.iter().try_for_each(|&(seq, lease)| settle(tx, seq, lease, &ending).map(drop));
     writer.submit("settle", 0, work).await
 }

@@ -64,7 +64,6 @@ impl rusqlite::types::FromSql for Stage {
 pub(super) struct BatchRow {
     pub(super) id: i64,
     pub(super) queue: i64,
-    pub(super) cancelled: bool,
 }
 
 /// What changed about a lane: its jobs by stage (ready, delayed, running, dead) and in all.
@@ -170,10 +169,8 @@ impl<'a> Tx<'a> {
             return Ok(Some(row));
         }
         let found = self
-            .sql("SELECT id, queue, cancelled FROM batch WHERE name = ?1")?
-            .query_row([name.as_str()], |row| {
-                Ok(BatchRow { id: row.get(0)?, queue: row.get(1)?, cancelled: row.get(2)? })
-            })
+            .sql("SELECT id, queue FROM batch WHERE name = ?1")?
+            .query_row([name.as_str()], |row| Ok(BatchRow { id: row.get(0)?, queue: row.get(1)? }))
             .optional()?;
         if let Some(row) = found {
             self.batches.insert(name.clone(), row);
@@ -186,21 +183,14 @@ impl<'a> Tx<'a> {
         if let Some(row) = self.batch(name)? {
             return Ok(row);
         }
-        let id = self
-            .sql("INSERT INTO batch (name, queue, created_at) VALUES (?1, ?2, ?3)")?
-            .insert(params![name.as_str(), queue, self.now])?;
-        let row = BatchRow { id, queue, cancelled: false };
+        let id = self.sql("INSERT INTO batch (name, queue, created_at) VALUES (?1, ?2, ?3)")?.insert(params![
+            name.as_str(),
+            queue,
+            self.now
+        ])?;
+        let row = BatchRow { id, queue };
         self.batches.insert(name.clone(), row);
         Ok(row)
-    }
-
-    /// Marks a batch as cancelled.
-    pub(super) fn cancel_batch(&mut self, name: &BatchName) -> rusqlite::Result<Option<BatchRow>> {
-        let Some(row) = self.batch(name)? else { return Ok(None) };
-        self.sql("UPDATE batch SET cancelled = 1 WHERE id = ?1")?.execute([row.id])?;
-        let row = BatchRow { cancelled: true, ..row };
-        self.batches.insert(name.clone(), row);
-        Ok(Some(row))
     }
 
     /// Counts a job that goes from one stage to another; `None` is nowhere.
@@ -305,8 +295,24 @@ fn flush_batch(conn: &Connection, id: i64, change: &BatchChange) -> rusqlite::Re
          cost_known = cost_known + ?16, cost_unknown = cost_unknown + ?17, last = max(last, ?18) WHERE id = ?1",
     )?
     .execute(params![
-        id, change.total, queued, delayed, running, succeeded, dead, stopped, expired, change.jobs, input, output,
-        cached, reasoning, change.cost, change.cost_known, change.cost_unknown, change.last
+        id,
+        change.total,
+        queued,
+        delayed,
+        running,
+        succeeded,
+        dead,
+        stopped,
+        expired,
+        change.jobs,
+        input,
+        output,
+        cached,
+        reasoning,
+        change.cost,
+        change.cost_known,
+        change.cost_unknown,
+        change.last
     ])?;
     Ok(())
 }
@@ -316,9 +322,10 @@ fn is_cost_unknown(history: &History) -> bool {
     let consumed = history.usage != crate::outcome::Usage::default() || history.unknown_billed > 0;
     consumed
         && (history.cost.is_none()
-            || history.recent.iter().any(|attempt| {
-                attempt.cost.is_none() && attempt.usage != crate::outcome::Usage::default()
-            }))
+            || history
+                .recent
+                .iter()
+                .any(|attempt| attempt.cost.is_none() && attempt.usage != crate::outcome::Usage::default()))
 }
 
 /// A stage's column among a lane's counters.

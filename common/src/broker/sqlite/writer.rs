@@ -113,9 +113,10 @@ impl<T: Send, F: FnMut(&mut Tx<'_>) -> Result<T, Fault> + Send> Request for Ask<
     }
 
     fn answer(self: Box<Self>, committed: Result<()>) {
-        let answer = committed.and_then(|()| self.made.ok_or_else(|| gone(self.op)));
+        let Self { op, made, reply, .. } = *self;
+        let answer = committed.and_then(|()| made.ok_or_else(|| gone(op)));
         // The caller may have gone; what was done stays done.
-        drop(self.reply.send(answer));
+        drop(reply.send(answer));
     }
 }
 
