@@ -10,10 +10,13 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use super::answer::{
+    Beat, Cancel, CancelCounts, Claim, Depth, Enqueued, QueueView, Redriven, Refusal, Settled, Swept,
+};
 use crate::error::Result;
 use crate::job::{BatchName, Fingerprint, JobId, Lane, Priority, Queue};
 use crate::outcome::{Attempt, History};
-use crate::record::{Record, State};
+use crate::record::Record;
 use crate::time::Timestamp;
 
 /// A broker, as long as the process.
@@ -141,30 +144,6 @@ pub struct Head {
     pub history: History,
 }
 
-/// The answer to one enqueued job.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Enqueued {
-    /// Durable now.
-    New,
-    /// The same job was already there, in this state; durable.
-    Known(State),
-    /// Not taken.
-    Refused(Refusal),
-}
-
-/// Why a job was not taken.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// The same id is there with another fingerprint.
-    Conflict,
-    /// Larger than the backend takes, in bytes.
-    TooLarge(usize),
-    /// The backend knows no such queue and cannot make one.
-    NoSuchQueue,
-    /// Its batch belongs to another queue.
-    OtherQueue(Queue),
-}
-
 /// What a worker subscribes with.
 #[derive(Clone, Debug)]
 pub struct Terms {
@@ -278,45 +257,6 @@ impl fmt::Display for WorkerId {
     }
 }
 
-/// The ledger's answer to a claim.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Claim {
-    /// Run it. `deaths` leases of this epoch ended without a verdict before this one.
-    Fresh {
-        /// How many.
-        deaths: u32,
-    },
-    /// It has ended (a success in any epoch, or any end in this one): never run it; settling is not needed.
-    Ended(State),
-    /// A user cancelled it: settle it as cancelled.
-    Cancelled,
-    /// Its queue or batch is paused: release it.
-    Paused {
-        /// Why, for people.
-        reason: String,
-    },
-    /// Another live lease runs it.
-    Taken {
-        /// When that lease runs out, at the latest.
-        until: Timestamp,
-    },
-    /// A newer epoch or attempt exists: drop this copy.
-    Stale,
-}
-
-/// The answer to a heartbeat.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Beat {
-    /// The lease is extended.
-    Kept,
-    /// Another copy has ended the job: drop the run.
-    Ended,
-    /// A user cancelled it: stop it and settle as cancelled.
-    Cancelled,
-    /// The lease is somebody else's now.
-    Lost,
-}
-
 /// How a lease ends.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Verdict {
@@ -336,17 +276,6 @@ pub enum Verdict {
         /// What it waits for, so that all such jobs can be woken in one step.
         hold: Option<HoldKey>,
     },
-}
-
-/// What settling did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Settled {
-    /// As the verdict said.
-    Applied,
-    /// The lease was no longer this one's, but its success is now the job's record.
-    Kept,
-    /// The lease was no longer this one's; nothing changed.
-    Stale,
 }
 
 /// What a released job waits for.
@@ -383,72 +312,6 @@ impl std::str::FromStr for HoldKey {
     }
 }
 
-/// A queue's jobs by state, and how long the oldest has waited.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Depth {
-    /// Could be leased now, paused or held-back lanes included.
-    pub ready: u64,
-    /// Wait for a time: scheduled, retrying or released under a hold.
-    pub delayed: u64,
-    /// Leased.
-    pub running: u64,
-    /// In the dead set.
-    pub dead: u64,
-    /// When the oldest ready job became so.
-    pub oldest_ready: Option<Timestamp>,
-}
-
-/// A queue, for lists.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct QueueView {
-    /// Its name.
-    pub queue: Queue,
-    /// Why it is paused, if it is.
-    pub paused: Option<String>,
-    /// Its jobs.
-    pub depth: Depth,
-}
-
-/// The answer to one cancelled job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cancel {
-    /// It was waiting and has ended.
-    Ended,
-    /// It runs; its worker stops it within one heartbeat.
-    Flagged,
-    /// It had ended before, like this.
-    Already(State),
-    /// No such job.
-    Unknown,
-}
-
-/// What cancelling a batch came to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct CancelCounts {
-    /// Waiting jobs ended now.
-    pub ended: u64,
-    /// Running jobs flagged.
-    pub flagged: u64,
-}
-
-/// The answer to one redriven job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Redriven {
-    /// Back in line, under this epoch.
-    Queued {
-        /// The new epoch.
-        epoch: u32,
-    },
-    /// Was waiting or running already; nothing changed.
-    Waiting,
-    /// Has succeeded: a success is never replaced. Replay it as a new job instead.
-    Succeeded,
-    /// Its payload is gone (dropped, or past retention).
-    Gone,
-    /// No such job.
-    Unknown,
-}
-
 /// How long ended jobs are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retention {
@@ -473,17 +336,4 @@ impl Retention {
             tombstones: Duration::from_secs(37 * DAY),
         }
     }
-}
-
-/// What a sweep did.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Swept {
-    /// Jobs expired.
-    pub expired: u64,
-    /// Records that gave up their answer.
-    pub forgotten: u64,
-    /// Keys of stored outputs nothing names any more, to be deleted by the caller.
-    pub outputs: Vec<String>,
-    /// Whether there is more to do now.
-    pub more: bool,
 }

@@ -1,6 +1,7 @@
 //! The facade everybody else holds: concrete, the same for every backend; spans and counters are emitted here, once.
 //! What a backend must do is `backend.rs`; which URL means which backend is `connect.rs`.
 
+mod answer;
 mod backend;
 mod connect;
 mod lease;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use promptq_common::broker::{Broker, WorkerId};
 use promptq_common::error::{Error, Kind, Result};
 use promptq_common::job::BatchName;
-use promptq_common::ledger::{BatchView, Cursor, Ledger, Scope};
+use promptq_common::ledger::{BatchView, Cursor, JobView, Ledger, Scope};
 use promptq_common::outcome::Body;
 use promptq_common::record::{Output, Record};
 use promptq_common::result_line::result_line;
@@ -151,11 +151,10 @@ impl Roller<'_> {
             let views = self.ledger.fetch(&ids).await?;
             for ((cursor, record), view) in page.iter().zip(views) {
                 from = *cursor;
-                if view.is_some_and(|view| view.record.is_none_or(|current| *current != *record)) {
-                    continue;
+                if counts(record, view.as_ref()) {
+                    summary.add(record);
+                    lines.push(&self.line(record).await?)?;
                 }
-                summary.add(record);
-                lines.push(&self.line(record).await?)?;
             }
             if page.len() < PAGE {
                 break;
@@ -213,6 +212,11 @@ impl Roller<'_> {
             .map_err(|error| Error::new(Kind::Corrupt, "note a roll-up's progress", "").because(error))?;
         self.ledger.set_note(&note_key(batch), Some(&note)).await
     }
+}
+
+/// Whether this is the record that counts of its job; one past retention has no other.
+fn counts(record: &Record, job: Option<&JobView>) -> bool {
+    job.is_none_or(|job| job.record.as_deref() == Some(record))
 }
 
 fn note_key(batch: &BatchName) -> String {

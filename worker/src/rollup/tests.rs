@@ -79,6 +79,17 @@ impl Bench {
         self.broker.ledger().batch(&self.batch).await.unwrap().unwrap()
     }
 
+    async fn lock_runs_out(&self, worker: &WorkerId) {
+        self.broker.ledger().unlock(LOCK.0, worker).await.unwrap();
+    }
+
+    /// Reads an object and removes it, to see whether it is written again.
+    async fn take(&self, name: &str) -> Vec<String> {
+        let lines = self.lines(name).await.unwrap();
+        self.store.delete(&[format!("batches/nov%2F1/{name}")]).await.unwrap();
+        lines
+    }
+
     async fn lines(&self, name: &str) -> Option<Vec<String>> {
         let bytes = self.store.get(&format!("batches/nov%2F1/{name}"), 1 << 30).await.unwrap()?;
         Some(String::from_utf8(bytes).unwrap().lines().map(str::to_owned).collect())
@@ -173,8 +184,9 @@ async fn dead_after_the_part_a_successor_writes_the_same_part() {
     let view = bench.view().await;
     let planned = roller.plan(&view, roller.progress(&view).await.unwrap()).await.unwrap();
     roller.write_part(&view.name, &planned, planned.open.unwrap()).await.unwrap();
-    let written = bench.lines("part-1.jsonl").await.unwrap();
+    let written = bench.take("part-1.jsonl").await;
     bench.finish(5, End::Succeeded, false).await;
+    bench.lock_runs_out(&dead).await;
     bench.roller(&heir, later()).step().await.unwrap();
     assert_eq!(bench.lines("part-1.jsonl").await.unwrap(), written);
     assert_eq!(bench.lines("part-2.jsonl").await, None);
@@ -188,7 +200,8 @@ async fn dead_after_the_results_a_successor_writes_them_again() {
     bench.finish(3, End::Succeeded, false).await;
     bench.seal().await;
     bench.roller(&dead, later()).write_results(&bench.view().await).await.unwrap();
-    let written = bench.lines("results.jsonl").await.unwrap();
+    let written = bench.take("results.jsonl").await;
+    bench.lock_runs_out(&dead).await;
     step(&bench.broker, &bench.store, &heir).await.unwrap();
     assert_eq!(bench.lines("results.jsonl").await.unwrap(), written);
     assert_eq!(bench.lines("part-1.jsonl").await.unwrap().len(), 3, "the last part is written too");
@@ -225,4 +238,20 @@ async fn an_answer_that_is_gone_leaves_a_line_without_it() {
     let lines = bench.lines("results.jsonl").await.unwrap();
     assert!(lines[0].contains(&stored.key) && !lines[0].contains("large and elsewhere"));
     assert_ne!(record[0].1.lease, LeaseId::NONE);
+}
+
+#[tokio::test]
+async fn of_two_records_of_a_job_the_current_one_counts() {
+    let bench = Bench::new();
+    bench.submit(1).await;
+    bench.finish(1, End::Dead, false).await;
+    let scope = Scope::Batch(bench.batch.clone());
+    let old = bench.broker.ledger().results(&scope, Cursor(0), 1).await.unwrap().remove(0).1;
+    bench.broker.redrive(&[old.id]).await.unwrap();
+    let view = async || bench.broker.ledger().fetch(&[old.id]).await.unwrap().remove(0);
+    assert!(!counts(&old, view().await.as_ref()), "it runs again");
+    bench.finish(1, End::Succeeded, false).await;
+    let new = bench.broker.ledger().results(&scope, Cursor(0), 9).await.unwrap().pop().unwrap().1;
+    assert!(!counts(&old, view().await.as_ref()) && counts(&new, view().await.as_ref()));
+    assert!(counts(&old, None));
 }
