@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use promptq_common::job::Job;
 use promptq_common::outcome::{Failure, FailureClass, Outcome, Reply};
 use promptq_common::time::{Timestamp, format_duration};
+use promptq_common::tls;
 use promptq_common::work::Input;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Client, Response, redirect, retry};
@@ -37,8 +38,7 @@ const ERROR_MAX: usize = 64 << 10;
 /// # Errors
 /// When this host's TLS set-up cannot be read.
 pub(super) fn client() -> anyhow::Result<Client> {
-    // Fails only when a provider is installed already, which serves as well.
-    drop(rustls::crypto::ring::default_provider().install_default());
+    tls::install();
     Client::builder()
         .user_agent(concat!("promptq/", env!("CARGO_PKG_VERSION")))
         .redirect(redirect::Policy::none())
