@@ -1,1 +1,6 @@
-//! x
+//! The harness of promptq's tests: [`backends`] gives every case a fresh broker, [`fixture`] makes what goes into it,
+//! [`steps`] are the few moves every case is made of. The cases themselves are in `it/`.
+
+pub mod backends;
+pub mod fixture;
+pub mod steps;

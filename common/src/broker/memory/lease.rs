@@ -101,8 +101,8 @@ impl Source for MemorySource {
             }
             let event = shared.book().next_event().map_or(end, |at| at.min(end));
             // A job due in a lane that is closed is no reason to spin.
-            let wait = event.since(now).max(Duration::from_millis(1));
-            let _woken = tokio::time::timeout(wait, changed).await;
+            let pause = event.since(now).max(Duration::from_millis(1));
+            let _woken = tokio::time::timeout(pause, changed).await;
         }
     }
 

@@ -1,0 +1,170 @@
+//! Every case of the conformance suite on every backend, each a test of its own. A backend more is one line below and
+//! a constructor in `src/backends.rs`.
+
+mod admin;
+mod cancel;
+mod end;
+mod enqueue;
+mod lane;
+mod lease;
+mod ledger;
+mod redrive;
+mod retention;
+mod settle;
+
+macro_rules! on {
+    ($backend:ident $($area:ident $case:ident)*) => {
+        mod $backend {
+            use promptq_tests::backends::Fixture;
+
+            $(
+                #[tokio::test]
+                async fn $case() {
+                    super::$area::$case(Fixture::$backend().await).await;
+                }
+            )*
+        }
+    };
+}
+
+macro_rules! cases {
+    ($($area:ident { $($case:ident)* })*) => {
+        on!(memory $($($area $case)*)*);
+        on!(sqlite $($($area $case)*)*);
+    };
+}
+
+cases! {
+    enqueue {
+        an_enqueued_job_waits_and_can_be_seen
+        a_job_never_seen_is_nothing
+        nothing_enqueued_is_no_error
+        a_confirmed_job_is_delivered_once
+        a_delivery_carries_what_was_submitted
+        a_keyed_resubmission_is_known
+        a_key_with_another_body_is_a_conflict
+        a_repetition_within_one_call_is_known
+        a_key_stays_known_after_the_job_ended
+        a_key_stays_known_after_its_answer_was_forgotten
+        known_tells_new_same_and_conflict
+        a_batch_belongs_to_one_queue
+        too_many_at_once_are_refused_whole
+        an_oversized_payload_is_refused_alone
+        a_payload_nobody_can_read_is_delivered_as_it_is
+        a_payload_is_kept_until_its_job_succeeds
+        a_worker_that_waits_gets_a_new_job_at_once
+    }
+    lease {
+        an_unsettled_delivery_comes_back_with_one_death_more
+        a_lease_dropped_with_its_worker_comes_back
+        a_beaten_lease_does_not_come_back
+        a_lease_that_was_taken_over_is_lost
+        a_job_that_another_copy_ended_is_told_so
+        a_job_given_back_goes_ahead_of_its_lane
+        recover_gives_a_workers_jobs_back_at_once
+        next_with_nothing_to_lease_answers_soon
+        next_survives_cancellation
+        close_releases_what_was_not_handed_out
+        a_queue_named_twice_is_refused
+        jobs_of_other_queues_are_not_leased
+        a_queue_may_be_subscribed_to_before_it_exists
+        two_handles_drain_everything_exactly_once
+    }
+    lane {
+        a_held_back_lane_is_never_leased_and_an_open_one_beside_it_always_is
+        never_more_than_the_total_is_leased
+        never_more_than_a_lanes_cap_is_leased
+        the_rest_bounds_each_lane_that_is_not_named
+        a_lane_is_first_in_first_out
+        bands_are_served_8_to_3_to_1
+        queues_are_served_by_their_weight
+        an_empty_queues_share_goes_to_the_others
+        a_job_without_a_model_has_a_lane_of_its_own
+    }
+    settle {
+        a_settled_job_is_not_delivered_again
+        a_retried_job_returns_with_the_next_attempt
+        a_retry_is_never_early
+        a_release_spends_nothing
+        a_released_job_goes_ahead_of_its_lane
+        a_released_job_waits_as_long_as_told
+        waking_a_hold_key_ends_every_wait_under_it_in_one_step
+        a_stale_settle_changes_nothing
+        a_late_success_ends_a_job_that_waits
+        a_late_success_ends_a_job_that_another_runs
+        a_late_success_replaces_every_other_end
+        a_late_success_of_an_earlier_epoch_is_kept
+        a_late_failure_of_an_earlier_epoch_is_stale
+        a_success_is_never_replaced_by_a_second_one
+        a_success_is_never_replaced_by_another_end
+        repeating_an_end_has_no_second_effect
+        repeating_a_retry_spends_one_attempt
+        repeating_a_release_takes_the_job_from_nobody
+        repeating_a_late_success_keeps_it_once
+    }
+    end {
+        every_end_is_what_is_seen_of_the_job
+        a_record_comes_back_as_it_was_stored
+        a_running_job_names_its_worker
+        a_delayed_job_is_never_early
+        a_delayed_job_does_not_hold_up_the_others
+        a_passed_deadline_shows_as_expired_at_once
+        a_job_past_its_deadline_is_never_leased
+        a_sweep_ends_what_passed_its_deadline
+        batch_counts_follow_every_path
+        a_batch_adds_up_usage_and_cost_of_every_attempt
+        an_unknown_cost_is_counted_as_such
+        depth_counts_by_state
+    }
+    redrive {
+        redrive_begins_a_new_epoch_at_zero
+        an_old_end_leaves_the_counts
+        a_success_is_never_redriven
+        a_job_back_in_line_is_not_redriven_twice
+        cancelled_and_expired_jobs_can_be_redriven
+        an_expired_job_that_is_redriven_may_run
+        a_redriven_job_that_was_delayed_may_run_at_once
+        a_dropped_job_is_gone_from_the_dead_but_keeps_its_record
+        the_dead_are_grouped_by_cause
+    }
+    cancel {
+        a_waiting_job_is_cancelled_at_once
+        a_running_job_learns_of_it_with_its_next_beat
+        an_answer_that_came_before_the_cancel_was_seen_is_kept
+        cancelling_an_ended_or_unknown_job_says_so
+        a_cancelled_job_given_back_does_not_run_again
+        a_cancelled_job_whose_worker_died_ends_when_its_lease_does
+        cancelling_a_batch_ends_what_waits_and_flags_what_runs
+        jobs_enqueued_to_a_cancelled_batch_never_run
+        cancelling_a_batch_twice_ends_nothing_more
+    }
+    admin {
+        a_paused_queue_gives_no_leases_until_resumed
+        jobs_that_run_when_their_queue_is_paused_go_on
+        a_lease_of_a_queue_paused_meanwhile_is_told_by_its_claim
+        pausing_one_queue_leaves_the_others
+        purge_cancels_only_what_waits
+        queues_are_listed_by_name_with_their_depth
+        every_call_over_many_jobs_has_a_bound
+        a_purge_of_many_ends_them_all
+    }
+    ledger {
+        a_list_is_narrowed_by_every_filter
+        a_list_names_each_job_once_while_jobs_are_added
+        results_come_in_order_without_a_gap_from_any_cursor
+        a_redriven_job_comes_again_and_the_later_record_counts
+        a_batch_is_open_until_it_is_sealed
+        batches_are_listed_newest_first
+        a_lock_has_one_holder_and_runs_out
+        a_note_is_kept_until_it_is_removed
+        workers_that_report_are_known
+    }
+    retention {
+        what_is_younger_than_retention_is_kept
+        what_is_older_than_retention_is_forgotten_by_its_kind
+        a_forgotten_id_is_still_known
+        a_tombstone_goes_too_in_the_end
+        over_the_bytes_the_oldest_go_first
+        outputs_nothing_names_any_more_are_given_back
+    }
+}

@@ -1,0 +1,5 @@
+//! promptq's tests against real processes and services.
+
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+mod conformance;

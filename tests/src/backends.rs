@@ -1,0 +1,106 @@
+//! One fresh broker per test, on each backend, and what the test may do to it. A backend more is a constructor here
+//! and a line in `it/conformance/mod.rs`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use promptq_common::broker::memory::Memory;
+use promptq_common::broker::sqlite::Sqlite;
+use promptq_common::broker::{Backend, Broker, Source, Terms, WorkerId};
+use promptq_common::job::Queue;
+use promptq_common::ledger::Ledger;
+use tempfile::TempDir;
+
+use crate::steps::Worker;
+
+/// A lease short enough to be waited out.
+pub const SHORT: Duration = Duration::from_millis(300);
+
+/// A lease no test outlives.
+pub const LONG: Duration = Duration::from_secs(60);
+
+/// A broker that only this test knows.
+#[derive(Debug)]
+pub struct Fixture {
+    /// The facade, as everybody else holds it.
+    pub broker: Broker,
+    /// Below the facade, for what it makes impossible: unreadable payloads, settling twice.
+    pub backend: Arc<dyn Backend>,
+    home: Home,
+}
+
+/// Where the data is.
+#[derive(Debug)]
+enum Home {
+    Memory,
+    Sqlite(TempDir),
+}
+
+impl Fixture {
+    /// On the memory backend.
+    pub async fn memory() -> Self {
+        let memory = Arc::new(Memory::new());
+        std::future::ready(Self::over(Arc::clone(&memory) as Arc<dyn Backend>, memory, Home::Memory)).await
+    }
+
+    /// On the embedded backend, in a folder that goes with the fixture.
+    pub async fn sqlite() -> Self {
+        let folder = TempDir::new().expect("a temporary folder");
+        let sqlite = Arc::new(Sqlite::open(&folder.path().join("q.db")).await.expect("a fresh file opens"));
+        Self::over(Arc::clone(&sqlite) as Arc<dyn Backend>, sqlite, Home::Sqlite(folder))
+    }
+
+    fn over(backend: Arc<dyn Backend>, ledger: Arc<dyn Ledger>, home: Home) -> Self {
+        Self { broker: Broker::new(Arc::clone(&backend), ledger), backend, home }
+    }
+
+    /// Another handle onto the same data, as another process would hold it; on memory, which has no other process,
+    /// the same one.
+    pub async fn second(&self) -> Broker {
+        match self.path() {
+            None => self.broker.clone(),
+            Some(path) => {
+                let sqlite = Arc::new(Sqlite::open(&path).await.expect("the file opens a second time"));
+                Broker::new(Arc::clone(&sqlite) as Arc<dyn Backend>, sqlite)
+            }
+        }
+    }
+
+    /// The embedded file, if there is one.
+    pub fn path(&self) -> Option<PathBuf> {
+        match &self.home {
+            Home::Memory => None,
+            Home::Sqlite(folder) => Some(folder.path().join("q.db")),
+        }
+    }
+
+    /// What is known of jobs.
+    pub fn ledger(&self) -> &dyn Ledger {
+        self.broker.ledger()
+    }
+
+    /// A worker on the standard queue whose leases outlive the test.
+    pub async fn worker(&self) -> Worker {
+        self.worker_with(LONG).await
+    }
+
+    /// A worker on the standard queue whose leases run out while the test waits.
+    pub async fn hasty_worker(&self) -> Worker {
+        self.worker_with(SHORT).await
+    }
+
+    async fn worker_with(&self, lease: Duration) -> Worker {
+        Worker::on(&self.broker, terms(&[(Queue::standard(), 1)], lease)).await
+    }
+
+    /// A subscription below the facade, on the standard queue.
+    pub async fn source(&self, lease: Duration) -> Box<dyn Source> {
+        self.backend.subscribe(terms(&[(Queue::standard(), 1)], lease)).await.expect("subscribes")
+    }
+}
+
+/// What a fresh worker subscribes with.
+pub fn terms(queues: &[(Queue, u32)], lease: Duration) -> Terms {
+    Terms { worker: WorkerId::random("test"), queues: queues.to_vec(), lease }
+}
