@@ -10,8 +10,12 @@ use promptq_tests::fixture::{self, batch, job_of, keyed};
 use promptq_tests::steps::{put, put_one, see, sweep, view};
 
 /// Everything that has ended is past it.
-const NONE: Retention =
-    Retention { succeeded: Duration::ZERO, dead: Duration::ZERO, bytes: 1 << 40, tombstones: Duration::from_secs(3_600) };
+const NONE: Retention = Retention {
+    succeeded: Duration::ZERO,
+    dead: Duration::ZERO,
+    bytes: 1 << 40,
+    tombstones: Duration::from_secs(3_600),
+};
 
 pub(crate) async fn what_is_younger_than_retention_is_kept(f: Fixture) {
     put_one(&f.broker, job_of(&batch("b"))).await;
