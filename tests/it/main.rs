@@ -2,4 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+mod chaos;
 mod conformance;
+mod store;
+mod tidy;

@@ -2,5 +2,7 @@
 //! [`steps`] are the few moves every case is made of. The cases themselves are in `it/`.
 
 pub mod backends;
+pub mod binary;
+pub mod chaos;
 pub mod fixture;
 pub mod steps;

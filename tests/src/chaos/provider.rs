@@ -1,0 +1,131 @@
+//! An OpenAI-compatible provider that answers late and writes down who called for what and when.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+
+/// One call, as it was met.
+#[derive(Clone, Debug)]
+pub(super) struct Call {
+    /// Which job it was for.
+    pub(super) job: u64,
+    /// Which worker process made it.
+    pub(super) generation: u64,
+    /// When its body had arrived.
+    pub(super) started: Instant,
+    /// Whether an answer was sent, heard or not.
+    pub(super) answered: bool,
+}
+
+/// The server; gone with this value.
+#[derive(Debug)]
+pub(super) struct Provider {
+    port: u16,
+    calls: Arc<Mutex<Vec<Call>>>,
+    _server: JoinSet<()>,
+}
+
+impl Provider {
+    pub(super) async fn start(seed: u64) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let port = listener.local_addr()?.port();
+        let calls = Arc::new(Mutex::new(Vec::new()));
+        let mut server = JoinSet::new();
+        server.spawn(accept(listener, Arc::clone(&calls), seed));
+        Ok(Self { port, calls, _server: server })
+    }
+
+    /// What a worker process is told, so that its calls can be told apart.
+    pub(super) fn base_url(&self, generation: u64) -> String {
+        format!("http://127.0.0.1:{}/{generation}/v1", self.port)
+    }
+
+    pub(super) fn calls(&self) -> Vec<Call> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Calls of a worker process that have no answer yet.
+    pub(super) fn open_calls(&self, generation: u64) -> u32 {
+        let calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = calls.iter().filter(|call| call.generation == generation && !call.answered).count();
+        u32::try_from(open).unwrap_or(u32::MAX)
+    }
+}
+
+async fn accept(listener: TcpListener, calls: Arc<Mutex<Vec<Call>>>, seed: u64) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                let Ok((stream, _)) = accepted else { return };
+                connections.spawn(serve(stream, Arc::clone(&calls), seed));
+            }
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+/// Answers one connection's calls until it ends; a caller that was killed just ends it.
+async fn serve(stream: TcpStream, calls: Arc<Mutex<Vec<Call>>>, seed: u64) {
+    let mut stream = BufReader::new(stream);
+    while let Some((generation, job)) = read_call(&mut stream).await {
+        let at = {
+            let mut calls = calls.lock().unwrap_or_else(PoisonError::into_inner);
+            calls.push(Call { job, generation, started: Instant::now(), answered: false });
+            calls.len() - 1
+        };
+        tokio::time::sleep(latency(seed, job)).await;
+        calls.lock().unwrap_or_else(PoisonError::into_inner)[at].answered = true;
+        if stream.write_all(answer(job).as_bytes()).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// 20 to 200 ms, the same for a job however often it is called.
+fn latency(seed: u64, job: u64) -> Duration {
+    let mixed = (seed ^ job.wrapping_mul(0x9E37_79B9_7F4A_7C15)).wrapping_mul(0xBF58_476D_1CE4_E5B9) >> 33;
+    Duration::from_millis(20 + mixed % 181)
+}
+
+/// The worker process and the job of the next call; `None` when the connection is over or speaks something else.
+async fn read_call(stream: &mut BufReader<TcpStream>) -> Option<(u64, u64)> {
+    let mut line = String::new();
+    stream.read_line(&mut line).await.ok()?;
+    let generation = line.strip_prefix("POST /")?.split('/').next()?.parse().ok()?;
+    let mut length = 0;
+    loop {
+        line.clear();
+        stream.read_line(&mut line).await.ok()?;
+        match line.trim_end().to_ascii_lowercase().split_once(": ") {
+            Some(("content-length", value)) => length = value.parse().ok()?,
+            Some(_) => {}
+            None => break,
+        }
+    }
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await.ok()?;
+    let body: serde_json::Value = serde_json::from_slice(&body).ok()?;
+    let text = body["messages"].as_array()?.last()?["content"].as_str()?;
+    Some((generation, text.strip_prefix("job ")?.parse().ok()?))
+}
+
+fn answer(job: u64) -> String {
+    let body = serde_json::json!({
+        "id": format!("call-{job}"),
+        "object": "chat.completion",
+        "created": 0,
+        "model": "storm",
+        "choices": [{
+            "index": 0,
+            "message": { "role": "assistant", "content": format!("answer {job}") },
+            "finish_reason": "stop",
+        }],
+        "usage": { "prompt_tokens": 2, "completion_tokens": 2, "total_tokens": 4 },
+    })
+    .to_string();
+    format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+}
