@@ -44,6 +44,17 @@ impl Work {
         Self { model: model.map(str::to_owned), input: Input::Prompt(prompt) }
     }
 
+    /// How many bytes of text it holds.
+    pub fn size(&self) -> usize {
+        let texts = match &self.input {
+            Input::Prompt(prompt) => {
+                prompt.text.len() + prompt.system.as_ref().map_or(0, String::len) + prompt.params.len()
+            }
+            Input::Request { url, body } => url.len() + body.len(),
+        };
+        texts + self.model.as_ref().map_or(0, String::len)
+    }
+
     /// Feeds everything that makes this work what it is into `hash`, length-prefixed.
     pub(crate) fn hash_into(&self, hash: &mut Sha256) {
         let mut part = |bytes: &[u8]| {

@@ -5,9 +5,11 @@
 pub mod cli;
 pub mod command;
 pub mod context;
+pub mod input;
 pub mod printer;
 pub mod problem;
 pub mod settings;
+pub mod submit;
 
 use std::process::ExitCode;
 

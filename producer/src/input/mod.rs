@@ -1,0 +1,159 @@
+//! What is asked, read from files: every row with its place, as a job or as a fault. Sending is `submit.rs`.
+
+pub mod args;
+mod csv_rows;
+mod distinct;
+mod make;
+mod rows;
+mod source;
+mod template;
+
+use std::sync::Arc;
+
+use promptq_common::codec::{self, MAX_BYTES};
+use promptq_common::job::{BatchName, Queue};
+use sha2::{Digest, Sha256};
+
+pub use args::{InputArgs, JobArgs, Kind, OnConflict};
+pub use distinct::Distinct;
+pub use make::{Made, Maker};
+pub use rows::{Fault, Place};
+pub use source::{Print, Source};
+
+use crate::problem::{Problem, Result};
+use rows::Rows;
+
+/// Everything a submission reads, ready to be read, twice if need be.
+#[derive(Debug)]
+pub struct Input {
+    sources: Vec<Source>,
+    maker: Maker,
+    limit: u64,
+}
+
+impl Input {
+    /// Finds the files and checks the flags. Nothing is read yet but standard input.
+    pub fn open(args: &InputArgs) -> Result<Vec<Source>> {
+        if args.stream && args.inputs != ["-"] {
+            return Err(Problem::usage("--stream is for standard input alone").hint("promptq submit - --stream < FILE"));
+        }
+        Source::all(args)
+    }
+
+    /// The jobs of these sources, in `batch` and, where they name none, `queue`. With `named`, ids follow from the batch's name.
+    pub fn new(args: &InputArgs, sources: Vec<Source>, queue: Queue, batch: BatchName, named: bool) -> Result<Self> {
+        let maker = Maker::new(args, queue, batch, named)?;
+        Ok(Self { sources, maker, limit: args.limit.unwrap_or(u64::MAX) })
+    }
+
+    /// Where jobs go.
+    pub fn queue(&self) -> &Queue {
+        &self.maker.queue
+    }
+
+    /// The batch.
+    pub fn batch(&self) -> &BatchName {
+        &self.maker.batch
+    }
+
+    /// Whether ids follow from the batch's name.
+    pub fn named(&self) -> bool {
+        self.maker.named
+    }
+
+    /// Reads from the beginning.
+    pub fn read(self: &Arc<Self>) -> Reading {
+        Reading { input: Arc::clone(self), next: 0, rows: None, row: 0, prints: Vec::new() }
+    }
+}
+
+/// One pass over the input. Blocking: not for an async thread.
+#[derive(Debug)]
+pub struct Reading {
+    input: Arc<Input>,
+    next: usize,
+    rows: Option<Rows>,
+    row: u64,
+    prints: Vec<Print>,
+}
+
+/// One row.
+#[derive(Debug)]
+pub struct Item {
+    /// 1-based, over all inputs.
+    pub row: u64,
+    /// Where it stands.
+    pub place: Place,
+    /// The job, or what is wrong.
+    pub made: Result<Made, Fault>,
+}
+
+impl Reading {
+    /// The next row; `None` at the end. `Err` when the input cannot be read on.
+    pub fn next_item(&mut self) -> Result<Option<Item>> {
+        loop {
+            if self.row >= self.input.limit {
+                self.close();
+                return Ok(None);
+            }
+            let rows = match &mut self.rows {
+                Some(rows) => rows,
+                none => {
+                    let Some(source) = self.input.sources.get(self.next) else { return Ok(None) };
+                    self.next += 1;
+                    none.insert(Rows::open(source)?)
+                }
+            };
+            let Some((place, row)) = rows.next_row()? else {
+                self.close();
+                continue;
+            };
+            self.row += 1;
+            let made = row.and_then(|row| self.input.maker.make(self.row, row)).and_then(small_enough);
+            return Ok(Some(Item { row: self.row, place, made }));
+        }
+    }
+
+    /// What every file was, once everything is read.
+    pub fn prints(self) -> Vec<Print> {
+        self.prints
+    }
+
+    /// Whether the file being read, and those read before, are what they were at an earlier reading.
+    pub fn agrees(&self, before: &[Print]) -> bool {
+        let done = self.prints.iter().zip(before).all(|(now, then)| now == then);
+        let current = self.rows.as_ref().zip(before.get(self.prints.len()));
+        done && current.is_none_or(|(rows, then)| rows.looks_like(then))
+    }
+
+    fn close(&mut self) {
+        if let Some(print) = self.rows.take().and_then(|rows| rows.print()) {
+            self.prints.push(print);
+        }
+    }
+}
+
+fn small_enough(made: Made) -> Result<Made, Fault> {
+    // Everything but the texts is bounded, and by far under a MiB: only near the limit is it worth encoding.
+    if made.job.work.size() + (1 << 20) > MAX_BYTES && codec::encode_job(&made.job).is_err() {
+        return Err(Fault::new(format!("larger than {} MiB, the most one job may be", MAX_BYTES >> 20)));
+    }
+    Ok(made)
+}
+
+/// Feeds everything that makes one submission differ from another into `hash`.
+pub fn identify(args: &InputArgs, sources: &[Source], hash: &mut Sha256) -> Result<()> {
+    for source in sources {
+        hash.update(format!("{:?}", source.kind));
+        source.identify(hash)?;
+    }
+    let texts = [("-t", &args.template), ("--system", &args.system)];
+    for (flag, text) in texts {
+        let text = text.as_deref().map(|text| template::source(flag, text)).transpose()?;
+        hash.update(format!("{text:?}\0"));
+    }
+    let job = &args.job;
+    let rest = (&args.vars, &args.id_field, &args.idempotency_key_field, &job.model, &job.tenant, &job.params);
+    hash.update(format!("{rest:?}{:?}{:?}{:?}{:?}", job.max_tokens, job.temperature, job.queue, job.batch));
+    Ok(())
+}

@@ -1,0 +1,184 @@
+//! The first pass: every row read, made and thrown away; repeated ids found, the ledger asked. Nothing is enqueued.
+
+use std::sync::Arc;
+
+use promptq_common::broker::{Broker, MAX_BATCH};
+use promptq_common::job::{Fingerprint, JobId};
+use promptq_common::ledger::Known;
+use promptq_common::work::Input as Asked;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::{Faults, OnConflict, Terms, conflict, grouped};
+use crate::input::{Distinct, Input, Item, Made, Print, Reading};
+use crate::problem::{Exit, Problem, Result};
+
+/// What an input holds.
+#[derive(Debug)]
+pub struct Checked {
+    /// Rows that become jobs, repeated ones included.
+    pub rows: u64,
+    /// Rows that are wrong.
+    pub invalid: u64,
+    /// Rows whose id an earlier row has.
+    pub repeated: u64,
+    /// Jobs that are there already.
+    pub known: u64,
+    /// Rows whose id stands for other content submitted before.
+    pub conflicts: u64,
+    /// The first job.
+    pub first: Option<Sample>,
+    /// What the files were.
+    pub(super) prints: Vec<Print>,
+}
+
+/// A job to show.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// The submitter's name for it.
+    pub custom_id: Option<String>,
+    /// The prompt, or the request's body.
+    pub text: String,
+}
+
+/// Problems shown of one kind.
+const SHOWN: usize = 20;
+/// Rows asked about at once, and such windows read ahead.
+const AHEAD: usize = 4;
+
+/// Reads the whole input in flat memory. Safe to drop at any point.
+///
+/// # Errors
+/// Rows that are wrong or repeat an id, unless skipped (exit 2); ids that stand for other content already, unless
+/// skipped (exit 6); an input without rows (exit 2).
+pub async fn check(input: &Arc<Input>, broker: &Broker, terms: Terms) -> Result<Checked> {
+    let ask_all = input.named() && broker.ledger().batch(input.batch()).await?.is_some();
+    let (sender, mut asked) = mpsc::channel(AHEAD);
+    let reading = input.read();
+    let mut reader = JoinSet::new();
+    reader.spawn_blocking(move || read_all(reading, ask_all, &sender));
+    let (mut known, mut conflicts, mut conflict_rows) = (0, 0, Vec::new());
+    while let Some(window) = asked.recv().await {
+        let keys: Vec<_> = window.iter().map(|(id, fingerprint, _): &Ask| (*id, *fingerprint)).collect();
+        let answers = broker.ledger().known(&keys).await?;
+        for ((.., row), answer) in window.iter().zip(answers) {
+            match answer {
+                Known::New => {}
+                Known::Same(_) => known += 1,
+                Known::Conflict(_) => {
+                    conflicts += 1;
+                    conflict_rows.extend((conflict_rows.len() < SHOWN).then_some(*row));
+                }
+            }
+        }
+    }
+    let seen = match reader.join_next().await {
+        Some(Ok(seen)) => seen?,
+        Some(Err(_)) | None => return Err(Problem::new(Exit::Failed, "failed", "reading the input broke off")),
+    };
+    let nothing = "nothing was enqueued (files are checked whole before the first job)";
+    if !terms.skip_invalid && !seen.faults.is_empty() {
+        let others = seen.rows;
+        let problem = seen.faults.problem(nothing);
+        return Err(if others > 0 {
+            problem.detail(format!("{} other rows are fine", grouped(others)))
+        } else {
+            problem
+        });
+    }
+    let (repeated, pairs) = seen.repeats;
+    if repeated > 0 && !terms.skip_invalid {
+        return Err(repeats(input, repeated, &pairs)?.detail(nothing));
+    }
+    if conflicts > 0 && terms.on_conflict == OnConflict::Fail && !terms.skip_invalid {
+        return Err(conflict(conflicts, &conflict_rows).detail(nothing));
+    }
+    if seen.rows == 0 {
+        return Err(Problem::new(Exit::Usage, "no-rows", "there are no rows to submit"));
+    }
+    let (prints, first, invalid) = (seen.prints, seen.first, seen.faults.count());
+    Ok(Checked { rows: seen.rows, invalid, repeated, known, conflicts, first, prints })
+}
+
+type Ask = (JobId, Fingerprint, u64);
+
+/// What one reading saw.
+#[derive(Debug)]
+struct Seen {
+    rows: u64,
+    faults: Faults,
+    repeats: (u64, Vec<(u64, u64)>),
+    first: Option<Sample>,
+    prints: Vec<Print>,
+}
+
+fn read_all(mut reading: Reading, ask_all: bool, sender: &mpsc::Sender<Vec<Ask>>) -> Result<Seen> {
+    let spill = |error: std::io::Error| {
+        Problem::new(Exit::Failed, "spool", format!("cannot keep the ids in a temporary file: {error}"))
+            .hint("set TMPDIR to a folder with room")
+    };
+    let (mut rows, mut faults, mut distinct, mut first) = (0, Faults::default(), Distinct::default(), None);
+    let mut window: Vec<Ask> = Vec::new();
+    while let Some(Item { row, place, made }) = reading.next_item()? {
+        let made = match made {
+            Ok(made) => made,
+            Err(fault) => {
+                faults.add(row, place, fault);
+                continue;
+            }
+        };
+        rows += 1;
+        first.get_or_insert_with(|| sample(&made));
+        if let Some(id) = made.unique {
+            distinct.add(id, row).map_err(spill)?;
+        }
+        if made.job.keyed && (ask_all || made.own_key) {
+            window.push((made.job.id, made.job.fingerprint(), row));
+        }
+        if window.len() >= MAX_BATCH && sender.blocking_send(std::mem::take(&mut window)).is_err() {
+            break;
+        }
+    }
+    if !window.is_empty() {
+        // Without a listener the check was dropped, and so is this.
+        drop(sender.blocking_send(window));
+    }
+    Ok(Seen { rows, faults, repeats: distinct.repeats(SHOWN).map_err(spill)?, first, prints: reading.prints() })
+}
+
+fn sample(made: &Made) -> Sample {
+    let text = match &made.job.work.input {
+        Asked::Prompt(prompt) => &prompt.text,
+        Asked::Request { body, .. } => body,
+    };
+    let short: String = text.chars().take(120).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let text = if text.chars().count() > 120 { format!("{short}…") } else { short };
+    Sample { custom_id: made.job.custom_id.clone(), text }
+}
+
+/// Reads once more to say where the repeated ids stand.
+fn repeats(input: &Arc<Input>, count: u64, pairs: &[(u64, u64)]) -> Result<Problem> {
+    let mut problem =
+        Problem::new(Exit::Usage, "duplicate-id", format!("{} rows repeat the id of an earlier row", grouped(count)));
+    let mut reading = input.read();
+    let last = pairs.iter().map(|(_, later)| *later).max().unwrap_or_default();
+    let mut wanted = pairs.to_vec();
+    wanted.sort_by_key(|(_, later)| *later);
+    let mut wanted = wanted.into_iter().peekable();
+    while let Some(item) = reading.next_item()? {
+        while let Some((earlier, _)) = wanted.next_if(|(_, later)| *later == item.row) {
+            let id = item.made.as_ref().ok().and_then(|made| made.job.custom_id.clone()).unwrap_or_default();
+            problem = problem.detail(format!(
+                "--> {}:{}  | row {} has the id {id:?} of row {earlier}",
+                item.place.file, item.place.line, item.row
+            ));
+        }
+        if item.row >= last {
+            break;
+        }
+    }
+    if count > pairs.len() as u64 {
+        problem = problem.detail(format!("… and {} more", grouped(count - pairs.len() as u64)));
+    }
+    Ok(problem.hint("give every row its own id, or pass --skip-invalid to keep the first of each"))
+}

@@ -1,0 +1,182 @@
+//! THE way in, for commands and gateway alike: every row is checked, made a job and enqueued in windows; the same
+//! submission made again enqueues only what is missing. Reading rows is `input`, the check `check.rs`.
+
+mod check;
+mod faults;
+mod window;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use promptq_common::broker::{Broker, Enqueued, Refusal};
+use promptq_common::job::Job;
+
+pub use check::{Checked, Sample, check};
+use faults::Faults;
+use window::{Window, Windows};
+
+use crate::input::{Input, OnConflict};
+use crate::problem::{Exit, Problem, Result};
+
+/// How strict to be.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Terms {
+    /// Enqueue the other rows when some are wrong.
+    pub skip_invalid: bool,
+    /// What happens to a row whose id stands for other content.
+    pub on_conflict: OnConflict,
+}
+
+/// What enqueueing came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Jobs that are new.
+    pub new: u64,
+    /// Jobs that were there already.
+    pub known: u64,
+    /// Rows left out because they are wrong.
+    pub invalid: u64,
+    /// Rows left out because their id stands for other content.
+    pub conflicts: u64,
+}
+
+impl Tally {
+    /// `4,000 new, 1,000 already known, 2 invalid rows skipped`.
+    pub fn summary(&self) -> String {
+        let mut text = format!("{} new, {} already known", grouped(self.new), grouped(self.known));
+        for (count, what) in [(self.invalid, "invalid"), (self.conflicts, "conflicting")] {
+            if count > 0 {
+                let rows = if count == 1 { "row" } else { "rows" };
+                text = format!("{text}, {} {what} {rows} skipped", grouped(count));
+            }
+        }
+        text
+    }
+}
+
+/// Enqueues every row and seals the batch. With `checked`, the input must still be what it was then. `seen` is told
+/// the tally after each window. Dropped in between: the windows confirmed so far stay, and the same call again
+/// enqueues the rest.
+///
+/// # Errors
+/// Says how many jobs were enqueued before it.
+pub async fn enqueue(
+    input: &Arc<Input>,
+    broker: &Broker,
+    terms: Terms,
+    checked: Option<&Checked>,
+    mut seen: impl FnMut(&Tally),
+) -> Result<Tally> {
+    let mut tally = Tally::default();
+    let mut windows = Windows::read(input, checked.map(|checked| checked.prints.clone()));
+    let outcome = loop {
+        let window = match windows.next().await {
+            Ok(Some(window)) => window,
+            Ok(None) => break Ok(()),
+            Err(problem) => break Err(problem),
+        };
+        if let Err(problem) = enqueue_window(input, broker, terms, window, &mut tally).await {
+            break Err(problem);
+        }
+        seen(&tally);
+    };
+    if let Err(problem) = outcome {
+        return Err(problem.detail(format!("{} were enqueued before this", jobs(tally.new))));
+    }
+    broker.ledger().seal(input.batch(), input.queue()).await?;
+    Ok(tally)
+}
+
+async fn enqueue_window(input: &Input, broker: &Broker, terms: Terms, window: Window, tally: &mut Tally) -> Result<()> {
+    if window.changed {
+        return Err(changed());
+    }
+    if !window.faults.is_empty() {
+        if !terms.skip_invalid {
+            return Err(if window.checked {
+                changed()
+            } else {
+                window.faults.problem("the rows from here on were not enqueued")
+            });
+        }
+        tally.invalid += window.faults.count();
+    }
+    let answers = enqueue_retrying(broker, &window.jobs).await?;
+    for (job, answer) in window.jobs.iter().zip(answers) {
+        match answer {
+            Enqueued::New => tally.new += 1,
+            Enqueued::Known(_) => tally.known += 1,
+            Enqueued::Refused(Refusal::Conflict) if terms.on_conflict == OnConflict::Skip || terms.skip_invalid => {
+                tally.conflicts += 1;
+            }
+            Enqueued::Refused(refusal) => return Err(refused(input, job, &refusal)),
+        }
+    }
+    Ok(())
+}
+
+/// Three more tries, 0.1 to 1.6 s apart: a broker that restarts is back by then, one that is gone is worth telling.
+async fn enqueue_retrying(broker: &Broker, jobs: &[Job]) -> Result<Vec<Enqueued>> {
+    let mut pause = Duration::from_millis(100);
+    loop {
+        match broker.enqueue(jobs).await {
+            Ok(answers) => return Ok(answers),
+            Err(error) if error.is_transient() && pause < Duration::from_secs(2) => {
+                tokio::time::sleep(pause).await;
+                pause *= 4;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn refused(input: &Input, job: &Job, refusal: &Refusal) -> Problem {
+    let row = job.row.unwrap_or_default();
+    match refusal {
+        Refusal::Conflict => conflict(1, &[row]),
+        Refusal::TooLarge(bytes) => {
+            Problem::new(Exit::Usage, "too-large", format!("row {row}: the broker takes no job of {bytes} bytes"))
+        }
+        Refusal::NoSuchQueue => {
+            Problem::new(Exit::NotFound, "no-queue", format!("the broker has no queue {:?}", input.queue()))
+        }
+        Refusal::OtherQueue(queue) => {
+            let what = format!("batch {:?} belongs to queue {queue:?}, not {:?}", input.batch(), input.queue());
+            Problem::new(Exit::Conflict, "other-queue", what).hint(format!("pass -Q {queue}, or another --batch name"))
+        }
+    }
+}
+
+fn conflict(count: u64, rows: &[u64]) -> Problem {
+    let rows: Vec<_> = rows.iter().map(ToString::to_string).collect();
+    let plural = if count == 1 { "row has the id" } else { "rows have ids" };
+    Problem::new(Exit::Conflict, "conflict", format!("{} {plural} of other content submitted before", grouped(count)))
+        .detail(format!("rows: {}{}", rows.join(", "), if count > rows.len() as u64 { ", …" } else { "" }))
+        .hint("--on-conflict skip leaves them out and keeps the earlier jobs; another --batch name makes them new jobs")
+}
+
+fn changed() -> Problem {
+    Problem::new(Exit::Conflict, "changed", "the input changed while it was read")
+        .hint("run the same command again once the file is complete: it enqueues only what is missing")
+}
+
+/// A count with its noun: `1 job`, `5,000 jobs`.
+pub fn jobs(count: u64) -> String {
+    format!("{} {}", grouped(count), if count == 1 { "job" } else { "jobs" })
+}
+
+/// A number for people: `5,000`.
+pub fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (n, digit) in digits.chars().enumerate() {
+        if n > 0 && (digits.len() - n).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,111 @@
+//! Submissions against the broker in memory.
+
+use clap::Parser;
+use promptq_common::job::{BatchName, Queue};
+
+use super::*;
+use crate::input::InputArgs;
+
+#[derive(Parser)]
+struct Cli {
+    #[command(flatten)]
+    input: InputArgs,
+}
+
+struct Fixture {
+    folder: tempfile::TempDir,
+    broker: Broker,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        Self { folder: tempfile::tempdir().unwrap(), broker: Broker::memory() }
+    }
+
+    fn input(&self, content: &str, flags: &[&str]) -> Arc<Input> {
+        let path = self.folder.path().join("rows.jsonl");
+        std::fs::write(&path, content).unwrap();
+        let cli = Cli::parse_from(["test", path.to_str().unwrap()].iter().chain(flags));
+        let sources = Input::open(&cli.input).unwrap();
+        let batch = BatchName::new("nov").unwrap();
+        Arc::new(Input::new(&cli.input, sources, Queue::standard(), batch, true).unwrap())
+    }
+
+    async fn submit(&self, content: &str, terms: Terms) -> Result<Tally> {
+        let input = self.input(content, &[]);
+        let checked = check(&input, &self.broker, terms).await?;
+        enqueue(&input, &self.broker, terms, Some(&checked), |_| {}).await
+    }
+}
+
+fn rows(numbers: impl IntoIterator<Item = u64>) -> String {
+    numbers.into_iter().fold(String::new(), |text, n| text + &format!("{{\"prompt\":\"row {n}\",\"id\":\"r{n}\"}}\n"))
+}
+
+#[tokio::test]
+async fn the_same_submission_again_enqueues_only_what_is_missing() {
+    let fixture = Fixture::new();
+    let tally = fixture.submit(&rows(1..=1_500), Terms::default()).await.unwrap();
+    assert_eq!((tally.new, tally.known), (1_500, 0));
+    let tally = fixture.submit(&rows(1..=2_200), Terms::default()).await.unwrap();
+    assert_eq!((tally.new, tally.known), (700, 1_500));
+    let batch = fixture.broker.ledger().batch(&BatchName::new("nov").unwrap()).await.unwrap().unwrap();
+    assert!(batch.sealed);
+    assert_eq!(batch.counts.total, 2_200);
+}
+
+#[tokio::test]
+async fn one_bad_row_keeps_every_row_out() {
+    let fixture = Fixture::new();
+    let content = rows(1..=1_200) + "{\"prompt\":\"unterminated\n" + &rows(2_000..=2_001);
+    let problem = fixture.submit(&content, Terms::default()).await.unwrap_err();
+    assert_eq!((problem.exit, problem.slug), (Exit::Usage, "bad-row"));
+    assert!(problem.to_string().contains("rows.jsonl:1201:"), "{problem}");
+    assert!(fixture.broker.ledger().batch(&BatchName::new("nov").unwrap()).await.unwrap().is_none());
+    let tally = fixture.submit(&content, Terms { skip_invalid: true, ..Terms::default() }).await.unwrap();
+    assert_eq!((tally.new, tally.invalid), (1_202, 1));
+    assert_eq!(tally.summary(), "1,202 new, 0 already known, 1 invalid row skipped");
+}
+
+#[tokio::test]
+async fn a_repeated_id_is_named_with_both_rows() {
+    let fixture = Fixture::new();
+    let problem = fixture.submit(&(rows(1..=3) + "\n" + &rows(2..=2)), Terms::default()).await.unwrap_err();
+    assert_eq!((problem.exit, problem.slug), (Exit::Usage, "duplicate-id"));
+    assert!(problem.to_string().contains("rows.jsonl:5  | row 4 has the id \"r2\" of row 2"), "{problem}");
+}
+
+#[tokio::test]
+async fn other_content_under_a_known_id_is_a_conflict_before_anything_is_enqueued() {
+    let fixture = Fixture::new();
+    fixture.submit(&rows(1..=3), Terms::default()).await.unwrap();
+    let changed = rows(4..=5) + "{\"prompt\":\"other\",\"id\":\"r2\"}\n";
+    let problem = fixture.submit(&changed, Terms::default()).await.unwrap_err();
+    assert_eq!((problem.exit, problem.slug), (Exit::Conflict, "conflict"));
+    assert_eq!(fixture.submit(&rows(4..=5), Terms::default()).await.unwrap().new, 2, "rows 4 and 5 were left out");
+    let skip = Terms { on_conflict: OnConflict::Skip, ..Terms::default() };
+    let tally = fixture.submit(&changed, skip).await.unwrap();
+    assert_eq!((tally.new, tally.known, tally.conflicts), (0, 2, 1));
+}
+
+#[tokio::test]
+async fn a_file_that_changes_after_the_check_is_noticed() {
+    let fixture = Fixture::new();
+    let input = fixture.input(&rows(1..=3), &[]);
+    let checked = check(&input, &fixture.broker, Terms::default()).await.unwrap();
+    let input = fixture.input(&rows(5..=7), &[]);
+    let problem = enqueue(&input, &fixture.broker, Terms::default(), Some(&checked), |_| {}).await.unwrap_err();
+    assert_eq!((problem.exit, problem.slug), (Exit::Conflict, "changed"));
+}
+
+#[tokio::test]
+async fn nothing_to_submit_is_an_error() {
+    let problem = Fixture::new().submit("\n\n", Terms::default()).await.unwrap_err();
+    assert_eq!((problem.exit, problem.slug), (Exit::Usage, "no-rows"));
+}
+
+#[test]
+fn numbers_are_grouped() {
+    assert_eq!([grouped(0), grouped(999), grouped(1_000), grouped(1_234_567)], ["0", "999", "1,000", "1,234,567"]);
+    assert_eq!([jobs(1), jobs(2)], ["1 job", "2 jobs"]);
+}
