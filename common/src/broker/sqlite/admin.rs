@@ -7,12 +7,12 @@ use super::enqueue::past_state;
 use super::file::Fault;
 use super::lease::give_back;
 use super::row::{JobRow, Place};
-use super::settle::end_unrun;
+use super::settle::{Why, end_unrun, take_back};
 use super::tx::{Stage, Tx};
 use crate::broker::HoldKey;
 use crate::broker::backend::{Cancel, CancelCounts, Redriven};
 use crate::job::{BatchName, JobId, Queue};
-use crate::record::{End, State};
+use crate::record::State;
 
 /// How many rows one step of a long walk looks at: a few milliseconds' work.
 pub(super) const STEP: i64 = 500;
@@ -38,7 +38,7 @@ fn cancel_one(tx: &mut Tx<'_>, id: JobId) -> Result<Cancel, Fault> {
         return Ok(Cancel::Already(state));
     }
     if job.is_overdue(tx.now) {
-        end_unrun(tx, &job, End::Expired)?;
+        end_unrun(tx, &job, Why::Expired)?;
         return Ok(Cancel::Already(State::Expired));
     }
     stop(tx, &job)?;
@@ -51,7 +51,7 @@ fn stop(tx: &mut Tx<'_>, job: &JobRow) -> Result<(), Fault> {
         tx.sql("UPDATE job SET cancel = 1 WHERE seq = ?1")?.execute([job.seq])?;
         return Ok(());
     }
-    end_unrun(tx, job, End::Cancelled)
+    end_unrun(tx, job, Why::Cancelled)
 }
 
 fn past(tx: &Tx<'_>, id: JobId) -> Result<Option<State>, Fault> {
@@ -114,7 +114,7 @@ pub(super) fn purge_step(tx: &mut Tx<'_>, queue: &Queue, upto: i64) -> Result<u6
     }
     for &seq in &rows {
         if let Some(job) = JobRow::by_seq(tx, seq)? {
-            end_unrun(tx, &job, End::Cancelled)?;
+            end_unrun(tx, &job, Why::Purged)?;
         }
     }
     Ok(rows.len() as u64)
@@ -134,7 +134,7 @@ fn redrive_one(tx: &mut Tx<'_>, id: JobId) -> Result<Redriven, Fault> {
         });
     };
     if job.is_overdue(tx.now) {
-        end_unrun(tx, &job, End::Expired)?;
+        end_unrun(tx, &job, Why::Expired)?;
     } else if job.stage.ended().is_none() {
         return Ok(Redriven::Waiting);
     }
@@ -146,13 +146,14 @@ fn redrive_one(tx: &mut Tx<'_>, id: JobId) -> Result<Redriven, Fault> {
     if !kept {
         return Ok(Redriven::Gone);
     }
+    take_back(tx, &place)?;
     let epoch = place.epoch + 1;
     // It gets as long to run as it was given when it was submitted.
     let span = job.head.deadline.as_millis().saturating_sub(job.head.created_at.as_millis()).max(0);
     let deadline = tx.now.saturating_add(span).max(job.head.deadline.as_millis());
     tx.sql(
         "UPDATE job SET state = 0, epoch = ?2, ready_at = ?3, deadline = ?4, attempts = 0, deaths = 0, history = NULL,
-         record = NULL, code = NULL, class = NULL, not_before = NULL WHERE seq = ?1",
+         record = NULL, code = NULL, class = NULL, not_before = NULL, since = NULL WHERE seq = ?1",
     )?
     .execute(params![job.seq, epoch, tx.now, deadline])?;
     tx.moved(place.lane, place.batch, Some(place.stage), Some(Stage::Ready));
@@ -181,7 +182,7 @@ pub(super) fn wake(tx: &mut Tx<'_>, key: &HoldKey) -> Result<u64, Fault> {
     let now = tx.now;
     let woken: Vec<(i64, Option<i64>)> = tx
         .sql(
-            "UPDATE job SET state = 0, ready_at = min(ready_at, ?2), hold = NULL
+            "UPDATE job SET state = 0, ready_at = ifnull(since, min(ready_at, ?2)), since = NULL, hold = NULL
              WHERE state = 1 AND hold <> '' AND hold = ?1 RETURNING lane, batch",
         )?
         .query_map(params![key.to_string(), now], |row| Ok((row.get(0)?, row.get(1)?)))?

@@ -7,12 +7,11 @@ use rusqlite::params;
 use super::file::Fault;
 use super::rounds::{Open, Rounds};
 use super::row::{JobRow, Place, select_jobs};
-use super::settle::end_unrun;
+use super::settle::{Why, end_unrun};
 use super::tx::{Stage, Tx, band_from};
 use crate::broker::LeaseId;
 use crate::broker::backend::{Head, Terms, Want};
 use crate::job::{Lane, ModelName, Queue};
-use crate::record::End;
 
 /// How many jobs one transaction promotes, recovers or ends beside leasing: about a millisecond's work.
 const CHORES: u32 = 200;
@@ -66,7 +65,7 @@ pub(super) fn lease(tx: &mut Tx<'_>, terms: &Terms, want: &Want, memory: &mut Me
     loop {
         tx.flush()?;
         let lanes = candidates(tx, terms)?;
-        taken.lanes_seen = lanes.iter().map(|lane| lane.lane.clone()).collect();
+        taken.lanes_seen = lanes.iter().filter(|lane| !lane.paused).map(|lane| lane.lane.clone()).collect();
         let open = open_lanes(&lanes, want, &had);
         let left = want.total.saturating_sub(u32::try_from(taken.jobs.len()).unwrap_or(u32::MAX));
         let turns = memory.rounds.take(&terms.queues, &open, left);
@@ -80,7 +79,7 @@ pub(super) fn lease(tx: &mut Tx<'_>, terms: &Terms, want: &Want, memory: &mut Me
     Ok(taken)
 }
 
-/// Delayed jobs whose time has come wait in their lane as of that time.
+/// Delayed jobs whose time has come wait in their lane as of that time; released ones where they stood before.
 fn promote_due(tx: &mut Tx<'_>) -> Result<(), Fault> {
     let due: Vec<(i64, i64, Option<i64>)> = tx
         .sql(
@@ -90,7 +89,10 @@ fn promote_due(tx: &mut Tx<'_>) -> Result<(), Fault> {
         .query_map([tx.now, i64::from(CHORES)], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
         .collect::<rusqlite::Result<_>>()?;
     for (seq, lane, batch) in due {
-        tx.sql("UPDATE job SET state = 0, hold = NULL WHERE seq = ?1")?.execute([seq])?;
+        tx.sql(
+            "UPDATE job SET state = 0, ready_at = ifnull(since, ready_at), since = NULL, hold = NULL WHERE seq = ?1",
+        )?
+        .execute([seq])?;
         tx.moved(lane, batch, Some(Stage::Delayed), Some(Stage::Ready));
     }
     Ok(())
@@ -112,7 +114,7 @@ fn recover_expired(tx: &mut Tx<'_>) -> Result<(), Fault> {
 pub(super) fn give_back(tx: &mut Tx<'_>, seq: i64) -> Result<(), Fault> {
     let Some(job) = JobRow::by_seq(tx, seq)? else { return Ok(()) };
     if job.is_cancelled() {
-        return end_unrun(tx, &job, End::Cancelled);
+        return end_unrun(tx, &job, Why::Cancelled);
     }
     tx.sql(
         "UPDATE job SET state = 0, deaths = deaths + 1, lease = NULL, worker = NULL, leased_at = NULL,
@@ -132,7 +134,7 @@ pub(super) fn expire_overdue(tx: &mut Tx<'_>, limit: u32) -> Result<u32, Fault> 
     let count = u32::try_from(over.len()).unwrap_or(u32::MAX);
     for seq in over {
         if let Some(job) = JobRow::by_seq(tx, seq)? {
-            end_unrun(tx, &job, End::Expired)?;
+            end_unrun(tx, &job, Why::Expired)?;
         }
     }
     Ok(count)
@@ -194,10 +196,10 @@ fn take(
         let mut leased = Vec::with_capacity(count as usize);
         for job in first_of_lane(tx, lanes[place].id, count)? {
             if job.0.is_overdue(tx.now) {
-                end_unrun(tx, &job.0, End::Expired)?;
+                end_unrun(tx, &job.0, Why::Expired)?;
                 over += 1;
             } else if job.0.is_cancelled() {
-                end_unrun(tx, &job.0, End::Cancelled)?;
+                end_unrun(tx, &job.0, Why::Cancelled)?;
                 over += 1;
             } else {
                 leased.push(grant(tx, terms, job)?);

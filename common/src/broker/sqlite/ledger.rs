@@ -11,7 +11,7 @@ use crate::job::{BatchName, Fingerprint, JobId, Queue};
 use crate::ledger::{BatchView, Cursor, DeadGroup, JobFilter, JobView, Known, Ledger, Page, Scope, WorkerReport};
 use crate::record::Record;
 
-/// The longest name of a lock, in bytes.
+/// The longest name of a lock, in characters.
 const LOCK_NAME: usize = 200;
 /// The largest note, in bytes.
 const NOTE: usize = 64 << 10;
@@ -77,8 +77,8 @@ impl Ledger for Sqlite {
     }
 
     async fn lock(&self, name: &str, owner: &WorkerId, length: Duration) -> Result<bool> {
-        if name.len() > LOCK_NAME {
-            return Err(Error::new(Kind::TooLarge, "take a lock", format!("its name is above {LOCK_NAME} bytes")));
+        if name.chars().count() > LOCK_NAME {
+            return Err(Error::new(Kind::TooLarge, "take a lock", format!("its name is above {LOCK_NAME} characters")));
         }
         let (name, owner) = (name.to_owned(), owner.clone());
         let length = i64::try_from(length.as_millis()).unwrap_or(i64::MAX / 2);

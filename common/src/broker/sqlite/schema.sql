@@ -49,7 +49,7 @@ CREATE TABLE batch (
 );
 
 -- A job, until retention. `ready_at` orders a lane and survives a lease, so that a job given back is ahead of its lane;
--- of a delayed job it is the due time. `hold` is NULL, or '' for released without a key. `settled` is the last lease
+-- of a delayed job it is the due time, and `since` keeps the place of one that was released. `hold` is NULL, or '' for released without a key. `settled` is the last lease
 -- whose verdict was applied. `record` is its success, else the end of its current epoch.
 CREATE TABLE job (
   seq         INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -76,6 +76,7 @@ CREATE TABLE job (
   settled     BLOB,
   record      INTEGER,
   not_before  INTEGER,
+  since       INTEGER,
   hold        TEXT,
   custom_id   TEXT,
   tenant      TEXT,

@@ -51,16 +51,24 @@ pub(super) fn settle(tx: &mut Tx<'_>, seq: i64, lease: LeaseId, ending: &Ending)
         }
         return Ok(Settled::Applied);
     }
-    if place.settled.as_ref() == Some(lease.as_bytes()) {
-        return Ok(Settled::Applied);
-    }
+    let ours = place.settled.as_ref() == Some(lease.as_bytes());
     match ending {
         Ending::End { record, body } if record.end == End::Succeeded && place.stage != Stage::Succeeded => {
-            end(tx, &place, record, body, Some(lease))?;
+            end(tx, &place, record, body, None)?;
             Ok(Settled::Kept)
         }
-        Ending::End { .. } | Ending::Retry { .. } | Ending::Release { .. } => Ok(Settled::Stale),
+        Ending::End { record, .. } if record.end == End::Succeeded && !ours && is_record_of(tx, &place, lease)? => {
+            Ok(Settled::Kept)
+        }
+        Ending::End { .. } | Ending::Retry { .. } | Ending::Release { .. } => {
+            Ok(if ours { Settled::Applied } else { Settled::Stale })
+        }
     }
+}
+
+/// Whether the job's record was written by this lease: a late success told twice.
+fn is_record_of(tx: &Tx<'_>, place: &Place, lease: LeaseId) -> Result<bool, Fault> {
+    Ok(stored_record(tx, place)?.is_some_and(|record| record.lease == lease))
 }
 
 /// Ends a job wherever it stands; the caller has made sure that it has no success.
@@ -77,7 +85,7 @@ pub(super) fn end(
         End::Cancelled => Stage::Cancelled,
         End::Expired => Stage::Expired,
     };
-    take_back_replaced(tx, place, record)?;
+    take_back(tx, place)?;
     let bytes = i64::try_from(body.len()).unwrap_or(i64::MAX);
     let seq = tx
         .sql(
@@ -90,7 +98,7 @@ pub(super) fn end(
     tx.sql(
         "UPDATE job SET state = ?2, record = ?3, attempts = ?4, code = ?5, class = ?6, settled = ifnull(?7, settled),
          lease = NULL, worker = NULL, leased_at = NULL, expires_at = NULL, cancel = 0, dropped = 0, hold = NULL,
-         history = NULL WHERE seq = ?1",
+         since = NULL, history = NULL WHERE seq = ?1",
     )?
     .execute(params![
         place.seq,
@@ -114,27 +122,36 @@ pub(super) fn end(
     Ok(())
 }
 
-/// A late success stands in for the end of its own epoch: what that end had counted is counted by the success again.
-fn take_back_replaced(tx: &mut Tx<'_>, place: &Place, record: &Record) -> Result<(), Fault> {
-    let Some(old) = place.record.filter(|_| place.stage.ended().is_some() && place.batch.is_some()) else {
-        return Ok(());
-    };
-    let body: Option<Vec<u8>> =
-        tx.sql("SELECT body FROM record WHERE seq = ?1")?.query_row([old], |row| row.get(0)).optional()?;
-    // An old record nobody can read must not keep an answer from being stored.
-    if let Some(old) = body.and_then(|body| codec::decode_record(&body).ok())
-        && old.epoch == record.epoch
-    {
+/// Takes an end's share out of its batch's sums: the job was redriven, or a late success stands in for that end.
+pub(super) fn take_back(tx: &mut Tx<'_>, place: &Place) -> Result<(), Fault> {
+    if let Some(old) = stored_record(tx, place)? {
         tx.consumed(place.batch, &old.history, -1);
     }
     Ok(())
 }
 
-/// Ends a job that no lease ran to an end: cancelled or expired.
-pub(super) fn end_unrun(tx: &mut Tx<'_>, job: &JobRow, end_as: End) -> Result<(), Fault> {
-    let (code, detail) = match end_as {
-        End::Expired => ("deadline_passed", "its deadline passed before it ran"),
-        End::Cancelled | End::Dead | End::Succeeded => ("cancelled_by_user", "a user cancelled it"),
+/// The end that stands, unless nobody can read it: that must not keep an answer from being stored.
+fn stored_record(tx: &Tx<'_>, place: &Place) -> Result<Option<Record>, Fault> {
+    let Some(seq) = place.record else { return Ok(None) };
+    let body: Option<Vec<u8>> =
+        tx.sql("SELECT body FROM record WHERE seq = ?1")?.query_row([seq], |row| row.get(0)).optional()?;
+    Ok(body.and_then(|body| codec::decode_record(&body).ok()))
+}
+
+/// Why a job ends that no lease ran to an end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    Cancelled,
+    Purged,
+    Expired,
+}
+
+/// Ends such a job.
+pub(super) fn end_unrun(tx: &mut Tx<'_>, job: &JobRow, why: Why) -> Result<(), Fault> {
+    let (end_as, code, detail) = match why {
+        Why::Cancelled => (End::Cancelled, "cancelled_by_user", "cancelled by a user"),
+        Why::Purged => (End::Cancelled, "purged", "its queue was purged"),
+        Why::Expired => (End::Expired, "deadline_passed", "its deadline passed before it ran"),
     };
     let cause = Cause { class: None, code: code.to_owned(), detail: detail.to_owned(), status_code: None };
     let record = Record::unrun(&job.head, end_as, Some(cause), tx.clock());
@@ -149,7 +166,7 @@ fn retry(tx: &mut Tx<'_>, place: &Place, lease: LeaseId, (after, attempt): (i64,
     job.head.attempts = job.head.attempts.saturating_add(1);
     if job.is_cancelled() {
         mark_settled(tx, place.seq, lease)?;
-        return end_unrun(tx, &job, End::Cancelled);
+        return end_unrun(tx, &job, Why::Cancelled);
     }
     let stage = if after > 0 { Stage::Delayed } else { Stage::Ready };
     tx.sql(
@@ -178,16 +195,23 @@ fn release(
     let Some(job) = JobRow::by_seq(tx, place.seq)? else { return Ok(()) };
     if job.is_cancelled() {
         mark_settled(tx, place.seq, lease)?;
-        return end_unrun(tx, &job, End::Cancelled);
+        return end_unrun(tx, &job, Why::Cancelled);
     }
     let (stage, ready_at) =
         if after > 0 { (Stage::Delayed, tx.now.saturating_add(after)) } else { (Stage::Ready, job.ready_at) };
     let hold = (after > 0).then(|| hold.map(ToString::to_string).unwrap_or_default());
     tx.sql(
-        "UPDATE job SET state = ?2, ready_at = ?3, hold = ?4, settled = ?5, lease = NULL, worker = NULL,
+        "UPDATE job SET state = ?2, ready_at = ?3, since = ?4, hold = ?5, settled = ?6, lease = NULL, worker = NULL,
          leased_at = NULL, expires_at = NULL WHERE seq = ?1",
     )?
-    .execute(params![place.seq, stage.code(), ready_at, hold, lease.as_bytes()])?;
+    .execute(params![
+        place.seq,
+        stage.code(),
+        ready_at,
+        hold.is_some().then_some(job.ready_at),
+        hold,
+        lease.as_bytes()
+    ])?;
     crate::crash_point!("sqlite.settle.after_job");
     tx.moved(place.lane, place.batch, Some(Stage::Running), Some(stage));
     Ok(())

@@ -59,7 +59,7 @@ impl std::fmt::Debug for RowSource {
 /// What a look at the file saw.
 #[derive(Default)]
 struct Look {
-    lanes: Vec<(Lane, bool)>,
+    lanes: Vec<Lane>,
     due: Option<Timestamp>,
 }
 
@@ -157,13 +157,13 @@ impl RowSource {
     fn look_at_lanes(&self) -> rusqlite::Result<Look> {
         let mut look = Look::default();
         let mut lanes = self.watch.prepare_cached(
-            "SELECT l.model, l.band, q.paused IS NULL FROM queue q JOIN lane l ON l.queue = q.id
-             WHERE q.name = ?1 AND l.ready > 0 LIMIT ?2",
+            "SELECT l.model, l.band FROM queue q JOIN lane l ON l.queue = q.id
+             WHERE q.name = ?1 AND q.paused IS NULL AND l.ready > 0 LIMIT ?2",
         )?;
         for (queue, _) in &self.terms.queues {
             let mut rows = lanes.query(params![queue.as_str(), i64::try_from(LANES).unwrap_or(i64::MAX)])?;
             while let Some(row) = rows.next()? {
-                look.lanes.push((lane_of(queue, row.get(0)?, row.get(1)?), row.get(2)?));
+                look.lanes.push(lane_of(queue, row.get(0)?, row.get(1)?));
             }
         }
         look.lanes.truncate(LANES);
@@ -206,8 +206,7 @@ impl Look {
         }
         let closed: HashMap<&Lane, u32> = want.caps.iter().map(|(lane, cap)| (lane, *cap)).collect();
         let open = |lane: &Lane| closed.get(lane).copied().unwrap_or(want.rest) > 0;
-        self.lanes.iter().any(|(lane, serving)| *serving && open(lane))
-            || self.due.is_some_and(|due| due <= Timestamp::now())
+        self.lanes.iter().any(open) || self.due.is_some_and(|due| due <= Timestamp::now())
     }
 }
 
@@ -244,8 +243,7 @@ impl Source for RowSource {
             self.flowing = false;
             let Some(look) = look else { continue };
             if Instant::now() >= until {
-                let lanes_seen = look.lanes.into_iter().map(|(lane, _)| lane).collect();
-                return Ok(Leased { deliveries: Vec::new(), lanes_seen });
+                return Ok(Leased { deliveries: Vec::new(), lanes_seen: look.lanes });
             }
             self.wait(until, look.due.map(|due| due.max(Timestamp::now() + POLL))).await?;
         }

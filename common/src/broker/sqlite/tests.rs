@@ -1,1 +1,0 @@
-//! What only this backend promises; the contract itself is the conformance suite's.
