@@ -15,7 +15,7 @@ use crate::job::{BatchName, JobId, Queue};
 use crate::record::State;
 
 /// How many rows one step of a long walk looks at: a few milliseconds' work.
-pub(super) const STEP: i64 = 500;
+pub(super) const STEP: u32 = 500;
 
 /// Pauses or resumes a queue.
 pub(super) fn pause(tx: &mut Tx<'_>, queue: &Queue, reason: Option<&str>) -> Result<(), Fault> {
@@ -82,18 +82,19 @@ pub(super) fn cancel_batch_step(
 ) -> Result<(CancelCounts, Option<i64>), Fault> {
     let rows: Vec<(i64, Stage)> = tx
         .sql("SELECT seq, state FROM job WHERE batch = ?1 AND seq > ?2 AND seq <= ?3 ORDER BY seq LIMIT ?4")?
-        .query_map([batch, from, upto, STEP], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .query_map(params![batch, from, upto, STEP], |row| Ok((row.get(0)?, row.get(1)?)))?
         .collect::<rusqlite::Result<_>>()?;
     let mut counts = CancelCounts::default();
     for &(seq, stage) in rows.iter().filter(|(_, stage)| stage.ended().is_none()) {
         let Some(job) = JobRow::by_seq(tx, seq)? else { continue };
         stop(tx, &job)?;
-        match stage {
-            Stage::Running => counts.flagged += 1,
-            _ => counts.ended += 1,
+        if stage == Stage::Running {
+            counts.flagged += 1;
+        } else {
+            counts.ended += 1;
         }
     }
-    let next = if rows.len() as i64 == STEP { rows.last().map(|(seq, _)| *seq) } else { None };
+    let next = if rows.len() >= STEP as usize { rows.last().map(|(seq, _)| *seq) } else { None };
     Ok((counts, next))
 }
 
@@ -106,7 +107,7 @@ pub(super) fn purge_step(tx: &mut Tx<'_>, queue: &Queue, upto: i64) -> Result<u6
         "SELECT j.seq FROM queue q JOIN lane l ON l.queue = q.id CROSS JOIN job j ON j.lane = l.id AND j.state = 1
          WHERE q.name = ?1 AND j.seq <= ?2 LIMIT ?3",
     ] {
-        let left = STEP - rows.len() as i64;
+        let left = STEP.saturating_sub(u32::try_from(rows.len()).unwrap_or(STEP));
         let mut statement = tx.sql(sql)?;
         for seq in statement.query_map(params![queue.as_str(), upto, left], |row| row.get(0))? {
             rows.push(seq?);

@@ -9,6 +9,7 @@ use crate::broker::backend::{Enqueued, Envelope, Head, Refusal};
 use crate::codec;
 use crate::job::{JobId, Queue};
 use crate::record::State;
+use crate::time::Timestamp;
 
 /// Takes each job or says why not, in order.
 pub(super) fn enqueue(tx: &mut Tx<'_>, batch: &[Envelope]) -> Result<Vec<Enqueued>, Fault> {
@@ -77,7 +78,7 @@ fn insert(
             head.row.map(|row| i64::try_from(row).unwrap_or(i64::MAX)),
             head.epoch,
             head.attempts,
-            head.not_before.map(|at| at.as_millis()),
+            head.not_before.map(Timestamp::as_millis),
             head.custom_id,
             head.tenant,
             tags_text(&head.tags)?,

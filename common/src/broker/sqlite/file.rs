@@ -127,15 +127,15 @@ fn check(conn: &Connection, path: &Path) -> Result<()> {
 pub(super) fn lift(op: &'static str, fault: Fault) -> Error {
     match fault {
         Fault::Own(error) => error,
-        Fault::Sql(error) => lift_with(op, String::new(), error),
+        Fault::Sql(error) => lift_with(op, "", error),
     }
 }
 
 fn lift_at(op: &'static str, path: &Path, error: rusqlite::Error) -> Error {
-    lift_with(op, format!("{}: ", path.display()), error)
+    lift_with(op, &format!("{}: ", path.display()), error)
 }
 
-fn lift_with(op: &'static str, place: String, error: rusqlite::Error) -> Error {
+fn lift_with(op: &'static str, place: &str, error: rusqlite::Error) -> Error {
     let (kind, why) = match error.sqlite_error_code() {
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::FileLockingProtocolFailed) => {
             (Kind::Unavailable, "other processes kept it locked for 10 s")

@@ -26,12 +26,14 @@ pub(super) fn prepare(path: &Path) -> Result<()> {
 }
 
 fn refused(path: &Path, error: std::io::Error) -> Error {
-    let (kind, hint) = match error.kind() {
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => (Kind::Unavailable, "free some space"),
-        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
-            (Kind::Config, "choose a folder this user may write, such as --broker sqlite:///var/lib/promptq/q.db")
-        }
-        _ => (Kind::Config, "choose another file with --broker sqlite:///path/to/file.db"),
+    let full = [ErrorKind::StorageFull, ErrorKind::QuotaExceeded].contains(&error.kind());
+    let denied = [ErrorKind::PermissionDenied, ErrorKind::ReadOnlyFilesystem].contains(&error.kind());
+    let (kind, hint) = if full {
+        (Kind::Unavailable, "free some space")
+    } else if denied {
+        (Kind::Config, "choose a folder this user may write, such as --broker sqlite:///var/lib/promptq/q.db")
+    } else {
+        (Kind::Config, "choose another file with --broker sqlite:///path/to/file.db")
     };
     Error::new(kind, OP, format!("{}: {error}\nhint: {hint}", path.display())).because(error)
 }

@@ -56,18 +56,18 @@ fn claim(conn: &Connection, seq: i64, epoch: u32, lease: LeaseId) -> Result<Clai
          LEFT JOIN batch b ON b.id = j.batch WHERE j.seq = ?1",
     )?;
     let now = Timestamp::now().as_millis();
-    let found = statement
+    let answer = statement
         .query_row([seq], |row| {
-            let stage: Stage = row.get(0)?;
+            let found: Stage = row.get(0)?;
             let (newest, holder): (u32, Option<[u8; 16]>) = (row.get(1)?, row.get(2)?);
             let until = row.get::<_, Option<i64>>(3)?.unwrap_or(0);
             let paused: Option<String> = row.get(6)?;
-            Ok(match stage.ended() {
-                Some(state) if state == State::Succeeded || newest == epoch => Claim::Ended(state),
-                None if stage == Stage::Running && holder.as_ref() != Some(lease.as_bytes()) => {
+            Ok(match found.ended() {
+                Some(end) if end == State::Succeeded || newest == epoch => Claim::Ended(end),
+                None if found == Stage::Running && holder.as_ref() != Some(lease.as_bytes()) => {
                     Claim::Taken { until: Timestamp::from_millis(until) }
                 }
-                None if stage == Stage::Running && until > now => {
+                None if found == Stage::Running && until > now => {
                     if row.get(5)? {
                         Claim::Cancelled
                     } else if let Some(reason) = paused {
@@ -80,5 +80,5 @@ fn claim(conn: &Connection, seq: i64, epoch: u32, lease: LeaseId) -> Result<Clai
             })
         })
         .optional()?;
-    Ok(found.unwrap_or(Claim::Stale))
+    Ok(answer.unwrap_or(Claim::Stale))
 }

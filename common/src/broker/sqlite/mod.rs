@@ -124,7 +124,7 @@ impl Backend for Sqlite {
             let queue = queue.clone();
             let count = self.writer.write("purge", 0, move |tx| admin::purge_step(tx, &queue, upto)).await?;
             ended += count;
-            if count < admin::STEP.unsigned_abs() {
+            if count < u64::from(admin::STEP) {
                 return Ok(ended);
             }
         }

@@ -12,7 +12,7 @@ use super::tx::Stage;
 use crate::broker::backend::{Depth, QueueView};
 use crate::codec;
 use crate::error::{Error, Kind};
-use crate::job::{Fingerprint, JobId, Queue};
+use crate::job::{BatchName, Fingerprint, JobId, Queue};
 use crate::ledger::{JobFilter, JobView, Known, Page};
 use crate::record::{Record, State};
 use crate::time::Timestamp;
@@ -194,7 +194,7 @@ fn read_arm(
         floor,
         Timestamp::now().as_millis(),
         i64::try_from(limit).unwrap_or(i64::MAX),
-        filter.batch.as_ref().map(|batch| batch.as_str()),
+        filter.batch.as_ref().map(BatchName::as_str),
         filter.queue.as_ref().map(Queue::as_str),
         filter.code,
     ])?;

@@ -9,7 +9,7 @@ use crate::broker::backend::{Settled, Verdict};
 use crate::broker::{HoldKey, LeaseId};
 use crate::codec;
 use crate::error::Result;
-use crate::outcome::Attempt;
+use crate::outcome::{Attempt, FailureClass};
 use crate::record::{Cause, End, Record};
 
 /// A verdict, encoded before it reaches the writing thread.
@@ -106,7 +106,7 @@ pub(super) fn end(
         seq,
         record.attempts,
         cause.map(|cause| cause.code.as_str()),
-        cause.and_then(|cause| cause.class).map(|class| class.as_str()),
+        cause.and_then(|cause| cause.class).map(FailureClass::as_str),
         lease.as_ref().map(LeaseId::as_bytes),
     ])?;
     if stage == Stage::Succeeded {

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
 
 use super::file::Fault;
-use crate::job::{Band, BatchName, Lane, Queue};
+use crate::job::{Band, BatchName, Lane, ModelName, Queue};
 use crate::outcome::History;
 use crate::record::State;
 use crate::time::Timestamp;
@@ -148,7 +148,7 @@ impl<'a> Tx<'a> {
             return Ok(id);
         }
         let queue = self.queue(&lane.queue)?;
-        let (model, band) = (lane.model.as_ref().map(|model| model.as_str()), band_code(lane.band));
+        let (model, band) = (lane.model.as_ref().map(ModelName::as_str), band_code(lane.band));
         let found = self
             .sql("SELECT id FROM lane WHERE queue = ?1 AND band = ?2 AND ifnull(model, x'') = ifnull(?3, x'')")?
             .query_row(params![queue, band, model], |row| row.get(0))

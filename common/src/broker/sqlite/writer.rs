@@ -135,23 +135,19 @@ fn serve(mut conn: Connection, mut inbox: mpsc::Receiver<Box<dyn Request>>, bell
 
 /// All of them in one transaction; when one cannot be done, each in its own, so that it fails alone.
 fn settle_group(conn: &mut Connection, mut group: Vec<Box<dyn Request>>, bell: &Notify) {
-    match transact(conn, &mut group, bell) {
-        Ok(()) => {
-            for request in group {
-                request.answer(Ok(()));
-            }
+    let Err(fault) = transact(conn, &mut group, bell) else {
+        for request in group {
+            request.answer(Ok(()));
         }
-        Err(fault) if group.len() == 1 => {
-            for request in group {
-                let op = request.op();
-                return request.answer(Err(lift(op, fault)));
-            }
+        return;
+    };
+    if group.len() > 1 {
+        for request in group {
+            settle_group(conn, vec![request], bell);
         }
-        Err(_) => {
-            for request in group {
-                settle_group(conn, vec![request], bell);
-            }
-        }
+    } else if let Some(request) = group.pop() {
+        let op = request.op();
+        request.answer(Err(lift(op, fault)));
     }
 }
 

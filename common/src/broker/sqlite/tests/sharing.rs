@@ -1,13 +1,14 @@
 //! One file, many handles: nothing leased twice, nothing lost when a call is dropped, nobody failed by a neighbour.
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use futures_util::future::{join_all, try_join_all};
+use futures_util::future::join_all;
 
 use super::{End, LEASE, ending, jobs, open, queue, subscribe, want};
-use crate::broker::backend::{Backend as _, Claim, Settled};
+use crate::broker::backend::{Backend as _, Claim, RawDelivery, Settled};
 use crate::error::{Error, Kind};
 use crate::job::JobId;
 use crate::ledger::{Cursor, Ledger as _, Scope};
@@ -36,28 +37,7 @@ async fn ten_thousand_jobs_are_drained_by_three_handles_once_each() {
     for _ in 0..10 {
         producer.enqueue(jobs(1_000)).await.unwrap();
     }
-    let path = folder.path().to_owned();
-    let drains = (0..3).map(|n| {
-        let path = path.clone();
-        async move {
-            let sqlite = open(&path).await;
-            let mut source = subscribe(&sqlite, &format!("w{n}"), LEASE).await;
-            let mut done: Vec<JobId> = Vec::new();
-            loop {
-                let leased = source.next(&want(100)).await.unwrap();
-                if leased.deliveries.is_empty() {
-                    return done;
-                }
-                let settled = leased.deliveries.iter().map(|delivery| async move {
-                    assert_eq!(delivery.hold.claim().await.unwrap(), Claim::Fresh { deaths: 0 });
-                    delivery.hold.settle(&ending(delivery, End::Succeeded)).await
-                });
-                let settled = try_join_all(settled).await.unwrap();
-                assert!(settled.iter().all(|settled| *settled == Settled::Applied));
-                done.extend(leased.deliveries.iter().map(|delivery| delivery.head.id));
-            }
-        }
-    });
+    let drains = (0..3).map(|n| drain(folder.path(), n));
     let done: Vec<JobId> = join_all(drains).await.into_iter().flatten().collect();
     assert_eq!((done.len(), done.iter().collect::<HashSet<_>>().len()), (10_000, 10_000));
     let (mut cursor, mut records) = (Cursor(0), 0);
@@ -68,6 +48,27 @@ async fn ten_thousand_jobs_are_drained_by_three_handles_once_each() {
         records += page.len();
     }
     assert_eq!(records, 10_000);
+}
+
+/// Leases and settles until nothing is left; which jobs it did.
+async fn drain(folder: &Path, n: usize) -> Vec<JobId> {
+    let sqlite = open(folder).await;
+    let mut source = subscribe(&sqlite, &format!("w{n}"), LEASE).await;
+    let mut done = Vec::new();
+    loop {
+        let leased = source.next(&want(100)).await.unwrap();
+        if leased.deliveries.is_empty() {
+            return done;
+        }
+        let settled = join_all(leased.deliveries.iter().map(run)).await;
+        assert!(settled.iter().all(|settled| *settled == Settled::Applied));
+        done.extend(leased.deliveries.iter().map(|delivery| delivery.head.id));
+    }
+}
+
+async fn run(delivery: &RawDelivery) -> Settled {
+    assert_eq!(delivery.hold.claim().await.unwrap(), Claim::Fresh { deaths: 0 });
+    delivery.hold.settle(&ending(delivery, End::Succeeded)).await.unwrap()
 }
 
 #[tokio::test]
