@@ -29,10 +29,10 @@ pub struct Cli {
     pub command: Command,
 }
 
-const EXIT_CODES: &str =
-    "Exit codes: 0 ok · 1 failed · 2 usage, settings or input wrong · 3 done, some jobs dead or cancelled ·
-4 not allowed · 5 not found · 6 conflict · 7 unreachable · 8 still pending · 9 stopped by --max-errors ·
-130 interrupted";
+const EXIT_CODES: &str = "Exit codes:
+  0 ok   1 failed   2 usage, settings or input wrong   3 done, but some jobs did not succeed
+  4 not allowed   5 not found   6 conflict   7 unreachable   8 still pending
+  9 stopped by --max-errors   130 interrupted";
 
 /// Flags of every command.
 #[derive(Clone, Debug, Args)]
@@ -41,13 +41,13 @@ pub struct Global {
     /// Settings file, in place of ./promptq.toml and the user's own
     #[arg(long, value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
-    /// Where jobs wait: sqlite:///path/to/file.db [env: PROMPTQ_BROKER]
+    /// Where jobs wait, such as `sqlite:///path/to/file.db` (`PROMPTQ_BROKER`)
     #[arg(long, value_name = "URL", global = true)]
     pub broker: Option<String>,
-    /// Where records are kept, for brokers that keep none [env: PROMPTQ_LEDGER]
+    /// Where records are kept, for brokers that keep none (`PROMPTQ_LEDGER`)
     #[arg(long, value_name = "URL", global = true, hide_short_help = true)]
     pub ledger: Option<String>,
-    /// Where large answers go: file:///path, s3://bucket/prefix … [env: PROMPTQ_STORE]
+    /// Where large answers go, such as `s3://bucket/prefix` (`PROMPTQ_STORE`)
     #[arg(long, value_name = "URL", global = true, hide_short_help = true)]
     pub store: Option<String>,
     /// Say nothing but results and errors
@@ -120,8 +120,26 @@ pub struct Confirm {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// How batches and jobs stand
+    Status(command::status::Args),
+    /// What came of a batch or a job, one JSON line each
+    Results(command::results::Args),
+    /// List jobs, show one, say why one has not run yet
+    Jobs(command::jobs::Args),
+    /// Stop jobs by id, batch or filter
+    Cancel(command::cancel::Args),
+    /// Put dead, cancelled or expired jobs back in their queue
+    Retry(command::retry::Args),
+    /// List queues; pause, resume or purge one
+    Queues(command::queues::Args),
+    /// What was given up: list, group by cause, put back, forget
+    Dead(command::dead::Args),
+    /// Who has reported within the last minute
+    Workers(command::workers::Args),
     /// Settings: check them, show them
     Config(command::config::Args),
+    /// Try broker, store and providers, at no cost
+    Doctor(command::doctor::Args),
     /// Completions for a shell
     Completions(command::completions::Args),
 }
@@ -130,8 +148,16 @@ impl Command {
     /// The shape of data it was asked for; tables where it has no say.
     pub fn format(&self) -> Format {
         match self {
+            Self::Status(args) => args.output.format(),
+            Self::Jobs(args) => args.format(),
+            Self::Cancel(args) => args.output.format(),
+            Self::Retry(args) => args.output.format(),
+            Self::Queues(args) => args.format(),
+            Self::Dead(args) => args.format(),
+            Self::Workers(args) => args.format(),
             Self::Config(args) => args.format(),
-            Self::Completions(_) => Format::Table,
+            Self::Doctor(args) => args.output.format(),
+            Self::Results(_) | Self::Completions(_) => Format::Table,
         }
     }
 }

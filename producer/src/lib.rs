@@ -4,12 +4,17 @@
 
 pub mod cli;
 pub mod command;
+pub mod confirm;
 pub mod context;
+pub mod filter;
 pub mod input;
+pub mod list;
+pub mod pick;
 pub mod printer;
 pub mod problem;
 pub mod settings;
 pub mod submit;
+pub mod view;
 
 use std::process::ExitCode;
 

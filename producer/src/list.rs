@@ -56,11 +56,15 @@ type Cell<'a> = (&'a str, Box<dyn Fn(&Value) -> String + 'a>);
 /// The columns to show. A field that no item has is a usage problem that names those there are.
 fn chosen<'a>(items: &'a [Value], columns: &'a [Column], fields: &'a [String]) -> Result<Vec<Cell<'a>>> {
     if fields.is_empty() {
-        return Ok(columns.iter().map(|(name, cell)| (*name, Box::new(cell) as Box<dyn Fn(&Value) -> String>)).collect());
+        return Ok(columns
+            .iter()
+            .map(|(name, cell)| (*name, Box::new(cell) as Box<dyn Fn(&Value) -> String>))
+            .collect());
     }
-    let keys: Vec<&str> = items.first().and_then(Value::as_object).map_or_else(Vec::new, |first| {
-        first.keys().map(String::as_str).collect()
-    });
+    let keys: Vec<&str> = items
+        .first()
+        .and_then(Value::as_object)
+        .map_or_else(Vec::new, |first| first.keys().map(String::as_str).collect());
     let mut cells: Vec<Cell<'a>> = Vec::new();
     for field in fields {
         let column = columns.iter().find(|(name, _)| name == field);

@@ -53,6 +53,16 @@ impl<'a> Reader<'a> {
         names.into_iter().collect()
     }
 
+    /// Shows what stands in for a setting that was not said.
+    pub(super) fn stands_for(&mut self, path: &[&str], value: impl Into<Value>) {
+        let name = path.join(".");
+        if let Some(setting) = self.settings.iter_mut().rev().find(|setting| setting.name == name)
+            && setting.origin == Origin::Default
+        {
+            setting.value = value.into();
+        }
+    }
+
     /// Where a setting was said.
     pub(super) fn origin(&self, path: &[&str]) -> Origin {
         self.layers.get(&owned(path)).map_or(Origin::Default, |found| found.origin.clone())
@@ -159,7 +169,8 @@ impl<'a> Reader<'a> {
         let name = path.join(".");
         match fetch(self.sources, *said == from_env, &found) {
             Ok(secret) => {
-                self.settings.push(Setting { name, value: "***".into(), origin: found.origin });
+                let shown = if *said == from_env { "*** (from a variable)" } else { "*** (from a file)" };
+                self.settings.push(Setting { name, value: shown.into(), origin: found.origin });
                 Some(SecretString::from(secret))
             }
             Err(why) => {

@@ -73,13 +73,8 @@ fn broker(r: &mut Reader<'_>, sources: &Sources<'_>) -> Broker {
     let said = address(r, &["broker", "url"]);
     let user = r.text(&["broker", "user"]);
     let password = r.secret(&["broker", "password"]);
-    let named = said.is_some();
     let url = said.unwrap_or_else(|| default_broker(sources));
-    if !named {
-        for setting in r.settings.iter_mut().filter(|setting| setting.name == "broker.url") {
-            setting.value = url.to_string().into();
-        }
-    }
+    r.stands_for(&["broker", "url"], url.to_string());
     let login = password.as_ref().map(SecretString::expose_secret);
     let url = match url.clone().with_login(user.as_deref(), login) {
         Ok(url) => url,
@@ -112,9 +107,7 @@ fn store(r: &mut Reader<'_>, sources: &Sources<'_>, broker: &Broker) -> Store {
     let mut url = address(r, &["store", "url"]);
     if url.is_none() && broker.local {
         url = beside(&broker.url, &sources.folder);
-        for setting in r.settings.iter_mut().filter(|setting| setting.name == "store.url") {
-            setting.value = url.as_ref().map(ToString::to_string).into();
-        }
+        r.stands_for(&["store", "url"], url.as_ref().map(ToString::to_string));
     }
     Store {
         url,
@@ -137,6 +130,8 @@ fn beside(broker: &Address, folder: &Path) -> Option<Address> {
 
 fn worker(r: &mut Reader<'_>, sources: &Sources<'_>) -> Worker {
     let at = |name: &'static str| ["worker", name];
+    let name = r.text(&at("name")).unwrap_or_else(|| host_of(&sources.environment));
+    r.stands_for(&at("name"), name.clone());
     Worker {
         queues: served(r),
         // Mostly waiting for others: more than the cores, few enough for a small provider account.
@@ -149,14 +144,17 @@ fn worker(r: &mut Reader<'_>, sources: &Sources<'_>) -> Worker {
         // A broker's upgrade takes a minute or two; an orchestrator should see a worker that is cut off for longer.
         give_up: r.duration(&at("give_up"), SECOND..=DAY, 300 * SECOND),
         allow_exec: r.boolean(&at("allow_exec"), false),
-        name: r.text(&at("name")).unwrap_or_else(|| host_of(&sources.environment)),
+        name,
     }
 }
 
 /// `["default:5", "vision"]`: queues with their share, 1 unless said.
 fn served(r: &mut Reader<'_>) -> Vec<(Queue, u32)> {
     let path = ["worker", "queues"];
-    let Some(list) = r.list(&path) else { return vec![(Queue::standard(), 1)] };
+    let Some(list) = r.list(&path) else {
+        r.stands_for(&path, vec![Queue::standard().to_string()]);
+        return vec![(Queue::standard(), 1)];
+    };
     let mut queues = Vec::with_capacity(list.len());
     for item in &list {
         let (name, weight) = item.split_once(':').unwrap_or((item, "1"));
@@ -259,7 +257,10 @@ fn mock(r: &mut Reader<'_>) -> Mock {
     let path = ["mock", "latency"];
     let standard = (Duration::from_millis(5), Duration::from_millis(50));
     let latency = match r.list(&path) {
-        None => Some(standard),
+        None => {
+            r.stands_for(&path, vec!["5ms", "50ms"]);
+            Some(standard)
+        }
         Some(ends) => match ends.iter().map(|end| crate::time::parse_duration(end)).collect::<Result<Vec<_>, _>>() {
             Ok(ends) if ends.len() == 2 && ends[0] <= ends[1] => Some((ends[0], ends[1])),
             Ok(_) | Err(_) => None,

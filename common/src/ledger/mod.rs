@@ -120,6 +120,8 @@ pub struct JobView {
     pub leased_at: Option<Timestamp>,
     /// Whether a user asked to stop it and its worker has not done so yet.
     pub cancel_requested: bool,
+    /// Whether a dead job was dropped: out of the dead set, never to be redriven.
+    pub dropped: bool,
     /// Why its queue is paused, if it is.
     pub paused: Option<String>,
     /// Its record: the success if there is one, else the end of the current epoch.

@@ -1,7 +1,17 @@
 //! One file a command: its arguments and what it does. Every command takes the [`Context`] and returns how it ended.
 
+pub mod cancel;
 pub mod completions;
 pub mod config;
+pub mod dead;
+pub mod doctor;
+pub mod jobs;
+pub mod queues;
+pub mod results;
+pub mod retry;
+pub mod status;
+mod why;
+pub mod workers;
 
 use crate::cli::Command;
 use crate::context::Context;
@@ -18,6 +28,15 @@ pub async fn dispatch(cx: &Context, command: Command) -> Result<Exit> {
 
 async fn one(cx: &Context, command: Command) -> Result<Exit> {
     match command {
+        Command::Status(args) => status::run(cx, &args).await,
+        Command::Results(args) => results::run(cx, &args).await,
+        Command::Jobs(args) => jobs::run(cx, &args).await,
+        Command::Cancel(args) => cancel::run(cx, &args).await,
+        Command::Retry(args) => retry::run(cx, &args).await,
+        Command::Queues(args) => queues::run(cx, &args).await,
+        Command::Dead(args) => dead::run(cx, &args).await,
+        Command::Workers(args) => workers::run(cx, &args).await,
+        Command::Doctor(args) => doctor::run(cx, &args).await,
         Command::Config(args) => config::run(cx, &args),
         Command::Completions(_) => Err(Problem::usage("completions need no settings")),
     }

@@ -162,9 +162,7 @@ impl Field {
             Self::Batch => job.batch.as_ref().map(ToString::to_string),
             Self::CustomId => job.custom_id.clone(),
             Self::Tenant => job.tenant.clone(),
-            Self::Worker => {
-                job.worker.clone().or_else(|| job.record.as_ref().and_then(|record| record.worker.clone()))
-            }
+            Self::Worker => job.worker.clone().or_else(|| job.record.as_ref().and_then(|record| record.worker.clone())),
             Self::Code => cause.map(|cause| cause.code.clone()),
             Self::Class => cause.and_then(|cause| cause.class).map(|class| class.to_string()),
             Self::Tag(name) => job.tags.get(name).cloned(),
@@ -235,6 +233,7 @@ mod tests {
             worker: None,
             leased_at: None,
             cancel_requested: false,
+            dropped: false,
             paused: None,
             record: None,
         }
@@ -267,7 +266,8 @@ mod tests {
 
     #[test]
     fn the_ledger_narrows_by_what_every_fitting_job_has() {
-        let narrowed = parse("state in (dead, expired) and queue=a and batch=b and code=c and age>1h").unwrap().narrow();
+        let narrowed =
+            parse("state in (dead, expired) and queue=a and batch=b and code=c and age>1h").unwrap().narrow();
         assert_eq!(narrowed.states, [State::Dead, State::Expired]);
         assert_eq!((narrowed.queue.unwrap().as_str(), narrowed.batch.unwrap().as_str()), ("a", "b"));
         assert_eq!(narrowed.code.as_deref(), Some("c"));

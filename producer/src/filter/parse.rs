@@ -125,9 +125,8 @@ impl Parser<'_> {
             return self.any_of(&field, column, values);
         }
         let at = self.column();
-        let sign = match self.next() {
-            Some(Kind::Sign(sign @ ("=" | "!=" | "<" | "<=" | ">" | ">="))) => sign,
-            Some(_) | None => return Err(wrong(self.text, at, "expected =, !=, <, <=, >, >= or in (…)")),
+        let Some(Kind::Sign(sign @ ("=" | "!=" | "<" | "<=" | ">" | ">="))) = self.next() else {
+            return Err(wrong(self.text, at, "expected =, !=, <, <=, >, >= or in (…)"));
         };
         let value = self.value()?;
         match sign {
@@ -139,9 +138,8 @@ impl Parser<'_> {
 
     fn any_of(&self, field: &str, column: usize, values: Vec<(String, usize)>) -> Result<Filter> {
         if field.eq_ignore_ascii_case("state") {
-            let state = |(value, at): &(String, usize)| {
-                value.parse::<State>().map_err(|why| wrong(self.text, *at, &why))
-            };
+            let state =
+                |(value, at): &(String, usize)| value.parse::<State>().map_err(|why| wrong(self.text, *at, &why));
             return Ok(Filter::State(values.iter().map(state).collect::<Result<_>>()?));
         }
         if let Some(field) = text_field(field) {
@@ -218,8 +216,22 @@ impl Parser<'_> {
 }
 
 const FIELDS: [&str; 16] = [
-    "id", "state", "queue", "model", "batch", "custom_id", "tenant", "worker", "code", "class", "priority", "attempts",
-    "deaths", "epoch", "row", "age",
+    "id",
+    "state",
+    "queue",
+    "model",
+    "batch",
+    "custom_id",
+    "tenant",
+    "worker",
+    "code",
+    "class",
+    "priority",
+    "attempts",
+    "deaths",
+    "epoch",
+    "row",
+    "age",
 ];
 
 fn text_field(name: &str) -> Option<Field> {

@@ -38,6 +38,7 @@ impl Book {
             worker: None,
             leased_at: None,
             cancel_requested: false,
+            dropped: entry.payload.is_none() && entry.state(now) == State::Dead,
             paused: self.paused.get(&head.lane.queue).cloned(),
             record: entry.record.as_ref().map(|(_, record)| Box::new(Record::clone(record))),
         };

@@ -88,6 +88,7 @@ fn view(conn: &Connection, job: JobRow) -> Result<JobView, Fault> {
         worker: job.worker.filter(|_| running),
         leased_at: job.leased_at.filter(|_| running).map(Timestamp::from_millis),
         cancel_requested,
+        dropped: job.stage == Stage::Dead && job.dropped,
         paused: job.paused,
         record: record.map(Box::new),
     })

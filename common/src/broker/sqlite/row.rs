@@ -19,7 +19,7 @@ macro_rules! select_jobs {
             "SELECT j.seq, j.id, j.lane, j.state, j.ready_at, j.deadline, j.created_at, j.fingerprint, j.priority, ",
             "j.keyed, j.batch, j.row, j.epoch, j.attempts, j.deaths, j.cancel, j.not_before, j.hold, j.custom_id, ",
             "j.tenant, j.tags, j.history, q.name, l.model, l.band, b.name, ifnull(b.cancelled, 0), q.paused, j.worker, ",
-            "j.leased_at, j.record FROM job j JOIN lane l ON l.id = j.lane JOIN queue q ON q.id = l.queue ",
+            "j.leased_at, j.record, j.dropped FROM job j JOIN lane l ON l.id = j.lane JOIN queue q ON q.id = l.queue ",
             "LEFT JOIN batch b ON b.id = j.batch ",
             $tail
         )
@@ -43,6 +43,7 @@ pub(super) struct JobRow {
     pub(super) worker: Option<String>,
     pub(super) leased_at: Option<i64>,
     pub(super) record: Option<i64>,
+    pub(super) dropped: bool,
     pub(super) head: Head,
 }
 
@@ -87,6 +88,7 @@ impl JobRow {
             worker: row.get(28)?,
             leased_at: row.get(29)?,
             record: row.get(30)?,
+            dropped: row.get(31)?,
             head,
         })
     }

@@ -1,0 +1,261 @@
+//! `promptq doctor`: tries everything the settings name, at no cost: broker, store, providers, workers, clock, disk.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use promptq_common::broker::{Broker, Claim, Enqueued, Terms, Verdict, Want, WorkerId};
+use promptq_common::config::{self, Provider};
+use promptq_common::error::{Error, Kind};
+use promptq_common::job::{Job, Queue};
+use promptq_common::record::{Cause, End, Record};
+use promptq_common::time::Timestamp;
+use promptq_common::work::Work;
+use secrecy::ExposeSecret;
+use serde::Serialize;
+use serde_json::json;
+
+use crate::cli::Output;
+use crate::context::Context;
+use crate::problem::{Exit, Problem, Result};
+
+/// How to show what was found.
+#[derive(Debug, clap::Args)]
+#[command(before_help = "Examples:\n  promptq doctor\n  promptq doctor --broker sqlite:///var/lib/promptq.db --json")]
+pub struct Args {
+    /// The shape.
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// How a check went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Health {
+    Ok,
+    Warning,
+    Failed,
+}
+
+/// One check.
+#[derive(Clone, Debug, Serialize)]
+struct Finding {
+    check: &'static str,
+    health: Health,
+    what: String,
+    hint: Option<String>,
+}
+
+/// The longest any one check may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Below this, workers stop leasing; see the protocol's admission rule.
+const DISK_LOW: u64 = 512 << 20;
+/// Two clocks further apart than this make times hard to read, and short leases end early.
+const CLOCK_APART: Duration = Duration::from_secs(2);
+
+/// Checks everything; code 1 when something failed.
+pub async fn run(cx: &Context, _args: &Args) -> Result<Exit> {
+    let mut findings = vec![settings(cx), broker(cx).await];
+    if findings.iter().all(|finding| finding.health != Health::Failed) {
+        findings.push(workers(cx).await);
+    }
+    findings.extend(disk(cx));
+    findings.push(store(cx).await);
+    for (name, provider) in &cx.config.providers {
+        findings.push(reach(name, provider).await);
+    }
+    let healthy = findings.iter().all(|finding| finding.health != Health::Failed);
+    if cx.printer.is_json() {
+        cx.printer.json(&json!({ "healthy": healthy, "checks": findings }))?;
+    } else {
+        for finding in &findings {
+            let sign = match finding.health {
+                Health::Ok => "ok    ",
+                Health::Warning => "warn  ",
+                Health::Failed => "FAILED",
+            };
+            cx.printer.line(&format!("{sign}  {}: {}", finding.check, finding.what))?;
+            finding.hint.iter().try_for_each(|hint| cx.printer.line(&format!("        hint: {hint}")))?;
+        }
+    }
+    Ok(if healthy { Exit::Done } else { Exit::Failed })
+}
+
+impl Finding {
+    fn new(check: &'static str, health: Health, what: impl Into<String>) -> Self {
+        Self { check, health, what: what.into(), hint: None }
+    }
+
+    fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    fn failed(check: &'static str, problem: &Problem) -> Self {
+        let what = std::iter::once(&problem.what).chain(&problem.details).cloned().collect::<Vec<_>>().join("; ");
+        let hint = problem.hints.first().filter(|hint| !hint.contains("doctor")).cloned();
+        Self { check, health: Health::Failed, what, hint }
+    }
+}
+
+fn settings(cx: &Context) -> Finding {
+    let files: Vec<_> = cx.config.files.iter().map(|path| path.display().to_string()).collect();
+    let files = if files.is_empty() { "no file, defaults".to_owned() } else { files.join(", ") };
+    let from_file = |setting: &&config::Setting| matches!(setting.origin, config::Origin::File { .. });
+    let plain = cx.config.settings.iter().filter(from_file).find(|setting| setting.value == "***");
+    match plain.filter(|_| cx.config.files.iter().any(|path| others_read(path))) {
+        Some(setting) => Finding::new(
+            "settings",
+            Health::Warning,
+            format!("{files}; {} is set in a file others can read", setting.name),
+        )
+        .hint("chmod 600, or name it by { env = \"NAME\" } or { file = \"path\" }"),
+        None => Finding::new("settings", Health::Ok, files),
+    }
+}
+
+fn others_read(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::metadata(path).is_ok_and(|found| found.permissions().mode() & 0o077 != 0)
+}
+
+/// A job goes all the way: enqueued, leased, claimed, settled, in a queue that nothing else serves.
+async fn broker(cx: &Context) -> Finding {
+    let url = &cx.config.broker.url;
+    let probe = async {
+        let broker = cx.broker().await?;
+        let begun = Instant::now();
+        round_trip(broker).await?;
+        Ok::<_, Problem>(begun.elapsed())
+    };
+    match tokio::time::timeout(PATIENCE, probe).await {
+        Ok(Ok(took)) => {
+            let took = took.as_millis();
+            Finding::new("broker", Health::Ok, format!("{url}: wrote, leased and settled a job in {took} ms"))
+        }
+        Ok(Err(problem)) => Finding::failed("broker", &problem),
+        Err(_) => Finding::new("broker", Health::Failed, format!("{url}: no answer within 10 s"))
+            .hint("is the disk slow, or another process holding the file?"),
+    }
+}
+
+async fn round_trip(broker: &Broker) -> Result<()> {
+    let stuck = |what: &str| Problem::from(Error::new(Kind::Unavailable, "try the broker", what));
+    let queue = Queue::new("promptq-doctor").map_err(|bad| stuck(&bad.to_string()))?;
+    let mut job = Job::new(queue.clone(), Work::prompt(Some("none"), ""));
+    job.deadline = Timestamp::now() + Duration::from_secs(60);
+    match broker.enqueue(std::slice::from_ref(&job)).await?.first() {
+        Some(Enqueued::New | Enqueued::Known(_)) => {}
+        Some(Enqueued::Refused(why)) => return Err(stuck(&format!("the job was refused: {why:?}"))),
+        None => return Err(stuck("no answer to an enqueue")),
+    }
+    let worker = WorkerId::random("doctor");
+    let mut consumer = broker.consume(Terms { worker, queues: vec![(queue, 1)], lease: PATIENCE }).await?;
+    let want = Want { total: 1, caps: Vec::new(), rest: 1 };
+    let mut met = false;
+    // One left by a doctor that was interrupted may come first.
+    while !met {
+        for delivery in consumer.next(&want).await?.deliveries {
+            met |= delivery.head.id == job.id;
+            if let Claim::Fresh { .. } = delivery.lease.claim().await? {
+                let cause = Cause {
+                    class: None,
+                    code: "doctor".to_owned(),
+                    detail: "a job that promptq doctor tried the broker with".to_owned(),
+                    status_code: None,
+                };
+                let record = Record::unrun(&delivery.head, End::Cancelled, Some(cause), Timestamp::now());
+                delivery.lease.settle(Verdict::End(Box::new(record))).await?;
+            }
+        }
+    }
+    consumer.close().await?;
+    Ok(())
+}
+
+async fn workers(cx: &Context) -> Finding {
+    let seen = match cx.broker().await {
+        Ok(broker) => broker.ledger().workers().await.map_err(Problem::from),
+        Err(problem) => Err(problem),
+    };
+    match seen {
+        Err(problem) => Finding::failed("workers", &problem),
+        Ok(workers) if workers.is_empty() => {
+            Finding::new("workers", Health::Warning, "none has reported within the last minute")
+                .hint("start promptq-worker; `promptq run` brings its own")
+        }
+        Ok(workers) => {
+            let now = Timestamp::now();
+            let ahead = workers.iter().find(|worker| worker.seen_at.since(now) > CLOCK_APART);
+            match ahead {
+                Some(worker) => {
+                    let apart = worker.seen_at.since(now).as_secs();
+                    Finding::new("clock", Health::Warning, format!("{} is {apart} s ahead of this host", worker.host))
+                        .hint("let NTP set both clocks")
+                }
+                None => Finding::new("workers", Health::Ok, format!("{} alive", workers.len())),
+            }
+        }
+    }
+}
+
+/// Free space where the embedded database is.
+fn disk(cx: &Context) -> Option<Finding> {
+    let url = url::Url::parse(cx.config.broker.url.expose()).ok().filter(|url| url.scheme() == "sqlite")?;
+    let folder = Path::new(url.path()).parent()?;
+    let found = rustix::fs::statvfs(folder).ok()?;
+    let free = found.f_bavail.saturating_mul(found.f_frsize);
+    let what = format!("{} free at {}", bytesize::ByteSize(free), folder.display());
+    Some(if free < DISK_LOW {
+        Finding::new("disk", Health::Failed, what).hint("workers lease nothing below 512 MiB: make room")
+    } else {
+        Finding::new("disk", Health::Ok, what)
+    })
+}
+
+async fn store(cx: &Context) -> Finding {
+    let Some(url) = &cx.config.store.url else {
+        return Finding::new("store", Health::Warning, "none: answers above 8 MiB make their jobs dead")
+            .hint("--store s3://bucket/prefix");
+    };
+    let probe = async { cx.store().await?.probe().await.map_err(Problem::from) };
+    match tokio::time::timeout(PATIENCE, probe).await {
+        Ok(Ok(true)) => Finding::new("store", Health::Ok, format!("{url}: writes, reads, creates only once")),
+        Ok(Ok(false)) => {
+            Finding::new("store", Health::Warning, format!("{url}: works, but would replace what is there on a create"))
+                .hint("a second writer is then not noticed; use a service that honours If-None-Match")
+        }
+        Ok(Err(problem)) => Finding::failed("store", &problem),
+        Err(_) => Finding::new("store", Health::Failed, format!("{url}: no answer within 10 s")),
+    }
+}
+
+/// Asks for the list of models: free, and answers whether the key is right.
+async fn reach(name: &str, provider: &Provider) -> Finding {
+    const CHECK: &str = "provider";
+    let url = format!("{}/models", provider.base_url.trim_end_matches('/'));
+    let shown = config::redact_url(&url);
+    promptq_common::tls::install();
+    let client = match reqwest::Client::builder().timeout(PATIENCE).build() {
+        Ok(client) => client,
+        Err(error) => return Finding::new(CHECK, Health::Failed, format!("{name}: {error}")),
+    };
+    let mut request = client.get(&url);
+    if let Some(key) = &provider.api_key {
+        request = request.bearer_auth(key.expose_secret());
+    }
+    match request.send().await.map(|answer| answer.status().as_u16()) {
+        Ok(200..=299) => Finding::new(CHECK, Health::Ok, format!("{name}: {shown} answers")),
+        Ok(status @ (401 | 403)) => {
+            let key = if provider.api_key.is_some() { "the key is refused" } else { "a key is wanted" };
+            Finding::new(CHECK, Health::Failed, format!("{name}: {key} ({status} from {shown})"))
+                .hint(format!("set providers.{name}.api_key"))
+        }
+        Ok(status) => Finding::new(CHECK, Health::Warning, format!("{name}: {shown} answers {status}"))
+            .hint("is base_url right, up to and including the version?"),
+        Err(error) => {
+            let why = if error.is_timeout() { "no answer within 10 s" } else { "cannot be reached" };
+            Finding::new(CHECK, Health::Failed, format!("{name}: {shown}: {why}"))
+                .hint("is base_url right, and the network open?")
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! `promptq jobs`: list them, show one, say why one has not run yet.
+
+use promptq_common::job::JobId;
+use promptq_common::ledger::JobView;
+use promptq_common::time::{Timestamp, format_duration};
+use serde_json::json;
+
+use super::why;
+use crate::cli::{ListOutput, Output};
+use crate::context::Context;
+use crate::list::List;
+use crate::pick::Pick;
+use crate::printer::Format;
+use crate::problem::{Exit, Problem, Result};
+use crate::{filter, view};
+
+/// What about them.
+#[derive(Debug, clap::Args)]
+#[command(
+    before_help = "Examples:\n  promptq jobs list --where 'state=dead and model=gpt* and tag.run=42 and age>1h'\n  promptq jobs why 019abcde-0123-7abc-8def-0123456789ab"
+)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: Action,
+}
+
+/// What can be done.
+#[derive(Debug, clap::Subcommand)]
+pub enum Action {
+    /// List jobs, newest first
+    List {
+        /// Only those that fit, such as 'state in (queued,running) and batch=nov*'
+        #[arg(long = "where", value_name = "FILTER")]
+        filter: Option<String>,
+        /// At most so many; 0 for all
+        #[arg(long, default_value_t = 50, value_name = "N")]
+        limit: usize,
+        /// Go on where another list ended
+        #[arg(long, value_name = "CURSOR")]
+        cursor: Option<String>,
+        /// The shape.
+        #[command(flatten)]
+        output: ListOutput,
+    },
+    /// Show one job with its attempts; never its prompt or answer
+    Show {
+        /// The job
+        #[arg(value_name = "ID")]
+        id: JobId,
+        /// The shape.
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Say in one sentence why a job has not run yet
+    Why {
+        /// The job
+        #[arg(value_name = "ID")]
+        id: JobId,
+        /// The shape.
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+impl Args {
+    /// The shape of data it was asked for.
+    pub fn format(&self) -> Format {
+        match &self.action {
+            Action::List { output, .. } => output.output.format(),
+            Action::Show { output, .. } | Action::Why { output, .. } => output.format(),
+        }
+    }
+}
+
+/// Lists, shows or explains.
+pub async fn run(cx: &Context, args: &Args) -> Result<Exit> {
+    match &args.action {
+        Action::List { filter, limit, cursor, output } => {
+            let pick = match filter {
+                Some(text) => Pick::by(filter::parse(text)?),
+                None => Pick::default(),
+            };
+            list(cx, &pick, *limit, cursor.clone(), &output.fields).await?;
+        }
+        Action::Show { id, .. } => {
+            let job = find(cx, *id).await?;
+            if cx.printer.is_json() {
+                let mut item = view::job(&job);
+                item["recent_attempts"] = json!(job.record.as_ref().map(|record| &record.history.recent));
+                cx.printer.json(&item)?;
+            } else {
+                show(cx, &job)?;
+            }
+        }
+        Action::Why { id, .. } => {
+            let job = find(cx, *id).await?;
+            let why = why::explain(cx, &job).await?;
+            if cx.printer.is_json() {
+                cx.printer.json(&json!({ "id": job.id, "state": job.state, "why": why }))?;
+            } else {
+                cx.printer.line(&why)?;
+            }
+        }
+    }
+    Ok(Exit::Done)
+}
+
+/// The most items one JSON or table list holds at once, even for `--limit 0`; `--jsonl` has no such bound.
+const MOST: usize = 1_000_000;
+
+/// Prints what fits, at most `limit` of it (0: all).
+pub(super) async fn list(
+    cx: &Context,
+    pick: &Pick,
+    limit: usize,
+    cursor: Option<String>,
+    fields: &[String],
+) -> Result<()> {
+    let broker = cx.broker().await?;
+    let stream = cx.printer.format() == Format::Jsonl;
+    let most = if limit == 0 { if stream { usize::MAX } else { MOST } } else { limit };
+    let (mut items, mut next, mut shown) = (Vec::new(), cursor, 0);
+    loop {
+        let (jobs, after) = pick.page(broker, next, most - shown).await?;
+        shown += jobs.len();
+        items.extend(jobs.iter().map(view::job));
+        next = after;
+        if next.is_none() || shown >= most {
+            break;
+        }
+        if stream {
+            List::whole(std::mem::take(&mut items)).print(cx, view::JOBS, fields)?;
+        }
+    }
+    List { items, next }.print(cx, view::JOBS, fields)
+}
+
+async fn find(cx: &Context, id: JobId) -> Result<JobView> {
+    let found = cx.broker().await?.ledger().fetch(&[id]).await?.into_iter().flatten().next();
+    found.ok_or_else(|| {
+        Problem::new(Exit::NotFound, "not-found", format!("there is no job {id}"))
+            .hint("ended jobs are forgotten after a while (section retention)")
+    })
+}
+
+/// Shows one job to people.
+pub(super) fn show(cx: &Context, job: &JobView) -> Result<()> {
+    let now = Timestamp::now();
+    let say = |name: &str, value: String| cx.printer.line(&format!("{name:<10} {value}"));
+    let maybe = |name: &str, value: Option<String>| value.map_or(Ok(()), |value| say(name, value));
+    let ago = |at: Timestamp| format!("{at} ({} ago)", format_duration(now.since(at)));
+    cx.printer.line(&format!("JOB {}  {}", job.id, job.state))?;
+    say("queue", format!("{}  priority {}", job.queue, job.priority))?;
+    maybe("model", job.model.clone())?;
+    maybe(
+        "batch",
+        job.batch.as_ref().map(|batch| match job.row {
+            Some(row) => format!("{batch}  row {row}"),
+            None => batch.to_string(),
+        }),
+    )?;
+    maybe("custom id", job.custom_id.clone())?;
+    maybe("tenant", job.tenant.clone())?;
+    let tags: Vec<String> = job.tags.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    maybe("tags", (!tags.is_empty()).then(|| tags.join(" ")))?;
+    say("submitted", ago(job.created_at))?;
+    say("attempts", format!("{}  deaths {}  epoch {}", job.attempts, job.deaths, job.epoch))?;
+    maybe("due", job.due.map(|due| format!("{due} (in {})", format_duration(due.since(now)))))?;
+    maybe("worker", job.worker.clone())?;
+    let Some(record) = &job.record else { return Ok(()) };
+    say("ended", ago(record.ended_at))?;
+    maybe("cause", record.cause.as_ref().map(|cause| format!("{}: {}", cause.code, cause.detail)))?;
+    let usage = record.history.usage;
+    let cost = record.history.cost.map_or_else(|| "?".to_owned(), |cost| format!("${cost}"));
+    say("consumed", format!("{} tokens in / {} out  cost {cost}", usage.input_tokens, usage.output_tokens))?;
+    record.history.recent.iter().try_for_each(|attempt| {
+        let took = format_duration(attempt.ended_at.since(attempt.started_at));
+        let end = attempt.code.as_deref().unwrap_or("ok");
+        say(&format!("attempt {}", attempt.n), format!("{end}  {took}  on {}", attempt.worker))
+    })
+}

@@ -1,0 +1,108 @@
+//! `promptq retry`: puts dead, cancelled or expired jobs back in their queue. Also what `dead redrive` does to each.
+
+use promptq_common::broker::{MAX_BATCH, Redriven};
+use promptq_common::job::JobId;
+use promptq_common::telemetry::{Act, audit};
+use serde_json::json;
+
+use crate::cli::Output;
+use crate::context::Context;
+use crate::list::thousands;
+use crate::pick;
+use crate::problem::{Exit, Problem, Result};
+
+/// Which jobs.
+#[derive(Debug, clap::Args)]
+#[command(
+    before_help = "Examples:\n  promptq retry 019abcde-0123-7abc-8def-0123456789ab\n  promptq retry 019abcde-0123-7abc-8def-0123456789ab --reason 'key renewed'"
+)]
+pub struct Args {
+    /// Jobs by id
+    #[arg(value_name = "ID", required = true)]
+    ids: Vec<String>,
+    /// Why, for the audit line
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+    /// The shape.
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// What came of putting jobs back.
+#[derive(Debug, Default)]
+pub(super) struct Back {
+    queued: u64,
+    waiting: u64,
+    succeeded: Vec<JobId>,
+    gone: Vec<JobId>,
+    unknown: Vec<JobId>,
+}
+
+/// Puts them back.
+pub async fn run(cx: &Context, args: &Args) -> Result<Exit> {
+    let ids = pick::ids(&args.ids)?;
+    let mut back = Back::default();
+    for chunk in ids.chunks(MAX_BATCH) {
+        back.put(cx, chunk).await?;
+    }
+    let subject = match ids.as_slice() {
+        [only] => only.to_string(),
+        several => format!("{} jobs by id", several.len()),
+    };
+    back.finish(cx, &Act { action: "retry", subject: &subject, reason: args.reason.as_deref(), count: 0 })
+}
+
+impl Back {
+    /// Puts up to [`MAX_BATCH`] jobs back.
+    pub(super) async fn put(&mut self, cx: &Context, ids: &[JobId]) -> Result<()> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let answers = cx.broker().await?.redrive(ids).await?;
+        for (id, answer) in ids.iter().zip(answers) {
+            match answer {
+                Redriven::Queued { .. } => self.queued += 1,
+                Redriven::Waiting => self.waiting += 1,
+                Redriven::Succeeded => self.succeeded.push(*id),
+                Redriven::Gone => self.gone.push(*id),
+                Redriven::Unknown => self.unknown.push(*id),
+            }
+        }
+        Ok(())
+    }
+
+    /// Says what came of it, for people, programs and the audit.
+    pub(super) fn finish(self, cx: &Context, act: &Act<'_>) -> Result<Exit> {
+        let Self { queued, waiting, succeeded, gone, unknown } = &self;
+        audit(&Act { count: *queued, ..act.clone() });
+        if cx.printer.is_json() {
+            cx.printer.json(&json!({
+                "queued": queued, "already_waiting": waiting, "succeeded": succeeded, "gone": gone, "unknown": unknown
+            }))?;
+        } else {
+            let [queued, waiting] = [queued, waiting].map(|count| thousands(*count));
+            cx.printer.line(&format!("back in line {queued}  already waiting {waiting}"))?;
+        }
+        match (unknown.first(), gone.first(), succeeded.first()) {
+            (Some(id), _, _) => {
+                Err(Problem::new(Exit::NotFound, "not-found", format!("there is no job {id}{}", more(unknown))))
+            }
+            (None, Some(id), _) => {
+                let what = format!("{id}{} can no longer be run: it was dropped, or is past retention", more(gone));
+                Err(Problem::new(Exit::NotFound, "gone", what).hint("submit it again"))
+            }
+            (None, None, Some(id)) => {
+                let what = format!("{id}{} has succeeded, and a success is never replaced", more(succeeded));
+                Err(Problem::new(Exit::Conflict, "succeeded", what).hint("submit it again as a new job"))
+            }
+            (None, None, None) => Ok(Exit::Done),
+        }
+    }
+}
+
+fn more(ids: &[JobId]) -> String {
+    match ids.len() {
+        0 | 1 => String::new(),
+        several => format!(" (and {} more)", several - 1),
+    }
+}

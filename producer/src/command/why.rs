@@ -1,0 +1,192 @@
+//! Why a job has not run yet, in one sentence: from its state, hold and pause, and the queue and workers around it.
+
+use std::time::Duration;
+
+use promptq_common::broker::{Depth, HoldKey};
+use promptq_common::ledger::{JobView, WorkerReport};
+use promptq_common::record::State;
+use promptq_common::time::{Timestamp, format_duration};
+
+use crate::context::Context;
+use crate::list::thousands;
+use crate::problem::Result;
+
+/// Looks around the job and says why.
+pub(super) async fn explain(cx: &Context, job: &JobView) -> Result<String> {
+    let broker = cx.broker().await?;
+    let workers = broker.ledger().workers().await?;
+    let depth = broker.depth(&job.queue).await?;
+    Ok(sentence(job, &workers, depth, Timestamp::now()))
+}
+
+fn sentence(job: &JobView, workers: &[WorkerReport], depth: Depth, now: Timestamp) -> String {
+    match job.state {
+        State::Succeeded | State::Dead | State::Cancelled | State::Expired => ended(job, now),
+        State::Running if job.cancel_requested => "It runs, and its worker has been told to stop it.".to_owned(),
+        State::Running => {
+            let worker = job.worker.as_deref().unwrap_or("a worker");
+            let since = job.leased_at.map_or(Duration::ZERO, |at| now.since(at));
+            format!("It runs on {worker} since {}.", format_duration(since))
+        }
+        State::Scheduled | State::Queued | State::Retrying => waiting(job, workers, depth, now),
+    }
+}
+
+fn ended(job: &JobView, now: Timestamp) -> String {
+    let Some(record) = &job.record else {
+        return format!("It has ended as {}: its deadline was {}.", job.state, job.deadline);
+    };
+    let cause = record.cause.as_ref().map(|cause| format!(": {} ({})", cause.code, cause.detail)).unwrap_or_default();
+    format!("It has {} {} ago{cause}.", past(job.state), format_duration(now.since(record.ended_at)))
+}
+
+fn past(state: State) -> &'static str {
+    match state {
+        State::Succeeded => "succeeded",
+        State::Dead => "died",
+        State::Cancelled => "been cancelled",
+        State::Expired => "expired",
+        State::Scheduled | State::Queued | State::Running | State::Retrying => "not ended",
+    }
+}
+
+fn waiting(job: &JobView, workers: &[WorkerReport], depth: Depth, now: Timestamp) -> String {
+    if let Some(reason) = &job.paused {
+        let reason = if reason.is_empty() { String::new() } else { format!(" ({reason})") };
+        return format!("Its queue {} is paused{reason}: promptq queues resume {}.", job.queue, job.queue);
+    }
+    if let Some(hold) = &job.hold {
+        let until = job.due.map(|due| format!(", at the longest {}", format_duration(due.since(now))));
+        return format!("It is held back by {}{}.", held_by(hold), until.unwrap_or_default());
+    }
+    if let Some(due) = job.due.filter(|due| *due > now) {
+        let left = format_duration(due.since(now));
+        return match job.attempts {
+            0 => format!("It is scheduled and may start in {left}."),
+            spent => format!("Attempt {spent} failed; the next one may start in {left}."),
+        };
+    }
+    let serving: Vec<&WorkerReport> = workers.iter().filter(|worker| serves(worker, job)).collect();
+    if serving.is_empty() {
+        return format!(
+            "No worker has served queue {} within the last minute: start promptq-worker --queues {}.",
+            job.queue, job.queue
+        );
+    }
+    if let Some(reason) = serving.iter().map(|worker| worker.blocked.as_deref()).collect::<Option<Vec<_>>>() {
+        return format!(
+            "Every worker of its queue takes no jobs now: {}.",
+            reason.first().copied().unwrap_or("blocked")
+        );
+    }
+    if serving.iter().all(|worker| worker.draining) {
+        return "Every worker of its queue is draining and takes no more jobs.".to_owned();
+    }
+    let (slots, running) = serving.iter().fold((0_u64, 0_u64), |(slots, running), worker| {
+        (slots + u64::from(worker.slots), running + u64::from(worker.running))
+    });
+    let ahead = thousands(depth.ready.saturating_sub(1));
+    if running >= slots {
+        return format!(
+            "All {} slots of its queue's workers are busy, and {ahead} jobs wait beside it.",
+            thousands(slots)
+        );
+    }
+    format!("It can start at any moment: {} of {} slots are free, {ahead} jobs wait beside it.", slots - running, slots)
+}
+
+fn held_by(hold: &HoldKey) -> String {
+    match hold {
+        HoldKey::Limit(key) => format!("the limit of {key}"),
+        HoldKey::Batch(name) => format!("its batch {name}, which is paused"),
+        HoldKey::Budget(key) => format!("the budget {key}"),
+    }
+}
+
+/// Workers report what they serve as `name:weight`.
+fn serves(worker: &WorkerReport, job: &JobView) -> bool {
+    worker.queues.iter().any(|queue| queue.split(':').next() == Some(job.queue.as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use promptq_common::broker::WorkerId;
+    use promptq_common::job::{JobId, Queue};
+
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_millis(100_000);
+
+    fn job(state: State) -> JobView {
+        JobView {
+            id: JobId::from_bytes([1; 16]),
+            queue: Queue::standard(),
+            model: None,
+            priority: 5,
+            batch: None,
+            row: None,
+            custom_id: None,
+            tenant: None,
+            tags: BTreeMap::new(),
+            state,
+            epoch: 0,
+            attempts: 0,
+            deaths: 0,
+            created_at: Timestamp::from_millis(0),
+            deadline: Timestamp::from_millis(500_000),
+            due: None,
+            hold: None,
+            worker: None,
+            leased_at: None,
+            cancel_requested: false,
+            dropped: false,
+            paused: None,
+            record: None,
+        }
+    }
+
+    fn worker(running: u32) -> WorkerReport {
+        WorkerReport {
+            id: WorkerId::known("w"),
+            host: "h".into(),
+            pid: 1,
+            version: "0".into(),
+            started_at: NOW,
+            seen_at: NOW,
+            slots: 4,
+            running,
+            queues: vec!["default:2".into()],
+            draining: false,
+            blocked: None,
+        }
+    }
+
+    #[test]
+    fn the_first_thing_in_the_way_is_named() {
+        let later = Some(Timestamp::from_millis(130_000));
+        let queued = job(State::Queued);
+        let other = WorkerReport { queues: vec!["defaults:1".into()], ..worker(0) };
+        let stuck = WorkerReport { blocked: Some("disk is full".into()), ..worker(0) };
+        let draining = WorkerReport { draining: true, ..worker(1) };
+        let hold = Some(HoldKey::Limit("acme/fast".into()));
+        let cases: [(JobView, Vec<WorkerReport>, &str); 11] = [
+            (JobView { paused: Some("rate".into()), ..queued.clone() }, vec![worker(0)], "paused (rate)"),
+            (JobView { hold, due: later, ..queued.clone() }, vec![worker(0)], "limit of acme/fast, at the longest 30s"),
+            (JobView { due: later, ..job(State::Scheduled) }, vec![], "may start in 30s"),
+            (JobView { due: later, attempts: 2, ..job(State::Retrying) }, vec![], "Attempt 2 failed"),
+            (queued.clone(), vec![], "No worker has served queue default"),
+            (queued.clone(), vec![other], "No worker has served"),
+            (queued.clone(), vec![stuck], "disk is full"),
+            (queued.clone(), vec![draining], "draining"),
+            (queued.clone(), vec![worker(4)], "All 4 slots"),
+            (queued, vec![worker(1)], "3 of 4 slots are free"),
+            (JobView { worker: Some("w-1".into()), ..job(State::Running) }, vec![], "runs on w-1"),
+        ];
+        for (job, workers, part) in cases {
+            let said = sentence(&job, &workers, Depth { ready: 3, ..Depth::default() }, NOW);
+            assert!(said.contains(part), "{part}: {said}");
+        }
+    }
+}
