@@ -8,6 +8,7 @@ pub mod config;
 pub mod error;
 pub mod job;
 pub mod ledger;
+pub mod limits;
 pub mod line;
 pub mod outcome;
 pub mod record;

@@ -2,19 +2,32 @@
 //!
 //! Read in this order: `intake` (the loop), `execute` (one job), `judge` (what an outcome means).
 
+mod admission;
+mod drain;
+mod execute;
+mod heartbeat;
+mod intake;
+mod judge;
+mod output;
 mod provider;
 pub mod rollup;
 pub mod runner;
 pub mod settings;
 pub mod status;
 pub mod stop;
+#[cfg(test)]
+mod tests;
+mod upkeep;
+mod verdict;
 
 use std::sync::Arc;
 
 use promptq_common::broker::Broker;
 use promptq_common::error::{Error, Kind};
 use promptq_common::store::Store;
+use tokio::sync::watch;
 
+use intake::Intake;
 use runner::Runners;
 use settings::Settings;
 use status::{Board, Finished};
@@ -91,7 +104,13 @@ pub fn error_code(error: &anyhow::Error) -> u8 {
 ///
 /// # Errors
 /// Settings that do not fit, or a broker that refuses the subscription; nothing was run then.
-pub async fn run(parts: Parts, _stop: Stop) -> anyhow::Result<Drained> {
+pub async fn run(parts: Parts, stop: Stop) -> anyhow::Result<Drained> {
     parts.settings.check(parts.store.is_some())?;
-    anyhow::bail!("the loop is being written")
+    let (cut, give_up) = watch::channel(false);
+    let mut intake = Intake::new(parts, &stop, give_up);
+    let Some(mut consumer) = intake.subscribe(&stop).await? else {
+        return Ok(Drained { finished: Finished::default(), handed_back: 0, reason: StopReason::Signal });
+    };
+    let reason = intake.take_jobs(&mut consumer).await;
+    Ok(drain::drain(intake, consumer, reason, (&stop, cut)).await)
 }

@@ -9,7 +9,7 @@ pub mod memory;
 pub mod sqlite;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicI64;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 pub use backend::{
@@ -21,11 +21,12 @@ pub(crate) use connect::sqlite_path;
 pub use connect::{default_path, is_local};
 pub use lease::{Consumer, Deliveries, Delivery, Lease};
 
+use tokio::time::Instant;
+
 use crate::codec;
 use crate::error::Result;
 use crate::job::{BatchName, Job, JobId, Queue};
 use crate::ledger::Ledger;
-use crate::time::Timestamp;
 
 /// A connection to a broker and its ledger. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -161,23 +162,38 @@ fn envelope(job: &Job) -> Result<Envelope, usize> {
 }
 
 /// When settling began to fail, shared by everything a broker leased.
-#[derive(Clone, Debug, Default)]
-struct Trouble(Arc<AtomicI64>);
+#[derive(Clone, Debug)]
+struct Trouble {
+    /// What the moments below are counted from: a clock that nobody sets.
+    started: Instant,
+    /// Milliseconds, 1 at least; 0 while settling works.
+    since: Arc<AtomicU64>,
+}
+
+impl Default for Trouble {
+    fn default() -> Self {
+        Self { started: Instant::now(), since: Arc::default() }
+    }
+}
 
 impl Trouble {
     fn note(&self, failed: bool) {
         use std::sync::atomic::Ordering::Relaxed;
         if failed {
-            let _kept = self.0.compare_exchange(0, Timestamp::now().as_millis(), Relaxed, Relaxed);
+            let _kept = self.since.compare_exchange(0, self.millis(), Relaxed, Relaxed);
         } else {
-            self.0.store(0, Relaxed);
+            self.since.store(0, Relaxed);
         }
     }
 
     fn since(&self) -> Option<Duration> {
-        match self.0.load(std::sync::atomic::Ordering::Relaxed) {
+        match self.since.load(std::sync::atomic::Ordering::Relaxed) {
             0 => None,
-            at => Some(Timestamp::now().since(Timestamp::from_millis(at))),
+            at => Some(Duration::from_millis(self.millis().saturating_sub(at))),
         }
+    }
+
+    fn millis(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX).max(1)
     }
 }

@@ -28,6 +28,11 @@ pub trait Runner: fmt::Debug + Send + Sync + 'static {
     /// What a lost lease means for a call in flight.
     fn when_lost(&self) -> WhenLost;
 
+    /// Whether a call cut in flight may have cost money: then it spends an attempt, else nothing.
+    fn billed(&self) -> bool {
+        self.when_lost() == WhenLost::Finish
+    }
+
     /// What shares this job's limits and breaker: provider account and model family, or the runner's name.
     fn limit_key(&self, job: &Job) -> String;
 }
@@ -59,6 +64,7 @@ pub struct Runners {
     named: BTreeMap<String, Arc<Exec>>,
     providers: BTreeMap<String, Arc<Chat>>,
     exec: ExecSettings,
+    own: BTreeMap<String, Arc<dyn Runner>>,
 }
 
 impl Runners {
@@ -83,7 +89,13 @@ impl Runners {
             })
         });
         let providers = providers.collect::<anyhow::Result<_>>()?;
-        Ok(Self { mock: Arc::new(Mock::new(mock)), named, providers, exec })
+        Ok(Self { mock: Arc::new(Mock::new(mock)), named, providers, exec, own: BTreeMap::new() })
+    }
+
+    /// Adds a runner of the caller's own, for jobs that name exactly this model; it goes before every other.
+    pub fn with(mut self, model: &str, runner: Arc<dyn Runner>) -> Self {
+        self.own.insert(model.to_owned(), runner);
+        self
     }
 
     /// Which runner serves a job, by its model: `mock` or `mock:PARAMETERS`, `exec:ARGV`, a named command, `PROVIDER/MODEL`,
@@ -93,6 +105,9 @@ impl Runners {
     /// A `fatal` failure that says what is missing: `bad_mock`, `exec_not_allowed`, `bad_command`, `no_provider`, `no_model`.
     pub fn pick(&self, job: &Job) -> Result<Arc<dyn Runner>, Failure> {
         let Some(model) = job.work.model.as_deref() else { return Ok(self.unnamed(job)?) };
+        if let Some(own) = self.own.get(model) {
+            return Ok(Arc::clone(own));
+        }
         if model == "mock" {
             return Ok(Arc::<Mock>::clone(&self.mock));
         }

@@ -147,6 +147,10 @@ impl Runner for Mock {
         WhenLost::Finish
     }
 
+    fn billed(&self) -> bool {
+        false
+    }
+
     fn limit_key(&self, _job: &Job) -> String {
         "mock".to_owned()
     }

@@ -1,0 +1,78 @@
+//! Leaving: what runs may finish in time, what does not is handed back, and nothing is waited for longer than said.
+
+use std::time::Duration;
+
+use promptq_common::broker::Consumer;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use crate::intake::Intake;
+use crate::stop::{Phase, Stop};
+use crate::upkeep;
+use crate::{Drained, StopReason};
+
+/// After the drain time, jobs that were cut may settle for so long: with the default of 25 s, what is left of the 30 s
+/// that a container is commonly given.
+const HAND_BACK: Duration = Duration::from_secs(4);
+/// The subscription and the locks are given back within this, or left to run out.
+const LET_GO: Duration = Duration::from_secs(2);
+
+/// Sees every running job off.
+pub(crate) async fn drain(
+    mut intake: Intake,
+    consumer: Consumer,
+    reason: StopReason,
+    (stop, cut): (&Stop, watch::Sender<bool>),
+) -> Drained {
+    intake.draining = true;
+    intake.show();
+    let mut closing = JoinSet::new();
+    if reason != StopReason::Now {
+        closing.spawn(async move {
+            if let Err(error) = consumer.close().await {
+                tracing::warn!(%error, "giving back what was not started failed; its leases run out");
+            }
+        });
+    }
+    let mut phase = stop.watch();
+    let mut reason = reason;
+    let mut handed_back = 0;
+    let mut deadline = Instant::now() + intake.desk.settings.drain_timeout;
+    let mut out_of_time = false;
+    while !intake.running.is_empty() && reason != StopReason::Now {
+        tokio::select! {
+            biased;
+            _ = phase.wait_for(|phase| *phase == Phase::Stopping) => reason = StopReason::Now,
+            Some(finished) = intake.running.join_next() => {
+                handed_back += u64::from(matches!(finished, Ok(crate::execute::Did::Cut)));
+                intake.note(finished);
+                intake.show_soon();
+            }
+            () = sleep_until(deadline) => {
+                if out_of_time {
+                    break;
+                }
+                out_of_time = true;
+                deadline = Instant::now() + HAND_BACK;
+                cut.send_replace(true);
+            }
+        }
+    }
+    handed_back += intake.running.len() as u64;
+    if reason == StopReason::Signal && out_of_time {
+        reason = StopReason::DeadlinePassed;
+    }
+    intake.running.shutdown().await;
+    intake.chores.shutdown().await;
+    if reason != StopReason::Now {
+        let end = Instant::now() + LET_GO;
+        let closed = timeout_at(end, async { while closing.join_next().await.is_some() {} }).await;
+        let unlocked = timeout_at(end, upkeep::unlock(&intake.broker, &intake.desk.settings.worker)).await;
+        if closed.is_err() || unlocked.is_err() {
+            tracing::warn!("the broker did not take back the subscription in time; its leases run out");
+        }
+    }
+    intake.show();
+    Drained { finished: intake.finished, handed_back, reason }
+}

@@ -1,0 +1,288 @@
+//! One delivery, step by step: open, claim, run under heartbeat, judge, keep the output, settle.
+//! It owns nothing that outlives the job; what is taken and when to leave is `intake.rs`.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use promptq_common::broker::{Claim, Delivery, Lease, Settled, Verdict};
+use promptq_common::job::Job;
+use promptq_common::limits::{Limits, Pass};
+use promptq_common::outcome::{Failure, FailureClass, Outcome};
+use promptq_common::record::End;
+use promptq_common::store::Store;
+use promptq_common::time::Timestamp;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::heartbeat::{self, Fate, Rhythm};
+use crate::judge::{Decision, Past, judge};
+use crate::output;
+use crate::runner::{RunContext, Runner, Runners, WhenLost};
+use crate::settings::Settings;
+use crate::verdict::{Case, release};
+
+/// What every job of a worker shares.
+#[derive(Debug)]
+pub(crate) struct Desk {
+    pub(crate) settings: Settings,
+    pub(crate) runners: Arc<Runners>,
+    pub(crate) store: Option<Store>,
+    pub(crate) limits: Limits,
+    /// True once running jobs are to be given up: the drain time is over.
+    pub(crate) cut: watch::Receiver<bool>,
+}
+
+/// What became of a delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Did {
+    /// The job ended here.
+    Ended(End),
+    /// It spent an attempt, and waits until then.
+    Retried(Timestamp),
+    /// It was given back.
+    Released,
+    /// It was cut by the end of the drain time, and given back.
+    Cut,
+    /// It is not this worker's any more, or can never be settled.
+    Dropped,
+}
+
+/// The runner keeps the job's time limit itself; this much later the worker cuts one that does not.
+const OVERTIME: Duration = Duration::from_secs(5);
+/// How long a job of a paused queue is kept away, as long as a pause takes to be seen everywhere.
+const PAUSED: Duration = Duration::from_secs(5);
+
+/// Takes a delivery to its end. Panics in the runner are failures; nothing here fails for what a job says.
+pub(crate) async fn execute(delivery: Delivery, desk: Arc<Desk>) -> Did {
+    let opened = delivery.open();
+    let Delivery { head, payload, lease } = delivery;
+    drop(payload);
+    let started_at = Timestamp::now();
+    let case = Case { head: &head, lease: lease.id(), worker: &desk.settings.worker, started_at };
+    let step = match opened {
+        Ok(job) => match claim(&case, &lease, &desk).await {
+            Step::Go => Box::pin(work(Box::new(job), &case, &lease, &desk)).await,
+            step => step,
+        },
+        Err(error) => Step::Settle(case.dead(FailureClass::Fatal, "undecodable", &error.to_string())),
+    };
+    match step {
+        Step::Settle(verdict) => settle(lease, verdict, false).await,
+        Step::Cut(verdict) => settle(lease, verdict, true).await,
+        Step::Go | Step::Drop => Did::Dropped,
+    }
+}
+
+/// What comes next.
+enum Step {
+    /// The next step.
+    Go,
+    /// The end of the lease.
+    Settle(Verdict),
+    /// The end of the lease, because the drain time is over.
+    Cut(Verdict),
+    /// Nothing: the job is somebody else's, or has ended.
+    Drop,
+}
+
+/// Asks the ledger whether this lease may run the job now; repeats what fails until the lease's own time is over.
+async fn claim(case: &Case<'_>, lease: &Lease, desk: &Desk) -> Step {
+    let asked = timeout(desk.settings.lease, async {
+        let mut pause = Duration::from_millis(100);
+        loop {
+            match lease.claim().await {
+                Ok(claim) => return claim,
+                Err(error) => tracing::warn!(%error, job = %case.head.id, "a claim failed; trying again"),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(2));
+        }
+    });
+    let claim = tokio::select! {
+        claim = asked => claim,
+        () = cut(desk) => return Step::Cut(release(Duration::ZERO, None)),
+    };
+    match claim {
+        Ok(Claim::Fresh { deaths }) if deaths >= desk.settings.max_deaths => {
+            let detail = format!("{deaths} workers died, or lost their lease, while running it");
+            Step::Settle(case.dead(FailureClass::Crashed, "crash_loop", &detail))
+        }
+        Ok(Claim::Fresh { .. }) if case.head.deadline <= case.started_at => Step::Settle(case.expired()),
+        Ok(Claim::Fresh { .. }) => Step::Go,
+        Ok(Claim::Cancelled) => Step::Settle(case.cancelled(None)),
+        Ok(Claim::Paused { .. }) => Step::Settle(release(PAUSED, None)),
+        Ok(Claim::Taken { until }) => {
+            let wait = until.since(Timestamp::now()).max(Duration::from_secs(1));
+            Step::Settle(release(wait, None))
+        }
+        Ok(Claim::Ended(_) | Claim::Stale) | Err(_) => Step::Drop,
+    }
+}
+
+/// Runs the job, and turns what came of it into a verdict.
+async fn work(job: Box<Job>, case: &Case<'_>, lease: &Lease, desk: &Desk) -> Step {
+    if desk.settings.own_batch.as_ref().is_some_and(|own| case.head.batch.as_ref() != Some(own)) {
+        let detail = "this worker runs only the jobs of its own batch";
+        return Step::Settle(case.dead(FailureClass::Fatal, "other_batch", detail));
+    }
+    let runner = match desk.runners.pick(&job) {
+        Ok(runner) => runner,
+        Err(failure) => return Step::Settle(case.dead(failure.class, &failure.code, &failure.detail)),
+    };
+    let key = runner.limit_key(&job);
+    let pass = match desk.limits.admit(&case.head.lane, &key) {
+        Ok(pass) => pass,
+        Err(refused) => return Step::Settle(release(refused.wait, Some(&key))),
+    };
+    match run(&job, &*runner, case, lease, desk).await {
+        Ran::Done { outcome, lost } => finish(outcome, lost, &job, pass, case, lease, desk).await,
+        Ran::Cancelled => {
+            let cut = runner.billed().then(|| cut_call("cancelled while the call was running"));
+            Step::Settle(case.cancelled(cut.as_ref()))
+        }
+        Ran::Cut if runner.billed() => {
+            let failure = cut_call("the worker had to leave while the call was running");
+            Step::Cut(after(&failure, &job, case, None))
+        }
+        Ran::Cut => Step::Cut(release(Duration::ZERO, None)),
+        Ran::Gone => Step::Drop,
+    }
+}
+
+/// How a run ended.
+enum Ran {
+    /// By itself; the lease may be lost meanwhile.
+    Done { outcome: Outcome, lost: bool },
+    /// A user cancelled it.
+    Cancelled,
+    /// The drain time is over.
+    Cut,
+    /// The job is somebody else's, or has ended.
+    Gone,
+}
+
+/// Runs under heartbeat. Returning drops the runner's future, which stops the work.
+async fn run(job: &Job, runner: &dyn Runner, case: &Case<'_>, lease: &Lease, desk: &Desk) -> Ran {
+    let attempt = case.head.attempts.saturating_add(1);
+    let context = RunContext { attempt, lease: case.lease, worker: case.worker.clone() };
+    let running = AssertUnwindSafe(runner.run(job, &context)).catch_unwind();
+    let mut running = std::pin::pin!(timeout(job.policy.timeout.saturating_add(OVERTIME), running));
+    let mut keeping = std::pin::pin!(heartbeat::keep(lease, rhythm(desk)));
+    let mut cutting = std::pin::pin!(cut(desk));
+    let mut lost = false;
+    loop {
+        let fate = tokio::select! {
+            biased;
+            done = &mut running => {
+                let outcome = match done {
+                    Ok(Ok(outcome)) => outcome,
+                    Ok(Err(_)) => panicked(),
+                    Err(_) => overran(job, runner),
+                };
+                return Ran::Done { outcome, lost };
+            }
+            fate = &mut keeping, if !lost => fate,
+            () = &mut cutting => return if lost { Ran::Gone } else { Ran::Cut },
+        };
+        match fate {
+            Fate::Cancelled => return Ran::Cancelled,
+            Fate::Ended => return Ran::Gone,
+            Fate::Lost if runner.when_lost() == WhenLost::Stop => return Ran::Gone,
+            Fate::Lost => lost = true,
+        }
+    }
+}
+
+/// Judges an outcome, tells the limits, and keeps the output.
+#[expect(clippy::too_many_arguments, reason = "the last of a row of steps: each argument is what an earlier one gave")]
+async fn finish(
+    outcome: Outcome,
+    lost: bool,
+    job: &Job,
+    pass: Pass,
+    case: &Case<'_>,
+    lease: &Lease,
+    desk: &Desk,
+) -> Step {
+    let key = pass.key().to_owned();
+    let ruling = pass.report(job.id, &outcome);
+    let reply = match outcome {
+        Outcome::Success(reply) => reply,
+        // Whoever has the job now spends its attempts.
+        Outcome::Failure(_) if lost => return Step::Drop,
+        Outcome::Failure(mut failure) => {
+            if ruling.outage {
+                failure.class = FailureClass::Capacity;
+            }
+            failure.retry_after = failure.retry_after.max(ruling.wait);
+            return Step::Settle(after(&failure, job, case, ruling.wait.map(|_| key.as_str())));
+        }
+    };
+    let mut reply = reply;
+    let place = (job.id, case.lease);
+    let keeping = output::keep(desk.store.as_ref(), &desk.settings, place, std::mem::take(&mut reply.body));
+    let kept = if lost { keeping.await } else { heartbeat::during(lease, rhythm(desk), keeping).await };
+    Step::Settle(match kept {
+        Ok(output) => case.succeeded(reply, output),
+        Err(mut failure) => {
+            (failure.usage, failure.cost, failure.status_code) = (reply.usage, reply.cost, Some(reply.status_code));
+            case.failed(&failure)
+        }
+    })
+}
+
+/// The verdict on a failure. `held_by` is the limit key that is shut now.
+fn after(failure: &Failure, job: &Job, case: &Case<'_>, held_by: Option<&str>) -> Verdict {
+    let past = Past::new(case.head.attempts, &case.head.history);
+    match judge(&Outcome::Failure(failure.clone()), past, &job.policy, rand::random()) {
+        Decision::Retry { after } => case.retry(after, failure),
+        Decision::Release { after } => release(after, held_by),
+        Decision::Dead | Decision::Done => case.failed(failure),
+    }
+}
+
+/// Ends the lease; waits for as long as that takes, keeping its slot.
+async fn settle(lease: Lease, verdict: Verdict, was_cut: bool) -> Did {
+    let id = lease.id();
+    let did = match &verdict {
+        Verdict::End(record) => Did::Ended(record.end),
+        Verdict::Retry { .. } | Verdict::Release { .. } if was_cut => Did::Cut,
+        Verdict::Retry { after, .. } => Did::Retried(Timestamp::now() + *after),
+        Verdict::Release { .. } => Did::Released,
+    };
+    match lease.settle(verdict).await {
+        Ok(Settled::Applied | Settled::Kept) => did,
+        Ok(Settled::Stale) => Did::Dropped,
+        Err(error) => {
+            tracing::error!(%error, lease = %id, "a job's end can never be stored; it will run again");
+            Did::Dropped
+        }
+    }
+}
+
+async fn cut(desk: &Desk) {
+    // An error means that nobody can ask for it any more.
+    if desk.cut.clone().wait_for(|cut| *cut).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+fn rhythm(desk: &Desk) -> Rhythm {
+    Rhythm { every: desk.settings.heartbeat, lease: desk.settings.lease }
+}
+
+fn cut_call(detail: &str) -> Failure {
+    Failure::new(FailureClass::UnknownBilled, "call_cut", detail)
+}
+
+fn panicked() -> Outcome {
+    Outcome::Failure(Failure::new(FailureClass::Crashed, "panic", "the runner broke; see the worker's log"))
+}
+
+fn overran(job: &Job, runner: &dyn Runner) -> Outcome {
+    let class = if runner.billed() { FailureClass::UnknownBilled } else { FailureClass::TimedOut };
+    let detail = format!("ran longer than {}", promptq_common::time::format_duration(job.policy.timeout));
+    Outcome::Failure(Failure::new(class, "timed_out", &detail))
+}

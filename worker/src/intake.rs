@@ -1,0 +1,410 @@
+//! THE loop: takes jobs as there is room, and leaves when told to. It owns all that changes in a worker.
+//! What one job goes through is `execute.rs`; leaving is `drain.rs`.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use promptq_common::broker::{Broker, Consumer, Deliveries, HoldKey, Terms, Want};
+use promptq_common::error::Result;
+use promptq_common::limits::Limits;
+use promptq_common::record::End;
+use promptq_common::time::Timestamp;
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
+
+use crate::admission::Shortage;
+use crate::execute::{Desk, Did, execute};
+use crate::status::{Blocked, BlockedBy, Board, Finished, Status};
+use crate::stop::{Phase, Stop};
+use crate::upkeep::{self, sample};
+use crate::{Parts, StopReason};
+
+/// Settling that has failed for longer than this stops the taking: what is done must be stored first.
+const TROUBLE: Duration = Duration::from_secs(5);
+/// The waits between tries to reach the broker.
+const RECONNECT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// The status is shown at most this often.
+const SHOW: Duration = Duration::from_millis(100);
+
+/// A worker at work.
+#[derive(Debug)]
+pub(crate) struct Intake {
+    pub(crate) broker: Broker,
+    pub(crate) desk: Arc<Desk>,
+    pub(crate) board: Board,
+    /// The jobs that run.
+    pub(crate) running: JoinSet<Did>,
+    /// Upkeep, readings and wakes: whatever is not a job.
+    pub(crate) chores: JoinSet<()>,
+    pub(crate) finished: Finished,
+    pub(crate) draining: bool,
+    phase: watch::Receiver<Phase>,
+    shortage: watch::Receiver<Option<Shortage>>,
+    tick: Interval,
+    shown_at: Instant,
+    /// Something worth showing has happened since.
+    dirty: bool,
+    progress_at: Option<Timestamp>,
+    retries_until: Option<Timestamp>,
+    short_since: Option<Timestamp>,
+    idle_since: Option<Instant>,
+    failing: Option<Failing>,
+}
+
+/// The broker is out of reach.
+#[derive(Debug)]
+struct Failing {
+    since: (Instant, Timestamp),
+    pause: Duration,
+    again: Instant,
+    detail: String,
+}
+
+/// What the loop wakes for.
+enum Event {
+    Phase(Phase),
+    Finished(std::result::Result<Did, JoinError>),
+    Room,
+    Second,
+    Show,
+    Answer(Result<Deliveries>),
+}
+
+/// What an event leads to.
+enum Next {
+    /// Wait on; the question to the broker stands if it still fits.
+    Wait,
+    /// Ask the broker anew.
+    Ask,
+    /// Take no more.
+    Leave(StopReason),
+}
+
+impl Intake {
+    /// Readies everything but the subscription; starts readings and upkeep. `cut` tells running jobs to give up.
+    pub(crate) fn new(parts: Parts, stop: &Stop, cut: watch::Receiver<bool>) -> Self {
+        let Parts { broker, store, runners, settings, board } = parts;
+        let (readings, shortage) = watch::channel(None);
+        let mut chores = JoinSet::new();
+        chores.spawn(sample(settings.disks.clone(), readings));
+        chores.spawn(upkeep::reports(broker.clone(), settings.clone(), board.clone()));
+        chores.spawn(upkeep::sweeps(broker.clone(), store.clone(), settings.clone()));
+        let desk = Arc::new(Desk { settings, runners, store, limits: Limits::new(), cut });
+        let mut tick = interval(Duration::from_secs(1));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self {
+            broker,
+            desk,
+            board,
+            running: JoinSet::new(),
+            chores,
+            finished: Finished::default(),
+            draining: false,
+            phase: changed(stop.watch()),
+            shortage,
+            tick,
+            shown_at: Instant::now(),
+            dirty: false,
+            progress_at: None,
+            retries_until: None,
+            short_since: None,
+            idle_since: None,
+            failing: None,
+        }
+    }
+
+    /// Opens the subscription, trying again for as long as `give_up` and the stop allow.
+    ///
+    /// # Errors
+    /// What a person has to mend, or the last error when the broker stayed out of reach.
+    pub(crate) async fn subscribe(&self, stop: &Stop) -> Result<Option<Consumer>> {
+        let settings = &self.desk.settings;
+        let (started, mut pause, mut phase) = (Instant::now(), RECONNECT.0, stop.watch());
+        loop {
+            let (worker, queues, lease) = (settings.worker.clone(), settings.queues.clone(), settings.lease);
+            match self.broker.consume(Terms { worker, queues, lease }).await {
+                Ok(consumer) => return Ok(Some(consumer)),
+                Err(error) if !error.is_transient() || started.elapsed() >= settings.give_up => return Err(error),
+                Err(error) => tracing::warn!(%error, "the broker is out of reach; trying again"),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(jittered(pause)) => pause = (pause * 2).min(RECONNECT.1),
+                _ = phase.wait_for(|phase| *phase > Phase::Running) => return Ok(None),
+            }
+        }
+    }
+
+    /// Takes jobs until there is a reason to leave.
+    pub(crate) async fn take_jobs(&mut self, consumer: &mut Consumer) -> StopReason {
+        loop {
+            let want = self.want();
+            let mut answer = std::pin::pin!(ask(consumer, &want, self.failing.as_ref().map(|failing| failing.again)));
+            loop {
+                let event = self.event(answer.as_mut()).await;
+                match self.handle(event) {
+                    Next::Leave(reason) => return reason,
+                    Next::Ask => break,
+                    Next::Wait if self.outgrown(&want) => break,
+                    Next::Wait => {}
+                }
+            }
+        }
+    }
+
+    /// Waits for whatever comes first; nothing is lost when several come at once.
+    async fn event<A: Future<Output = Result<Deliveries>>>(&mut self, answer: Pin<&mut A>) -> Event {
+        let show_at = self.shown_at + SHOW;
+        tokio::select! {
+            biased;
+            Ok(()) = self.phase.changed() => Event::Phase(*self.phase.borrow()),
+            Some(finished) = self.running.join_next() => Event::Finished(finished),
+            () = self.desk.limits.changed() => Event::Room,
+            _ = self.tick.tick() => Event::Second,
+            answer = answer => Event::Answer(answer),
+            () = sleep_until(show_at), if self.dirty => Event::Show,
+        }
+    }
+
+    /// The whole policy, without waiting.
+    fn handle(&mut self, event: Event) -> Next {
+        match event {
+            Event::Phase(Phase::Running) => Next::Wait,
+            Event::Phase(Phase::Draining) => Next::Leave(StopReason::Signal),
+            Event::Phase(Phase::Stopping) => Next::Leave(StopReason::Now),
+            Event::Finished(finished) => {
+                self.note(finished);
+                while let Some(finished) = self.running.try_join_next() {
+                    self.note(finished);
+                }
+                self.enough()
+            }
+            Event::Room => {
+                self.wake_opened();
+                self.dirty = true;
+                Next::Wait
+            }
+            Event::Second => {
+                while self.chores.try_join_next().is_some() {}
+                self.wake_opened();
+                self.show();
+                self.given_up()
+            }
+            Event::Show => {
+                self.show();
+                Next::Wait
+            }
+            Event::Answer(Ok(deliveries)) => self.start(deliveries),
+            Event::Answer(Err(error)) => {
+                let now = Instant::now();
+                let failing = self.failing.take();
+                let since = failing.as_ref().map_or((now, Timestamp::now()), |failing| failing.since);
+                let pause = failing.map_or(RECONNECT.0, |failing| (failing.pause * 2).min(RECONNECT.1));
+                tracing::warn!(%error, "taking jobs failed; trying again");
+                self.failing = Some(Failing { since, pause, again: now + jittered(pause), detail: error.to_string() });
+                Next::Ask
+            }
+        }
+    }
+
+    /// Starts what was leased.
+    fn start(&mut self, answer: Deliveries) -> Next {
+        self.failing = None;
+        let Deliveries { deliveries, lanes_seen } = answer;
+        if !deliveries.is_empty() {
+            self.idle_since = None;
+            self.dirty = true;
+            for delivery in deliveries {
+                self.running.spawn(execute(delivery, Arc::clone(&self.desk)));
+            }
+            return Next::Ask;
+        }
+        if !self.running.is_empty() {
+            self.idle_since = None;
+            return Next::Ask;
+        }
+        if self.desk.settings.once {
+            return Next::Leave(StopReason::Once);
+        }
+        // Jobs behind a shut limit are work to wait for.
+        if !lanes_seen.is_empty() {
+            self.idle_since = None;
+            return Next::Ask;
+        }
+        let idle = self.idle_since.get_or_insert_with(Instant::now).elapsed();
+        match self.desk.settings.exit_when_idle {
+            Some(length) if idle >= length => Next::Leave(StopReason::Idle),
+            _ => Next::Ask,
+        }
+    }
+
+    /// How much there is room for now.
+    fn want(&self) -> Want {
+        let settings = &self.desk.settings;
+        let running = u32::try_from(self.running.len()).unwrap_or(u32::MAX);
+        let mut total = settings.concurrency.saturating_sub(running);
+        if let Some(most) = settings.max_jobs {
+            let left = most.saturating_sub(self.ran() + u64::from(running));
+            total = total.min(u32::try_from(left).unwrap_or(u32::MAX));
+        }
+        if self.held_back() {
+            total = 0;
+        }
+        let mut caps = self.desk.limits.caps();
+        for (_, cap) in &mut caps {
+            *cap = (*cap).min(total);
+        }
+        Want { total, caps, rest: total }
+    }
+
+    /// Whether the broker may answer an earlier question with more than there is room for now, or would not answer it
+    /// with what there is room for. More free slots alone are no reason: an answer that can come is there at once.
+    fn outgrown(&self, asked: &Want) -> bool {
+        let now = self.want();
+        let open = |want: &Want| -> Vec<_> { want.caps.iter().map(|(lane, cap)| (lane.clone(), *cap > 0)).collect() };
+        now.total < asked.total || (asked.total == 0 && now.total > 0) || open(&now) != open(asked)
+    }
+
+    fn held_back(&self) -> bool {
+        self.shortage.borrow().is_some() || self.broker.settle_trouble().is_some_and(|since| since > TROUBLE)
+    }
+
+    /// Jobs that were run here, as `max_jobs` counts them.
+    fn ran(&self) -> u64 {
+        self.finished.ended() + self.finished.retried
+    }
+
+    fn enough(&self) -> Next {
+        match self.desk.settings.max_jobs {
+            Some(most) if self.running.is_empty() && self.ran() >= most => Next::Leave(StopReason::MaxJobs),
+            _ => Next::Wait,
+        }
+    }
+
+    fn given_up(&self) -> Next {
+        match &self.failing {
+            Some(failing) if failing.since.0.elapsed() >= self.desk.settings.give_up => {
+                Next::Leave(StopReason::BackendLost)
+            }
+            _ => Next::Wait,
+        }
+    }
+
+    /// Counts a job that has left its slot.
+    pub(crate) fn note(&mut self, finished: std::result::Result<Did, JoinError>) {
+        let did = finished.unwrap_or_else(|error| {
+            if error.is_panic() {
+                tracing::error!("a job broke the worker's own code; its lease runs out and it is tried again");
+            }
+            Did::Dropped
+        });
+        self.dirty = true;
+        let counts = &mut self.finished;
+        match did {
+            Did::Ended(End::Succeeded) => counts.succeeded += 1,
+            Did::Ended(End::Dead) => counts.dead += 1,
+            Did::Ended(End::Cancelled) => counts.cancelled += 1,
+            Did::Ended(End::Expired) => counts.expired += 1,
+            Did::Retried(until) => {
+                counts.retried += 1;
+                self.retries_until = self.retries_until.max(Some(until));
+            }
+            Did::Released | Did::Cut => counts.released += 1,
+            Did::Dropped => counts.dropped += 1,
+        }
+        if matches!(did, Did::Ended(_) | Did::Retried(_)) {
+            self.progress_at = Some(Timestamp::now());
+        }
+    }
+
+    /// What waits for a key that is open again need not wait any longer; `after` would free it too, only later.
+    fn wake_opened(&mut self) {
+        for key in self.desk.limits.take_opened() {
+            let broker = self.broker.clone();
+            self.chores.spawn(async move {
+                if let Err(error) = broker.wake(&HoldKey::Limit(key)).await {
+                    tracing::debug!(%error, "waking held jobs failed; they wake by themselves");
+                }
+            });
+        }
+    }
+
+    /// Shows what goes on, unless it was shown a moment ago.
+    pub(crate) fn show_soon(&mut self) {
+        if self.shown_at.elapsed() >= SHOW {
+            self.show();
+        }
+    }
+
+    /// Shows what goes on.
+    pub(crate) fn show(&mut self) {
+        self.shown_at = Instant::now();
+        self.dirty = false;
+        let held = self.desk.limits.held();
+        let probing = u32::try_from(held.iter().filter(|held| held.probing).count()).unwrap_or(u32::MAX);
+        let mut blocked: Vec<_> = held
+            .into_iter()
+            .map(|held| {
+                let by = BlockedBy::Limit { key: held.key, class: held.class };
+                Blocked { by, detail: held.detail, since: held.since, until: Some(held.until) }
+            })
+            .collect();
+        blocked.extend(self.blocked_here());
+        blocked.sort_by_key(|blocked| blocked.since);
+        self.board.show(Status {
+            running: u32::try_from(self.running.len()).unwrap_or(u32::MAX),
+            probing,
+            finished: self.finished,
+            blocked,
+            draining: self.draining,
+            progress_at: self.progress_at,
+            retries_until: self.retries_until,
+        });
+    }
+
+    /// What holds everything back, whatever the lane.
+    fn blocked_here(&mut self) -> Vec<Blocked> {
+        let shortage = self.shortage.borrow().clone();
+        let now = Timestamp::now();
+        self.short_since = shortage.as_ref().map(|_| self.short_since.unwrap_or(now));
+        let short = shortage.map(|shortage| {
+            let (by, detail) = match shortage {
+                Shortage::Memory(figure) => (BlockedBy::Memory, figure),
+                Shortage::Disk(figure) => (BlockedBy::Disk, figure),
+            };
+            Blocked { by, detail, since: self.short_since.unwrap_or(now), until: None }
+        });
+        let settling = self.broker.settle_trouble().filter(|since| *since > TROUBLE).map(|since| {
+            let detail = "jobs that are done cannot be stored".to_owned();
+            Blocked { by: BlockedBy::Settling, detail, since: now - since, until: None }
+        });
+        let broker = self.failing.as_ref().map(|failing| {
+            let (detail, since) = (failing.detail.clone(), failing.since.1);
+            Blocked { by: BlockedBy::Broker, detail, since, until: None }
+        });
+        [short, settling, broker].into_iter().flatten().collect()
+    }
+}
+
+/// Asks the broker, not before `at`; never when nothing is wanted.
+async fn ask(consumer: &mut Consumer, want: &Want, at: Option<Instant>) -> Result<Deliveries> {
+    if want.total == 0 {
+        return std::future::pending().await;
+    }
+    if let Some(at) = at {
+        sleep_until(at).await;
+    }
+    consumer.next(want).await
+}
+
+/// Seen anew, so that a stop asked for earlier is heard too.
+fn changed(mut phase: watch::Receiver<Phase>) -> watch::Receiver<Phase> {
+    phase.mark_changed();
+    phase
+}
+
+/// Between half of it and all of it, so that a fleet does not come back at once.
+fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(0.5 + rand::random::<f64>() / 2.0)
+}

@@ -1,0 +1,155 @@
+//! What an outcome means for its job: pure, one answer per outcome, past, policy and roll of the dice.
+//! What holds a whole limit key back is `common/src/limits`.
+
+use std::time::Duration;
+
+use promptq_common::job::{Backoff, Policy};
+use promptq_common::outcome::{Failure, FailureClass, History, Outcome};
+
+/// What is to become of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Decision {
+    /// It has its answer.
+    Done,
+    /// Another attempt, not before this wait; this one is spent.
+    Retry {
+        /// The least wait.
+        after: Duration,
+    },
+    /// Not its doing: again after this wait, spending nothing.
+    Release {
+        /// The least wait.
+        after: Duration,
+    },
+    /// Given up.
+    Dead,
+}
+
+/// What a job has behind it in this epoch.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Past {
+    /// Attempts spent before this one.
+    pub(crate) attempts: u32,
+    /// Those of them that may have been billed without an answer.
+    pub(crate) unknown_billed: u32,
+}
+
+impl Past {
+    pub(crate) fn new(attempts: u32, history: &History) -> Self {
+        Self { attempts, unknown_billed: history.unknown_billed }
+    }
+}
+
+/// Attempts that may have been billed without an answer are repeated this often: each may cost the price again.
+const UNKNOWN_BILLED_RETRIES: u32 = 1;
+
+/// Decides. `dice` is 0 to 1 and spreads the waits; the other side's own wait is a minimum, never cut short.
+pub(crate) fn judge(outcome: &Outcome, past: Past, policy: &Policy, dice: f64) -> Decision {
+    let failure = match outcome {
+        Outcome::Success(_) => return Decision::Done,
+        Outcome::Failure(failure) => failure,
+    };
+    match failure.class {
+        FailureClass::Throttled | FailureClass::Capacity => release(failure, Duration::from_secs(1), dice),
+        FailureClass::Account => release(failure, Duration::from_secs(600), dice),
+        FailureClass::Fatal | FailureClass::Content => Decision::Dead,
+        FailureClass::UnknownBilled if past.unknown_billed >= UNKNOWN_BILLED_RETRIES => Decision::Dead,
+        FailureClass::Transient | FailureClass::TimedOut | FailureClass::UnknownBilled | FailureClass::Crashed => {
+            let spent = past.attempts.saturating_add(1);
+            if spent >= policy.attempts {
+                return Decision::Dead;
+            }
+            Decision::Retry { after: asked(failure).max(backoff(&policy.backoff, spent, dice)) }
+        }
+    }
+}
+
+/// Up to twice `least`, so that jobs released together do not come back together.
+fn release(failure: &Failure, least: Duration, dice: f64) -> Decision {
+    Decision::Release { after: asked(failure).max(least.mul_f64(1.0 + dice.clamp(0.0, 1.0))) }
+}
+
+fn asked(failure: &Failure) -> Duration {
+    failure.retry_after.unwrap_or_default()
+}
+
+/// The wait after `spent` failed attempts: between half of it and all of it, by the dice.
+fn backoff(backoff: &Backoff, spent: u32, dice: f64) -> Duration {
+    let growth = backoff.factor.max(1.0).powi(i32::try_from(spent.saturating_sub(1)).unwrap_or(i32::MAX));
+    // Compared as numbers: the product may be too large for a Duration.
+    let seconds = (backoff.first.as_secs_f64() * growth).min(backoff.max.as_secs_f64());
+    Duration::try_from_secs_f64(seconds * (0.5 + dice.clamp(0.0, 1.0) / 2.0)).unwrap_or(backoff.max)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use promptq_common::outcome::Reply;
+
+    const fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn decide(class: FailureClass, attempts: u32, unknown_billed: u32) -> Decision {
+        let outcome = Outcome::Failure(Failure::new(class, "code", ""));
+        judge(&outcome, Past { attempts, unknown_billed }, &Policy::standard(), 1.0)
+    }
+
+    #[test]
+    fn every_class_has_its_answer() {
+        use Decision::{Dead, Release, Retry};
+        use FailureClass as F;
+        let cases = [
+            (F::Throttled, 0, Release { after: seconds(2) }),
+            (F::Throttled, 99, Release { after: seconds(2) }),
+            (F::Capacity, 99, Release { after: seconds(2) }),
+            (F::Account, 99, Release { after: seconds(1_200) }),
+            (F::Transient, 0, Retry { after: seconds(1) }),
+            (F::Transient, 1, Retry { after: seconds(2) }),
+            (F::Transient, 3, Retry { after: seconds(8) }),
+            (F::Transient, 4, Dead),
+            (F::TimedOut, 0, Retry { after: seconds(1) }),
+            (F::TimedOut, 4, Dead),
+            (F::UnknownBilled, 0, Retry { after: seconds(1) }),
+            (F::Crashed, 0, Retry { after: seconds(1) }),
+            (F::Crashed, 4, Dead),
+            (F::Fatal, 0, Dead),
+            (F::Content, 0, Dead),
+        ];
+        for (class, attempts, decision) in cases {
+            assert_eq!(decide(class, attempts, 0), decision, "{class} after {attempts}");
+            let spends = !matches!(decision, Release { .. });
+            assert_eq!(class.spends_attempt(), spends, "{class}");
+        }
+        assert!(FailureClass::ALL.iter().all(|class| cases.iter().any(|case| case.0 == *class)));
+        let answer = Outcome::Success(Reply::default());
+        assert_eq!(judge(&answer, Past { attempts: 99, unknown_billed: 9 }, &Policy::standard(), 0.5), Decision::Done);
+    }
+
+    #[test]
+    fn what_may_have_been_billed_is_repeated_once() {
+        assert_eq!(decide(FailureClass::UnknownBilled, 1, 1), Decision::Dead);
+        assert_eq!(decide(FailureClass::Transient, 1, 1), Decision::Retry { after: seconds(2) });
+    }
+
+    #[test]
+    fn the_other_sides_wait_is_a_minimum() {
+        let after = |class, asked| {
+            let mut failure = Failure::new(class, "code", "");
+            failure.retry_after = Some(asked);
+            judge(&Outcome::Failure(failure), Past::default(), &Policy::standard(), 1.0)
+        };
+        assert_eq!(after(FailureClass::Transient, seconds(90)), Decision::Retry { after: seconds(90) });
+        assert_eq!(after(FailureClass::Transient, seconds(0)), Decision::Retry { after: seconds(1) });
+        assert_eq!(after(FailureClass::Throttled, seconds(3_600)), Decision::Release { after: seconds(3_600) });
+    }
+
+    #[test]
+    fn waits_are_spread_and_end_at_the_ceiling() {
+        let standard = Backoff::standard();
+        assert_eq!((backoff(&standard, 1, 0.0), backoff(&standard, 1, 1.0)), (seconds(1) / 2, seconds(1)));
+        assert_eq!(backoff(&standard, u32::MAX, 1.0), seconds(300));
+        let odd = Backoff { factor: f64::NAN, ..standard };
+        assert_eq!(backoff(&odd, 7, 1.0), seconds(1));
+    }
+}

@@ -1,0 +1,106 @@
+//! How a worker leaves, and what it leaves behind.
+
+use promptq_common::record::State;
+
+use super::*;
+use crate::StopReason;
+
+#[tokio::test(start_paused = true)]
+async fn draining_takes_no_more_and_lets_what_runs_finish() {
+    let mut rig = Rig::new();
+    rig.settings.concurrency = 2;
+    let runner = rig.runs("m", Scripted::new("m", |_, _| Play::After(Duration::from_secs(20))));
+    let ids = rig.submit("m", 5).await;
+    rig.start();
+    rig.until(async || runner.running() == 2).await;
+    let drained = rig.drain().await;
+    assert_eq!((drained.reason, drained.exit_code(), drained.finished.succeeded), (StopReason::Signal, 0, 2));
+    assert_eq!(runner.started(), 2);
+    let mut waiting = 0;
+    for id in ids {
+        waiting += u32::from(rig.view(id).await.state == State::Queued);
+    }
+    assert_eq!(waiting, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_the_drain_time_is_over_paid_calls_spend_an_attempt_and_others_nothing() {
+    let mut rig = Rig::new();
+    let paid = rig.runs("paid", Scripted::new("paid", |_, _| Play::Forever));
+    let free = rig.runs("free", Scripted { billed: false, ..Scripted::new("free", |_, _| Play::Forever) });
+    let (paid_id, free_id) = (rig.submit("paid", 1).await[0], rig.submit("free", 1).await[0]);
+    rig.start();
+    rig.until(async || paid.running() + free.running() == 2).await;
+    let asked = tokio::time::Instant::now();
+    let drained = rig.drain().await;
+    assert!((25..=26).contains(&asked.elapsed().as_secs()), "{:?}", asked.elapsed());
+    assert_eq!((drained.reason, drained.handed_back, drained.exit_code()), (StopReason::DeadlinePassed, 2, 124));
+    let (paid, free) = (rig.view(paid_id).await, rig.view(free_id).await);
+    assert_eq!((paid.attempts, paid.state, paid.deaths), (1, State::Retrying, 0));
+    assert_eq!((free.attempts, free.state, free.deaths), (0, State::Queued, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_second_signal_leaves_at_once() {
+    let mut rig = Rig::new();
+    let runner = rig.runs("m", Scripted::new("m", |_, _| Play::Forever));
+    rig.submit("m", 1).await;
+    rig.start();
+    rig.until(async || runner.running() == 1).await;
+    rig.stop.drain();
+    sleep(Duration::from_secs(1)).await;
+    rig.stop.now();
+    let asked = tokio::time::Instant::now();
+    let drained = rig.left().await;
+    assert_eq!((drained.reason, drained.handed_back, drained.exit_code()), (StopReason::Now, 1, 124));
+    assert!(asked.elapsed() < Duration::from_secs(1));
+    assert_eq!(runner.running(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_asked_for_before_the_start_is_heard() {
+    let mut rig = Rig::new();
+    rig.stop.drain();
+    rig.submit("mock", 1).await;
+    rig.start();
+    assert_eq!(rig.left().await.finished.ended(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn idle_once_and_a_number_of_jobs_end_a_worker() {
+    let cases: [(StopReason, fn(&mut Settings), u64); 3] = [
+        (StopReason::Idle, |settings| settings.exit_when_idle = Some(Duration::from_secs(3)), 5),
+        (StopReason::Once, |settings| settings.once = true, 5),
+        (StopReason::MaxJobs, |settings| settings.max_jobs = Some(3), 3),
+    ];
+    for (reason, change, jobs) in cases {
+        let mut rig = Rig::new();
+        change(&mut rig.settings);
+        rig.runs("m", Scripted::new("m", |_, _| Play::After(Duration::from_secs(10))));
+        rig.submit("m", 5).await;
+        rig.start();
+        let drained = rig.left().await;
+        assert_eq!((drained.reason, drained.finished.succeeded, drained.exit_code()), (reason, jobs, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_out_of_reach_is_waited_for_and_then_given_up() {
+    let mut rig = Rig::new();
+    rig.settings.give_up = Duration::from_secs(60);
+    rig.runs("m", Scripted::new("m", |_, _| Play::Answer("ok".into())));
+    rig.start();
+    rig.shows(|status| status == &Status::default()).await;
+    sleep(Duration::from_secs(5)).await;
+    Faults::set(&rig.faults.next, true);
+    sleep(Duration::from_secs(40)).await;
+    assert!(!rig.board.now().blocked.is_empty());
+    Faults::set(&rig.faults.next, false);
+    let ids = rig.submit("m", 1).await;
+    assert_eq!(rig.ends(&ids).await, [End::Succeeded]);
+    Faults::set(&rig.faults.next, true);
+    let lost = tokio::time::Instant::now();
+    let drained = rig.left().await;
+    assert_eq!((drained.reason, drained.exit_code()), (StopReason::BackendLost, 7));
+    assert!((60..=64).contains(&lost.elapsed().as_secs()), "{:?}", lost.elapsed());
+}

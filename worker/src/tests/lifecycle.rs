@@ -1,0 +1,253 @@
+//! What becomes of one job: answers, failures, deaths, cancels, lost leases.
+
+use promptq_common::broker::{Terms, Verdict, Want};
+use promptq_common::record::{Output, State};
+use promptq_common::time::Timestamp;
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn a_job_is_run_and_its_answer_recorded() {
+    let mut rig = Rig::new();
+    rig.runs("m", Scripted::new("m", |_, cx| Play::Answer(format!("attempt {}", cx.attempt))));
+    let ids = rig.submit("m", 3).await;
+    rig.start();
+    assert_eq!(rig.ends(&ids).await, [End::Succeeded; 3]);
+    let record = rig.record(ids[0]).await;
+    assert_eq!(record.answer.unwrap().output, Output::Inline(Body::Text("attempt 1".into())));
+    assert_eq!((record.attempts, record.history.recent.len(), record.worker.is_some()), (1, 1, true));
+    let drained = rig.drain().await;
+    assert_eq!((drained.finished.succeeded, drained.handed_back, drained.exit_code()), (3, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_attempt_is_repeated_until_the_policy_ends_it() {
+    let mut rig = Rig::new();
+    rig.runs(
+        "m",
+        Scripted::new("m", |_, cx| match cx.attempt {
+            1 => failure(FailureClass::Transient, 500),
+            _ => Play::Answer("ok".into()),
+        }),
+    );
+    let never = rig.runs(
+        "never",
+        Scripted::new("never", |_, _| Play::Fail(Failure::new(FailureClass::Transient, "exit_1", "as scripted"))),
+    );
+    let (good, bad) = (rig.submit("m", 1).await[0], rig.submit("never", 1).await[0]);
+    rig.start();
+    assert_eq!(rig.ends(&[good, bad]).await, [End::Succeeded, End::Dead]);
+    assert_eq!(rig.record(good).await.attempts, 2);
+    let record = rig.record(bad).await;
+    assert_eq!((record.attempts, never.started(), record.cause.unwrap().code.as_str()), (5, 5, "exit_1"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_is_a_crash_and_stays_in_its_job() {
+    let mut rig = Rig::new();
+    rig.runs("m", Scripted::new("m", |_, cx| if cx.attempt < 3 { Play::Panic } else { Play::Answer("ok".into()) }));
+    let id = rig.submit("m", 1).await[0];
+    rig.start();
+    assert_eq!(rig.ends(&[id]).await, [End::Succeeded]);
+    let classes: Vec<_> = rig.record(id).await.history.recent.iter().map(|attempt| attempt.class).collect();
+    assert_eq!(classes, [Some(FailureClass::Crashed), Some(FailureClass::Crashed), None]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_nobody_can_run_or_read_is_dead_at_once() {
+    let mut rig = Rig::new();
+    let strange = rig.submit("no such model", 1).await[0];
+    rig.start();
+    assert_eq!(rig.ends(&[strange]).await, [End::Dead]);
+    let record = rig.record(strange).await;
+    assert_eq!((record.attempts, record.cause.unwrap().class), (0, Some(FailureClass::Fatal)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_runner_that_does_not_keep_the_time_is_cut() {
+    let mut rig = Rig::new();
+    rig.runs("m", Scripted { billed: false, ..Scripted::new("m", |_, _| Play::Forever) });
+    let mut slow = job("m", "slow");
+    (slow.policy.timeout, slow.policy.attempts) = (Duration::from_secs(2), 1);
+    rig.broker.enqueue(&[slow.clone()]).await.unwrap();
+    rig.start();
+    assert_eq!(rig.ends(&[slow.id]).await, [End::Dead]);
+    assert_eq!(rig.record(slow.id).await.cause.unwrap().class, Some(FailureClass::TimedOut));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_third_death_ends_a_job() {
+    let mut rig = Rig::new();
+    let runner = rig.runs("m", Scripted::new("m", |_, _| Play::Answer("ok".into())));
+    let ids = rig.submit("m", 1).await;
+    for deaths in 1..=3 {
+        let other = WorkerId::random("other");
+        let delivery = lease_as(&rig, &other).await;
+        rig.broker.recover(&other).await.unwrap();
+        drop(delivery);
+        assert_eq!(rig.view(ids[0]).await.deaths, deaths);
+    }
+    rig.start();
+    assert_eq!(rig.ends(&ids).await, [End::Dead]);
+    let cause = rig.record(ids[0]).await.cause.unwrap();
+    assert_eq!((cause.code.as_str(), cause.class, runner.started()), ("crash_loop", Some(FailureClass::Crashed), 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_job_is_stopped_within_a_heartbeat() {
+    let mut rig = Rig::new();
+    let runner = rig.runs("m", Scripted::new("m", |_, _| Play::Forever));
+    let ids = rig.submit("m", 1).await;
+    rig.start();
+    rig.until(async || runner.running() == 1).await;
+    rig.broker.cancel(&ids).await.unwrap();
+    let asked = tokio::time::Instant::now();
+    rig.until(async || runner.running() == 0).await;
+    assert!(asked.elapsed() <= rig.settings.heartbeat, "{:?}", asked.elapsed());
+    assert_eq!(rig.ends(&ids).await, [End::Cancelled]);
+    assert_eq!(rig.record(ids[0]).await.history.unknown_billed, 1, "the cut call may have been billed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_lease_lets_a_paid_call_finish_and_keeps_its_answer() {
+    let mut rig = Rig::new();
+    rig.settings.concurrency = 1;
+    let runner = rig.runs("m", Scripted::new("m", |_, _| Play::After(Duration::from_secs(30))));
+    let ids = rig.submit("m", 1).await;
+    rig.start();
+    rig.until(async || runner.running() == 1).await;
+    rig.broker.recover(&rig.settings.worker).await.unwrap();
+    assert_eq!(rig.ends(&ids).await, [End::Succeeded]);
+    assert_eq!(runner.started(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_lease_stops_what_acts_on_the_world() {
+    let mut rig = Rig::new();
+    rig.settings.concurrency = 1;
+    let script = |_: &Job, _: &RunContext| Play::After(Duration::from_secs(30));
+    let runner = rig.runs("m", Scripted { lost: WhenLost::Stop, billed: false, ..Scripted::new("m", script) });
+    let ids = rig.submit("m", 1).await;
+    rig.start();
+    rig.until(async || runner.running() == 1).await;
+    rig.broker.recover(&rig.settings.worker).await.unwrap();
+    let asked = tokio::time::Instant::now();
+    rig.until(async || runner.started() == 2).await;
+    assert!(asked.elapsed() <= rig.settings.heartbeat + Duration::from_secs(1), "stopped, then run anew");
+    assert_eq!((rig.ends(&ids).await, runner.most.load(Ordering::SeqCst)), (vec![End::Succeeded], 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_ended_elsewhere_is_dropped() {
+    let mut rig = Rig::new();
+    rig.settings.concurrency = 1;
+    let runner = rig.runs("m", Scripted::new("m", |_, _| Play::Forever));
+    let ids = rig.submit("m", 1).await;
+    rig.start();
+    rig.until(async || runner.running() == 1).await;
+    rig.broker.recover(&rig.settings.worker).await.unwrap();
+    let delivery = lease_as(&rig, &WorkerId::random("other")).await;
+    let record = Record::unrun(&delivery.head, End::Succeeded, None, Timestamp::now());
+    delivery.lease.settle(Verdict::End(Box::new(record))).await.unwrap();
+    rig.until(async || runner.running() == 0).await;
+    let drained = rig.drain().await;
+    assert_eq!((drained.finished.dropped, drained.finished.ended()), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn beats_that_fail_are_repeated_until_the_lease_is_over() {
+    let mut rig = Rig::new();
+    rig.settings.concurrency = 1;
+    let runner = rig.runs("m", Scripted { lost: WhenLost::Stop, ..Scripted::new("m", |_, _| Play::Forever) });
+    rig.submit("m", 1).await;
+    rig.start();
+    rig.until(async || runner.running() == 1).await;
+    let began = tokio::time::Instant::now();
+    Faults::set(&rig.faults.beat, true);
+    sleep(Duration::from_secs(30)).await;
+    assert_eq!(runner.running(), 1, "a short outage is nothing");
+    Faults::set(&rig.faults.beat, false);
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!((runner.running(), runner.started()), (1, 1));
+    Faults::set(&rig.faults.beat, true);
+    Faults::set(&rig.faults.next, true);
+    rig.until(async || runner.running() == 0).await;
+    let over = began.elapsed().as_secs_f64() - 90.0;
+    assert!((35.0..=45.5).contains(&over), "lost when the lease was over, {over} s later");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_past_its_deadline_expires() {
+    let mut rig = Rig::new();
+    let runner = rig.runs("m", Scripted::new("m", |_, _| Play::Answer("ok".into())));
+    let mut late = job("m", "late");
+    // The memory backend's clock stands still here; this host's does not.
+    late.deadline = Timestamp::now() + Duration::from_millis(20);
+    rig.broker.enqueue(&[late.clone()]).await.unwrap();
+    while Timestamp::now() <= late.deadline {
+        std::hint::spin_loop();
+    }
+    rig.start();
+    assert_eq!(rig.ends(&[late.id]).await, [End::Expired]);
+    assert_eq!(runner.started(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_answer_goes_to_the_store_before_its_record() {
+    let mut rig = Rig::new();
+    let store = Store::memory();
+    rig.store = Some(store.clone());
+    rig.runs("m", Scripted::new("m", |_, _| Play::Answer("x".repeat(70_000))));
+    let id = rig.submit("m", 1).await[0];
+    rig.start();
+    assert_eq!(rig.ends(&[id]).await, [End::Succeeded]);
+    let output = rig.record(id).await.answer.unwrap().output;
+    let Output::Stored(stored) = output else { panic!("{output:?}") };
+    assert_eq!(store.get_output(&stored).await.unwrap(), Body::Text("x".repeat(70_000)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_too_large_for_a_record_without_a_store_is_dead_with_its_cost() {
+    let mut rig = Rig::new();
+    rig.settings.inline_max = 10;
+    rig.runs("m", Scripted::new("m", |_, _| Play::Answer("x".repeat(11))));
+    let id = rig.submit("m", 1).await[0];
+    rig.start();
+    assert_eq!(rig.ends(&[id]).await, [End::Dead]);
+    let record = rig.record(id).await;
+    assert_eq!((record.cause.unwrap().code.as_str(), record.attempts), ("output_too_large", 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn jobs_of_a_paused_queue_wait() {
+    let mut rig = Rig::new();
+    let runner = rig.runs("m", Scripted::new("m", |_, _| Play::Answer("ok".into())));
+    rig.broker.pause(&Queue::standard(), Some("maintenance")).await.unwrap();
+    let ids = rig.submit("m", 1).await;
+    rig.start();
+    sleep(Duration::from_secs(20)).await;
+    assert_eq!((runner.started(), rig.view(ids[0]).await.state), (0, State::Queued));
+    rig.broker.pause(&Queue::standard(), None).await.unwrap();
+    assert_eq!(rig.ends(&ids).await, [End::Succeeded]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_for_one_batch_runs_no_other() {
+    let mut rig = Rig::new();
+    rig.settings.own_batch = Some("mine".parse().unwrap());
+    let runner = rig.runs("m", Scripted::new("m", |_, _| Play::Answer("ok".into())));
+    let (mut own, foreign) = (job("m", "own"), job("m", "foreign"));
+    own.batch = rig.settings.own_batch.clone();
+    rig.broker.enqueue(&[own.clone(), foreign.clone()]).await.unwrap();
+    rig.start();
+    assert_eq!(rig.ends(&[own.id, foreign.id]).await, [End::Succeeded, End::Dead]);
+    assert_eq!(runner.started(), 1);
+}
+
+/// Leases the one ready job in another worker's name.
+async fn lease_as(rig: &Rig, worker: &WorkerId) -> promptq_common::broker::Delivery {
+    let terms = Terms { worker: worker.clone(), queues: vec![(Queue::standard(), 1)], lease: Duration::from_secs(45) };
+    let mut consumer = rig.broker.consume(terms).await.unwrap();
+    let want = Want { total: 1, caps: Vec::new(), rest: 1 };
+    consumer.next(&want).await.unwrap().deliveries.pop().expect("a job is ready")
+}

@@ -1,0 +1,120 @@
+//! What a worker does beside its jobs: readings of the machine, reports of itself, and sweeps by one worker at a time.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use promptq_common::broker::{Broker, WorkerId};
+use promptq_common::config;
+use promptq_common::error::Result;
+use promptq_common::ledger::WorkerReport;
+use promptq_common::store::Store;
+use promptq_common::time::Timestamp;
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::admission::{self, Shortage};
+use crate::rollup;
+use crate::settings::Settings;
+use crate::status::{BlockedBy, Board, Status};
+
+const READ: Duration = Duration::from_secs(1);
+const REPORT: Duration = Duration::from_secs(10);
+const SWEEP: Duration = Duration::from_secs(30);
+/// Two sweeps and a half: a holder that died is followed within that.
+const LOCK: Duration = Duration::from_secs(75);
+const LOCK_NAME: &str = "upkeep";
+/// Sweeps in a row while there is more to do, so that reports of others are not held up.
+const ROUNDS: u32 = 100;
+
+/// Reads the machine each second, and tells what it is short of.
+pub(crate) async fn sample(disks: Vec<PathBuf>, shortage: watch::Sender<Option<Shortage>>) {
+    let mut tick = every(READ);
+    loop {
+        tick.tick().await;
+        let disks = disks.clone();
+        let Ok(readings) = tokio::task::spawn_blocking(move || admission::read(&disks)).await else { return };
+        let found = admission::judge(&readings, shortage.borrow().as_ref());
+        if let (Some(Shortage::Memory(figure) | Shortage::Disk(figure)), None) = (&found, &*shortage.borrow()) {
+            tracing::warn!(figure, "taking no more jobs: this machine runs short");
+        }
+        shortage.send_replace(found);
+        if shortage.is_closed() {
+            return;
+        }
+    }
+}
+
+/// Tells the ledger every few seconds that this worker lives, and what it does.
+pub(crate) async fn reports(broker: Broker, settings: Settings, board: Board) {
+    let (mut tick, started_at, host) = (every(REPORT), Timestamp::now(), config::host());
+    loop {
+        tick.tick().await;
+        let report = report(&settings, &board.now(), started_at, &host);
+        if let Err(error) = broker.ledger().report(&report).await {
+            tracing::debug!(%error, "reporting failed; trying again");
+        }
+    }
+}
+
+fn report(settings: &Settings, status: &Status, started_at: Timestamp, host: &str) -> WorkerReport {
+    WorkerReport {
+        id: settings.worker.clone(),
+        host: host.to_owned(),
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        started_at,
+        seen_at: Timestamp::now(),
+        slots: settings.concurrency,
+        running: status.running,
+        queues: settings.queues.iter().map(|(queue, weight)| format!("{queue}:{weight}")).collect(),
+        draining: status.draining,
+        blocked: status.blocked.first().map(|blocked| match &blocked.by {
+            BlockedBy::Limit { key, class } => format!("{class} {key}: {}", blocked.detail),
+            BlockedBy::Memory | BlockedBy::Disk | BlockedBy::Settling | BlockedBy::Broker => blocked.detail.clone(),
+        }),
+    }
+}
+
+/// Sweeps, rolls batches up and deletes forgotten outputs, whenever this worker holds the lock.
+pub(crate) async fn sweeps(broker: Broker, store: Option<Store>, settings: Settings) {
+    let mut tick = every(SWEEP);
+    loop {
+        tick.tick().await;
+        if let Err(error) = sweep(&broker, store.as_ref(), &settings).await {
+            tracing::debug!(%error, "upkeep failed; trying again");
+        }
+        let Some(store) = &store else { continue };
+        if let Err(error) = rollup::step(&broker, store, &settings.worker).await {
+            tracing::warn!(%error, "rolling batches up failed; trying again");
+        }
+    }
+}
+
+async fn sweep(broker: &Broker, store: Option<&Store>, settings: &Settings) -> Result<()> {
+    for _ in 0..ROUNDS {
+        if !broker.ledger().lock(LOCK_NAME, &settings.worker, LOCK).await? {
+            return Ok(());
+        }
+        let swept = broker.sweep(&settings.retention).await?;
+        if let Some(store) = store.filter(|_| !swept.outputs.is_empty()) {
+            store.delete(&swept.outputs).await?;
+        }
+        if !swept.more {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Lets another worker do the upkeep at once.
+pub(crate) async fn unlock(broker: &Broker, worker: &WorkerId) {
+    if let Err(error) = broker.ledger().unlock(LOCK_NAME, worker).await {
+        tracing::debug!(%error, "the upkeep's lock runs out by itself");
+    }
+}
+
+fn every(length: Duration) -> tokio::time::Interval {
+    let mut tick = interval(length);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    tick
+}

@@ -1,0 +1,119 @@
+//! How one run's account is written: attempts, records and verdicts. Which of them it is to be, others decide.
+
+use std::time::Duration;
+
+use promptq_common::broker::{Head, HoldKey, LeaseId, Verdict, WorkerId};
+use promptq_common::outcome::{Attempt, Failure, FailureClass, Reply};
+use promptq_common::record::{Answer, Cause, End, Output, Record};
+use promptq_common::time::Timestamp;
+
+/// One delivery of a job to this worker.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Case<'a> {
+    pub(crate) head: &'a Head,
+    pub(crate) lease: LeaseId,
+    pub(crate) worker: &'a WorkerId,
+    pub(crate) started_at: Timestamp,
+}
+
+impl Case<'_> {
+    /// An answer.
+    pub(crate) fn succeeded(&self, reply: Reply, output: Output) -> Verdict {
+        let mut record = self.record(End::Succeeded, None);
+        let mut attempt = self.attempt(None);
+        (attempt.usage, attempt.cost, attempt.status_code) = (reply.usage, reply.cost, Some(reply.status_code));
+        spend(&mut record, attempt);
+        record.answer = Some(Answer {
+            status_code: reply.status_code,
+            request_id: reply.request_id,
+            model: reply.model,
+            finish_reason: reply.finish_reason,
+            output,
+        });
+        Verdict::End(Box::new(record))
+    }
+
+    /// Given up after a run.
+    pub(crate) fn failed(&self, failure: &Failure) -> Verdict {
+        let mut record = self.record(End::Dead, Some(cause_of(failure)));
+        spend(&mut record, self.attempt(Some(failure)));
+        Verdict::End(Box::new(record))
+    }
+
+    /// Given up without a run; no attempt is spent.
+    pub(crate) fn dead(&self, class: FailureClass, code: &str, detail: &str) -> Verdict {
+        self.unrun(End::Dead, Some(cause_of(&Failure::new(class, code, detail))))
+    }
+
+    /// Its deadline passed before it ran.
+    pub(crate) fn expired(&self) -> Verdict {
+        self.unrun(End::Expired, Some(plain("deadline_passed", "its deadline passed before it ran")))
+    }
+
+    /// A user stopped it; `cut` is the run that was stopped, where it may have been billed.
+    pub(crate) fn cancelled(&self, cut: Option<&Failure>) -> Verdict {
+        let mut record = self.record(End::Cancelled, Some(plain("cancelled_by_user", "cancelled by a user")));
+        match cut {
+            Some(failure) => spend(&mut record, self.attempt(Some(failure))),
+            None => record.started_at = None,
+        }
+        Verdict::End(Box::new(record))
+    }
+
+    /// Another attempt later.
+    pub(crate) fn retry(&self, after: Duration, failure: &Failure) -> Verdict {
+        Verdict::Retry { after, attempt: Box::new(self.attempt(Some(failure))) }
+    }
+
+    fn unrun(&self, end: End, cause: Option<Cause>) -> Verdict {
+        let mut record = self.record(end, cause);
+        record.started_at = None;
+        Verdict::End(Box::new(record))
+    }
+
+    fn record(&self, end: End, cause: Option<Cause>) -> Record {
+        let mut record = Record::unrun(self.head, end, cause, Timestamp::now());
+        record.lease = self.lease;
+        record.worker = Some(self.worker.as_str().to_owned());
+        record.started_at = Some(self.started_at);
+        record
+    }
+
+    fn attempt(&self, failure: Option<&Failure>) -> Attempt {
+        Attempt {
+            n: self.head.attempts.saturating_add(1),
+            worker: self.worker.as_str().to_owned(),
+            started_at: self.started_at,
+            ended_at: Timestamp::now(),
+            class: failure.map(|failure| failure.class),
+            code: failure.map(|failure| failure.code.clone()),
+            detail: failure.map(|failure| failure.detail.clone()),
+            status_code: failure.and_then(|failure| failure.status_code),
+            usage: failure.map(|failure| failure.usage).unwrap_or_default(),
+            cost: failure.and_then(|failure| failure.cost),
+        }
+    }
+}
+
+/// Back to its lane, spending nothing.
+pub(crate) fn release(after: Duration, held_by: Option<&str>) -> Verdict {
+    Verdict::Release { after, hold: held_by.map(|key| HoldKey::Limit(key.to_owned())) }
+}
+
+fn spend(record: &mut Record, attempt: Attempt) {
+    record.attempts = attempt.n;
+    record.history.push(attempt);
+}
+
+fn cause_of(failure: &Failure) -> Cause {
+    Cause {
+        class: Some(failure.class),
+        code: failure.code.clone(),
+        detail: failure.detail.clone(),
+        status_code: failure.status_code,
+    }
+}
+
+fn plain(code: &str, detail: &str) -> Cause {
+    Cause { class: None, code: code.to_owned(), detail: detail.to_owned(), status_code: None }
+}
