@@ -64,7 +64,7 @@ pub(crate) async fn execute(delivery: Delivery, desk: Arc<Desk>) -> Did {
     let step = match opened {
         Ok(job) => match claim(&case, &lease, &desk).await {
             Step::Go => Box::pin(work(Box::new(job), &case, &lease, &desk)).await,
-            step => step,
+            stop @ (Step::Settle(_) | Step::Cut(_) | Step::Drop) => stop,
         },
         Err(error) => Step::Settle(case.dead(FailureClass::Fatal, "undecodable", &error.to_string())),
     };

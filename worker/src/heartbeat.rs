@@ -46,9 +46,8 @@ pub(crate) async fn keep(lease: &Lease, rhythm: Rhythm) -> Fate {
                 }
                 Ok(Ok(Beat::Ended)) => return Fate::Ended,
                 Ok(Ok(Beat::Cancelled)) => return Fate::Cancelled,
-                Ok(Ok(Beat::Lost)) => return Fate::Lost,
+                Ok(Ok(Beat::Lost)) | Err(_) => return Fate::Lost,
                 Ok(Err(error)) => tracing::warn!(%error, lease = %lease.id(), "a heartbeat failed; trying again"),
-                Err(_) => return Fate::Lost,
             }
             sleep(pause.min(rhythm.lease.saturating_sub(kept.elapsed()))).await;
             pause = (pause * 2).min(rhythm.every);

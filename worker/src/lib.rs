@@ -3,6 +3,8 @@
 //! Read in this order: `intake` (the loop), `execute` (one job), `judge` (what an outcome means).
 
 mod admission;
+pub mod cli;
+pub mod configured;
 mod drain;
 mod execute;
 mod heartbeat;
@@ -23,6 +25,7 @@ mod verdict;
 use std::sync::Arc;
 
 use promptq_common::broker::Broker;
+use promptq_common::config::ConfigErrors;
 use promptq_common::error::{Error, Kind};
 use promptq_common::store::Store;
 use tokio::sync::watch;
@@ -82,16 +85,23 @@ impl Drained {
     /// The process's exit code: 0 drained, 7 broker lost, 124 drain time over (or told to leave at once) with jobs cut.
     pub fn exit_code(&self) -> u8 {
         match self.reason {
-            StopReason::Signal | StopReason::Idle | StopReason::MaxJobs | StopReason::Once => 0,
             StopReason::BackendLost => 7,
             StopReason::DeadlinePassed | StopReason::Now if self.handed_back > 0 => 124,
-            StopReason::DeadlinePassed | StopReason::Now => 0,
+            StopReason::Signal
+            | StopReason::Idle
+            | StopReason::MaxJobs
+            | StopReason::Once
+            | StopReason::DeadlinePassed
+            | StopReason::Now => 0,
         }
     }
 }
 
-/// The exit code for an error of [`run`]: 2 for what a person has to mend, 7 for a broker out of reach, else 1.
+/// The exit code for an error of [`run`], or on the way to it: 2 for what a person has to mend, 7 for a broker out of reach, else 1.
 pub fn error_code(error: &anyhow::Error) -> u8 {
+    if error.is::<ConfigErrors>() {
+        return 2;
+    }
     match error.downcast_ref::<Error>().map(Error::kind) {
         Some(Kind::Config | Kind::Unsupported) => 2,
         Some(Kind::Unavailable | Kind::TimedOut) => 7,
@@ -107,10 +117,16 @@ pub fn error_code(error: &anyhow::Error) -> u8 {
 pub async fn run(parts: Parts, stop: Stop) -> anyhow::Result<Drained> {
     parts.settings.check(parts.store.is_some())?;
     let (cut, give_up) = watch::channel(false);
+    let (worker, queues) = (parts.settings.worker.clone(), parts.settings.queues.len());
     let mut intake = Intake::new(parts, &stop, give_up);
     let Some(mut consumer) = intake.subscribe(&stop).await? else {
         return Ok(Drained { finished: Finished::default(), handed_back: 0, reason: StopReason::Signal });
     };
+    tracing::info!(%worker, queues, "taking jobs");
     let reason = intake.take_jobs(&mut consumer).await;
-    Ok(drain::drain(intake, consumer, reason, (&stop, cut)).await)
+    tracing::info!(%worker, ?reason, running = intake.running.len(), "leaving");
+    let drained = drain::drain(intake, consumer, reason, (&stop, cut)).await;
+    let Finished { succeeded, dead, cancelled, expired, .. } = drained.finished;
+    tracing::info!(%worker, succeeded, dead, cancelled, expired, handed_back = drained.handed_back, "left");
+    Ok(drained)
 }

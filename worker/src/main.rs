@@ -1,2 +1,48 @@
-//! x
-fn main() {}
+//! The process `promptq-worker`: arguments and signals in, exit code out.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Parser;
+use promptq_common::telemetry;
+use promptq_worker::cli::Cli;
+use promptq_worker::runner::Runners;
+use promptq_worker::status::Board;
+use promptq_worker::stop::Stop;
+use promptq_worker::{Drained, Parts, configured, error_code, run};
+use tracing::level_filters::LevelFilter;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let drained = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
+        let drained = runtime.block_on(work(&cli));
+        // What a runner left in a blocking call is not waited for.
+        runtime.shutdown_background();
+        drained
+    });
+    match drained {
+        Ok(drained) => ExitCode::from(drained.exit_code()),
+        Err(error) => fail(&error),
+    }
+}
+
+async fn work(cli: &Cli) -> anyhow::Result<Drained> {
+    let config = cli.load()?;
+    telemetry::init(config.telemetry.log.unwrap_or(LevelFilter::INFO), config.telemetry.log_format, std::io::stderr);
+    let settings = cli.settings(&config);
+    let runners = Arc::new(Runners::new(configured::runners(&config))?);
+    let (broker, store) = configured::connect(&config).await?;
+    let stop = Stop::new();
+    let parts = Parts { broker, store, runners, settings, board: Board::new() };
+    tokio::select! {
+        drained = run(parts, stop.clone()) => drained,
+        Err(error) = stop.on_signals() => Err(error.into()),
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "the one line a person reads when nothing was logged yet")]
+fn fail(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    ExitCode::from(error_code(error))
+}

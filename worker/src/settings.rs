@@ -131,7 +131,8 @@ mod tests {
 
     #[test]
     fn each_misfit_is_named() {
-        let cases: [(&str, fn(&mut Settings)); 8] = [
+        type Spoil = fn(&mut Settings);
+        let cases: [(&str, Spoil); 8] = [
             ("no queue", |s| s.queues.clear()),
             ("weight 0", |s| s.queues[0].1 = 0),
             ("named twice", |s| s.queues.push((Queue::standard(), 2))),

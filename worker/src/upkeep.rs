@@ -45,6 +45,7 @@ pub(crate) async fn sample(disks: Vec<PathBuf>, shortage: watch::Sender<Option<S
 }
 
 /// Tells the ledger every few seconds that this worker lives, and what it does.
+#[expect(clippy::infinite_loop, reason = "ends with the JoinSet that holds it")]
 pub(crate) async fn reports(broker: Broker, settings: Settings, board: Board) {
     let (mut tick, started_at, host) = (every(REPORT), Timestamp::now(), config::host());
     loop {
@@ -76,6 +77,7 @@ fn report(settings: &Settings, status: &Status, started_at: Timestamp, host: &st
 }
 
 /// Sweeps, rolls batches up and deletes forgotten outputs, whenever this worker holds the lock.
+#[expect(clippy::infinite_loop, reason = "ends with the JoinSet that holds it")]
 pub(crate) async fn sweeps(broker: Broker, store: Option<Store>, settings: Settings) {
     let mut tick = every(SWEEP);
     loop {

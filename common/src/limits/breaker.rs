@@ -346,7 +346,7 @@ mod tests {
             assert_eq!(ruling.wait, Some(SECOND * seconds));
             let same = gate.report(at, late, JobId::fresh(), &failure(FailureClass::Throttled));
             assert_eq!(same.wait, ruling.wait, "a call begun before says nothing new");
-            at += SECOND * seconds as u32;
+            at += SECOND * seconds;
             assert!(gate.pass_time(at));
         }
     }

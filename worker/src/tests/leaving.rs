@@ -68,7 +68,8 @@ async fn a_stop_asked_for_before_the_start_is_heard() {
 
 #[tokio::test(start_paused = true)]
 async fn idle_once_and_a_number_of_jobs_end_a_worker() {
-    let cases: [(StopReason, fn(&mut Settings), u64); 3] = [
+    type Change = fn(&mut Settings);
+    let cases: [(StopReason, Change, u64); 3] = [
         (StopReason::Idle, |settings| settings.exit_when_idle = Some(Duration::from_secs(3)), 5),
         (StopReason::Once, |settings| settings.once = true, 5),
         (StopReason::MaxJobs, |settings| settings.max_jobs = Some(3), 3),

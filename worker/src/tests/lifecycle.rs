@@ -142,7 +142,7 @@ async fn a_job_that_ended_elsewhere_is_dropped() {
     let mut rig = Rig::new();
     rig.settings.concurrency = 1;
     let runner = rig.runs("m", Scripted::new("m", |_, _| Play::Forever));
-    let ids = rig.submit("m", 1).await;
+    rig.submit("m", 1).await;
     rig.start();
     rig.until(async || runner.running() == 1).await;
     rig.broker.recover(&rig.settings.worker).await.unwrap();

@@ -1,0 +1,97 @@
+//! From the configuration to what a worker is made of: settings, runners, connections.
+
+use std::path::PathBuf;
+
+use promptq_common::broker::{Broker, WorkerId};
+use promptq_common::config::{Address, Config};
+use promptq_common::error::Result;
+use promptq_common::store::Store;
+use url::Url;
+
+use crate::runner::{ExecSettings, MockSettings, ProviderSettings, RunnerSettings};
+use crate::settings::Settings;
+
+/// A worker's settings, under a new identity.
+pub fn settings(config: &Config) -> Settings {
+    let worker = &config.worker;
+    let identity = WorkerId::random(&worker.name);
+    let disks = [Some(&config.broker.url), config.store.url.as_ref()].into_iter().flatten().filter_map(folder);
+    Settings {
+        concurrency: worker.concurrency,
+        lease: worker.lease,
+        heartbeat: worker.heartbeat,
+        drain_timeout: worker.drain_timeout,
+        max_deaths: worker.max_deaths,
+        give_up: worker.give_up,
+        inline_limit: config.store.inline_up_to,
+        retention: config.retention,
+        disks: disks.collect(),
+        ..Settings::standard(identity, worker.queues.clone())
+    }
+}
+
+/// What a worker may run.
+pub fn runners(config: &Config) -> RunnerSettings {
+    let provider = |(name, provider): (&String, &promptq_common::config::Provider)| {
+        let settings = ProviderSettings {
+            base_url: provider.base_url.clone(),
+            api_key: provider.api_key.clone(),
+            default_model: provider.default_model.clone(),
+        };
+        (name.clone(), settings)
+    };
+    RunnerSettings {
+        providers: config.providers.iter().map(provider).collect(),
+        exec: ExecSettings {
+            named: config.runners.clone(),
+            allow_inline: config.worker.allow_exec,
+            environment: config.exec.environment.clone(),
+            max_output: usize::try_from(config.exec.max_output).unwrap_or(usize::MAX),
+        },
+        mock: MockSettings {
+            seed: config.mock.seed,
+            latency: config.mock.latency,
+            errors: config.mock.errors,
+            throttled: config.mock.throttled,
+            ..MockSettings::standard()
+        },
+    }
+}
+
+/// Connects to the broker, and opens the store when one is configured.
+///
+/// # Errors
+/// `Config` for what a person has to mend; `Unavailable` when it may work later.
+pub async fn connect(config: &Config) -> Result<(Broker, Option<Store>)> {
+    let broker = Broker::connect(config.broker.url.expose()).await?;
+    let store = match &config.store.url {
+        Some(url) => Some(Store::open(url.expose()).await?),
+        None => None,
+    };
+    Ok((broker, store))
+}
+
+/// The folder of this machine that an address writes into, if it does.
+fn folder(address: &Address) -> Option<PathBuf> {
+    let as_file = match address.scheme() {
+        "sqlite" => address.expose().replacen("sqlite:", "file:", 1),
+        "file" => address.expose().to_owned(),
+        _ => return None,
+    };
+    // An address relative to the current folder has no path that a URL knows.
+    Some(Url::parse(&as_file).ok()?.to_file_path().unwrap_or_else(|()| PathBuf::from(".")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_and_databases_have_a_folder() {
+        let folder = |url: &str| folder(&Address::new(url).unwrap());
+        assert_eq!(folder("sqlite:///var/lib/q%20x.db"), Some("/var/lib/q x.db".into()));
+        assert_eq!(folder("file:///data/store"), Some("/data/store".into()));
+        assert_eq!(folder("sqlite://q.db"), Some(".".into()));
+        assert_eq!(folder("s3://bucket/prefix"), None);
+    }
+}
