@@ -237,6 +237,20 @@ fn the_map_names_every_source_file_and_no_other() {
     assert_eq!(differences("- `a/b.rs` one\n- `a/gone.rs` two", &two), ["a/c.rs", "a/gone.rs"]);
 }
 
+#[test]
+fn the_seam_walk_names_tests_that_exist() {
+    let missing = |walk: &str, code: &str| -> Vec<String> {
+        let names = walk.split('`').skip(1).step_by(2).filter_map(|word| word.split_once("::"));
+        let tests = names.filter(|(group, _)| group.chars().all(|c| c.is_ascii_lowercase()));
+        tests.map(|(_, test)| test.to_owned()).filter(|test| !code.contains(&format!("fn {test}("))).collect()
+    };
+    let text = std::fs::read_to_string(top().join("ARCHITECTURE.md")).unwrap();
+    let walk = text.split("\n## ").find(|section| section.starts_with("The seam walk\n")).expect("the seam walk");
+    let code: String = tree().into_iter().filter(|file| is_rust(file)).map(|file| file.text).collect();
+    assert_eq!(missing(walk, &code), Vec::<String>::new(), "named in the seam walk and nowhere to be found");
+    assert_eq!(missing("x `lease::gone` `Hold::claim`", "fn here() {}"), ["gone"]);
+}
+
 fn opens_with_its_purpose(file: &File) -> Vec<String> {
     let lines = file.text.lines().take_while(|line| line.starts_with("//!")).count();
     complain(is_rust(file) && !(1..=6).contains(&lines), || format!("{lines} lines of //!"))

@@ -90,8 +90,8 @@ pub async fn storm(plan: Plan) -> anyhow::Result<Report> {
     }
     let took = begun.elapsed();
     fleet.stop().await?;
-    let broken = broken_promises(&plan, &watch, &provider.calls(), &open).await?;
-    Ok(Report { plan, took, calls: provider.calls().len(), open, broken })
+    let faults = broken_promises(&plan, &watch, &provider.calls(), &open).await?;
+    Ok(Report { plan, took, calls: provider.calls().len(), open, broken: faults })
 }
 
 async fn submit(broker: &Broker, batch: &BatchName, count: u64) -> anyhow::Result<()> {
