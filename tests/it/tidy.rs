@@ -246,7 +246,7 @@ fn the_seam_walk_names_tests_that_exist() {
     };
     let text = std::fs::read_to_string(top().join("ARCHITECTURE.md")).unwrap();
     let walk = text.split("\n## ").find(|section| section.starts_with("The seam walk\n")).expect("the seam walk");
-    let code: String = tree().into_iter().filter(|file| is_rust(file)).map(|file| file.text).collect();
+    let code: String = tree().into_iter().filter(is_rust).map(|file| file.text).collect();
     assert_eq!(missing(walk, &code), Vec::<String>::new(), "named in the seam walk and nowhere to be found");
     assert_eq!(missing("x `lease::gone` `Hold::claim`", "fn here() {}"), ["gone"]);
 }

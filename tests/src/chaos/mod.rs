@@ -210,3 +210,36 @@ impl fmt::Display for Report {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn faults(calls: &[Call], open: &[u32], seen: &[(u64, Instant)]) -> String {
+        let broker = Broker::memory();
+        let batch = BatchName::new("storm").unwrap();
+        submit(&broker, &batch, 1).await.unwrap();
+        let seen = seen.iter().copied().collect();
+        let watch = Watch { broker: &broker, scope: Scope::Batch(batch), cursor: Cursor(0), seen };
+        let plan = Plan { jobs: 1, workers: 1, slots: 2, kills: 1, seed: 0 };
+        broken_promises(&plan, &watch, calls, open).await.unwrap().join("\n")
+    }
+
+    fn call(started: Instant) -> Call {
+        Call { job: 1, generation: 1, started, answered: true }
+    }
+
+    #[tokio::test]
+    async fn every_kind_of_broken_promise_is_noticed() {
+        let now = Instant::now();
+        assert!(faults(&[], &[2], &[]).await.contains("job 1 has 0 successes"));
+        assert!(faults(&[], &[], &[]).await.contains("only 0 kills"));
+        assert!(faults(&[], &[0], &[]).await.contains("it was no storm"));
+        let late = call(now + Duration::from_millis(1));
+        assert!(faults(std::slice::from_ref(&late), &[2], &[(1, now)]).await.contains("after its record was stored"));
+        assert!(!faults(&[late], &[2], &[]).await.contains("after its record"));
+        let calls: Vec<_> = (0..4).map(|_| call(now)).collect();
+        assert!(faults(&calls, &[2], &[]).await.contains("3 extra calls"));
+        assert!(!faults(calls.get(..3).unwrap(), &[2], &[]).await.contains("extra calls"));
+    }
+}
