@@ -120,6 +120,8 @@ pub struct Confirm {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Enqueue jobs; print their batch
+    Submit(Box<command::submit::SubmitArgs>),
     /// How batches and jobs stand
     Status(command::status::Args),
     /// What came of a batch or a job, one JSON line each
@@ -155,6 +157,7 @@ impl Command {
             Self::Queues(args) => args.format(),
             Self::Dead(args) => args.format(),
             Self::Workers(args) => args.format(),
+            Self::Submit(args) => args.format(),
             Self::Config(args) => args.format(),
             Self::Doctor(args) => args.output.format(),
             Self::Results(_) | Self::Completions(_) => Format::Table,

@@ -12,6 +12,7 @@ pub mod list;
 pub mod pick;
 pub mod printer;
 pub mod problem;
+pub mod progress;
 pub mod settings;
 pub mod submit;
 pub mod view;

@@ -117,6 +117,16 @@ impl Printer {
         }
     }
 
+    /// One JSON value on a line of stderr.
+    pub fn event(&self, value: &serde_json::Value) {
+        stderr_line(&value.to_string());
+    }
+
+    /// Whether stderr is a terminal that can be drawn on.
+    pub fn draws(&self) -> bool {
+        !self.style.plain_terminal && io::stderr().is_terminal()
+    }
+
     /// A line of talk that is shown even when quiet.
     pub fn warn(&self, text: &str) {
         stderr_line(&format!("{} {text}", self.paint("33", "warning:")));

@@ -10,6 +10,7 @@ pub mod queues;
 pub mod results;
 pub mod retry;
 pub mod status;
+pub mod submit;
 mod why;
 pub mod workers;
 
@@ -38,6 +39,7 @@ async fn one(cx: &Context, command: Command) -> Result<Exit> {
         Command::Workers(args) => workers::run(cx, &args).await,
         Command::Doctor(args) => doctor::run(cx, &args).await,
         Command::Config(args) => config::run(cx, &args),
+        Command::Submit(args) => submit::run(cx, &args).await,
         Command::Completions(_) => Err(Problem::usage("completions need no settings")),
     }
 }

@@ -120,7 +120,8 @@ impl Metered {
     fn lines_before(&self, mut byte: u64) -> u64 {
         let mut ends = self.ends.borrow_mut();
         let mut lines = 0;
-        while let Some(end) = ends.pop_front_if(|end| *end <= byte) {
+        while let Some(end) = ends.front().copied().filter(|end| *end <= byte) {
+            ends.pop_front();
             lines += 1;
             byte = byte.max(end + 1);
         }

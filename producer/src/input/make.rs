@@ -2,7 +2,8 @@
 
 use minijinja::Value as Cell;
 use minijinja::value::Serde;
-use promptq_common::job::{BatchName, Job, JobId, Queue};
+use promptq_common::config::QueuePolicy;
+use promptq_common::job::{BatchName, Job, JobId, Policy, Queue};
 use promptq_common::line::{BadLine, Line, LineTerms, MAX_TAGS, When, check_name, closest, params_text};
 use promptq_common::time::Timestamp;
 use promptq_common::work::{Input, Prompt, Work};
@@ -29,7 +30,21 @@ pub struct Maker {
     pub batch: BatchName,
     /// Whether a row's id follows from the batch's name, so that the same row is the same job.
     pub named: bool,
+    policy: Option<QueuePolicy>,
     now: Timestamp,
+}
+
+/// Where jobs go, and what their names are made of.
+#[derive(Clone, Debug)]
+pub struct Destination {
+    /// Where jobs go that name no queue.
+    pub queue: Queue,
+    /// What that queue says of jobs that say nothing themselves.
+    pub policy: Option<QueuePolicy>,
+    /// The batch every job belongs to.
+    pub batch: BatchName,
+    /// Whether a row's id follows from the batch's name, so that the same row is the same job.
+    pub named: bool,
 }
 
 /// A job, and what must be unique among the jobs of its submission.
@@ -44,8 +59,8 @@ pub struct Made {
 }
 
 impl Maker {
-    /// Checks the flags. Jobs that name no queue go to `queue`, all belong to `batch`.
-    pub fn new(args: &InputArgs, queue: Queue, batch: BatchName, named: bool) -> Result<Self> {
+    /// Checks the flags.
+    pub fn new(args: &InputArgs, to: Destination) -> Result<Self> {
         let compile =
             |flag, text: &Option<String>| text.as_deref().map(|text| Template::from_flag(flag, text)).transpose();
         let flags = args.job.clone();
@@ -68,9 +83,10 @@ impl Maker {
             key_field: args.idempotency_key_field.clone(),
             params: params(&flags)?,
             flags,
-            queue,
-            batch,
-            named,
+            queue: to.queue,
+            batch: to.batch,
+            named: to.named,
+            policy: to.policy,
             now: Timestamp::now(),
         })
     }
@@ -92,7 +108,19 @@ impl Maker {
             Row::Text { text, file } => self.text_line(text, file)?,
         };
         self.apply(&mut line)?;
+        let (attempts, backoff, timeout) = (line.terms.attempts, line.terms.backoff, line.terms.timeout);
+        let deadline = line.terms.deadline;
         let mut job = line.into_job(&self.queue, self.now);
+        if let Some(policy) = &self.policy {
+            job.policy = Policy {
+                attempts: attempts.unwrap_or(policy.attempts),
+                backoff: if backoff.is_some() { job.policy.backoff } else { policy.backoff.clone() },
+                timeout: timeout.unwrap_or(policy.timeout),
+            };
+            if deadline.is_none() {
+                job.deadline = job.not_before.unwrap_or(self.now).max(self.now) + policy.deadline;
+            }
+        }
         job.batch = Some(self.batch.clone());
         job.row = Some(n);
         if job.queue != self.queue {

@@ -14,7 +14,7 @@ struct Cli {
 fn maker(flags: &[&str]) -> Maker {
     let cli = Cli::parse_from(["test", "-"].iter().chain(flags));
     let batch = BatchName::new("nov").unwrap();
-    Maker::new(&cli.input, Queue::standard(), batch, true).unwrap()
+    Maker::new(&cli.input, Destination { queue: Queue::standard(), policy: None, batch, named: true }).unwrap()
 }
 
 fn columns(text: &str) -> Row {

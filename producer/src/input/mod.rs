@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 
 pub use args::{InputArgs, JobArgs, Kind, OnConflict};
 pub use distinct::Distinct;
-pub use make::{Made, Maker};
+pub use make::{Destination, Made, Maker};
 pub use rows::{Fault, Place};
 pub use source::{Print, Source};
 
@@ -40,9 +40,9 @@ impl Input {
         Source::all(args)
     }
 
-    /// The jobs of these sources, in `batch` and, where they name none, `queue`. With `named`, ids follow from the batch's name.
-    pub fn new(args: &InputArgs, sources: Vec<Source>, queue: Queue, batch: BatchName, named: bool) -> Result<Self> {
-        let maker = Maker::new(args, queue, batch, named)?;
+    /// The jobs of these sources.
+    pub fn new(args: &InputArgs, sources: Vec<Source>, to: Destination) -> Result<Self> {
+        let maker = Maker::new(args, to)?;
         Ok(Self { sources, maker, limit: args.limit.unwrap_or(u64::MAX) })
     }
 

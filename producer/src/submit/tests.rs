@@ -4,7 +4,7 @@ use clap::Parser;
 use promptq_common::job::{BatchName, Queue};
 
 use super::*;
-use crate::input::InputArgs;
+use crate::input::{Destination, InputArgs};
 
 #[derive(Parser)]
 struct Cli {
@@ -28,7 +28,10 @@ impl Fixture {
         let cli = Cli::parse_from(["test", path.to_str().unwrap()].iter().chain(flags));
         let sources = Input::open(&cli.input).unwrap();
         let batch = BatchName::new("nov").unwrap();
-        Arc::new(Input::new(&cli.input, sources, Queue::standard(), batch, true).unwrap())
+        Arc::new(
+            Input::new(&cli.input, sources, Destination { queue: Queue::standard(), policy: None, batch, named: true })
+                .unwrap(),
+        )
     }
 
     async fn submit(&self, content: &str, terms: Terms) -> Result<Tally> {
