@@ -105,14 +105,23 @@ struct Metered {
     rest: Vec<u8>,
     since: Cell<u64>,
     offset: u64,
-    ends: RefCell<VecDeque<u64>>,
+    /// Where each line end begins (at its carriage return, if it has one) and its newline.
+    ends: RefCell<VecDeque<(u64, u64)>>,
+    returned: bool,
 }
 
 impl Metered {
     /// Goes on where `first` has read to.
     fn new(first: BufReader<Tracked>) -> Self {
         let rest = first.buffer().to_vec();
-        Self { inner: first.into_inner(), rest, since: Cell::new(0), offset: 0, ends: RefCell::default() }
+        Self {
+            inner: first.into_inner(),
+            rest,
+            since: Cell::new(0),
+            offset: 0,
+            ends: RefCell::default(),
+            returned: false,
+        }
     }
 
     /// How many lines end before the record that is looked for from `byte` on, since the last such call: line ends
@@ -120,7 +129,7 @@ impl Metered {
     fn lines_before(&self, mut byte: u64) -> u64 {
         let mut ends = self.ends.borrow_mut();
         let mut lines = 0;
-        while let Some(end) = ends.front().copied().filter(|end| *end <= byte) {
+        while let Some((_, end)) = ends.front().copied().filter(|(begin, _)| *begin <= byte) {
             ends.pop_front();
             lines += 1;
             byte = byte.max(end + 1);
@@ -143,7 +152,12 @@ impl Read for Metered {
             n
         };
         let ends = self.ends.get_mut();
-        ends.extend((self.offset..).zip(&buffer[..n]).filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at));
+        for (at, byte) in (self.offset..).zip(&buffer[..n]) {
+            if *byte == b'\n' {
+                ends.push_back((at - u64::from(self.returned), at));
+            }
+            self.returned = *byte == b'\r';
+        }
         self.offset += n as u64;
         self.since.set(self.since.get() + n as u64);
         Ok(n)

@@ -1,0 +1,186 @@
+//! From the ledger's records to the output: pages by cursor, lines, and the saved position. Flat in memory.
+
+use promptq_common::broker::Broker;
+use promptq_common::job::BatchName;
+use promptq_common::ledger::{Cursor, Scope};
+use promptq_common::outcome::Body;
+use promptq_common::record::{Output, Record};
+use promptq_common::result_line::result_line;
+use promptq_common::store::Store;
+
+use super::output::{OutputFile, Position};
+use crate::printer::Printer;
+use crate::problem::{Exit, Problem, Result};
+
+/// The most records read at once; fewer while lines are long, so that a page stays near [`PAGE_BYTES`].
+const PAGE: usize = 1_000;
+/// With answers at the inline limit (64 KiB) a page of 1,000 would be 64 MB.
+const PAGE_BYTES: usize = 4 << 20;
+
+/// Where lines go.
+#[derive(Debug)]
+pub(super) enum Sink {
+    /// A file that can be gone on with.
+    File(Box<OutputFile>),
+    /// Standard output, from the first result on.
+    Stdout(Printer, Position),
+}
+
+impl Sink {
+    /// How far it is.
+    pub(super) fn position(&self) -> &Position {
+        match self {
+            Self::File(file) => file.position(),
+            Self::Stdout(_, position) => position,
+        }
+    }
+
+    fn append(&mut self, bytes: &[u8], lines: u64, cursor: Cursor) -> Result<()> {
+        match self {
+            Self::File(file) => file.append(bytes, lines, cursor),
+            Self::Stdout(printer, position) => {
+                printer.data(bytes)?;
+                let (length, lines) = (position.length + bytes.len() as u64, position.lines + lines);
+                *position = Position { length, cursor, lines, tail: String::new() };
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Copies a batch's results into a sink.
+#[derive(Debug)]
+pub(super) struct Follower {
+    broker: Broker,
+    store: Option<Store>,
+    batch: BatchName,
+    note: String,
+    sink: Sink,
+    page: usize,
+    saved: bool,
+}
+
+impl Follower {
+    /// Goes on where `sink` stands; positions are saved in the ledger under `note`.
+    pub(super) fn new(broker: Broker, store: Option<Store>, batch: BatchName, note: String, sink: Sink) -> Self {
+        Self { broker, store, batch, note, sink, page: PAGE / 10, saved: false }
+    }
+
+    /// The positions saved under `note`.
+    pub(super) async fn saved(broker: &Broker, note: &str) -> Result<Vec<Position>> {
+        let Some(text) = broker.ledger().note(note).await? else { return Ok(Vec::new()) };
+        serde_json::from_str(&text).map_err(|error| {
+            Problem::new(Exit::Failed, "corrupt", format!("the saved position of this run cannot be read: {error}"))
+                .hint("--overwrite writes all results anew")
+        })
+    }
+
+    /// How far the sink is.
+    pub(super) fn position(&self) -> &Position {
+        self.sink.position()
+    }
+
+    /// Copies the next page; false when there is no more now. Cancel-safe: a page is appended whole or not at all,
+    /// and a position that was not saved is saved by the next call.
+    pub(super) async fn step(&mut self) -> Result<bool> {
+        let from = (self.position().cursor, self.page, false);
+        let read = page(&self.broker, self.store.as_ref(), &self.batch, from).await?;
+        let Some(read) = read else {
+            self.save().await?;
+            return Ok(false);
+        };
+        self.page = (self.page * PAGE_BYTES / read.bytes.len().max(1)).clamp(1, PAGE);
+        self.saved = false;
+        tokio::task::block_in_place(|| self.sink.append(&read.bytes, read.lines, read.last))?;
+        self.save().await?;
+        Ok(true)
+    }
+
+    /// Saves the position. Must have been called before the first append to a new file, so that what a crash leaves
+    /// is known to be ours.
+    pub(super) async fn save(&mut self) -> Result<()> {
+        if self.saved {
+            return Ok(());
+        }
+        if let Sink::File(file) = &self.sink {
+            save(&self.broker, &self.note, &[file.position()]).await?;
+        }
+        self.saved = true;
+        Ok(())
+    }
+
+    /// Writes the file anew with one line per job, where redriven or late jobs have left more.
+    pub(super) async fn rewrite(&mut self) -> Result<()> {
+        let Sink::File(file) = &mut self.sink else { return Ok(()) };
+        let mut draft = file.draft()?;
+        let mut size = PAGE / 10;
+        while let Some(read) =
+            page(&self.broker, self.store.as_ref(), &self.batch, (draft.position().cursor, size, true)).await?
+        {
+            size = (size * PAGE_BYTES / read.bytes.len().max(1)).clamp(1, PAGE);
+            tokio::task::block_in_place(|| draft.append(&read.bytes, read.lines, read.last))?;
+        }
+        save(&self.broker, &self.note, &[file.position(), draft.position()]).await?;
+        tokio::task::block_in_place(|| file.replace(draft))?;
+        self.saved = false;
+        self.save().await
+    }
+}
+
+async fn save(broker: &Broker, note: &str, positions: &[&Position]) -> Result<()> {
+    let text = serde_json::to_string(positions)
+        .map_err(|error| Problem::new(Exit::Failed, "failed", format!("cannot write the position: {error}")))?;
+    Ok(broker.ledger().set_note(note, Some(&text)).await?)
+}
+
+/// A page of lines.
+#[derive(Debug)]
+struct Read {
+    bytes: Vec<u8>,
+    lines: u64,
+    last: Cursor,
+}
+
+/// The lines after `cursor`; `None` at the end. With `newest`, records that a later one has replaced are left out.
+async fn page(
+    broker: &Broker,
+    store: Option<&Store>,
+    batch: &BatchName,
+    (cursor, size, newest): (Cursor, usize, bool),
+) -> Result<Option<Read>> {
+    let records = broker.ledger().results(&Scope::Batch(batch.clone()), cursor, size).await?;
+    let Some((last, _)) = records.last() else { return Ok(None) };
+    let last = *last;
+    let current = if newest { replaced(broker, &records).await? } else { Vec::new() };
+    let (mut bytes, mut lines) = (Vec::new(), 0);
+    for (n, (_, record)) in records.iter().enumerate() {
+        if current.get(n) == Some(&true) {
+            continue;
+        }
+        let body = stored(store, record).await?;
+        bytes.extend_from_slice(result_line(record, body.as_ref()).as_bytes());
+        bytes.push(b'\n');
+        lines += 1;
+    }
+    Ok(Some(Read { bytes, lines, last }))
+}
+
+/// For each record, whether the job's account is another one by now.
+async fn replaced(broker: &Broker, records: &[(Cursor, Record)]) -> Result<Vec<bool>> {
+    let ids: Vec<_> = records.iter().map(|(_, record)| record.id).collect();
+    let views = broker.ledger().fetch(&ids).await?;
+    let now = |view: Option<promptq_common::ledger::JobView>| view.and_then(|view| view.record);
+    let mut replaced = Vec::new();
+    for ((n, (_, record)), view) in records.iter().enumerate().zip(views) {
+        let again = records.iter().skip(n + 1).any(|(_, later)| later.id == record.id);
+        let other = now(view).is_some_and(|now| (now.epoch, now.end, now.lease) != (record.epoch, record.end, record.lease));
+        replaced.push(again || other);
+    }
+    Ok(replaced)
+}
+
+async fn stored(store: Option<&Store>, record: &Record) -> Result<Option<Body>> {
+    let Some(Output::Stored(place)) = record.answer.as_ref().map(|answer| &answer.output) else { return Ok(None) };
+    let Some(store) = store else { return Ok(None) };
+    Ok(Some(store.get_output(place).await?))
+}
