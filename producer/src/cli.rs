@@ -120,6 +120,8 @@ pub struct Confirm {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Submit, run and write the results in one go; resumable
+    Run(Box<command::run::RunArgs>),
     /// Enqueue jobs; print their batch
     Submit(Box<command::submit::SubmitArgs>),
     /// How batches and jobs stand
@@ -160,7 +162,7 @@ impl Command {
             Self::Submit(args) => args.format(),
             Self::Config(args) => args.format(),
             Self::Doctor(args) => args.output.format(),
-            Self::Results(_) | Self::Completions(_) => Format::Table,
+            Self::Run(_) | Self::Results(_) | Self::Completions(_) => Format::Table,
         }
     }
 }

@@ -13,6 +13,7 @@ pub mod pick;
 pub mod printer;
 pub mod problem;
 pub mod progress;
+mod run;
 pub mod settings;
 pub mod submit;
 pub mod view;

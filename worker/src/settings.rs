@@ -40,6 +40,8 @@ pub struct Settings {
     pub store_all: bool,
     /// How long ended jobs are kept; given to each sweep.
     pub retention: Retention,
+    /// Whether batches are rolled up into the store; `promptq run` does so only when a store was named.
+    pub roll_up: bool,
     /// Run only jobs of this batch: others in its queues are made dead (`other_batch`). For `promptq run`, whose
     /// workers may start programs for their own jobs alone.
     pub own_batch: Option<BatchName>,
@@ -69,6 +71,7 @@ impl Settings {
             inline_max: 8 * 1024 * 1024,
             store_all: false,
             retention: Retention::standard(),
+            roll_up: true,
             own_batch: None,
             disks: Vec::new(),
         }

@@ -85,7 +85,7 @@ pub(crate) async fn sweeps(broker: Broker, store: Option<Store>, settings: Setti
         if let Err(error) = sweep(&broker, store.as_ref(), &settings).await {
             tracing::debug!(%error, "upkeep failed; trying again");
         }
-        let Some(store) = &store else { continue };
+        let Some(store) = store.as_ref().filter(|_| settings.roll_up) else { continue };
         if let Err(error) = rollup::step(&broker, store, &settings.worker).await {
             tracing::warn!(%error, "rolling batches up failed; trying again");
         }

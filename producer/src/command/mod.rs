@@ -9,6 +9,7 @@ pub mod jobs;
 pub mod queues;
 pub mod results;
 pub mod retry;
+pub mod run;
 pub mod status;
 pub mod submit;
 mod why;
@@ -20,6 +21,9 @@ use crate::problem::{Exit, Problem, Result};
 
 /// Runs one command. Ctrl-C ends any that does not see to it itself with code 130.
 pub async fn dispatch(cx: &Context, command: Command) -> Result<Exit> {
+    if let Command::Run(args) = &command {
+        return run::run(cx, args).await;
+    }
     tokio::select! {
         biased;
         done = one(cx, command) => done,
@@ -39,6 +43,7 @@ async fn one(cx: &Context, command: Command) -> Result<Exit> {
         Command::Workers(args) => workers::run(cx, &args).await,
         Command::Doctor(args) => doctor::run(cx, &args).await,
         Command::Config(args) => config::run(cx, &args),
+        Command::Run(args) => run::run(cx, &args).await,
         Command::Submit(args) => submit::run(cx, &args).await,
         Command::Completions(_) => Err(Problem::usage("completions need no settings")),
     }

@@ -173,7 +173,8 @@ async fn replaced(broker: &Broker, records: &[(Cursor, Record)]) -> Result<Vec<b
     let mut replaced = Vec::new();
     for ((n, (_, record)), view) in records.iter().enumerate().zip(views) {
         let again = records.iter().skip(n + 1).any(|(_, later)| later.id == record.id);
-        let other = now(view).is_some_and(|now| (now.epoch, now.end, now.lease) != (record.epoch, record.end, record.lease));
+        let other =
+            now(view).is_some_and(|now| (now.epoch, now.end, now.lease) != (record.epoch, record.end, record.lease));
         replaced.push(again || other);
     }
     Ok(replaced)

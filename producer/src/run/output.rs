@@ -54,13 +54,13 @@ impl OutputFile {
         let length = file.metadata().map_err(|error| trouble(&error))?.len();
         let mut output = Self { file, path: path.to_owned(), position: Position::default(), tail: Vec::new() };
         if length == 0 || overwrite {
-            output.cut(Position::default()).map_err(|error| trouble(&error))?;
+            output.cut(&Position::default()).map_err(|error| trouble(&error))?;
             sync_folder(path).map_err(|error| trouble(&error))?;
             return Ok(output);
         }
         for position in known {
             if output.fits(position, length).map_err(|error| trouble(&error))? {
-                output.cut(position.clone()).map_err(|error| trouble(&error))?;
+                output.cut(position).map_err(|error| trouble(&error))?;
                 return Ok(output);
             }
         }
@@ -129,12 +129,12 @@ impl OutputFile {
         Ok(LINE_START.starts_with(&more))
     }
 
-    fn cut(&mut self, position: Position) -> io::Result<()> {
+    fn cut(&mut self, position: &Position) -> io::Result<()> {
         self.file.set_len(position.length)?;
         self.file.seek(SeekFrom::End(0))?;
         self.file.sync_all()?;
         self.tail = self.tail_at(position.length)?;
-        self.position = Position { tail: hex(&Sha256::digest(&self.tail)), ..position };
+        self.position = Position { tail: hex(&Sha256::digest(&self.tail)), ..position.clone() };
         Ok(())
     }
 
@@ -185,7 +185,7 @@ mod tests {
         assert_eq!((second.lines, second.cursor), (2, Cursor(2)));
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         // As if the process had died before the second position was saved, in the middle of a line even.
-        std::fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"id\":\"ba").unwrap();
+        OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"id\":\"ba").unwrap();
         assert_eq!(write(&path, &[first], 2), second);
         assert_eq!(std::fs::read(&path).unwrap(), [line(1), line(2)].concat());
     }

@@ -1,0 +1,301 @@
+//! The loop of a run: enqueueing, workers, results and signals at once; decides when to leave and with what.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use promptq_common::broker::Broker;
+use promptq_common::job::{BatchName, Queue};
+use promptq_common::ledger::BatchView;
+use promptq_common::outcome::FailureClass;
+use promptq_common::time::Timestamp;
+use promptq_worker::status::{Blocked, BlockedBy, Board};
+use promptq_worker::stop::{Phase, Stop};
+use promptq_worker::{Drained, Parts, StopReason};
+use tokio::task::JoinSet;
+
+use super::follow::Follower;
+use super::summary::summary;
+use crate::command::run::RunArgs;
+use crate::context::Context;
+use crate::input::Input;
+use crate::problem::{Exit, Problem, Result};
+use crate::progress::Progress;
+use crate::submit::{self, Checked, Tally, Terms};
+
+/// Between two looks at the batch.
+const LOOK: Duration = Duration::from_millis(200);
+/// How long nothing may move for a reason only a person can change (protocol of `run`).
+const STUCK: Duration = Duration::from_secs(60);
+/// How long the ledger may be out of reach before the run gives up.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A run under way.
+pub(super) struct Drive<'a> {
+    cx: &'a Context,
+    args: &'a RunArgs,
+    follower: Follower,
+    progress: Progress,
+    batch: BatchName,
+    queue: Queue,
+    stop: Stop,
+    board: Option<Board>,
+    tally: Option<Tally>,
+    total: u64,
+    dead_before: Option<u64>,
+    view: Option<BatchView>,
+    looked: Option<Instant>,
+    failing: Option<Instant>,
+}
+
+/// Why a run leaves.
+#[derive(Debug)]
+enum Leave {
+    Finished,
+    Interrupted,
+    TooManyDead,
+    Stuck(Blocked),
+    WorkersLeft(Problem),
+    Failed(Problem),
+}
+
+impl<'a> Drive<'a> {
+    pub(super) fn new(cx: &'a Context, args: &'a RunArgs, follower: Follower, batch: BatchName, queue: Queue) -> Self {
+        let progress = Progress::new(args.progress, cx.printer);
+        let stop = Stop::new();
+        Self {
+            cx,
+            args,
+            follower,
+            progress,
+            batch,
+            queue,
+            stop,
+            board: None,
+            tally: None,
+            total: 0,
+            dead_before: None,
+            view: None,
+            looked: None,
+            failing: None,
+        }
+    }
+
+    /// Enqueues and, with `parts`, works; copies results until every job has ended or something stops it.
+    pub(super) async fn finish(
+        mut self,
+        broker: &Broker,
+        input: Arc<Input>,
+        (terms, checked): (Terms, Option<Checked>),
+        parts: Option<Parts>,
+    ) -> Result<Exit> {
+        self.total = checked.as_ref().map_or(0, |checked| checked.rows);
+        self.dead_before = broker.ledger().batch(&self.batch).await?.map(|view| view.counts.dead).or(Some(0));
+        let mut signals = JoinSet::new();
+        let stop = self.stop.clone();
+        signals.spawn(async move { stop.on_signals().await });
+        let mut enqueueing = JoinSet::new();
+        let submitter = broker.clone();
+        enqueueing.spawn(async move { submit::enqueue(&input, &submitter, terms, checked.as_ref(), |_| {}).await });
+        let mut workers = JoinSet::new();
+        if let Some(parts) = parts {
+            self.board = Some(parts.board.clone());
+            workers.spawn(promptq_worker::run(parts, self.stop.clone()));
+        }
+        let leave = self.drive(broker, &mut enqueueing, &mut workers).await;
+        enqueueing.abort_all();
+        let leave = self.drain(broker, leave, &mut workers).await;
+        self.progress.clear();
+        self.told(broker, leave).await
+    }
+
+    async fn drive(
+        &mut self,
+        broker: &Broker,
+        enqueueing: &mut JoinSet<Result<Tally>>,
+        workers: &mut JoinSet<anyhow::Result<Drained>>,
+    ) -> Leave {
+        let mut phase = self.stop.watch();
+        loop {
+            let enqueued = self.tally.is_some();
+            tokio::select! {
+                biased;
+                _ = phase.wait_for(|phase| *phase > Phase::Running) => return Leave::Interrupted,
+                Some(ended) = enqueueing.join_next(), if !enqueued => match ended {
+                    Ok(Ok(tally)) => self.enqueued(tally),
+                    Ok(Err(problem)) => return Leave::Failed(problem),
+                    Err(_) => return Leave::Failed(broke_off("enqueueing")),
+                },
+                Some(ended) = workers.join_next() => return Leave::WorkersLeft(left(ended)),
+                advanced = self.advance(broker) => match advanced {
+                    Ok(None) => {}
+                    Ok(Some(leave)) => return leave,
+                    Err(problem) => return Leave::Failed(problem),
+                },
+            }
+        }
+    }
+
+    fn enqueued(&mut self, tally: Tally) {
+        if tally.known + tally.invalid + tally.conflicts > 0 {
+            self.cx.printer.say(&tally.summary());
+        }
+        self.total = tally.new + tally.known;
+        self.tally = Some(tally);
+        self.looked = None;
+    }
+
+    /// Copies a page of results, looks at the batch now and then. Cancel-safe.
+    async fn advance(&mut self, broker: &Broker) -> Result<Option<Leave>> {
+        let all_ended = self.tally.is_some()
+            && self.view.as_ref().is_some_and(|view| view.sealed && view.counts.ended() >= view.counts.total);
+        let more = match self.follower.step().await {
+            Ok(more) => more,
+            Err(problem) if problem.exit == Exit::Unreachable => {
+                if self.failing.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
+                    return Err(problem);
+                }
+                tokio::time::sleep(LOOK).await;
+                return Ok(None);
+            }
+            Err(problem) => return Err(problem),
+        };
+        self.failing = None;
+        if all_ended && !more {
+            return Ok(Some(Leave::Finished));
+        }
+        if self.looked.is_none_or(|looked| looked.elapsed() >= LOOK) {
+            if let Some(leave) = self.look(broker).await? {
+                return Ok(Some(leave));
+            }
+        } else if !more {
+            tokio::time::sleep(LOOK / 4).await;
+        }
+        Ok(None)
+    }
+
+    async fn look(&mut self, broker: &Broker) -> Result<Option<Leave>> {
+        self.view = broker.ledger().batch(&self.batch).await?;
+        self.looked = Some(Instant::now());
+        let status = self.board.as_ref().map(Board::now).unwrap_or_default();
+        let Some(view) = &self.view else { return Ok(None) };
+        let blocked = status.blocked.first().map(reason);
+        self.progress.show(view, self.total, blocked.as_deref());
+        let dead = view.counts.dead.saturating_sub(self.dead_before.unwrap_or_default());
+        if self.args.max_errors.is_some_and(|most| most.reached(dead, self.total.max(view.counts.total))) {
+            return Ok(Some(Leave::TooManyDead));
+        }
+        Ok(status.stuck(STUCK, Timestamp::now()).cloned().map(Leave::Stuck))
+    }
+
+    /// Lets the workers finish what they run, still copying results; a second signal makes them leave at once.
+    async fn drain(&mut self, broker: &Broker, leave: Leave, workers: &mut JoinSet<anyhow::Result<Drained>>) -> Leave {
+        self.stop.drain();
+        if matches!(leave, Leave::Interrupted) && !workers.is_empty() {
+            self.progress.clear();
+            let running = self.board.as_ref().map_or(0, |board| board.now().running);
+            self.cx.printer.say(&format!(
+                "finishing {} that run; Ctrl-C again leaves them for the next run",
+                submit::jobs(u64::from(running))
+            ));
+        }
+        let mut leave = leave;
+        loop {
+            tokio::select! {
+                biased;
+                ended = workers.join_next() => match ended {
+                    None => break,
+                    Some(Ok(Ok(_))) => {}
+                    Some(ended) => if matches!(leave, Leave::Finished) { leave = Leave::WorkersLeft(left(ended)) },
+                },
+                advanced = self.advance(broker) => if let Err(problem) = advanced {
+                    if matches!(leave, Leave::Finished) { leave = Leave::Failed(problem) }
+                    while workers.join_next().await.is_some() {}
+                    return leave;
+                },
+            }
+        }
+        leave
+    }
+
+    /// The last results, the summary and the exit code.
+    async fn told(mut self, broker: &Broker, leave: Leave) -> Result<Exit> {
+        if let Leave::Failed(problem) = leave {
+            return Err(problem.hint("the same command again goes on where this one stopped"));
+        }
+        while self.follower.step().await? {}
+        let Some(view) = broker.ledger().batch(&self.batch).await? else {
+            return Err(Problem::new(Exit::NotFound, "not-found", format!("batch {} is gone", self.batch)));
+        };
+        let finished = matches!(leave, Leave::Finished);
+        if finished && self.follower.position().lines > view.counts.ended() {
+            self.follower.rewrite().await?;
+        }
+        let how = if finished { "done" } else { "stopped" };
+        let say = |line: &str| self.cx.printer.say(line);
+        say(&summary(how, &view, self.progress.elapsed(), &self.args.output));
+        let lines = self.follower.position().lines;
+        if finished && lines < view.counts.ended() {
+            let gone = submit::grouped(view.counts.ended() - lines);
+            say(&format!("{gone} results are past their retention and gone"));
+        }
+        if view.counts.dead > 0 {
+            say(&format!("dead: promptq dead groups -Q {}   again: --retry-dead", self.queue));
+        }
+        let left = view.counts.total - view.counts.ended();
+        let go_on = format!("{} left; the same command goes on where this one stopped", submit::jobs(left));
+        match leave {
+            Leave::Finished if view.counts.succeeded == view.counts.total => Ok(Exit::Done),
+            Leave::Finished if self.args.allow_failures => Ok(Exit::Done),
+            Leave::Finished => Ok(Exit::SomeDead),
+            Leave::Interrupted => {
+                say(&go_on);
+                Ok(Exit::Interrupted)
+            }
+            Leave::TooManyDead => {
+                let what = format!("--max-errors stopped the run at {} dead", submit::grouped(view.counts.dead));
+                Err(Problem::new(Exit::Stopped, "max-errors", what).hint(go_on))
+            }
+            Leave::Stuck(blocked) => Err(stuck(&blocked).hint(go_on)),
+            Leave::WorkersLeft(problem) | Leave::Failed(problem) => Err(problem.hint(go_on)),
+        }
+    }
+}
+
+fn reason(blocked: &Blocked) -> String {
+    match &blocked.by {
+        BlockedBy::Limit { key, class } => format!("{key} ({class}): {}", blocked.detail),
+        BlockedBy::Memory | BlockedBy::Disk | BlockedBy::Settling | BlockedBy::Broker => blocked.detail.clone(),
+    }
+}
+
+fn stuck(blocked: &Blocked) -> Problem {
+    let (exit, slug) = match &blocked.by {
+        BlockedBy::Limit { class: FailureClass::Account, .. } => (Exit::NotAllowed, "account"),
+        BlockedBy::Limit { .. } => (Exit::Unreachable, "provider-unreachable"),
+        BlockedBy::Settling | BlockedBy::Broker => (Exit::Unreachable, "unreachable"),
+        BlockedBy::Memory | BlockedBy::Disk => (Exit::Failed, "no-room"),
+    };
+    Problem::new(exit, slug, format!("nothing has moved for {} s: {}", STUCK.as_secs(), reason(blocked)))
+}
+
+fn left(ended: Result<anyhow::Result<Drained>, tokio::task::JoinError>) -> Problem {
+    match ended {
+        Ok(Ok(drained)) if drained.reason == StopReason::BackendLost => {
+            Problem::new(Exit::Unreachable, "unreachable", "the workers lost the broker")
+        }
+        Ok(Ok(_)) => Problem::new(Exit::Failed, "failed", "the workers left before the work was done"),
+        Ok(Err(error)) => {
+            let exit = match promptq_worker::error_code(&error) {
+                2 => Exit::Usage,
+                7 => Exit::Unreachable,
+                _ => Exit::Failed,
+            };
+            Problem::new(exit, "worker", format!("{error:#}"))
+        }
+        Err(_) => broke_off("a worker"),
+    }
+}
+
+fn broke_off(what: &str) -> Problem {
+    Problem::new(Exit::Failed, "failed", format!("{what} broke off"))
+}

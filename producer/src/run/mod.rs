@@ -1,0 +1,142 @@
+//! One run: submit, work and write results at the same time, and go on where the last one stopped.
+//! Enqueueing is `submit.rs`, working is promptq-worker's, the output `follow.rs` and `output.rs`.
+
+mod drive;
+mod follow;
+mod lock;
+mod output;
+mod summary;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use promptq_common::broker::{Broker, MAX_BATCH};
+use promptq_common::config::Origin;
+use promptq_common::job::{BatchName, JobId, Queue};
+use promptq_common::ledger::JobFilter;
+use promptq_common::record::State;
+use promptq_common::store::Store;
+use promptq_worker::runner::Runners;
+use promptq_worker::status::Board;
+use promptq_worker::{Parts, configured};
+
+use crate::command::run::RunArgs;
+use crate::command::submit::{dry_run, sources};
+use crate::context::Context;
+use crate::input::{Destination, Input};
+use crate::problem::{Exit, Problem, Result};
+use crate::submit::{self, Terms};
+use drive::Drive;
+use follow::{Follower, Sink};
+use lock::Lock;
+use output::{OutputFile, Position};
+
+/// Runs to the end, or until it is stopped; see protocol of `run` in ARCHITECTURE.md.
+pub(crate) async fn run(cx: &Context, args: &RunArgs) -> Result<Exit> {
+    let sources = sources(&args.input).await?;
+    let output = Some(args.output.as_path()).filter(|path| *path != Path::new("-"));
+    let address = cx.config.broker.url.expose();
+    let identity = tokio::task::block_in_place(|| lock::identity(&args.input, &sources, address, output))?;
+    let identity = if args.input.stream { JobId::fresh().to_string() } else { identity };
+    let name = format!("run-{identity}");
+    let mut lock = Lock::take(&name)?;
+
+    let job = &args.input.job;
+    let to = destination(cx, args, &name)?;
+    let (queue, batch, fleet) = (to.queue.clone(), to.batch.clone(), job.queue.is_some());
+    let input = Arc::new(Input::new(&args.input, sources, to)?);
+    let broker = cx.broker().await?;
+    if let Some(predecessor) = lock.predecessor.as_ref().filter(|_| !fleet) {
+        broker.recover(predecessor).await?;
+    }
+    let terms = Terms { skip_invalid: args.input.skip_invalid, on_conflict: job.on_conflict };
+    let checked = if args.input.stream { None } else { Some(submit::check(&input, broker, terms).await?) };
+    if args.input.dry_run {
+        let Some(checked) = checked else {
+            return Err(Problem::usage("--dry-run reads the whole input first; leave out --stream"));
+        };
+        return dry_run(cx, &input, &checked);
+    }
+    let store = if cx.config.store.url.is_some() { Some(cx.store().await?.clone()) } else { None };
+    let follower = follower(cx, args, output, &name, (broker, store.clone(), &batch)).await?;
+    if args.retry_dead {
+        let redriven = retry_dead(broker, &batch).await?;
+        cx.printer.say(&format!("{} of an earlier run tried again", submit::jobs(redriven)));
+    }
+    let parts = if fleet { None } else { Some(parts(cx, args, (&queue, &batch), broker, store)?) };
+    if let Some(parts) = &parts {
+        lock.sign(&parts.settings.worker)?;
+        let (count, workers) = (checked.as_ref().map_or(0, |checked| checked.rows), parts.settings.concurrency);
+        cx.printer.say(&format!("{name} · {} · {workers} at a time", submit::jobs(count)));
+    }
+    let drive = Drive::new(cx, args, follower, batch, queue);
+    drive.finish(broker, input, (terms, checked), parts).await
+}
+
+fn destination(cx: &Context, args: &RunArgs, name: &str) -> Result<Destination> {
+    let failed = |bad: promptq_common::job::BadName| Problem::new(Exit::Failed, "failed", bad.to_string());
+    let job = &args.input.job;
+    let batch = job.batch.clone().map_or_else(|| BatchName::new(name), Ok).map_err(failed)?;
+    let queue = job.queue.clone().map_or_else(|| Queue::new(name), Ok).map_err(failed)?;
+    let policy = cx.config.queues.get(&queue).cloned();
+    Ok(Destination { queue, policy, batch, named: true })
+}
+
+async fn follower(
+    cx: &Context,
+    args: &RunArgs,
+    output: Option<&Path>,
+    name: &str,
+    (broker, store, batch): (&Broker, Option<Store>, &BatchName),
+) -> Result<Follower> {
+    let note = format!("{name}/output");
+    let sink = match output {
+        None => Sink::Stdout(cx.printer, Position::default()),
+        Some(path) => {
+            let known = if args.overwrite { Vec::new() } else { Follower::saved(broker, &note).await? };
+            let file = tokio::task::block_in_place(|| OutputFile::open(path, &known, args.overwrite))?;
+            Sink::File(Box::new(file))
+        }
+    };
+    let mut follower = Follower::new(broker.clone(), store, batch.clone(), note, sink);
+    follower.save().await?;
+    Ok(follower)
+}
+
+/// The workers of this run: they lease from its queue alone, run its batch alone, and may start programs for it.
+fn parts(
+    cx: &Context,
+    args: &RunArgs,
+    (queue, batch): (&Queue, &BatchName),
+    broker: &Broker,
+    store: Option<Store>,
+) -> Result<Parts> {
+    let config = &cx.config;
+    let mut settings = configured::settings(config);
+    settings.queues = vec![(queue.clone(), 1)];
+    settings.own_batch = Some(batch.clone());
+    settings.concurrency = args.concurrency.unwrap_or(settings.concurrency);
+    settings.roll_up =
+        config.settings.iter().any(|setting| setting.name == "store.url" && setting.origin != Origin::Default);
+    let mut runners = configured::runners(config);
+    runners.exec.allow_inline = true;
+    let runners = Runners::new(runners).map_err(|error| Problem::new(Exit::Usage, "config", format!("{error:#}")))?;
+    Ok(Parts { broker: broker.clone(), store, runners: Arc::new(runners), settings, board: Board::new() })
+}
+
+/// Puts every dead job of the batch back in line, before anything runs.
+async fn retry_dead(broker: &Broker, batch: &BatchName) -> Result<u64> {
+    let filter = JobFilter { batch: Some(batch.clone()), states: vec![State::Dead], ..JobFilter::default() };
+    let (mut cursor, mut redriven) = (None, 0);
+    loop {
+        let page = broker.ledger().list(&filter, cursor.as_deref(), MAX_BATCH).await?;
+        let ids: Vec<_> = page.items.iter().map(|job| job.id).collect();
+        if !ids.is_empty() {
+            redriven += broker.redrive(&ids).await?.len() as u64;
+        }
+        cursor = page.next;
+        if cursor.is_none() {
+            return Ok(redriven);
+        }
+    }
+}
