@@ -7,11 +7,11 @@ use rand::{RngExt as _, SeedableRng as _};
 use rusqlite::Connection;
 
 use super::{BatchName, End, LEASE, Priority, RawDelivery, Sqlite, Verdict, ending, envelope, job, open, queue};
-use super::{Timestamp, subscribe, want};
+use super::{attempt, subscribe, used, want};
 use crate::broker::HoldKey;
 use crate::broker::backend::{Backend as _, Retention, Source};
 use crate::job::JobId;
-use crate::outcome::{Attempt, FailureClass, Usage};
+use crate::time::Timestamp;
 
 /// What a lane's or batch's counters say, minus what the rows say: everything must be zero.
 const DRIFT: &str = "
@@ -37,7 +37,7 @@ const DRIFT: &str = "
    (SELECT count(*) FROM payload WHERE seq NOT IN (SELECT seq FROM job WHERE state <> 3 AND dropped = 0)),
    (SELECT count(*) FROM job WHERE state = 3 AND record NOT IN (SELECT seq FROM record))";
 
-fn assert_true(watch: &Connection, step: usize) {
+pub(super) fn assert_true(watch: &Connection, step: usize) {
     let drift: [i64; 5] = watch
         .query_row(DRIFT, [], |row| Ok([row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?]))
         .unwrap();
@@ -130,32 +130,6 @@ impl Story {
             }
         }
     }
-}
-
-fn attempt() -> Attempt {
-    Attempt {
-        n: 1,
-        worker: "w".into(),
-        started_at: Timestamp::now(),
-        ended_at: Timestamp::now(),
-        class: Some(FailureClass::Transient),
-        code: None,
-        detail: None,
-        status_code: None,
-        usage: TOKENS,
-        cost: None,
-    }
-}
-
-/// What every attempt in these stories takes.
-const TOKENS: Usage = Usage { input_tokens: 3, output_tokens: 0, cached_tokens: 0, reasoning_tokens: 0 };
-
-/// The verdict with one more attempt on its record.
-fn used(verdict: Verdict) -> Verdict {
-    let Verdict::End(mut record) = verdict else { return verdict };
-    record.attempts = u32::try_from(record.history.usage.input_tokens / 3).unwrap() + 1;
-    record.history.usage += TOKENS;
-    Verdict::End(record)
 }
 
 #[tokio::test]

@@ -1,6 +1,8 @@
 //! What only this backend promises; the contract itself is the conformance suite's.
 
 mod counts;
+#[cfg(feature = "failpoints")]
+mod crash;
 mod file;
 mod sharing;
 
@@ -11,7 +13,7 @@ use super::Sqlite;
 use crate::broker::backend::{Backend as _, RawDelivery, Source, Terms, Verdict, Want};
 use crate::broker::{Envelope, WorkerId, envelope};
 use crate::job::{BatchName, Job, Priority, Queue};
-use crate::outcome::Body;
+use crate::outcome::{Attempt, Body, FailureClass, Usage};
 use crate::record::{Answer, End, Output, Record};
 use crate::time::Timestamp;
 use crate::work::Work;
@@ -54,4 +56,30 @@ fn ending(delivery: &RawDelivery, end: End) -> Verdict {
         output: Output::Inline(Body::Text("yes".into())),
     });
     Verdict::End(Box::new(record))
+}
+
+/// What every attempt takes.
+const TOKENS: Usage = Usage { input_tokens: 3, output_tokens: 0, cached_tokens: 0, reasoning_tokens: 0 };
+
+fn attempt() -> Attempt {
+    Attempt {
+        n: 1,
+        worker: "w".into(),
+        started_at: Timestamp::now(),
+        ended_at: Timestamp::now(),
+        class: Some(FailureClass::Transient),
+        code: None,
+        detail: None,
+        status_code: None,
+        usage: TOKENS,
+        cost: None,
+    }
+}
+
+/// The verdict with one more attempt on its record.
+fn used(verdict: Verdict) -> Verdict {
+    let Verdict::End(mut record) = verdict else { return verdict };
+    record.attempts = u32::try_from(record.history.usage.input_tokens / 3).unwrap() + 1;
+    record.history.usage += TOKENS;
+    Verdict::End(record)
 }
