@@ -108,34 +108,45 @@ pub(super) fn payload(conn: &Connection, id: JobId) -> Result<Option<Vec<u8>>, F
         .optional()?)
 }
 
-/// A part of a list: the jobs one index leads to, and whether it does (else pages look back a window at a time).
-type Arm = (&'static str, bool);
+/// A part of a list: a condition, and the way to the jobs it holds for.
+type Arm = (&'static str, Way);
+
+/// How the jobs of an arm are found.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Back through all jobs, a window at a time.
+    Window,
+    /// Down an index that is in order.
+    Ordered,
+    /// Through the whole of a small index, sorted afterwards.
+    Sorted,
+}
 
 /// The arms that together hold the jobs of these states; `?3` is now.
 fn arms(filter: &JobFilter) -> Vec<Arm> {
     let any = if filter.code.is_some() { &State::ALL[5..] } else { &State::ALL[..0] };
     let states = if filter.states.is_empty() { any } else { &filter.states };
     if states.is_empty() {
-        return vec![("1", false)];
+        return vec![("1", Way::Window)];
     }
     let mut arms: Vec<Arm> = states
         .iter()
         .map(|state| match state {
-            State::Scheduled => ("j.state = 1 AND j.hold IS NULL AND j.attempts = 0 AND j.deadline > ?3", true),
-            State::Retrying => ("j.state = 1 AND j.hold IS NULL AND j.attempts > 0 AND j.deadline > ?3", true),
-            State::Queued => ("j.state = 0 AND j.deadline > ?3", false),
-            State::Running => ("j.state = 2", true),
-            State::Succeeded => ("j.state = 3", false),
-            State::Dead => ("j.state > 3 AND j.state = 4", true),
-            State::Cancelled => ("j.state > 3 AND j.state = 5", true),
-            State::Expired => ("j.state > 3 AND j.state = 6", true),
+            State::Scheduled => ("j.state = 1 AND j.hold IS NULL AND j.attempts = 0 AND j.deadline > ?3", Way::Sorted),
+            State::Retrying => ("j.state = 1 AND j.hold IS NULL AND j.attempts > 0 AND j.deadline > ?3", Way::Sorted),
+            State::Queued => ("j.state = 0 AND j.deadline > ?3", Way::Window),
+            State::Running => ("j.state = 2", Way::Sorted),
+            State::Succeeded => ("j.state = 3", Way::Window),
+            State::Dead => ("j.state > 3 AND j.state = 4", Way::Ordered),
+            State::Cancelled => ("j.state > 3 AND j.state = 5", Way::Ordered),
+            State::Expired => ("j.state > 3 AND j.state = 6", Way::Ordered),
         })
         .collect();
     if states.contains(&State::Queued) {
-        arms.push(("j.state = 1 AND j.hold IS NOT NULL AND j.deadline > ?3", true));
+        arms.push(("j.state = 1 AND j.hold IS NOT NULL AND j.deadline > ?3", Way::Sorted));
     }
     if states.contains(&State::Expired) {
-        arms.push(("j.state < 2 AND j.deadline <= ?3", true));
+        arms.push(("j.state < 2 AND j.deadline <= ?3", Way::Sorted));
     }
     arms
 }
@@ -155,14 +166,14 @@ pub(super) fn list(
     };
     let newest: i64 = conn.query_row("SELECT ifnull(max(seq), 0) FROM job", [], |row| row.get(0))?;
     let arms = arms(filter);
-    let floor = if arms.iter().all(|(_, led)| *led) || filter.batch.is_some() {
+    let floor = if arms.iter().all(|(_, way)| *way != Way::Window) || filter.batch.is_some() {
         0
     } else {
         before.min(newest.saturating_add(1)).saturating_sub(WINDOW).max(0)
     };
     let mut jobs = Vec::new();
-    for (condition, _) in arms {
-        read_arm(conn, filter, condition, (before, floor, limit), &mut jobs)?;
+    for arm in arms {
+        read_arm(conn, filter, arm, (before, floor, limit), &mut jobs)?;
     }
     jobs.sort_by_key(|job: &JobRow| std::cmp::Reverse(job.seq));
     let full = jobs.len() >= limit;
@@ -178,15 +189,17 @@ pub(super) fn list(
 fn read_arm(
     conn: &Connection,
     filter: &JobFilter,
-    condition: &str,
+    (condition, way): Arm,
     (before, floor, limit): (i64, i64, usize),
     jobs: &mut Vec<JobRow>,
 ) -> Result<(), Fault> {
-    // The planner is led by the literal states; everything from outside is bound.
+    // The planner is led by the literal states, and away from the row numbers by the plus; what comes from outside is
+    // bound.
+    let seq = if way == Way::Sorted { "+j.seq" } else { "j.seq" };
     let batch = if filter.batch.is_some() { "j.batch = (SELECT id FROM batch WHERE name = ?5)" } else { "?5 IS NULL" };
     let sql = format!(
-        "{} {condition} AND j.seq < ?1 AND j.seq >= ?2 AND ?3 > 0 AND {batch}
-         AND (?6 IS NULL OR q.name = ?6) AND (?7 IS NULL OR j.code = ?7) ORDER BY j.seq DESC LIMIT ?4",
+        "{} {condition} AND {seq} < ?1 AND {seq} >= ?2 AND ?3 > 0 AND {batch}
+         AND (?6 IS NULL OR q.name = ?6) AND (?7 IS NULL OR j.code = ?7) ORDER BY {seq} DESC LIMIT ?4",
         select_jobs!("WHERE")
     );
     let mut statement = conn.prepare_cached(&sql)?;

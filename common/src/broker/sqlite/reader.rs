@@ -28,8 +28,9 @@ impl Reader {
         let body = move || match file::open_reader(&path) {
             Ok(conn) => {
                 drop(opened.send(Ok(())));
-                while let Some(question) = inbox.blocking_recv() {
-                    question(&conn);
+                while let Some(first) = inbox.blocking_recv() {
+                    let rest = std::iter::from_fn(|| inbox.try_recv().ok()).take(WAITING);
+                    answer(&conn, std::iter::once(first).chain(rest).collect());
                 }
             }
             Err(error) => drop(opened.send(Err(error))),
@@ -47,18 +48,29 @@ impl Reader {
     {
         let (reply, answer) = oneshot::channel();
         let question: Question = Box::new(move |conn| {
-            let found = in_one_view(conn, ask).map_err(|fault| lift(op, fault));
             // The asker may have gone.
-            drop(reply.send(found));
+            drop(reply.send(ask(conn).map_err(|fault| lift(op, fault))));
         });
         self.questions.send(question).await.map_err(|_| gone(op))?;
         answer.await.map_err(|_| gone(op))?
     }
 }
 
-fn in_one_view<T>(conn: &Connection, ask: impl FnOnce(&Connection) -> Result<T, Fault>) -> Result<T, Fault> {
-    let view = conn.unchecked_transaction()?;
-    let found = ask(conn);
-    view.finish()?;
-    found
+/// Everything that was asked before the view was opened is answered from it. Without a view each question has its own.
+fn answer(conn: &Connection, questions: Vec<Question>) {
+    let viewing = run(conn, "BEGIN").is_ok();
+    for question in questions {
+        question(conn);
+    }
+    if viewing && let Err(error) = run(conn, "COMMIT") {
+        tracing::warn!(%error, "closing a view of the embedded database failed");
+        // A view left open would answer from the past for ever.
+        if let Err(error) = run(conn, "ROLLBACK") {
+            tracing::error!(%error, "dropping a view of the embedded database failed");
+        }
+    }
+}
+
+fn run(conn: &Connection, sql: &str) -> rusqlite::Result<()> {
+    conn.prepare_cached(sql)?.execute([]).map(drop)
 }
