@@ -137,7 +137,7 @@ async fn work(job: Box<Job>, case: &Case<'_>, lease: &Lease, desk: &Desk) -> Ste
         Err(refused) => return Step::Settle(release(refused.wait, Some(&key))),
     };
     match run(&job, &*runner, case, lease, desk).await {
-        Ran::Done { outcome, lost } => finish(outcome, lost, &job, pass, case, lease, desk).await,
+        Ran::Done { outcome, lost } => Box::pin(finish(outcome, lost, &job, pass, case, lease, desk)).await,
         Ran::Cancelled => {
             let cut = runner.billed().then(|| cut_call("cancelled while the call was running"));
             Step::Settle(case.cancelled(cut.as_ref()))
@@ -238,7 +238,9 @@ fn after(failure: &Failure, job: &Job, case: &Case<'_>, held_by: Option<&str>) -
     let past = Past::new(case.head.attempts, &case.head.history);
     match judge(&Outcome::Failure(failure.clone()), past, &job.policy, rand::random()) {
         Decision::Retry { after } => case.retry(after, failure),
-        Decision::Release { after } => release(after, held_by),
+        // A shut key lets jobs through one at a time or at its time: they need no spreading of their own.
+        Decision::Release { after } if held_by.is_some() => release(failure.retry_after.unwrap_or(after), held_by),
+        Decision::Release { after } => release(after, None),
         Decision::Dead | Decision::Done => case.failed(failure),
     }
 }

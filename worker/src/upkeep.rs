@@ -1,12 +1,14 @@
 //! What a worker does beside its jobs: readings of the machine, reports of itself, and sweeps by one worker at a time.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use promptq_common::broker::{Broker, WorkerId};
+use promptq_common::broker::{Broker, HoldKey, WorkerId};
 use promptq_common::config;
 use promptq_common::error::Result;
-use promptq_common::ledger::WorkerReport;
+use promptq_common::ledger::{JobFilter, WorkerReport};
+use promptq_common::record::State;
 use promptq_common::store::Store;
 use promptq_common::time::Timestamp;
 use tokio::sync::watch;
@@ -22,6 +24,8 @@ const REPORT: Duration = Duration::from_secs(10);
 const SWEEP: Duration = Duration::from_secs(30);
 /// Two sweeps and a half: a holder that died is followed within that.
 const LOCK: Duration = Duration::from_secs(75);
+/// Waiting jobs looked at for hold keys, a queue: a key that holds jobs back holds many.
+const HELD: usize = 1_000;
 const LOCK_NAME: &str = "upkeep";
 /// Sweeps in a row while there is more to do, so that reports of others are not held up.
 const ROUNDS: u32 = 100;
@@ -73,6 +77,27 @@ fn report(settings: &Settings, status: &Status, started_at: Timestamp, host: &st
             BlockedBy::Limit { key, class } => format!("{class} {key}: {}", blocked.detail),
             BlockedBy::Memory | BlockedBy::Disk | BlockedBy::Settling | BlockedBy::Broker => blocked.detail.clone(),
         }),
+    }
+}
+
+/// Wakes what earlier workers held back under a limit key: this one knows nothing against any key, and it may have been
+/// started because a person has mended the account. What it finds shut all the same it holds back anew.
+pub(crate) async fn wake_held(broker: Broker, settings: Settings) {
+    let mut keys = BTreeSet::new();
+    for (queue, _) in &settings.queues {
+        let filter = JobFilter { queue: Some(queue.clone()), states: vec![State::Queued], ..JobFilter::default() };
+        match broker.ledger().list(&filter, None, HELD).await {
+            Ok(page) => keys.extend(page.items.into_iter().filter_map(|job| match job.hold {
+                Some(HoldKey::Limit(key)) => Some(key),
+                Some(HoldKey::Batch(_) | HoldKey::Budget(_)) | None => None,
+            })),
+            Err(error) => tracing::debug!(%error, %queue, "looking for held jobs failed; they wake by themselves"),
+        }
+    }
+    for key in keys {
+        if let Err(error) = broker.wake(&HoldKey::Limit(key)).await {
+            tracing::debug!(%error, "waking held jobs failed; they wake by themselves");
+        }
     }
 }
 

@@ -86,6 +86,19 @@ async fn idle_once_and_a_number_of_jobs_end_a_worker() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_broker_that_takes_no_records_is_given_up_too() {
+    let mut rig = Rig::new();
+    rig.settings.concurrency = 1;
+    rig.settings.give_up = Duration::from_secs(60);
+    rig.runs("m", Scripted::new("m", |_, _| Play::Answer("ok".into())));
+    Faults::set(&rig.faults.settle, true);
+    rig.submit("m", 1).await;
+    rig.start();
+    let drained = rig.left().await;
+    assert_eq!((drained.reason, drained.handed_back, drained.exit_code()), (StopReason::BackendLost, 1, 7));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_broker_out_of_reach_is_waited_for_and_then_given_up() {
     let mut rig = Rig::new();
     rig.settings.give_up = Duration::from_secs(60);

@@ -85,6 +85,24 @@ async fn an_account_that_does_not_work_is_probed_every_ten_minutes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_job_alone_probes_its_account_in_time_and_a_new_worker_tries_at_once() {
+    let mut rig = Rig::new();
+    let runner = rig.runs("m", Scripted::new("m", |_, _| failure(FailureClass::Account, 401)));
+    let ids = rig.submit("m", 1).await;
+    rig.start();
+    sleep(Duration::from_secs(2_450)).await;
+    assert_eq!((runner.started(), rig.view(ids[0]).await.attempts), (5, 0));
+    rig.drain().await;
+    let mended = rig.runs("m", Scripted::new("m", |_, _| Play::Answer("ok".into())));
+    rig.stop = Stop::new();
+    rig.start();
+    let started = tokio::time::Instant::now();
+    assert_eq!(rig.ends(&ids).await, [End::Succeeded]);
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    assert_eq!(mended.started(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn nothing_new_is_leased_while_settling_fails() {
     let mut rig = Rig::new();
     rig.settings.concurrency = 4;

@@ -1,5 +1,7 @@
 //! THE loop: takes jobs as there is room, and leaves when told to. It owns all that changes in a worker.
-//! What one job goes through is `execute.rs`; leaving is `drain.rs`.
+//! What one job goes through is `execute.rs`; leaving is `drain.rs`; what is shown meanwhile is `show.rs`.
+
+mod show;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,7 +18,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 
 use crate::admission::Shortage;
 use crate::execute::{Desk, Did, execute};
-use crate::status::{Blocked, BlockedBy, Board, Finished, Status};
+use crate::status::{Board, Finished};
 use crate::stop::{Phase, Stop};
 use crate::upkeep::{self, sample};
 use crate::{Parts, StopReason};
@@ -91,6 +93,7 @@ impl Intake {
         chores.spawn(sample(settings.disks.clone(), readings));
         chores.spawn(upkeep::reports(broker.clone(), settings.clone(), board.clone()));
         chores.spawn(upkeep::sweeps(broker.clone(), store.clone(), settings.clone()));
+        chores.spawn(upkeep::wake_held(broker.clone(), settings.clone()));
         let desk = Arc::new(Desk { settings, runners, store, limits: Limits::new(), cut });
         let mut tick = interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -283,12 +286,13 @@ impl Intake {
     }
 
     fn given_up(&self) -> Next {
-        match &self.failing {
-            Some(failing) if failing.since.0.elapsed() >= self.desk.settings.give_up => {
-                Next::Leave(StopReason::BackendLost)
-            }
-            _ => Next::Wait,
+        let taking = self.failing.as_ref().map(|failing| failing.since.0.elapsed());
+        // With every slot waiting to settle, nothing is asked for that could fail.
+        let out_of_reach = taking.max(self.broker.settle_trouble());
+        if out_of_reach.is_some_and(|since| since >= self.desk.settings.give_up) {
+            return Next::Leave(StopReason::BackendLost);
         }
+        Next::Wait
     }
 
     /// Counts a job that has left its slot.
@@ -328,62 +332,6 @@ impl Intake {
                 }
             });
         }
-    }
-
-    /// Shows what goes on, unless it was shown a moment ago.
-    pub(crate) fn show_soon(&mut self) {
-        if self.shown_at.elapsed() >= SHOW {
-            self.show();
-        }
-    }
-
-    /// Shows what goes on.
-    pub(crate) fn show(&mut self) {
-        self.shown_at = Instant::now();
-        self.dirty = false;
-        let held = self.desk.limits.held();
-        let probing = u32::try_from(held.iter().filter(|held| held.probing).count()).unwrap_or(u32::MAX);
-        let mut blocked: Vec<_> = held
-            .into_iter()
-            .map(|held| {
-                let by = BlockedBy::Limit { key: held.key, class: held.class };
-                Blocked { by, detail: held.detail, since: held.since, until: Some(held.until) }
-            })
-            .collect();
-        blocked.extend(self.blocked_here());
-        blocked.sort_by_key(|blocked| blocked.since);
-        self.board.show(Status {
-            running: u32::try_from(self.running.len()).unwrap_or(u32::MAX),
-            probing,
-            finished: self.finished,
-            blocked,
-            draining: self.draining,
-            progress_at: self.progress_at,
-            retries_until: self.retries_until,
-        });
-    }
-
-    /// What holds everything back, whatever the lane.
-    fn blocked_here(&mut self) -> Vec<Blocked> {
-        let shortage = self.shortage.borrow().clone();
-        let now = Timestamp::now();
-        self.short_since = shortage.as_ref().map(|_| self.short_since.unwrap_or(now));
-        let short = shortage.map(|shortage| {
-            let (by, detail) = match shortage {
-                Shortage::Memory(figure) => (BlockedBy::Memory, figure),
-                Shortage::Disk(figure) => (BlockedBy::Disk, figure),
-            };
-            Blocked { by, detail, since: self.short_since.unwrap_or(now), until: None }
-        });
-        let settling = self.broker.settle_trouble().filter(|since| *since > TROUBLE).map(|since| {
-            let detail = "jobs that are done cannot be stored".to_owned();
-            Blocked { by: BlockedBy::Settling, detail, since: now - since, until: None }
-        });
-        let broker = self.failing.as_ref().map(|failing| {
-            let (detail, since) = (failing.detail.clone(), failing.since.1);
-            Blocked { by: BlockedBy::Broker, detail, since, until: None }
-        });
-        [short, settling, broker].into_iter().flatten().collect()
     }
 }
 
