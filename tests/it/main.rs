@@ -4,5 +4,6 @@
 
 mod chaos;
 mod conformance;
+mod run;
 mod store;
 mod tidy;

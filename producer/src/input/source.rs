@@ -144,8 +144,7 @@ impl Read for Tracked {
 
 /// An input or output error of the file `name`.
 pub(super) fn unreadable(name: &str, error: &io::Error) -> Problem {
-    let exit = if error.kind() == io::ErrorKind::NotFound { Exit::NotFound } else { Exit::Usage };
-    Problem::new(exit, "unreadable", format!("cannot read {name}: {error}"))
+    Problem::new(Exit::Usage, "unreadable", format!("cannot read {name}: {error}"))
 }
 
 fn paths(input: &str) -> Result<Vec<PathBuf>> {
@@ -165,7 +164,7 @@ fn paths(input: &str) -> Result<Vec<PathBuf>> {
         }
     }
     if files.is_empty() {
-        return Err(Problem::new(Exit::NotFound, "no-input", format!("no file fits {input:?}")));
+        return Err(Problem::new(Exit::Usage, "no-input", format!("no file fits {input:?}")));
     }
     Ok(files)
 }

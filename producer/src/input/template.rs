@@ -95,7 +95,7 @@ pub(super) fn source(flag: &str, text: &str) -> Result<String> {
         && !text.contains("{{")
         && ["txt", "md", "j2", "jinja", "jinja2", "tmpl"].contains(&ending)
     {
-        return Err(Problem::new(Exit::NotFound, "unreadable", format!("{flag} {text}: there is no such file")));
+        return Err(Problem::new(Exit::Usage, "unreadable", format!("{flag} {text}: there is no such file")));
     }
     Ok(text.to_owned())
 }

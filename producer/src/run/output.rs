@@ -152,7 +152,7 @@ fn sync_folder(path: &Path) -> io::Result<()> {
 }
 
 fn trouble(path: &Path, error: &io::Error) -> Problem {
-    let exit = if error.kind() == io::ErrorKind::NotFound { Exit::NotFound } else { Exit::Failed };
+    let exit = if error.kind() == io::ErrorKind::NotFound { Exit::Usage } else { Exit::Failed };
     Problem::new(exit, "output", format!("cannot write {}: {error}", path.display()))
 }
 
