@@ -42,8 +42,9 @@ pub(super) fn open_writer(path: &Path) -> Result<Connection> {
     filesystem::prepare(path)?;
     let mut conn = connect(path)?;
     let named = |error: rusqlite::Error| lift_at(OP, path, error);
-    set_up(&conn).map_err(named)?;
+    // Before anything is changed: it may be somebody else's.
     check(&conn, path)?;
+    set_up(&conn).map_err(named)?;
     let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(named)?;
     if version(&tx).map_err(named)? == 0 {
         tx.execute_batch(include_str!("schema.sql")).map_err(named)?;
@@ -107,6 +108,8 @@ fn version(conn: &Connection) -> rusqlite::Result<i64> {
 
 fn check(conn: &Connection, path: &Path) -> Result<()> {
     let named = |error: rusqlite::Error| lift_at(OP, path, error);
+    // One view, or a file that another process makes meanwhile would look half made.
+    let view = conn.unchecked_transaction().map_err(named)?;
     let application: i64 = conn.pragma_query_value(None, "application_id", |row| row.get(0)).map_err(named)?;
     let tables: i64 = conn.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(named)?;
     let bad =
@@ -117,13 +120,14 @@ fn check(conn: &Connection, path: &Path) -> Result<()> {
             "name another file with --broker sqlite:///path/to/file.db",
         );
     }
-    match version(conn).map_err(named)? {
-        found if found > SCHEMA => bad(
+    let found = version(conn).map_err(named)?;
+    if found > SCHEMA {
+        return bad(
             format!("was written by a newer promptq (schema {found}; this one knows {SCHEMA})"),
             "use the newer promptq, or name another file",
-        ),
-        _ => Ok(()),
+        );
     }
+    view.finish().map_err(named)
 }
 
 /// What a fault met while doing `op` means: is it worth another try, or must a person mend something.

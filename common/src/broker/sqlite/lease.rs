@@ -15,6 +15,8 @@ use crate::job::{Lane, ModelName, Queue};
 
 /// How many jobs one transaction promotes, recovers or ends beside leasing: about a millisecond's work.
 const CHORES: u32 = 200;
+/// How many jobs one transaction leases at most.
+const AT_ONCE: u32 = 1_000;
 /// How many lanes a caller is told of.
 const LANES: u32 = 1_000;
 
@@ -62,12 +64,13 @@ pub(super) fn lease(tx: &mut Tx<'_>, terms: &Terms, want: &Want, memory: &mut Me
     let version: i64 = tx.sql("PRAGMA data_version")?.query_row([], |row| row.get(0))?;
     taken.contended = version != std::mem::replace(&mut memory.version, version);
     let mut had: HashMap<i64, u32> = HashMap::new();
+    let total = want.total.min(AT_ONCE);
     loop {
         tx.flush()?;
         let lanes = candidates(tx, terms)?;
         taken.lanes_seen = lanes.iter().filter(|lane| !lane.paused).map(|lane| lane.lane.clone()).collect();
         let open = open_lanes(&lanes, want, &had);
-        let left = want.total.saturating_sub(u32::try_from(taken.jobs.len()).unwrap_or(u32::MAX));
+        let left = total.saturating_sub(u32::try_from(taken.jobs.len()).unwrap_or(u32::MAX));
         let turns = memory.rounds.take(&terms.queues, &open, left);
         let over = take(tx, terms, (&lanes, &turns), &mut taken.jobs, &mut had)?;
         ended += over;

@@ -45,6 +45,7 @@ pub(super) fn sweep(tx: &mut Tx<'_>, retention: &Retention) -> Result<Swept, Fau
     swept.more |= marks >= STEP as usize;
     tx.flush()?;
     forget_empty(tx, dead.min(succeeded))?;
+    tx.forget_names();
     Ok(swept)
 }
 

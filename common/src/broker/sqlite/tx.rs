@@ -261,6 +261,13 @@ impl<'a> Tx<'a> {
         self.record_bytes -= bytes;
     }
 
+    /// Forgets the row numbers it has looked up, after rows were deleted that they may name.
+    pub(super) fn forget_names(&mut self) {
+        self.lanes.clear();
+        self.queues.clear();
+        self.batches.clear();
+    }
+
     /// Writes the gathered counters.
     pub(super) fn flush(&mut self) -> Result<(), Fault> {
         for (id, change) in self.lane_changes.drain() {

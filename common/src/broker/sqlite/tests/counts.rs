@@ -6,10 +6,10 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use rusqlite::Connection;
 
-use super::{BatchName, End, LEASE, Priority, RawDelivery, Sqlite, Verdict, ending, envelope, job, open, queue};
+use super::{BatchName, End, Job, LEASE, Priority, RawDelivery, Sqlite, Verdict, ending, envelope, job, open, queue};
 use super::{attempt, subscribe, used, want};
 use crate::broker::HoldKey;
-use crate::broker::backend::{Backend as _, Retention, Source};
+use crate::broker::backend::{Backend as _, Retention, Settled, Source};
 use crate::job::JobId;
 use crate::time::Timestamp;
 
@@ -153,4 +153,37 @@ async fn counters_stay_true_through_any_story() {
             assert_true(&watch, step);
         }
     }
+}
+
+#[tokio::test]
+async fn a_lane_swept_away_within_a_group_is_made_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let sqlite = open(folder.path()).await;
+    let sent = envelope(&job(0)).unwrap();
+    let work = move |tx: &mut super::super::tx::Tx<'_>| {
+        // A lane that was looked up and not used, a sweep, and a job for that lane, all in one transaction.
+        tx.lane(&sent.head.lane)?;
+        super::super::retention::sweep(tx, &Retention::standard())?;
+        super::super::enqueue::enqueue(tx, std::slice::from_ref(&sent))
+    };
+    sqlite.writer.write("test", 0, work).await.unwrap();
+    assert_eq!(sqlite.depth(&queue()).await.unwrap().ready, 1);
+}
+
+#[tokio::test]
+async fn a_late_success_of_a_dropped_job_is_counted_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let sqlite = open(folder.path()).await;
+    let watch = Connection::open(folder.path().join("q.db")).unwrap();
+    let sent = Job { batch: Some(BatchName::new("x").unwrap()), ..job(0) };
+    sqlite.enqueue(vec![envelope(&sent).unwrap()]).await.unwrap();
+    let mut slow = subscribe(&sqlite, "slow", Duration::from_millis(30)).await;
+    let late = slow.next(&want(1)).await.unwrap().deliveries.pop().unwrap();
+    let mut other = subscribe(&sqlite, "other", LEASE).await;
+    let dead = other.next(&want(1)).await.unwrap().deliveries.pop().expect("the lease ran out");
+    dead.hold.settle(&used(ending(&dead, End::Dead))).await.unwrap();
+    assert_eq!(sqlite.drop_dead(&[sent.id]).await.unwrap(), 1);
+    assert_true(&watch, 0);
+    assert_eq!(late.hold.settle(&used(ending(&late, End::Succeeded))).await.unwrap(), Settled::Kept);
+    assert_true(&watch, 1);
 }
