@@ -230,6 +230,11 @@ fn the_map_names_every_source_file_and_no_other() {
         named.symmetric_difference(sources).cloned().collect()
     };
     let text = std::fs::read_to_string(top().join("ARCHITECTURE.md")).unwrap();
+    let is_path =
+        |word: &&str| !word.contains(' ') && MEMBERS.iter().any(|member| word.starts_with(&format!("{member}/")));
+    let gone: Vec<_> =
+        text.split('`').skip(1).step_by(2).filter(is_path).filter(|path| !top().join(path).exists()).collect();
+    assert_eq!(gone, Vec::<&str>::new(), "named in ARCHITECTURE.md and nowhere to be found");
     let map = text.split("\n## ").find(|section| section.starts_with("Map\n")).expect("a section named Map");
     let sources: BTreeSet<String> = tree().into_iter().map(|file| file.path).filter(|path| is_source(path)).collect();
     assert_eq!(differences(map, &sources), Vec::<String>::new(), "in one of the map and the tree only");
@@ -263,7 +268,9 @@ fn is_short(file: &File) -> Vec<String> {
 
 fn has_no_loose_ends(file: &File) -> Vec<String> {
     const ENDS: [&str; 8] = ["TODO", "FIXME", "XXX", "todo!(", "unimplemented!(", "#[ignore", "#[allow(", "#![allow("];
-    found(file, &ENDS)
+    // A process that a test starts to die in has to be a test itself where the test binary is all there is to start.
+    let text = file.text.replace("#[ignore = \"the victim of the test below", "");
+    found(&File { path: file.path.clone(), text }, &ENDS)
 }
 
 fn names_no_machine(file: &File) -> Vec<String> {
