@@ -19,6 +19,9 @@ use crate::ledger::{Counts, Cursor, Ledger as _, Scope};
 /// Short, so that what a victim had leased comes back while the test waits.
 const LEASE: Duration = Duration::from_millis(150);
 
+/// Marks the folder of a victim.
+const MARK: &str = "victim";
+
 /// The same three jobs in every process.
 fn three() -> Vec<Envelope> {
     let job = |n| Job {
@@ -32,10 +35,13 @@ fn batch() -> BatchName {
     BatchName::new("b").unwrap()
 }
 
-/// The life of a process that is made to die somewhere in here: one job done, one to be tried again, one dead.
+/// The life of a process that is made to die somewhere in here: one job done, one to be tried again, one dead. The
+/// tests below run it by itself, in a folder that is marked; anywhere else it does nothing.
 #[tokio::test]
-#[ignore = "the victim of the test below, which runs it in a folder of its own"]
 async fn a_victim() {
+    if !Path::new(MARK).exists() {
+        return;
+    }
     let sqlite = open(Path::new(".")).await;
     sqlite.enqueue(three()).await.unwrap();
     let mut source = subscribe(&sqlite, "victim", LEASE).await;
@@ -47,11 +53,28 @@ async fn a_victim() {
 }
 
 #[tokio::test]
-async fn a_process_that_dies_at_any_step_leaves_the_file_whole() {
-    for point in CRASH_POINTS {
+async fn a_process_may_die_anywhere_in_enqueue() {
+    die_at_each("sqlite.enqueue.").await;
+}
+
+#[tokio::test]
+async fn a_process_may_die_anywhere_in_lease() {
+    die_at_each("sqlite.lease.").await;
+}
+
+#[tokio::test]
+async fn a_process_may_die_anywhere_in_settle() {
+    die_at_each("sqlite.settle.").await;
+}
+
+async fn die_at_each(step: &str) {
+    let points: Vec<_> = CRASH_POINTS.iter().filter(|point| point.starts_with(step)).collect();
+    assert!(points.len() > 3, "{points:?}");
+    for point in points {
         let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(MARK), "").unwrap();
         let victim = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "broker::sqlite::tests::crash::a_victim", "--ignored"])
+            .args(["--exact", "broker::sqlite::tests::crash::a_victim"])
             .current_dir(folder.path())
             .env("FAILPOINTS", format!("{point}=return"))
             .output()
