@@ -13,7 +13,6 @@ use crate::printer::{Color, Format};
 #[command(
     name = "promptq",
     version,
-    propagate_version = true,
     subcommand_required = true,
     arg_required_else_help = true,
     max_term_width = 100,
@@ -45,10 +44,10 @@ pub struct Global {
     #[arg(long, value_name = "URL", global = true)]
     pub broker: Option<String>,
     /// Where records are kept, for brokers that keep none (`PROMPTQ_LEDGER`)
-    #[arg(long, value_name = "URL", global = true, hide_short_help = true)]
+    #[arg(long, value_name = "URL", global = true)]
     pub ledger: Option<String>,
     /// Where large answers go, such as `s3://bucket/prefix` (`PROMPTQ_STORE`)
-    #[arg(long, value_name = "URL", global = true, hide_short_help = true)]
+    #[arg(long, value_name = "URL", global = true)]
     pub store: Option<String>,
     /// Say nothing but results and errors
     #[arg(short, long, global = true, conflicts_with = "verbose")]
@@ -56,8 +55,15 @@ pub struct Global {
     /// Log more (-vv debug, -vvv trace)
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub verbose: u8,
-    /// Colour on a terminal, always or never
-    #[arg(long, value_name = "WHEN", global = true, default_value = "auto", hide_short_help = true)]
+    /// auto, always or never
+    #[arg(
+        long,
+        value_name = "WHEN",
+        global = true,
+        default_value = "auto",
+        hide_default_value = true,
+        hide_possible_values = true
+    )]
     pub color: Color,
 }
 
@@ -65,8 +71,14 @@ pub struct Global {
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Output")]
 pub struct Output {
-    /// The shape of data
-    #[arg(long, value_name = "FORMAT", default_value = "table")]
+    /// table, plain, json or jsonl
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        default_value = "table",
+        hide_default_value = true,
+        hide_possible_values = true
+    )]
     pub format: Format,
     /// Short for --format json
     #[arg(long, conflicts_with_all = ["format", "jsonl"])]

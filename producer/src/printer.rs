@@ -138,8 +138,7 @@ impl Printer {
             return;
         }
         if self.is_json() {
-            let value = serde_json::json!({ "error": problem });
-            stderr_line(&value.to_string());
+            stderr_line(&problem.to_json().to_string());
             return;
         }
         let text = problem.to_string();

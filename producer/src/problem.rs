@@ -5,7 +5,7 @@ use std::fmt;
 use std::process::ExitCode;
 
 use promptq_common::error::{Error, Kind};
-use serde::Serialize;
+use serde_json::{Value, json};
 
 /// How a command ended, as scripts see it. The numbers are a contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +60,7 @@ impl From<Exit> for ExitCode {
 }
 
 /// Why a command cannot go on.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct Problem {
     /// A short, stable name: `bad-row`, `unreachable`.
     pub slug: &'static str,
@@ -71,7 +71,6 @@ pub struct Problem {
     /// How to mend it, with a command to copy.
     pub hints: Vec<String>,
     /// The exit code it leads to.
-    #[serde(serialize_with = "as_number")]
     pub exit: Exit,
 }
 
@@ -91,6 +90,18 @@ impl Problem {
     pub fn hint(mut self, line: impl Into<String>) -> Self {
         self.hints.push(line.into());
         self
+    }
+
+    /// As an object of the problem+json kind (RFC 9457), for programs.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "type": format!("/problems/{}", self.slug),
+            "title": self.what,
+            "code": self.slug,
+            "details": self.details,
+            "hints": self.hints,
+            "exit": self.exit.code(),
+        })
     }
 
     /// A wrong flag or argument.
@@ -134,11 +145,6 @@ impl From<Error> for Problem {
 
 /// Shorthand for what commands return.
 pub type Result<T, E = Problem> = std::result::Result<T, E>;
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde calls")]
-fn as_number<S: serde::Serializer>(exit: &Exit, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-    serializer.serialize_u8(exit.code())
-}
 
 #[cfg(test)]
 mod tests {

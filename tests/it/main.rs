@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 mod chaos;
+mod commands;
 mod conformance;
 mod run;
 mod store;

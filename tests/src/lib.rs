@@ -5,4 +5,5 @@ pub mod backends;
 pub mod binary;
 pub mod chaos;
 pub mod fixture;
+pub mod process;
 pub mod steps;

@@ -153,14 +153,19 @@ fn finish(cx: &Context, args: &Args, subject: &str, done: &Done) -> Result<Exit>
     let Done { ended, flagged, already, unknown } = done;
     let reason = args.confirm.reason.as_deref();
     audit(&Act { action: "cancel", subject, reason, count: ended + flagged });
-    if cx.printer.is_json() {
-        cx.printer.json(&json!({ "cancelled": ended, "stopping": flagged, "already": already, "unknown": unknown }))?;
-    } else {
-        let [ended, flagged, already] = [ended, flagged, already].map(|count| thousands(*count));
-        cx.printer.line(&format!("cancelled {ended}  stopping {flagged}  already finished {already}"))?;
-        for id in unknown {
-            cx.printer.warn(&format!("there is no job {id}"));
+    let missing = unknown.first().map(|id| {
+        let more = if unknown.len() > 1 { format!(" (and {} more)", unknown.len() - 1) } else { String::new() };
+        Problem::new(Exit::NotFound, "not-found", format!("there is no job {id}{more}"))
+    });
+    // Where nothing was met there is no data, only the problem.
+    if missing.is_none() || ended + flagged + already > 0 {
+        if cx.printer.is_json() {
+            let shown = json!({ "cancelled": ended, "stopping": flagged, "already": already, "unknown": unknown });
+            cx.printer.json(&shown)?;
+        } else {
+            let [ended, flagged, already] = [ended, flagged, already].map(|count| thousands(*count));
+            cx.printer.line(&format!("cancelled {ended}  stopping {flagged}  already finished {already}"))?;
         }
     }
-    Ok(if unknown.is_empty() { Exit::Done } else { Exit::NotFound })
+    missing.map_or(Ok(Exit::Done), Err)
 }

@@ -73,30 +73,40 @@ impl Back {
 
     /// Says what came of it, for people, programs and the audit.
     pub(super) fn finish(self, cx: &Context, act: &Act<'_>) -> Result<Exit> {
-        let Self { queued, waiting, succeeded, gone, unknown } = &self;
+        let Self { queued, waiting, .. } = &self;
         audit(&Act { count: *queued, ..act.clone() });
+        let problem = self.problem();
+        // Where nothing was done there is no data, only the problem.
+        if problem.is_none() || queued + waiting > 0 {
+            self.show(cx)?;
+        }
+        problem.map_or(Ok(Exit::Done), Err)
+    }
+
+    fn show(&self, cx: &Context) -> Result<()> {
+        let Self { queued, waiting, succeeded, gone, unknown } = self;
         if cx.printer.is_json() {
-            cx.printer.json(&json!({
+            return cx.printer.json(&json!({
                 "queued": queued, "already_waiting": waiting, "succeeded": succeeded, "gone": gone, "unknown": unknown
-            }))?;
-        } else {
-            let [queued, waiting] = [queued, waiting].map(|count| thousands(*count));
-            cx.printer.line(&format!("back in line {queued}  already waiting {waiting}"))?;
+            }));
         }
-        match (unknown.first(), gone.first(), succeeded.first()) {
-            (Some(id), _, _) => {
-                Err(Problem::new(Exit::NotFound, "not-found", format!("there is no job {id}{}", more(unknown))))
-            }
-            (None, Some(id), _) => {
-                let what = format!("{id}{} can no longer be run: it was dropped, or is past retention", more(gone));
-                Err(Problem::new(Exit::NotFound, "gone", what).hint("submit it again"))
-            }
-            (None, None, Some(id)) => {
-                let what = format!("{id}{} has succeeded, and a success is never replaced", more(succeeded));
-                Err(Problem::new(Exit::Conflict, "succeeded", what).hint("submit it again as a new job"))
-            }
-            (None, None, None) => Ok(Exit::Done),
+        let [queued, waiting] = [queued, waiting].map(|count| thousands(*count));
+        cx.printer.line(&format!("back in line {queued}  already waiting {waiting}"))
+    }
+
+    fn problem(&self) -> Option<Problem> {
+        let Self { succeeded, gone, unknown, .. } = self;
+        if let Some(id) = unknown.first() {
+            let what = format!("there is no job {id}{}", more(unknown));
+            return Some(Problem::new(Exit::NotFound, "not-found", what));
         }
+        if let Some(id) = gone.first() {
+            let what = format!("{id}{} can no longer be run: it was dropped, or is past retention", more(gone));
+            return Some(Problem::new(Exit::NotFound, "gone", what).hint("submit it again"));
+        }
+        let id = succeeded.first()?;
+        let what = format!("{id}{} has succeeded, and a success is never replaced", more(succeeded));
+        Some(Problem::new(Exit::Conflict, "succeeded", what).hint("submit it again as a new job"))
     }
 }
 
