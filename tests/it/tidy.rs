@@ -386,7 +386,7 @@ fn tree() -> Vec<File> {
                 if !is_hidden && name != "target" {
                     folders.push(path);
                 }
-            } else if let Ok(text) = std::fs::read_to_string(entry.path()) {
+            } else if let (false, Ok(text)) = (name == ".git", std::fs::read_to_string(entry.path())) {
                 files.push(File { path: name, text });
             }
         }
