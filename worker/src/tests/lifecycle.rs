@@ -149,7 +149,9 @@ async fn a_job_that_ended_elsewhere_is_dropped() {
     let delivery = lease_as(&rig, &WorkerId::random("other")).await;
     let record = Record::unrun(&delivery.head, End::Succeeded, None, Timestamp::now());
     delivery.lease.settle(Verdict::End(Box::new(record))).await.unwrap();
+    let ended = tokio::time::Instant::now();
     rig.until(async || runner.running() == 0).await;
+    assert!(ended.elapsed() <= rig.settings.heartbeat, "{:?}", ended.elapsed());
     let drained = rig.drain().await;
     assert_eq!((drained.finished.dropped, drained.finished.ended()), (1, 0));
 }
