@@ -8,3 +8,4 @@ mod conformance;
 mod run;
 mod store;
 mod tidy;
+mod worker;
