@@ -109,7 +109,7 @@ fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 fn lines(path: &Path) -> usize {
-    std::fs::read(path).map_or(0, |bytes| bytes.iter().filter(|byte| **byte == b'\n').count())
+    std::fs::read(path).map_or(0, |bytes| String::from_utf8_lossy(&bytes).matches('\n').count())
 }
 
 fn end(child: Child) -> Ended {
@@ -297,6 +297,19 @@ fn standard_input_goes_in_and_results_come_out() {
         .collect();
     texts.sort();
     assert_eq!(texts, ["ONE", "TWO"]);
+}
+
+#[test]
+fn a_stream_is_enqueued_as_it_comes_up_to_the_first_fault() {
+    let home = Home::new();
+    let args = ["run", "-", "--stream", "-m", "mock:latency=0", "-o", "out.jsonl"];
+    let mut child = home.command("promptq", &args).stdin(Stdio::piped()).spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    input.write_all(b"{\"prompt\":\"one\"}\n").unwrap();
+    wait_until("the first answer, before the second row", || lines(&home.path("out.jsonl")) == 1);
+    input.write_all(b"{\"prompt\":\"two\"}\n{\"x\":1}\n").unwrap();
+    drop(input);
+    end(child).exits(2).says("row 3 of -: there is no key").says("2 jobs were enqueued before this");
 }
 
 #[test]

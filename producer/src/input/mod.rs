@@ -114,6 +114,11 @@ impl Reading {
         }
     }
 
+    /// Whether the next row may have to be waited for: what was read so far had better be sent.
+    pub fn drained(&self) -> bool {
+        self.rows.as_ref().is_some_and(Rows::drained)
+    }
+
     /// What every file was, once everything is read.
     pub fn prints(self) -> Vec<Print> {
         self.prints

@@ -136,6 +136,14 @@ impl Rows {
         }
     }
 
+    /// Whether the next row may have to be waited for.
+    pub(super) fn drained(&self) -> bool {
+        match &self.shape {
+            Shape::Lines { reader, .. } => !reader.buffer().contains(&b'\n'),
+            Shape::Csv(_) | Shape::Whole { .. } => false,
+        }
+    }
+
     /// What was read, for comparing two readings.
     pub(super) fn print(&self) -> Option<Print> {
         self.tracked().map(Tracked::print)

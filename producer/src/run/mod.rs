@@ -31,7 +31,8 @@ use follow::{Follower, Sink};
 use lock::Lock;
 use output::{OutputFile, Position};
 
-/// Runs to the end, or until it is stopped; see protocol of `run` in ARCHITECTURE.md.
+/// Runs to the end, or until it is stopped. Dies after any step: the same command again recovers the leases of the
+/// worker that signed the lock, enqueues what is missing, and cuts the output back to the last saved position.
 pub(crate) async fn run(cx: &Context, args: &RunArgs) -> Result<Exit> {
     let sources = sources(&args.input).await?;
     let output = Some(args.output.as_path()).filter(|path| *path != Path::new("-"));
@@ -66,8 +67,9 @@ pub(crate) async fn run(cx: &Context, args: &RunArgs) -> Result<Exit> {
     let parts = if fleet { None } else { Some(parts(cx, args, (&queue, &batch), broker, store)?) };
     if let Some(parts) = &parts {
         lock.sign(&parts.settings.worker)?;
-        let (count, workers) = (checked.as_ref().map_or(0, |checked| checked.rows), parts.settings.concurrency);
-        cx.printer.say(&format!("{name} · {} · {workers} at a time", submit::jobs(count)));
+        let count = checked.as_ref().map(|checked| submit::jobs(checked.rows));
+        let (count, workers) = (count.as_deref().unwrap_or("standard input"), parts.settings.concurrency);
+        cx.printer.say(&format!("{name} · {count} · {workers} at a time"));
     }
     let drive = Drive::new(cx, args, follower, batch, queue);
     drive.finish(broker, input, (terms, checked), parts).await

@@ -91,15 +91,8 @@ async fn enqueue_window(input: &Input, broker: &Broker, terms: Terms, window: Wi
     if window.changed {
         return Err(changed());
     }
-    if !window.faults.is_empty() {
-        if !terms.skip_invalid {
-            return Err(if window.checked {
-                changed()
-            } else {
-                window.faults.problem("the rows from here on were not enqueued")
-            });
-        }
-        tally.invalid += window.faults.count();
+    if window.checked && !window.faults.is_empty() && !terms.skip_invalid {
+        return Err(changed());
     }
     let answers = enqueue_retrying(broker, &window.jobs).await?;
     for (job, answer) in window.jobs.iter().zip(answers) {
@@ -111,6 +104,10 @@ async fn enqueue_window(input: &Input, broker: &Broker, terms: Terms, window: Wi
             }
             Enqueued::Refused(refusal) => return Err(refused(input, job, &refusal)),
         }
+    }
+    tally.invalid += window.faults.count();
+    if !window.faults.is_empty() && !terms.skip_invalid {
+        return Err(window.faults.problem("the rows from here on were not enqueued"));
     }
     Ok(())
 }

@@ -99,6 +99,10 @@ async fn a_file_that_changes_after_the_check_is_noticed() {
     let input = fixture.input(&rows(5..=7), &[]);
     let problem = enqueue(&input, &fixture.broker, Terms::default(), Some(&checked), |_| {}).await.unwrap_err();
     assert_eq!((problem.exit, problem.slug), (Exit::Conflict, "changed"));
+    assert!(
+        problem.details.contains(&"0 jobs were enqueued before this".to_owned()),
+        "before the first window: {problem}"
+    );
 }
 
 #[tokio::test]

@@ -69,9 +69,14 @@ fn send_all(mut reading: Reading, prints: Option<&[Print]>, sender: &mpsc::Sende
             Some((Err(fault), row, place)) => window.faults.add(row, place, fault),
             None => {}
         }
+        // Unchecked rows go as they come, and those before a fault go all the same.
+        let now = !window.checked && (!window.faults.is_empty() || reading.drained());
+        if now && window.jobs.len() < MAX_BATCH {
+            window.jobs.extend(next.take());
+        }
         let size = next.as_ref().map_or(0, |job| job.work.size());
         let full = window.jobs.len() >= MAX_BATCH || bytes + size > WINDOW_BYTES;
-        if ended || (full && !window.jobs.is_empty()) {
+        if ended || now || (full && !window.jobs.is_empty()) {
             window.changed = prints.is_some_and(|prints| !reading.agrees(prints));
             let fresh = Window { checked: window.checked, ..Window::default() };
             if sender.blocking_send(Ok(std::mem::replace(&mut window, fresh))).is_err() {
