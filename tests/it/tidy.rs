@@ -383,7 +383,7 @@ fn tree() -> Vec<File> {
             let name = path.to_str().expect("a UTF-8 path").to_owned();
             let is_hidden = name.starts_with('.') && ![".ci", ".config", ".cargo"].contains(&name.as_str());
             if entry.file_type().unwrap().is_dir() {
-                if !is_hidden && name != "target" {
+                if !is_hidden && entry.file_name() != "target" {
                     folders.push(path);
                 }
             } else if let (false, Ok(text)) = (name == ".git", std::fs::read_to_string(entry.path())) {
