@@ -6,6 +6,7 @@ mod chaos;
 mod commands;
 mod conformance;
 mod run;
+mod secrets;
 mod store;
 mod tidy;
 mod worker;

@@ -53,6 +53,10 @@ pub fn redact_url(text: &str) -> String {
 }
 
 fn masked(url: &Url) -> String {
+    // Behind a bare colon anything may stand, a login with its scheme forgotten included.
+    if url.cannot_be_a_base() && !matches!(url.scheme(), "sqlite" | "memory") {
+        return format!("{}:***", url.scheme());
+    }
     let mut shown = url.clone();
     if shown.password().is_some() && shown.set_password(Some("***")).is_err() {
         return "***".to_owned();
@@ -75,6 +79,8 @@ mod tests {
             ("sqlite:///var/q.db", "sqlite:///var/q.db"),
             ("https://host/?token=hunter2", "https://host/?***"),
             ("hunter2", "***"),
+            ("me:hunter2@host", "me:***"),
+            ("sqlite:q.db", "sqlite:q.db"),
         ];
         for (url, expected) in shown {
             assert_eq!(redact_url(url), expected);
