@@ -5,6 +5,8 @@
 mod chaos;
 mod commands;
 mod conformance;
+mod llm;
+mod readme;
 mod run;
 mod secrets;
 mod store;

@@ -5,5 +5,6 @@ pub mod backends;
 pub mod binary;
 pub mod chaos;
 pub mod fixture;
+pub mod llm;
 pub mod process;
 pub mod steps;
