@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use promptq_common::broker::{Broker, Consumer, Delivery, Enqueued, Retention, Settled, Swept, Terms, Want, WorkerId};
+use promptq_common::broker::{
+    Broker, Claim, Consumer, Delivery, Enqueued, Retention, Settled, Swept, Terms, Want, WorkerId,
+};
 use promptq_common::job::{BatchName, Job, JobId};
 use promptq_common::ledger::{BatchView, Counts, Cursor, JobFilter, JobView, Scope};
 use promptq_common::record::{End, Record, State};
@@ -71,14 +73,11 @@ impl Worker {
             }
             for delivery in found {
                 let id = delivery.head.id;
-                match delivery.lease.claim().await.expect("claims") {
-                    promptq_common::broker::Claim::Cancelled => {
-                        end(delivery, End::Cancelled).await;
-                    }
-                    _ => {
-                        answered.push(id);
-                        end(delivery, End::Succeeded).await;
-                    }
+                if delivery.lease.claim().await.expect("claims") == Claim::Cancelled {
+                    end(delivery, End::Cancelled).await;
+                } else {
+                    answered.push(id);
+                    end(delivery, End::Succeeded).await;
                 }
             }
         }

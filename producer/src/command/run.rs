@@ -40,7 +40,7 @@ pub struct RunArgs {
     pub progress: Mode,
 }
 
-/// Runs; see [`mod@crate::run`]. Sees to Ctrl-C itself.
+/// Runs; see the module `run` of this crate. Sees to Ctrl-C itself.
 pub async fn run(cx: &Context, args: &RunArgs) -> Result<Exit> {
     crate::run::run(cx, args).await
 }

@@ -40,10 +40,8 @@ pub(crate) async fn a_lease_of_a_queue_paused_meanwhile_is_told_by_its_claim(f: 
     f.broker.pause(&Queue::standard(), Some("maintenance")).await.unwrap();
     let lease = &delivery.lease;
     let claim = eventually("the claim says so", || async {
-        match lease.claim().await.unwrap() {
-            Claim::Fresh { .. } => None,
-            claim => Some(claim),
-        }
+        let claim = lease.claim().await.unwrap();
+        (!matches!(claim, Claim::Fresh { .. })).then_some(claim)
     });
     assert_eq!(claim.await, Claim::Paused { reason: "maintenance".into() });
 }

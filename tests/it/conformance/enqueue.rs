@@ -171,7 +171,7 @@ pub(crate) async fn a_worker_that_waits_gets_a_new_job_at_once(f: Fixture) {
         (worker.one().await, since.elapsed())
     };
     let job = job();
-    let (_, (delivery, took)) = tokio::join!(put(&other, std::slice::from_ref(&job)), waiting);
+    let ((), (delivery, took)) = tokio::join!(put(&other, std::slice::from_ref(&job)), waiting);
     assert_eq!(delivery.head.id, job.id);
     assert!(took < Duration::from_secs(1), "took {took:?}");
 }
