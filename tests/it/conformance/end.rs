@@ -77,7 +77,7 @@ pub(crate) async fn a_passed_deadline_shows_as_expired_at_once(f: Fixture) {
 }
 
 pub(crate) async fn a_job_past_its_deadline_is_never_leased(f: Fixture) {
-    let late = Job { deadline: Timestamp::now(), ..job_of(&batch("b")) };
+    let late = Job { deadline: Timestamp::now() - Duration::from_millis(1), ..job_of(&batch("b")) };
     put(&f.broker, std::slice::from_ref(&late)).await;
     let id = put_one(&f.broker, job_of(&batch("b"))).await;
     let mut worker = f.worker().await;
@@ -88,7 +88,7 @@ pub(crate) async fn a_job_past_its_deadline_is_never_leased(f: Fixture) {
 }
 
 pub(crate) async fn a_sweep_ends_what_passed_its_deadline(f: Fixture) {
-    let late = Job { deadline: Timestamp::now(), ..job_of(&batch("b")) };
+    let late = Job { deadline: Timestamp::now() - Duration::from_millis(1), ..job_of(&batch("b")) };
     put(&f.broker, std::slice::from_ref(&late)).await;
     put_one(&f.broker, job_of(&batch("b"))).await;
     assert_eq!(sweep(&f.broker, &Retention::standard()).await.expired, 1);

@@ -74,7 +74,7 @@ pub(crate) async fn a_job_back_in_line_is_not_redriven_twice(f: Fixture) {
 pub(crate) async fn cancelled_and_expired_jobs_can_be_redriven(f: Fixture) {
     let cancelled = put_one(&f.broker, job()).await;
     f.broker.cancel(&[cancelled]).await.unwrap();
-    let expired = put_one(&f.broker, Job { deadline: Timestamp::now(), ..job() }).await;
+    let expired = put_one(&f.broker, Job { deadline: Timestamp::now() - Duration::from_millis(1), ..job() }).await;
     sweep(&f.broker, &promptq_common::broker::Retention::standard()).await;
     assert_eq!(state(&f.broker, expired).await, State::Expired);
     let answers = f.broker.redrive(&[cancelled, job().id, expired]).await.unwrap();
