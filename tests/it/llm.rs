@@ -2,13 +2,16 @@
 //! this size answers nonsense, so only shapes and counts are looked at.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 
 use promptq_common::broker::{LeaseId, WorkerId};
 use promptq_common::job::{Job, Queue};
 use promptq_common::outcome::{Body, Failure, FailureClass, Outcome, Reply};
 use promptq_common::work::{Input, Prompt, Work};
 use promptq_tests::llm::Llm;
+use promptq_tests::process::{Home, Said};
 use promptq_worker::runner::{ExecSettings, MockSettings, ProviderSettings, RunContext, RunnerSettings, Runners};
+use serde_json::Value;
 
 #[tokio::test]
 async fn a_real_model_answers_in_every_shape() {
@@ -36,6 +39,32 @@ async fn a_real_model_answers_in_every_shape() {
     let long = run(&runners, prompt(&"one two three ".repeat(1_500), "")).await.unwrap_err();
     assert_eq!((long.class, long.code.as_str()), (FailureClass::Fatal, "context_length_exceeded"));
     assert_eq!(long.status_code, Some(400));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_and_a_batch_file_are_answered_by_a_real_model() {
+    let llm = Llm::start().await.unwrap();
+    let home = Home::new();
+    let batch = r#"{"custom_id":"b1","method":"POST","url":"/v1/chat/completions","body":{"model":"smollm2","messages":[{"role":"user","content":"Why is the sky blue?"}],"max_tokens":4}}"#;
+    for (name, input, options, tokens) in [
+        ("lines.jsonl", "Say hello.\nName a colour.\n", &["-m", Llm::MODEL, "--max-tokens", "8"][..], 8),
+        ("batch.jsonl", batch, &["--in", "openai-batch"], 4),
+    ] {
+        let file = home.write("in", input);
+        let mut command = home.program("promptq", &[&["run", "-", "-o", name], options].concat());
+        command.env("OPENAI_BASE_URL", llm.base_url()).env("OPENAI_API_KEY", "none").stdin(File::open(file).unwrap());
+        Said::of(&mut command).ends(0);
+        let answers = std::fs::read_to_string(home.path(name)).unwrap();
+        assert_eq!(answers.lines().count(), input.lines().count());
+        for line in answers.lines() {
+            let answer: Value = serde_json::from_str(line).unwrap();
+            let body = &answer["response"]["body"];
+            assert_eq!(answer["response"]["status_code"], 200, "{line}");
+            assert!(!body["choices"][0]["message"]["content"].as_str().unwrap().is_empty(), "{line}");
+            let spent = body["usage"]["completion_tokens"].as_u64().unwrap();
+            assert!((1..=tokens).contains(&spent), "{line}");
+        }
+    }
 }
 
 #[tokio::test]

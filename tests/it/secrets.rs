@@ -76,6 +76,18 @@ fn a_run_that_works_says_none_of_it() {
 }
 
 #[test]
+fn a_program_sees_no_keys() {
+    let home = Home::new();
+    rows(&home, "in.jsonl");
+    hushed(&mut home.program("promptq", &["run", "in.jsonl", "-m", "exec:env", "-o", "out.jsonl"])).ends(0);
+    let seen = std::fs::read_to_string(home.path("out.jsonl")).unwrap();
+    assert!(seen.contains("PATH=/usr/bin") && seen.contains("PROMPTQ_JOB_ID="), "{seen}");
+    for name in [KEY, "OPENAI_", "PROMPTQ_BROKER", "PROMPTQ_LOG", "USER="] {
+        assert!(!seen.contains(name), "{name} reached the program");
+    }
+}
+
+#[test]
 fn a_run_that_fails_says_none_of_it() {
     let home = Home::new();
     rows(&home, "in.jsonl");
@@ -83,6 +95,8 @@ fn a_run_that_fails_says_none_of_it() {
     hushed(&mut home.program("promptq", &["run", "in.jsonl", "-m", loud, "--attempts", "1", "-o", "a.jsonl"])).ends(3);
     let mut refused = home.program("promptq", &["run", "in.jsonl", "-m", "some", "-o", "b.jsonl"]);
     hushed(refused.env("OPENAI_BASE_URL", echoing("400 Bad Request"))).ends(3);
+    let said = hushed(&mut home.program("promptq", &["dead", "list", "--json"])).ends(0);
+    quiet(&said.stdout);
     home.write("bad.jsonl", &format!("{{\"prompt\":\"{PROMPT}\"}}\n{{\"prompt\":\"{PROMPT}\n"));
     let said =
         Said::of(home.program("promptq", &["run", "bad.jsonl", "-m", "mock", "-vvv"]).env("OPENAI_API_KEY", KEY));

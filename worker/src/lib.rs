@@ -6,6 +6,7 @@ mod admission;
 pub mod cli;
 pub mod configured;
 mod drain;
+mod echo;
 mod execute;
 mod heartbeat;
 mod intake;

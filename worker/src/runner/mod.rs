@@ -177,7 +177,7 @@ pub struct RunnerSettings {
 }
 
 /// One OpenAI-compatible server.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ProviderSettings {
     /// Up to and including the version, such as `https://api.openai.com/v1`.
     pub base_url: String,
@@ -185,6 +185,13 @@ pub struct ProviderSettings {
     pub api_key: Option<SecretString>,
     /// The model for jobs that name none.
     pub default_model: Option<String>,
+}
+
+/// By hand: a base URL may hold a key that its owner put there.
+impl fmt::Debug for ProviderSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProviderSettings").field("default_model", &self.default_model).finish_non_exhaustive()
+    }
 }
 
 /// Who may run which program.
@@ -300,7 +307,13 @@ mod tests {
         let mut bad = settings();
         bad.exec.named.insert("none".into(), Vec::new());
         assert!(Runners::new(bad).unwrap_err().to_string().contains("runners.none.argv"));
-        let runners = Runners::new(settings()).unwrap();
-        assert!(!format!("{runners:?}").contains("sk-secret"));
+        let mut careless = settings();
+        careless.providers.get_mut("local").unwrap().base_url = "http://127.0.0.1:9/v1?key=hush".into();
+        // Set for every test by cargo and nextest.
+        careless.exec.environment.push("CARGO_MANIFEST_DIR".into());
+        let shown = format!("{careless:?} {:?}", Runners::new(careless.clone()).unwrap());
+        for secret in ["sk-secret", "hush", env!("CARGO_MANIFEST_DIR")] {
+            assert!(!shown.contains(secret), "{shown}");
+        }
     }
 }

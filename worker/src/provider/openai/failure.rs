@@ -6,13 +6,11 @@ use reqwest::header::HeaderMap;
 use serde_json::Value;
 
 use self::FailureClass::{Account, Capacity, Content, Fatal, Throttled, Transient};
+use crate::echo::echoes;
 use crate::provider::delay;
 
 /// How much of a provider's message is quoted, in characters.
 const QUOTED: usize = 300;
-/// The shortest and the longest piece of a prompt that counts as an echo when a message repeats it, in bytes. Longer than
-/// the names of parameters and most models, which a useful message does repeat.
-const ECHO: (usize, usize) = (8, 20);
 
 /// What was answered in place of an answer.
 #[derive(Clone, Copy, Debug)]
@@ -93,7 +91,6 @@ fn by_code(said: &Said) -> Option<(FailureClass, String)> {
             "model_not_found" => (Fatal, code),
             "context_length_exceeded" | "exceed_context_size_error" => (Fatal, "context_length_exceeded"),
             "content_policy_violation" | "content_filter" => (Content, code),
-            "server_error" if said.number.is_none() => (Transient, code),
             _ => return None,
         })
     })?;
@@ -153,17 +150,6 @@ fn detail(status: u16, said: &Said, secrets: &[&str]) -> String {
     format!("HTTP {status}: {message}")
 }
 
-/// Whether the message repeats a piece of the text: all of a short one, or any [`ECHO`] bytes of a longer one.
-fn echoes(message: &str, text: &str) -> bool {
-    let (least, most) = ECHO;
-    let piece = text.len().min(most);
-    if piece < least {
-        return false;
-    }
-    let pieces: std::collections::HashSet<&[u8]> = message.as_bytes().windows(piece).collect();
-    text.as_bytes().windows(piece).any(|window| pieces.contains(window))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -201,6 +187,7 @@ mod tests {
             (498, error("capacity_exceeded", "")),
             (429, error("", "429 Resource Unavailable")),
             (503, String::new()),
+            (503, r#"{"error":{"type":"server_error","message":"The engine is overloaded","code":null}}"#.to_owned()),
             (529, String::new()),
             (200, r#"{"error":{"code":503,"message":"no instance"}}"#.to_owned()),
         ] {

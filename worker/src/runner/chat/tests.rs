@@ -23,14 +23,19 @@ struct Server {
 
 impl Server {
     async fn answering(answer: impl Into<String>) -> Self {
-        Self::start(Some(answer.into())).await
+        Self::start(answer.into(), false).await
+    }
+
+    /// Holds the connection after its bytes.
+    async fn stalling(answer: &str) -> Self {
+        Self::start(answer.to_owned(), true).await
     }
 
     async fn hanging() -> Self {
-        Self::start(None).await
+        Self::stalling("").await
     }
 
-    async fn start(answer: Option<String>) -> Self {
+    async fn start(answer: String, hold: bool) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base_url = format!("http://{}/v1", listener.local_addr().unwrap());
         let (see, seen) = mpsc::channel(16);
@@ -40,10 +45,9 @@ impl Server {
             while let Ok((mut stream, _)) = listener.accept().await {
                 let request = request(&mut stream).await;
                 see.send(request).await.unwrap();
-                match &answer {
-                    Some(answer) => stream.write_all(answer.as_bytes()).await.unwrap(),
-                    None => held.push(stream),
-                }
+                // Who was told enough may have hung up.
+                stream.write_all(answer.as_bytes()).await.ok();
+                held.extend(hold.then_some(stream));
             }
         });
         Self { base_url, seen, _running: running }
@@ -166,9 +170,37 @@ async fn a_call_cut_after_it_was_sent_may_have_been_billed() {
         assert_eq!((failure.class, failure.code.as_str()), (UnknownBilled, code));
         assert!(failure.usage.input_tokens > 10 && failure.usage.output_tokens > 0, "{failure:?}");
     }
-    let slow = Server::hanging().await;
-    let failure = run(&slow.base_url, Work::prompt(None, "Hi"), Duration::from_millis(300)).await.unwrap_err();
-    assert_eq!((failure.class, failure.code.as_str()), (UnknownBilled, "timeout"));
+}
+
+#[tokio::test]
+async fn a_call_is_cut_at_the_jobs_timeout() {
+    // Neither a word, nor the end of an answer.
+    for server in [Server::hanging().await, Server::stalling(http("200 OK", "", HELLO).trim_end_matches('}')).await] {
+        let call = run(&server.base_url, Work::prompt(None, "Hi"), Duration::from_millis(300));
+        let failure = tokio::time::timeout(Duration::from_secs(10), call).await.expect("ends in time").unwrap_err();
+        assert_eq!((failure.class, failure.code.as_str()), (UnknownBilled, "timeout"));
+        assert!(failure.usage.output_tokens > 0, "{failure:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_is_not_waited_for_to_its_end() {
+    let long = http("500 Internal Server Error", "", &"x".repeat(2 * ERROR_MAX));
+    let server = Server::stalling(long.split_at(long.len() - ERROR_MAX / 2).0).await;
+    let call = run(&server.base_url, Work::prompt(None, "Hi"), Duration::from_secs(5));
+    assert_eq!(call.await.unwrap_err().class, Transient);
+}
+
+#[tokio::test]
+async fn a_redirect_is_refused_and_not_followed() {
+    let mut elsewhere = Server::answering(http("200 OK", "", HELLO)).await;
+    let location = format!("location: {}\r\n", elsewhere.base_url);
+    for status in ["301 Moved Permanently", "302 Found", "303 See Other", "307 Temporary Redirect"] {
+        let server = Server::answering(http(status, &location, "")).await;
+        let failure = ask(&server.base_url).await.unwrap_err();
+        assert_eq!((failure.class, failure.code.as_str()), (Fatal, "redirect_refused"), "{status}");
+    }
+    assert!(elsewhere.seen.try_recv().is_err());
 }
 
 #[tokio::test]

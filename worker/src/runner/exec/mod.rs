@@ -14,12 +14,14 @@ use async_trait::async_trait;
 use promptq_common::job::Job;
 use promptq_common::outcome::{Body, Failure, FailureClass, Outcome, Reply};
 use promptq_common::work::{Input, Work};
+use rustix::io::Errno;
 use tokio::process::Command;
 use tokio::time::timeout;
 
 use self::group::Group;
 use self::pipes::{Pipes, TooLarge};
 use super::{ExecSettings, RunContext, Runner, WhenLost};
+use crate::echo::echoes;
 
 /// What every command sees of this process's environment.
 const ENVIRONMENT: [&str; 4] = ["PATH", "HOME", "LANG", "TZ"];
@@ -27,7 +29,7 @@ const ENVIRONMENT: [&str; 4] = ["PATH", "HOME", "LANG", "TZ"];
 const QUOTED: usize = 200;
 
 /// One command, ready to run any number of times.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Exec {
     argv: Vec<String>,
     environment: Vec<(String, OsString)>,
@@ -110,7 +112,7 @@ impl Exec {
         })
         .await;
         match ended {
-            Ok(Ok(Ok(status))) => self.judge(status, &pipes),
+            Ok(Ok(Ok(status))) => self.judge(status, &pipes, &prompt),
             Ok(Ok(Err(error))) => Err(Failure::new(FailureClass::Crashed, "wait_failed", &error.to_string())),
             Ok(Err(TooLarge)) => {
                 let detail = format!("{} wrote more than {} bytes to standard output", self.program(), self.max_output);
@@ -123,11 +125,14 @@ impl Exec {
         }
     }
 
-    fn judge(&self, status: ExitStatus, pipes: &Pipes) -> Result<Reply, Failure> {
+    fn judge(&self, status: ExitStatus, pipes: &Pipes, prompt: &str) -> Result<Reply, Failure> {
         let failure = |class, code: &str, what: String| {
-            let said = last_line(pipes.stderr());
-            let colon = if said.is_empty() { "" } else { ": " };
-            Failure::new(class, code, &format!("{} {what}{colon}{said}", self.program()))
+            let said = match last_line(pipes.stderr()) {
+                said if said.is_empty() => said,
+                said if self.repeats(&said, prompt) => "; its last words quote the job and are left out".to_owned(),
+                said => format!(": {said}"),
+            };
+            Failure::new(class, code, &format!("{} {what}{said}", self.program()))
         };
         match (status.code(), status.signal()) {
             (Some(0), _) => {
@@ -154,10 +159,30 @@ impl Exec {
         }
     }
 
+    /// Whether the words hold a piece of the prompt or of a variable that was let through for this program.
+    fn repeats(&self, said: &str, prompt: &str) -> bool {
+        let own = self.environment.iter().filter(|(name, _)| !ENVIRONMENT.contains(&name.as_str()));
+        echoes(said, prompt) || own.into_iter().any(|(_, value)| echoes(said, &value.to_string_lossy()))
+    }
+
     fn not_started(&self, error: &io::Error) -> Failure {
         let program = self.program();
-        let missing = [io::ErrorKind::NotFound, io::ErrorKind::PermissionDenied, io::ErrorKind::InvalidInput];
-        if missing.contains(&error.kind()) {
+        // An argument with a NUL in it comes without a number.
+        let never = Errno::from_io_error(error).map_or(error.kind() == io::ErrorKind::InvalidInput, |errno| {
+            [
+                Errno::NOENT,
+                Errno::NOTDIR,
+                Errno::ISDIR,
+                Errno::ACCESS,
+                Errno::PERM,
+                Errno::NOEXEC,
+                Errno::TOOBIG,
+                Errno::LOOP,
+                Errno::NAMETOOLONG,
+            ]
+            .contains(&errno)
+        });
+        if never {
             let detail = format!("cannot run {program}: {error}; hint: is it installed where the worker runs?");
             return Failure::new(FailureClass::Fatal, "command_not_found", &detail);
         }
@@ -168,6 +193,13 @@ impl Exec {
     fn timed_out(&self, after: Duration) -> Failure {
         let detail = format!("{} ran longer than {}", self.program(), promptq_common::time::format_duration(after));
         Failure::new(FailureClass::TimedOut, "timeout", &detail)
+    }
+}
+
+/// By hand: neither arguments nor the values of variables are shown.
+impl std::fmt::Debug for Exec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Exec").field("program", &self.program()).finish_non_exhaustive()
     }
 }
 

@@ -1,11 +1,13 @@
 //! Real programs run as jobs: their ends, their limits, and what is left of them afterwards (nothing).
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use promptq_common::broker::{LeaseId, WorkerId};
 use promptq_common::job::Queue;
 use promptq_common::outcome::FailureClass::{Crashed, Fatal, TimedOut, Transient};
+use promptq_common::work::Prompt;
 use tokio::time::{Instant, sleep};
 
 use super::*;
@@ -42,6 +44,15 @@ async fn the_prompt_comes_in_and_the_answer_goes_out() {
     assert_eq!(run(&Exec::inline("tr a-z A-Z", &settings()).unwrap(), "hello\n").await.unwrap(), "HELLO");
     assert_eq!(run(&shell(r"printf 'a\377b\r\n'"), "").await.unwrap(), "a\u{fffd}b");
     assert_eq!(run(&shell("printf 'two\n\n'"), "").await.unwrap(), "two\n");
+    assert_eq!(run(&shell(r"printf 'a\0b'"), "").await.unwrap(), "a\0b");
+}
+
+#[test]
+fn system_text_comes_before_the_prompt_and_a_request_as_its_body() {
+    let prompt = Prompt { text: "Hi".into(), system: Some("Be brief".into()), params: String::new() };
+    assert_eq!(standard_input(&Work { model: None, input: Input::Prompt(prompt) }), "Be brief\n\nHi");
+    let request = Input::Request { url: "/v1/responses".into(), body: "{ }".into() };
+    assert_eq!(standard_input(&Work { model: None, input: request }), "{ }");
 }
 
 #[tokio::test]
@@ -55,11 +66,17 @@ async fn a_large_prompt_and_a_large_answer_pass_each_other() {
 #[tokio::test]
 async fn a_program_need_not_read_its_prompt() {
     let prompt = "x".repeat(1 << 20);
-    assert_eq!(run(&shell("exec 0<&-; echo done"), &prompt).await.unwrap(), "done");
+    for script in ["exec 0<&-; echo done", "head -c 9 >/dev/null; echo done", "echo done"] {
+        assert_eq!(run(&shell(script), &prompt).await.unwrap(), "done", "{script}");
+    }
 }
 
 #[tokio::test]
 async fn each_end_has_its_class() {
+    let folder = tempfile::tempdir().unwrap();
+    let plain_text = folder.path().join("text");
+    fs::write(&plain_text, "no program").unwrap();
+    fs::set_permissions(&plain_text, fs::Permissions::from_mode(0o700)).unwrap();
     for (script, class, code) in [
         ("exit 3", Transient, "exit_3"),
         ("no-such-program-here", Fatal, "command_not_found"),
@@ -69,7 +86,8 @@ async fn each_end_has_its_class() {
         let failure = run(&shell(script), "").await.unwrap_err();
         assert_eq!((failure.class, failure.code.as_str()), (class, code), "{script}");
     }
-    for line in ["/no/such/program", "/etc/passwd", "/tmp"] {
+    for line in ["/no/such/program", "/etc/passwd", "/tmp", "/etc/passwd/sh", "cat a\0b", plain_text.to_str().unwrap()]
+    {
         let failure = run(&Exec::inline(line, &settings()).unwrap(), "").await.unwrap_err();
         assert_eq!((failure.class, failure.code.as_str()), (Fatal, "command_not_found"), "{line}");
     }
@@ -84,6 +102,18 @@ async fn a_failure_quotes_the_last_line_of_standard_error_and_no_more() {
     assert_eq!(failure.detail, "sh exited with 1: disk [1mfull");
     let failure = run(&shell("yes | tr -d '\\n' | head -c 9000 >&2; exit 1"), "").await.unwrap_err();
     assert!(failure.detail.len() < 230, "{}", failure.detail.len());
+}
+
+#[tokio::test]
+async fn a_failure_quotes_neither_the_prompt_nor_a_variable_let_through() {
+    let said = "sh exited with 3; its last words quote the job and are left out";
+    let failure = run(&shell("cat >&2; exit 3"), "what Ada Lovelace told nobody").await.unwrap_err();
+    assert_eq!(failure.detail, said);
+    // Set for every test by cargo and nextest.
+    let mut more = settings();
+    more.environment.push("CARGO_MANIFEST_DIR".to_owned());
+    let argv = ["sh", "-c", "echo $CARGO_MANIFEST_DIR >&2; exit 3"].map(str::to_owned).to_vec();
+    assert_eq!(run(&Exec::new(argv, &more).unwrap(), "").await.unwrap_err().detail, said);
 }
 
 #[tokio::test]
@@ -134,20 +164,56 @@ async fn who_ignores_sigterm_is_killed() {
     gone(&pid_in(folder.path()).await).await;
 }
 
+/// A program whose grandchild is deaf to SIGTERM and writes to a file for ever.
+fn stubborn(folder: &Path) -> Exec {
+    let at = folder.display();
+    let grandchild = format!("trap \"\" TERM; while :; do echo more >> {at}/file; sleep 0.01; done");
+    shell(&format!("trap '' TERM; sh -c '({grandchild}) & echo $! > {at}/pid; wait' & wait"))
+}
+
+async fn silent(folder: &Path) {
+    gone(&pid_in(folder).await).await;
+    assert!(!fs::read(folder.join("file")).unwrap().is_empty(), "it never got to write");
+}
+
+#[tokio::test]
+async fn a_timeout_kills_grandchildren_that_ignore_sigterm() {
+    let folder = tempfile::tempdir().unwrap();
+    let failure = stubborn(folder.path()).attempt(&job("", 500), &cx()).await.unwrap_err();
+    assert_eq!(failure.class, TimedOut);
+    silent(folder.path()).await;
+}
+
+#[tokio::test]
+async fn too_much_output_kills_grandchildren() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = format!("sleep 300 & echo $! > {}/pid; yes", folder.path().display());
+    assert_eq!(run(&shell(&script), "").await.unwrap_err().code, "output_too_large");
+    gone(&pid_in(folder.path()).await).await;
+}
+
 #[tokio::test]
 async fn dropping_the_run_kills_grandchildren() {
     let folder = tempfile::tempdir().unwrap();
-    let script = format!("trap '' TERM; (trap '' TERM; sleep 300) & echo $! > {}/pid; wait", folder.path().display());
-    let exec = shell(&script);
+    let exec = stubborn(folder.path());
+    let file = folder.path().join("file");
     let (job, cx) = (job("", 60_000), cx());
-    let pid = {
+    {
         let mut running = Box::pin(exec.run(&job, &cx));
         tokio::select! {
             outcome = &mut running => panic!("{outcome:?}"),
-            pid = pid_in(folder.path()) => pid,
+            () = written(&file) => {}
         }
-    };
-    gone(&pid).await;
+    }
+    silent(folder.path()).await;
+}
+
+async fn written(file: &Path) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while fs::read(file).map_or(true, |bytes| bytes.is_empty()) {
+        assert!(Instant::now() < deadline, "nothing was written");
+        sleep(Duration::from_millis(10)).await;
+    }
 }
 
 async fn pid_in(folder: &Path) -> String {
