@@ -341,3 +341,18 @@ fn a_run_can_use_a_fleet() {
     worker.wait().unwrap();
     home.assert_each_once("out.jsonl", 30, "succeeded");
 }
+
+#[test]
+fn a_run_with_a_store_leaves_its_roll_up_there() {
+    let home = Home::new();
+    home.rows("rows.jsonl", 5);
+    let store = format!("file://{}", home.path("store").display());
+    let args = ["run", "rows.jsonl", "-m", "mock:latency=0", "-o", "out.jsonl"];
+    home.promptq(&args).exits(0);
+    assert!(!home.path("store").exists());
+    home.promptq(&[&args[..], &["--store", &store]].concat()).exits(0);
+    let batches: Vec<_> = std::fs::read_dir(home.path("store/batches")).unwrap().map(|entry| entry.unwrap()).collect();
+    assert_eq!(batches.len(), 1);
+    assert_eq!(lines(&batches[0].path().join("results.jsonl")), 5);
+    assert!(batches[0].path().join("summary.json").exists());
+}

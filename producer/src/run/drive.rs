@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use promptq_common::broker::Broker;
+use promptq_common::broker::{Broker, WorkerId};
 use promptq_common::job::{BatchName, Queue};
 use promptq_common::ledger::BatchView;
 use promptq_common::outcome::FailureClass;
+use promptq_common::store::Store;
 use promptq_common::time::Timestamp;
+use promptq_worker::rollup;
 use promptq_worker::status::{Blocked, BlockedBy, Board};
 use promptq_worker::stop::{Phase, Stop};
 use promptq_worker::{Drained, Parts, StopReason};
@@ -39,6 +41,8 @@ pub(super) struct Drive<'a> {
     queue: Queue,
     stop: Stop,
     board: Option<Board>,
+    /// Where the batch is rolled up once it has ended, and as whom.
+    roll_up: Option<(Store, WorkerId)>,
     tally: Option<Tally>,
     total: u64,
     dead_before: Option<u64>,
@@ -71,6 +75,7 @@ impl<'a> Drive<'a> {
             queue,
             stop,
             board: None,
+            roll_up: None,
             tally: None,
             total: 0,
             dead_before: None,
@@ -99,6 +104,8 @@ impl<'a> Drive<'a> {
         let mut workers = JoinSet::new();
         if let Some(parts) = parts {
             self.board = Some(parts.board.clone());
+            let store = parts.store.clone().filter(|_| parts.settings.roll_up);
+            self.roll_up = store.map(|store| (store, parts.settings.worker.clone()));
             workers.spawn(promptq_worker::run(parts, self.stop.clone()));
         }
         let leave = self.drive(broker, &mut enqueueing, &mut workers).await;
@@ -224,11 +231,19 @@ impl<'a> Drive<'a> {
         }
         while self.follower.step().await? {}
         let Some(view) = broker.ledger().batch(&self.batch).await? else {
+            if matches!(leave, Leave::Interrupted) {
+                self.cx.printer.say("stopped before anything was enqueued");
+                return Ok(Exit::Interrupted);
+            }
             return Err(Problem::new(Exit::NotFound, "not-found", format!("batch {} is gone", self.batch)));
         };
         let finished = matches!(leave, Leave::Finished);
         if finished && self.follower.position().lines > view.counts.ended() {
             self.follower.rewrite().await?;
+        }
+        if let Some((store, worker)) = self.roll_up.take().filter(|_| finished) {
+            // Its workers have left before their next round of upkeep came.
+            rollup::step(broker, &store, &worker).await?;
         }
         let how = if finished { "done" } else { "stopped" };
         let say = |line: &str| self.cx.printer.say(line);

@@ -10,12 +10,13 @@ mod summary;
 use std::path::Path;
 use std::sync::Arc;
 
-use promptq_common::broker::{Broker, MAX_BATCH};
+use promptq_common::broker::{Broker, MAX_BATCH, Redriven};
 use promptq_common::config::Origin;
 use promptq_common::job::{BatchName, JobId, Queue};
 use promptq_common::ledger::JobFilter;
 use promptq_common::record::State;
 use promptq_common::store::Store;
+use promptq_common::telemetry::{Act, audit};
 use promptq_worker::runner::Runners;
 use promptq_worker::status::Board;
 use promptq_worker::{Parts, configured};
@@ -134,10 +135,12 @@ async fn retry_dead(broker: &Broker, batch: &BatchName) -> Result<u64> {
         let page = broker.ledger().list(&filter, cursor.as_deref(), MAX_BATCH).await?;
         let ids: Vec<_> = page.items.iter().map(|job| job.id).collect();
         if !ids.is_empty() {
-            redriven += broker.redrive(&ids).await?.len() as u64;
+            let answers = broker.redrive(&ids).await?;
+            redriven += answers.iter().filter(|answer| matches!(answer, Redriven::Queued { .. })).count() as u64;
         }
         cursor = page.next;
         if cursor.is_none() {
+            audit(&Act { action: "redrive", subject: batch.as_str(), reason: Some("run --retry-dead"), count: redriven });
             return Ok(redriven);
         }
     }
