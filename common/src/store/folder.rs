@@ -28,7 +28,9 @@ impl Folder {
         let made = root.clone();
         blocking(move || make_folders(&made)).await?;
         let objects = LocalFileSystem::new_with_prefix(&root)
-            .map_err(|error| failed("open the store", &Path::default(), error))?;
+            .map_err(|error| failed("open the store", &Path::default(), error))?
+            // A folder for each job would otherwise stay for ever. One that goes while it is written to is `Unavailable`.
+            .with_automatic_cleanup(true);
         Ok(Self { root, objects })
     }
 
@@ -127,6 +129,8 @@ mod tests {
         assert_eq!(mode(&root.join(&stored.key)), 0o600);
         assert_eq!([mode(&root), mode(&root.join("out")), mode(&root.join(format!("out/{job}")))], [0o700; 3]);
         assert_eq!(std::fs::read_dir(root.join(format!("out/{job}"))).unwrap().count(), 1, "no temporary file is left");
+        store.delete(std::slice::from_ref(&stored.key)).await.unwrap();
+        assert!(root.is_dir() && !root.join("out").exists(), "no empty folder is left");
     }
 
     #[tokio::test]

@@ -156,7 +156,7 @@ async fn body(cx: &Context, record: &Record) -> Result<Fetched> {
     };
     match cx.store().await?.get_output(stored).await {
         Ok(body) => Ok(Fetched::Stored(body)),
-        Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Corrupt) => {
+        Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Corrupt | Kind::TooLarge) => {
             cx.printer.warn(&format!("the answer of {} is not in the store: {error}", record.id));
             Ok(Fetched::Gone)
         }

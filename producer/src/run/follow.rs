@@ -1,6 +1,7 @@
 //! From the ledger's records to the output: pages by cursor, lines, and the saved position. Flat in memory.
 
 use promptq_common::broker::Broker;
+use promptq_common::error::Kind;
 use promptq_common::job::BatchName;
 use promptq_common::ledger::{Cursor, Scope};
 use promptq_common::outcome::Body;
@@ -180,8 +181,16 @@ async fn replaced(broker: &Broker, records: &[(Cursor, Record)]) -> Result<Vec<b
     Ok(replaced)
 }
 
+/// The body, where it is in object storage. One that is gone or damaged leaves a line that says where it was.
 async fn stored(store: Option<&Store>, record: &Record) -> Result<Option<Body>> {
     let Some(Output::Stored(place)) = record.answer.as_ref().map(|answer| &answer.output) else { return Ok(None) };
     let Some(store) = store else { return Ok(None) };
-    Ok(Some(store.get_output(place).await?))
+    match store.get_output(place).await {
+        Ok(body) => Ok(Some(body)),
+        Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Corrupt | Kind::TooLarge) => {
+            tracing::warn!(job = %record.id, %error, "a stored answer is missing from the results");
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
 }

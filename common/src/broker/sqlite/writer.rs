@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rusqlite::{Connection, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::file::{self, Fault, lift};
@@ -133,7 +133,8 @@ fn serve(mut conn: Connection, mut inbox: mpsc::Receiver<Box<dyn Request>>, bell
     }
 }
 
-/// All of them in one transaction; when one cannot be done, each in its own, so that it fails alone.
+/// All of them in one transaction; when one cannot be done, each in its own, so that it fails alone. A file that others
+/// keep locked is nobody's fault in particular: 200 requests waiting for it one by one would wait for half an hour.
 fn settle_group(conn: &mut Connection, mut group: Vec<Box<dyn Request>>, bell: &Notify) {
     let Err(fault) = transact(conn, &mut group, bell) else {
         for request in group {
@@ -141,7 +142,15 @@ fn settle_group(conn: &mut Connection, mut group: Vec<Box<dyn Request>>, bell: &
         }
         return;
     };
-    if group.len() > 1 {
+    if let Fault::Sql(rusqlite::Error::SqliteFailure(code, text)) = &fault
+        && code.code == ErrorCode::DatabaseBusy
+    {
+        for request in group {
+            let op = request.op();
+            let same = rusqlite::Error::SqliteFailure(*code, text.clone());
+            request.answer(Err(lift(op, same.into())));
+        }
+    } else if group.len() > 1 {
         for request in group {
             settle_group(conn, vec![request], bell);
         }
@@ -179,3 +188,33 @@ fn crash_points(group: &[Box<dyn Request>], step: &str) {
 
 #[cfg(not(feature = "failpoints"))]
 fn crash_points(_group: &[Box<dyn Request>], _step: &str) {}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    #[test]
+    fn a_locked_file_is_waited_for_once_not_once_for_each_request() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("q.db");
+        let mut conn = file::open_writer(&path).unwrap();
+        conn.busy_timeout(Duration::from_millis(200)).unwrap();
+        let other = file::open_writer(&path).unwrap();
+        other.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let ask = |reply| Ask { op: "test", bytes: 0, work: |_: &mut Tx<'_>| Ok(()), made: None, reply };
+        let (group, answers): (Vec<_>, Vec<_>) = (0..20)
+            .map(|_| {
+                let (reply, answer) = oneshot::channel();
+                (Box::new(ask(reply)) as Box<dyn Request>, answer)
+            })
+            .unzip();
+        let began = Instant::now();
+        settle_group(&mut conn, group, &Notify::new());
+        assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+        for answer in answers {
+            assert_eq!(answer.blocking_recv().unwrap().unwrap_err().kind(), Kind::Unavailable);
+        }
+    }
+}
