@@ -140,7 +140,12 @@ async fn retry_dead(broker: &Broker, batch: &BatchName) -> Result<u64> {
         }
         cursor = page.next;
         if cursor.is_none() {
-            audit(&Act { action: "redrive", subject: batch.as_str(), reason: Some("run --retry-dead"), count: redriven });
+            audit(&Act {
+                action: "redrive",
+                subject: batch.as_str(),
+                reason: Some("run --retry-dead"),
+                count: redriven,
+            });
             return Ok(redriven);
         }
     }
