@@ -41,13 +41,13 @@ impl Server {
         let (see, seen) = mpsc::channel(16);
         let mut running = JoinSet::new();
         running.spawn(async move {
-            let mut held = Vec::new();
+            let mut kept = Vec::new();
             while let Ok((mut stream, _)) = listener.accept().await {
                 let request = request(&mut stream).await;
                 see.send(request).await.unwrap();
                 // Who was told enough may have hung up.
                 stream.write_all(answer.as_bytes()).await.ok();
-                held.extend(hold.then_some(stream));
+                kept.extend(hold.then_some(stream));
             }
         });
         Self { base_url, seen, _running: running }
