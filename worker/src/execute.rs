@@ -139,11 +139,11 @@ async fn work(job: Box<Job>, case: &Case<'_>, lease: &Lease, desk: &Desk) -> Ste
     match run(&job, &*runner, case, lease, desk).await {
         Ran::Done { outcome, lost } => Box::pin(finish(outcome, lost, &job, pass, case, lease, desk)).await,
         Ran::Cancelled => {
-            let cut = runner.billed().then(|| cut_call("cancelled while the call was running"));
+            let cut = runner.billed().then(|| cut_call("cancelled while the call was running", &*runner, &job));
             Step::Settle(case.cancelled(cut.as_ref()))
         }
         Ran::Cut if runner.billed() => {
-            let failure = cut_call("the worker had to leave while the call was running");
+            let failure = cut_call("the worker had to leave while the call was running", &*runner, &job);
             Step::Cut(after(&failure, &job, case, None))
         }
         Ran::Cut => Step::Cut(release(Duration::ZERO, None)),
@@ -275,8 +275,9 @@ fn rhythm(desk: &Desk) -> Rhythm {
     Rhythm { every: desk.settings.heartbeat, lease: desk.settings.lease }
 }
 
-fn cut_call(detail: &str) -> Failure {
-    Failure::new(FailureClass::UnknownBilled, "call_cut", detail)
+/// A call that may have been paid for, with what it has probably consumed.
+fn cut_call(detail: &str, runner: &dyn Runner, job: &Job) -> Failure {
+    Failure { usage: runner.estimate(job), ..Failure::new(FailureClass::UnknownBilled, "call_cut", detail) }
 }
 
 fn panicked() -> Outcome {
@@ -286,5 +287,5 @@ fn panicked() -> Outcome {
 fn overran(job: &Job, runner: &dyn Runner) -> Outcome {
     let class = if runner.billed() { FailureClass::UnknownBilled } else { FailureClass::TimedOut };
     let detail = format!("ran longer than {}", promptq_common::time::format_duration(job.policy.timeout));
-    Outcome::Failure(Failure::new(class, "timed_out", &detail))
+    Outcome::Failure(Failure { usage: runner.estimate(job), ..Failure::new(class, "timed_out", &detail) })
 }

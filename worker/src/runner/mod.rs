@@ -12,7 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use promptq_common::broker::{LeaseId, WorkerId};
 use promptq_common::job::Job;
-use promptq_common::outcome::{Failure, FailureClass, Outcome};
+use promptq_common::outcome::{Failure, FailureClass, Outcome, Usage};
 use secrecy::SecretString;
 
 pub use chat::Chat;
@@ -31,6 +31,11 @@ pub trait Runner: fmt::Debug + Send + Sync + 'static {
     /// Whether a call cut in flight may have cost money: then it spends an attempt, else nothing.
     fn billed(&self) -> bool {
         self.when_lost() == WhenLost::Finish
+    }
+
+    /// What a call for this job will probably have consumed when it is cut in flight; nothing where nobody knows.
+    fn estimate(&self, _job: &Job) -> Usage {
+        Usage::default()
     }
 
     /// What shares this job's limits and breaker: provider account and model family, or the runner's name.

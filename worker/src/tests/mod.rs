@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use promptq_common::broker::{Broker, WorkerId};
 use promptq_common::job::{Job, JobId, Queue};
 use promptq_common::ledger::JobView;
-use promptq_common::outcome::{Body, Failure, FailureClass, Outcome, Reply};
+use promptq_common::outcome::{Body, Failure, FailureClass, Outcome, Reply, Usage};
 use promptq_common::record::{End, Record};
 use promptq_common::store::Store;
 use promptq_common::work::Work;
@@ -116,6 +116,10 @@ impl Runner for Scripted {
 
     fn billed(&self) -> bool {
         self.billed
+    }
+
+    fn estimate(&self, _job: &Job) -> Usage {
+        Usage { input_tokens: 7, ..Usage::default() }
     }
 
     fn limit_key(&self, _job: &Job) -> String {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use async_trait::async_trait;
 use promptq_common::job::Job;
-use promptq_common::outcome::{Failure, FailureClass, Outcome, Reply};
+use promptq_common::outcome::{Failure, FailureClass, Outcome, Reply, Usage};
 use promptq_common::time::{Timestamp, format_duration};
 use promptq_common::tls;
 use promptq_common::work::Input;
@@ -197,6 +197,11 @@ impl Runner for Chat {
 
     fn when_lost(&self) -> WhenLost {
         WhenLost::Finish
+    }
+
+    fn estimate(&self, job: &Job) -> Usage {
+        let request = Request::new(&job.work, &self.name, self.settings.default_model.as_deref());
+        request.map(|request| request.estimate()).unwrap_or_default()
     }
 
     fn limit_key(&self, job: &Job) -> String {
