@@ -19,6 +19,9 @@ use crate::rollup;
 use crate::settings::Settings;
 use crate::status::{BlockedBy, Board, Status};
 
+const DAY: Duration = Duration::from_secs(86_400);
+/// Forgotten answers deleted in one go: their names are about 1 MB.
+const ORPHANS: usize = 10_000;
 const READ: Duration = Duration::from_secs(1);
 const REPORT: Duration = Duration::from_secs(10);
 const SWEEP: Duration = Duration::from_secs(30);
@@ -117,6 +120,29 @@ pub(crate) async fn sweeps(broker: Broker, store: Option<Store>, settings: Setti
     }
 }
 
+/// Once a day, deletes stored answers that no record can name any more: what a death between storing an answer and its
+/// record has left, or one between forgetting a record and deleting its answer.
+#[expect(clippy::infinite_loop, reason = "ends with the JoinSet that holds it")]
+pub(crate) async fn orphans(broker: Broker, store: Store, settings: Settings) {
+    let mut tick = every(DAY);
+    loop {
+        tick.tick().await;
+        if let Err(error) = delete_orphans(&broker, &store, &settings).await {
+            tracing::warn!(%error, "deleting forgotten answers failed; trying again tomorrow");
+        }
+    }
+}
+
+async fn delete_orphans(broker: &Broker, store: &Store, settings: &Settings) -> Result<()> {
+    // Kept until it runs out: other workers need not look again today.
+    if !broker.ledger().lock("orphans", &settings.worker, DAY.mul_f64(0.9)).await? {
+        return Ok(());
+    }
+    let before = Timestamp::now() - settings.retention.tombstones;
+    while store.delete_older("out", before, ORPHANS).await? >= ORPHANS {}
+    Ok(())
+}
+
 async fn sweep(broker: &Broker, store: Option<&Store>, settings: &Settings) -> Result<()> {
     for _ in 0..ROUNDS {
         if !broker.ledger().lock(LOCK_NAME, &settings.worker, LOCK).await? {
@@ -144,4 +170,38 @@ fn every(length: Duration) -> tokio::time::Interval {
     let mut tick = interval(length);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     tick
+}
+
+#[cfg(test)]
+mod tests {
+    use promptq_common::broker::LeaseId;
+    use promptq_common::error::Kind;
+    use promptq_common::job::{JobId, Queue};
+    use promptq_common::outcome::Body;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn answers_that_no_record_can_name_go_by_age_once_a_day() {
+        let (broker, store) = (Broker::memory(), Store::memory());
+        let young = store.put_output(JobId::fresh(), LeaseId::random(), &Body::Text("x".into())).await.unwrap();
+        let settings = |tombstones| {
+            let mut settings = Settings::standard(WorkerId::random("w"), vec![(Queue::standard(), 1)]);
+            settings.retention.tombstones = tombstones;
+            settings
+        };
+        let first = settings(DAY);
+        delete_orphans(&broker, &store, &first).await.unwrap();
+        assert!(store.get_output(&young).await.is_ok(), "a record may still come to name it");
+        delete_orphans(&broker, &store, &settings(Duration::ZERO)).await.unwrap();
+        assert!(store.get_output(&young).await.is_ok(), "another worker has looked today");
+        let old = Settings { worker: first.worker, ..settings(Duration::ZERO) };
+        let begun = Instant::now();
+        // Old is a millisecond from now.
+        while store.get_output(&young).await.map_err(|error| error.kind()) != Err(Kind::NotFound) {
+            assert!(begun.elapsed() < Duration::from_secs(5), "it stays");
+            delete_orphans(&broker, &store, &old).await.unwrap();
+        }
+    }
 }

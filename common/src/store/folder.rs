@@ -151,6 +151,7 @@ mod tests {
         assert_eq!(store.get("large-copy", 64 << 20).await.unwrap().unwrap(), vec![7; (20 << 20) + 1]);
         assert_eq!(store.get("large-copy", 1 << 20).await.unwrap_err().kind(), Kind::TooLarge);
         assert_eq!(store.get("nothing", 1).await.unwrap(), None);
+        assert_eq!(store.delete_older("nothing", crate::time::Timestamp::now(), 9).await.unwrap(), 0);
     }
 
     #[tokio::test]

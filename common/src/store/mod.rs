@@ -21,6 +21,7 @@ use crate::error::{Error, Kind, Result};
 use crate::job::JobId;
 use crate::outcome::Body;
 use crate::record::Stored;
+use crate::time::Timestamp;
 use folder::Folder;
 use upload::Payload;
 
@@ -79,9 +80,25 @@ impl Store {
 
     /// Deletes objects; ones that are gone already are no error.
     pub async fn delete(&self, keys: &[String]) -> Result<()> {
+        self.delete_all(keys.iter().map(|key| self.path(key)).collect::<Result<_>>()?).await
+    }
+
+    /// Deletes objects below `folder` that were written before `before`, at most `limit` of them, and says how many.
+    pub async fn delete_older(&self, folder: &str, before: Timestamp, limit: usize) -> Result<usize> {
+        let folder = self.path(folder)?;
+        let old = self.objects.list(Some(&folder)).try_filter_map(|object| async move {
+            Ok((object.last_modified.timestamp_millis() < before.as_millis()).then_some(object.location))
+        });
+        let paths: Vec<Path> =
+            old.take(limit).try_collect().await.map_err(|error| failed("look for old objects", &folder, error))?;
+        let count = paths.len();
+        self.delete_all(paths).await?;
+        Ok(count)
+    }
+
+    async fn delete_all(&self, paths: Vec<Path>) -> Result<()> {
         /// Requests in flight at once; deletes are small, and a sweep must not crowd out answers.
         const AT_ONCE: usize = 8;
-        let paths = keys.iter().map(|key| self.path(key)).collect::<Result<Vec<_>>>()?;
         futures_util::stream::iter(paths)
             .map(|path| async move {
                 match self.objects.delete(&path).await {
@@ -251,6 +268,19 @@ mod tests {
         assert_eq!(store.get_output(&stored).await.unwrap_err().kind(), Kind::TooLarge);
         store.delete(&[stored.key.clone(), stored.key.clone()]).await.unwrap();
         assert_eq!(store.get_output(&stored).await.unwrap_err().kind(), Kind::NotFound);
+    }
+
+    #[tokio::test]
+    async fn only_what_is_old_and_in_its_folder_goes_by_age() {
+        let store = Store::memory();
+        let stored = store.put_output(JobId::fresh(), lease(), &Body::Text("x".into())).await.unwrap();
+        store.put("batches/b/part-1.jsonl", Vec::new()).await.unwrap();
+        let later = Timestamp::now() + std::time::Duration::from_secs(1);
+        assert_eq!(store.delete_older("out", Timestamp::from_millis(1), 10).await.unwrap(), 0);
+        assert!(store.get_output(&stored).await.is_ok());
+        assert_eq!(store.delete_older("out", later, 10).await.unwrap(), 1);
+        assert_eq!(store.get_output(&stored).await.unwrap_err().kind(), Kind::NotFound);
+        assert!(store.get("batches/b/part-1.jsonl", 1).await.unwrap().is_some());
     }
 
     #[tokio::test]

@@ -93,6 +93,9 @@ impl Intake {
         chores.spawn(sample(settings.disks.clone(), readings));
         chores.spawn(upkeep::reports(broker.clone(), settings.clone(), board.clone()));
         chores.spawn(upkeep::sweeps(broker.clone(), store.clone(), settings.clone()));
+        if let Some(store) = store.clone() {
+            chores.spawn(upkeep::orphans(broker.clone(), store, settings.clone()));
+        }
         chores.spawn(upkeep::wake_held(broker.clone(), settings.clone()));
         let desk = Arc::new(Desk { settings, runners, store, limits: Limits::new(), cut });
         let mut tick = interval(Duration::from_secs(1));
