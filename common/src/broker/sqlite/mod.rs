@@ -19,6 +19,7 @@ mod source;
 #[cfg(test)]
 mod tests;
 mod tx;
+mod watcher;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -97,8 +98,7 @@ impl Backend for Sqlite {
     }
 
     async fn subscribe(&self, terms: Terms) -> Result<Box<dyn Source>> {
-        let watch = file::open_reader(&self.path)?;
-        let source = RowSource::new(self.writer.clone(), self.claims.clone(), watch, terms)?;
+        let source = RowSource::new(self.writer.clone(), self.claims.clone(), &self.path, terms)?;
         Ok(Box::new(source))
     }
 

@@ -1,21 +1,24 @@
 //! A worker's subscription: asks for a lease when there is something to lease, watches the file when there is not.
-//! Idle, it reads one number every 10 ms; nothing is written until something is due.
+//! Idle, only the watcher's thread stirs; nothing is written until something is due.
 
 use std::collections::{HashMap, HashSet};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use rand::RngExt as _;
 use rusqlite::{Connection, params};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::file::lift;
+use super::file::{self, lift};
 use super::hold::RowHold;
 use super::lease::{LeasedRow, Memory, Taken, lane_of, lease};
 use super::reader::Reader;
 use super::settle::{Ending, settle};
 use super::tx::Tx;
+use super::watcher;
 use super::writer::{Answer, Writer, gone};
 use crate::broker::LeaseId;
 use crate::broker::backend::{Leased, RawDelivery, Source, Terms, Want};
@@ -26,15 +29,16 @@ use crate::time::Timestamp;
 const OP: &str = "lease jobs";
 /// An empty call lasts at most this long.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How often an idle subscription looks for commits of other processes; a look takes 3 µs.
-const POLL: Duration = Duration::from_millis(10);
+/// What is due is asked for at most this often, in case the file disagrees that it is.
+const PAUSE: Duration = Duration::from_millis(10);
 /// How many lanes a caller is told of.
 const LANES: usize = 1_000;
 
 pub(super) struct RowSource {
     writer: Writer,
     reader: Reader,
-    watch: Connection,
+    /// For looking without writing.
+    view: Connection,
     terms: Arc<Terms>,
     memory: Arc<Mutex<Memory>>,
     /// The answer to a lease in flight when a call was dropped.
@@ -47,7 +51,8 @@ pub(super) struct RowSource {
     rested: Option<Instant>,
     /// Whether the last lease found something.
     flowing: bool,
-    version: i64,
+    /// Changes with each commit to the file.
+    commits: watch::Receiver<i64>,
 }
 
 impl std::fmt::Debug for RowSource {
@@ -64,8 +69,8 @@ struct Look {
 }
 
 impl RowSource {
-    /// A subscription that watches the file through `watch`. `Config` when a queue is named twice.
-    pub(super) fn new(writer: Writer, reader: Reader, watch: Connection, terms: Terms) -> Result<Self> {
+    /// A subscription to the file at `path`. `Config` when a queue is named twice.
+    pub(super) fn new(writer: Writer, reader: Reader, path: &Path, terms: Terms) -> Result<Self> {
         let mut seen = HashSet::new();
         if let Some((twice, _)) = terms.queues.iter().find(|(queue, _)| !seen.insert(queue)) {
             return Err(Error::new(Kind::Config, "subscribe", format!("queue {twice} is named twice")));
@@ -73,7 +78,7 @@ impl RowSource {
         Ok(Self {
             writer,
             reader,
-            watch,
+            view: file::open_reader(path)?,
             terms: Arc::new(terms),
             memory: Arc::default(),
             pending: None,
@@ -81,7 +86,7 @@ impl RowSource {
             asked: Instant::now(),
             rested: None,
             flowing: false,
-            version: 0,
+            commits: watcher::commits(path)?,
         })
     }
 
@@ -150,13 +155,13 @@ impl RowSource {
 
     /// Looks at the file without writing: which lanes have ready jobs, and when something is due next.
     fn look(&mut self) -> Result<Look> {
-        self.version = data_version(&self.watch)?;
+        self.commits.mark_unchanged();
         self.look_at_lanes().map_err(|error| lift(OP, error.into()))
     }
 
     fn look_at_lanes(&self) -> rusqlite::Result<Look> {
         let mut look = Look::default();
-        let mut lanes = self.watch.prepare_cached(
+        let mut lanes = self.view.prepare_cached(
             "SELECT l.model, l.band FROM queue q JOIN lane l ON l.queue = q.id
              WHERE q.name = ?1 AND q.paused IS NULL AND l.ready > 0 LIMIT ?2",
         )?;
@@ -168,7 +173,7 @@ impl RowSource {
         }
         look.lanes.truncate(LANES);
         let due: Option<i64> = self
-            .watch
+            .view
             .prepare_cached(
                 "SELECT min(due) FROM (
                    SELECT (SELECT min(j.ready_at) FROM job j WHERE j.lane = l.id AND j.state = 1) AS due
@@ -184,16 +189,10 @@ impl RowSource {
     async fn wait(&mut self, until: Instant, due: Option<Timestamp>) -> Result<()> {
         let due = due.map(|at| Instant::now() + at.since(Timestamp::now()));
         let end = due.map_or(until, |due| due.min(until));
-        let ready = Arc::clone(&self.writer.ready);
-        loop {
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(());
-            }
-            let rung = tokio::time::timeout(left.min(POLL), ready.notified()).await.is_ok();
-            if rung || data_version(&self.watch)? != self.version {
-                return Ok(());
-            }
+        tokio::select! {
+            () = tokio::time::sleep_until(end) => Ok(()),
+            () = self.writer.ready.notified() => Ok(()),
+            commit = self.commits.changed() => commit.map_err(|_| gone(OP)),
         }
     }
 }
@@ -208,12 +207,6 @@ impl Look {
         let open = |lane: &Lane| closed.get(lane).copied().unwrap_or(want.rest) > 0;
         self.lanes.iter().any(open) || self.due.is_some_and(|due| due <= Timestamp::now())
     }
-}
-
-fn data_version(conn: &Connection) -> Result<i64> {
-    conn.prepare_cached("PRAGMA data_version")
-        .and_then(|mut statement| statement.query_row([], |row| row.get(0)))
-        .map_err(|error| lift(OP, error.into()))
 }
 
 #[async_trait]
@@ -245,7 +238,7 @@ impl Source for RowSource {
             if Instant::now() >= until {
                 return Ok(Leased { deliveries: Vec::new(), lanes_seen: look.lanes });
             }
-            self.wait(until, look.due.map(|due| due.max(Timestamp::now() + POLL))).await?;
+            self.wait(until, look.due.map(|due| due.max(Timestamp::now() + PAUSE))).await?;
         }
     }
 
