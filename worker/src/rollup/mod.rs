@@ -104,7 +104,7 @@ impl Roller<'_> {
             self.save(&batch.name, &progress).await?;
         }
         if finished && progress.results != Some(batch.last) {
-            self.write_results(batch).await?;
+            self.write_results(batch, progress.results.is_some()).await?;
             self.save(&batch.name, &Progress { results: Some(batch.last), ..progress }).await?;
         }
         Ok(())
@@ -140,8 +140,9 @@ impl Roller<'_> {
         self.put(&format!("batches/{}/part-{}.jsonl", key_part(batch.as_str()), progress.parts + 1), lines).await
     }
 
-    /// Every job once, as it stands now: of a job that ended twice (redriven, late) only the record that counts.
-    async fn write_results(&self, batch: &BatchView) -> Result<()> {
+    /// Every job once, as it stands now: of a job that ended twice (redriven, late) only the record that counts. What
+    /// was written while every record was there is not replaced by less; the new ends are in the last part.
+    async fn write_results(&self, batch: &BatchView, again: bool) -> Result<()> {
         let mut lines = Lines::new()?;
         let mut summary = Summary::default();
         let mut from = Cursor::default();
@@ -159,6 +160,10 @@ impl Roller<'_> {
             if page.len() < PAGE {
                 break;
             }
+        }
+        if again && summary.lines() < batch.counts.ended() {
+            tracing::warn!(batch = %batch.name, "records are past their retention: its earlier results.jsonl stays");
+            return Ok(());
         }
         let folder = format!("batches/{}", key_part(batch.name.as_str()));
         self.put(&format!("{folder}/results.jsonl"), lines).await?;

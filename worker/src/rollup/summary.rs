@@ -26,6 +26,11 @@ impl Summary {
         }
     }
 
+    /// Jobs added so far.
+    pub(super) fn lines(&self) -> u64 {
+        self.lines
+    }
+
     /// One JSON object, indented, with a newline at the end.
     pub(super) fn json(&self, batch: &BatchView) -> Vec<u8> {
         let wall = self.last_ended.map(|ended| ended.since(batch.created_at).as_secs_f64());

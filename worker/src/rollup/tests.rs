@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use promptq_common::broker::{LeaseId, Terms, Verdict, Want};
+use promptq_common::broker::{LeaseId, Retention, Terms, Verdict, Want};
 use promptq_common::job::{Job, Queue};
 use promptq_common::outcome::{Body, History};
 use promptq_common::record::{Answer, End};
@@ -159,6 +159,25 @@ async fn a_finished_batch_gets_its_results_at_once_and_again_after_a_redrive() {
 }
 
 #[tokio::test]
+async fn results_are_never_replaced_by_less_once_records_are_forgotten() {
+    let bench = Bench::new();
+    let worker = WorkerId::random("w");
+    bench.submit(10).await;
+    bench.finish(1, End::Dead, false).await;
+    bench.finish(9, End::Succeeded, false).await;
+    bench.seal().await;
+    step(&bench.broker, &bench.store, &worker).await.unwrap();
+    let before = bench.lines("results.jsonl").await.unwrap();
+    let retention = Retention { bytes: 0, ..Retention::standard() };
+    while bench.broker.sweep(&retention).await.unwrap().more {}
+    bench.submit(1).await;
+    bench.finish(1, End::Succeeded, false).await;
+    step(&bench.broker, &bench.store, &worker).await.unwrap();
+    assert_eq!(bench.lines("results.jsonl").await.unwrap(), before);
+    assert_eq!(bench.lines("part-2.jsonl").await.unwrap().len(), 1, "the new end");
+}
+
+#[tokio::test]
 async fn dead_after_the_plan_a_successor_writes_the_same_part() {
     let bench = Bench::new();
     let (dead, heir) = (WorkerId::random("dead"), WorkerId::random("heir"));
@@ -199,7 +218,7 @@ async fn dead_after_the_results_a_successor_writes_them_again() {
     bench.submit(3).await;
     bench.finish(3, End::Succeeded, false).await;
     bench.seal().await;
-    bench.roller(&dead, later()).write_results(&bench.view().await).await.unwrap();
+    bench.roller(&dead, later()).write_results(&bench.view().await, false).await.unwrap();
     let written = bench.take("results.jsonl").await;
     bench.lock_runs_out(&dead).await;
     step(&bench.broker, &bench.store, &heir).await.unwrap();
