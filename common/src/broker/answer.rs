@@ -22,7 +22,7 @@ pub enum Enqueued {
 pub enum Refusal {
     /// The same id is there with another fingerprint.
     Conflict,
-    /// Larger than the backend takes, in bytes.
+    /// Too large to travel: its size, or where that is not known the limit, in bytes.
     TooLarge(usize),
     /// The backend knows no such queue and cannot make one.
     NoSuchQueue,

@@ -137,7 +137,7 @@ impl Broker {
     }
 }
 
-/// What backends read of a job, and its bytes; `Err` is the size of one too large to travel.
+/// What backends read of a job, and its bytes; `Err` is the limit in bytes that one too large to travel is above.
 fn envelope(job: &Job) -> Result<Envelope, usize> {
     let payload = codec::encode_job(job).map_err(|_| codec::MAX_BYTES)?;
     let head = Head {
