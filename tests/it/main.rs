@@ -5,7 +5,9 @@
 mod chaos;
 mod commands;
 mod conformance;
+mod crash;
 mod llm;
+mod model;
 mod readme;
 mod run;
 mod secrets;

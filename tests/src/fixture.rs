@@ -44,6 +44,12 @@ pub fn keyed(key: &str, text: &str) -> Job {
     Job { work: Work::prompt(Some("mock"), text), ..job() }.with_key(key)
 }
 
+/// Four times three jobs of the batch `b`, the same in every process.
+pub fn rounds() -> Vec<Vec<Job>> {
+    let job = |round, n| Job { batch: Some(batch("b")), ..keyed(&format!("{round}-{n}"), "say something") };
+    (0..4).map(|round| (0..3).map(|n| job(round, n)).collect()).collect()
+}
+
 /// A queue's name.
 pub fn queue(name: &str) -> Queue {
     Queue::new(name).expect("a good name")

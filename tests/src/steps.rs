@@ -186,7 +186,10 @@ pub async fn recount(broker: &Broker, batch: &BatchName) -> Counts {
             *cost.get_or_insert_default() += known;
         }
     }
-    assert_eq!((found.usage, found.cost), (usage, cost), "usage and cost");
+    // What earlier epochs consumed stays in the sums and is in no record a list shows.
+    if jobs.iter().all(|job| job.epoch == 0) {
+        assert_eq!((found.usage, found.cost), (usage, cost), "usage and cost");
+    }
     counts
 }
 

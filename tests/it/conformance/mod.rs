@@ -119,6 +119,7 @@ cases! {
     redrive {
         redrive_begins_a_new_epoch_at_zero
         an_old_end_leaves_the_counts
+        what_an_earlier_epoch_consumed_stays_in_the_sums
         a_success_is_never_redriven
         a_job_back_in_line_is_not_redriven_twice
         cancelled_and_expired_jobs_can_be_redriven

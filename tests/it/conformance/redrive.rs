@@ -8,9 +8,9 @@ use promptq_common::ledger::JobFilter;
 use promptq_common::outcome::{FailureClass, History};
 use promptq_common::record::{End, State};
 use promptq_common::time::Timestamp;
-use promptq_tests::backends::Fixture;
+use promptq_tests::backends::{Fixture, LONG};
 use promptq_tests::fixture::{self, batch, job, job_for, job_in, job_of, queue, retry};
-use promptq_tests::steps::{Worker, end, list, put, put_one, recount, see, state, sweep};
+use promptq_tests::steps::{Worker, end, list, put, put_one, recount, see, state, sweep, view};
 
 pub(crate) async fn redrive_begins_a_new_epoch_at_zero(f: Fixture) {
     let id = put_one(&f.broker, job()).await;
@@ -50,6 +50,22 @@ pub(crate) async fn an_old_end_leaves_the_counts(f: Fixture) {
     assert_eq!(recount(&f.broker, &name).await.succeeded, 1);
 }
 
+pub(crate) async fn what_an_earlier_epoch_consumed_stays_in_the_sums(f: Fixture) {
+    let name = batch("b");
+    let id = put_one(&f.broker, job_of(&name)).await;
+    let mut worker = f.worker().await;
+    worker.ends_one(End::Dead).await;
+    f.broker.redrive(&[id]).await.unwrap();
+    for attempts in 1..=2_u32 {
+        let sums = view(&f.broker, &name).await;
+        assert_eq!(sums.usage.input_tokens, u64::from(attempts) * fixture::USAGE.input_tokens);
+        assert_eq!(sums.cost.unwrap().as_nanos(), i64::from(attempts) * fixture::COST.as_nanos());
+        if attempts == 1 {
+            worker.ends_one(End::Succeeded).await;
+        }
+    }
+}
+
 pub(crate) async fn a_success_is_never_redriven(f: Fixture) {
     let id = put_one(&f.broker, job()).await;
     f.worker().await.ends_one(End::Succeeded).await;
@@ -85,7 +101,7 @@ pub(crate) async fn cancelled_and_expired_jobs_can_be_redriven(f: Fixture) {
 
 pub(crate) async fn an_expired_job_that_is_redriven_may_run(f: Fixture) {
     let now = Timestamp::now();
-    let job = Job { created_at: now - Duration::from_secs(3_600), deadline: now, ..job() };
+    let job = Job { created_at: now - Duration::from_secs(3_600), deadline: now - LONG, ..job() };
     put(&f.broker, std::slice::from_ref(&job)).await;
     sweep(&f.broker, &promptq_common::broker::Retention::standard()).await;
     f.broker.redrive(&[job.id]).await.unwrap();

@@ -99,13 +99,18 @@ pub(super) struct Totals {
 impl Totals {
     pub(super) fn add(&mut self, cursor: u64, record: &Record) {
         self.ends[record.end as usize] += 1;
+        self.spend(record);
+        self.last = self.last.max(cursor);
+    }
+
+    /// What the record's attempts consumed, without its end.
+    pub(super) fn spend(&mut self, record: &Record) {
         self.usage += record.history.usage;
         match record.history.cost {
             Some(cost) => *self.cost.get_or_insert_default() += cost,
             None if record.history.usage != Usage::default() => self.cost_unknown += 1,
             None => {}
         }
-        self.last = self.last.max(cursor);
     }
 }
 
@@ -266,10 +271,15 @@ impl Book {
         if record.end == End::Succeeded {
             entry.payload = None;
         }
-        if let Some((old, _)) = entry.record.replace((self.last_cursor, Arc::new(record))) {
-            self.log.remove(&old);
-        }
+        let (epoch, batch) = (record.epoch, entry.head.batch.clone());
+        let old = entry.record.replace((self.last_cursor, Arc::new(record)));
         self.log.insert(self.last_cursor, id);
+        if let Some((cursor, old)) = old {
+            self.log.remove(&cursor);
+            if old.epoch != epoch {
+                self.keep_spending(batch.as_ref(), &old);
+            }
+        }
     }
 
     /// Ends a job that no lease ends.
@@ -299,11 +309,20 @@ impl Book {
         entry.head.attempts = 0;
         entry.head.history = History::default();
         entry.deaths = 0;
-        if let Some((old, _)) = entry.record.take() {
-            self.log.remove(&old);
+        let (batch, old) = (entry.head.batch.clone(), entry.record.take());
+        if let Some((cursor, old)) = old {
+            self.log.remove(&cursor);
+            self.keep_spending(batch.as_ref(), &old);
         }
         self.make_ready(id, Side::Back, now);
         Redriven::Queued { epoch }
+    }
+
+    /// An end that no longer counts was paid for all the same.
+    fn keep_spending(&mut self, batch: Option<&BatchName>, old: &Record) {
+        if let Some(batch) = batch.and_then(|name| self.batches.get_mut(name)) {
+            batch.past.spend(old);
+        }
     }
 
     /// Forgets an ended job, keeping the mark that its id was used and its share of the batch's counts.

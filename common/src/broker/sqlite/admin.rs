@@ -7,7 +7,7 @@ use super::enqueue::past_state;
 use super::file::Fault;
 use super::lease::give_back;
 use super::row::{JobRow, Place};
-use super::settle::{Why, end_unrun, take_back};
+use super::settle::{Why, end_unrun};
 use super::tx::{Stage, Tx};
 use crate::broker::HoldKey;
 use crate::broker::backend::{Cancel, CancelCounts, Redriven};
@@ -147,7 +147,6 @@ fn redrive_one(tx: &mut Tx<'_>, id: JobId) -> Result<Redriven, Fault> {
     if !kept {
         return Ok(Redriven::Gone);
     }
-    take_back(tx, &place)?;
     let epoch = place.epoch + 1;
     // It gets as long to run as it was given when it was submitted.
     let span = job.head.deadline.as_millis().saturating_sub(job.head.created_at.as_millis()).max(0);

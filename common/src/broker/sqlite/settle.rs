@@ -85,7 +85,7 @@ pub(super) fn end(
         End::Cancelled => Stage::Cancelled,
         End::Expired => Stage::Expired,
     };
-    take_back(tx, place)?;
+    take_back(tx, place, record.epoch)?;
     let bytes = i64::try_from(body.len()).unwrap_or(i64::MAX);
     let seq = tx
         .sql(
@@ -122,9 +122,10 @@ pub(super) fn end(
     Ok(())
 }
 
-/// Takes an end's share out of its batch's sums: the job was redriven, or a late success stands in for that end.
-pub(super) fn take_back(tx: &mut Tx<'_>, place: &Place) -> Result<(), Fault> {
-    if let Some(old) = stored_record(tx, place)? {
+/// Takes the end that a late success of the same epoch stands in for out of its batch's sums: the history it shares
+/// with that success counts once. What another epoch consumed was paid for all the same and stays.
+fn take_back(tx: &mut Tx<'_>, place: &Place, epoch: u32) -> Result<(), Fault> {
+    if let Some(old) = stored_record(tx, place)?.filter(|old| old.epoch == epoch) {
         tx.consumed(place.batch, &old.history, -1);
     }
     Ok(())

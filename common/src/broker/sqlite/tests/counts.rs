@@ -32,12 +32,14 @@ const DRIFT: &str = "
      b.stopped   < (SELECT count(*) FROM job WHERE batch = b.id AND state = 5) OR
      b.expired   < (SELECT count(*) FROM job WHERE batch = b.id AND state = 6) OR
      (b.jobs = b.total AND
-      b.input_tokens <> 3 * (SELECT ifnull(sum(attempts), 0) FROM job WHERE batch = b.id AND state > 2))),
+      b.input_tokens < 3 * (SELECT ifnull(sum(attempts), 0) FROM job WHERE batch = b.id AND state > 2)) OR
+     (b.jobs = b.total AND NOT EXISTS (SELECT 1 FROM job WHERE batch = b.id AND epoch > 0) AND
+      b.input_tokens > 3 * (SELECT ifnull(sum(attempts), 0) FROM job WHERE batch = b.id AND state > 2))),
    (SELECT value <> ifnull((SELECT sum(bytes) FROM record), 0) FROM total),
    (SELECT count(*) FROM payload WHERE seq NOT IN (SELECT seq FROM job WHERE state <> 3 AND dropped = 0)),
    (SELECT count(*) FROM job WHERE state = 3 AND record NOT IN (SELECT seq FROM record))";
 
-pub(super) fn assert_true(watch: &Connection, step: usize) {
+fn assert_true(watch: &Connection, step: usize) {
     let drift: [i64; 5] = watch
         .query_row(DRIFT, [], |row| Ok([row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?]))
         .unwrap();

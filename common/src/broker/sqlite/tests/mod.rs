@@ -1,8 +1,6 @@
 //! What only this backend promises; the contract itself is the conformance suite's.
 
 mod counts;
-#[cfg(feature = "failpoints")]
-mod crash;
 mod file;
 mod sharing;
 
