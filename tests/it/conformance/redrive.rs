@@ -111,7 +111,7 @@ pub(crate) async fn an_expired_job_that_is_redriven_may_run(f: Fixture) {
 }
 
 pub(crate) async fn a_redriven_job_that_was_delayed_may_run_at_once(f: Fixture) {
-    let due = Timestamp::now() + promptq_tests::backends::LONG;
+    let due = Timestamp::now() + LONG;
     let id = put_one(&f.broker, Job { not_before: Some(due), ..job() }).await;
     f.broker.cancel(&[id]).await.unwrap();
     f.broker.redrive(&[id]).await.unwrap();
@@ -139,7 +139,7 @@ pub(crate) async fn the_dead_are_grouped_by_cause(f: Fixture) {
     put(&f.broker, &[job_for(Some("a")), job_for(Some("a")), job_for(Some("b")), job_for(Some("a"))]).await;
     put(&f.broker, &[job_in(&other)]).await;
     let both = [(Queue::standard(), 1), (other.clone(), 1)];
-    let mut worker = Worker::on(&f.broker, promptq_tests::backends::terms(&both, promptq_tests::backends::LONG)).await;
+    let mut worker = Worker::on(&f.broker, promptq_tests::backends::terms(&both, LONG)).await;
     let mut late = None;
     for delivery in worker.take(5).await {
         let mut record = fixture::record(&delivery.head, delivery.lease.id(), End::Dead);
