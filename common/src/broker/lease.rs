@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use super::{Beat, Claim, Head, Hold, LeaseId, RawDelivery, Settled, Source, Trouble, Verdict, Want};
 use crate::codec;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::job::{Job, Lane};
+use crate::outcome::FailureClass;
+use crate::record::{Cause, End, Record};
 
 /// A worker's subscription.
 #[derive(Debug)]
@@ -90,26 +92,112 @@ impl Lease {
         self.hold.beat().await
     }
 
-    /// Ends the lease and returns once what the verdict says is durable, retrying transient errors 50 ms to 2 s apart
-    /// for as long as it is polled. `Err` only when it can never be stored. Dropped before it returns: unknown; the
-    /// lease runs out by itself.
+    /// Ends the lease and returns once what the verdict says is durable, trying again 50 ms to 2 s apart for as long as
+    /// it is polled: an answer was paid for, so even an error that a person has to mend is waited out. A record that is
+    /// too large to be kept ends its job as dead, `output_too_large`. `Err` only when this process can never settle
+    /// anything again. Dropped before it returns: unknown; the lease runs out by itself.
     #[tracing::instrument(skip_all, level = "debug", fields(lease = %self.id))]
-    pub async fn settle(self, verdict: Verdict) -> Result<Settled> {
+    pub async fn settle(self, mut verdict: Verdict) -> Result<Settled> {
         let mut pause = Duration::from_millis(50);
         loop {
-            match self.hold.settle(&verdict).await {
+            let error = match self.hold.settle(&verdict).await {
                 Ok(settled) => {
                     self.trouble.note(false);
                     return Ok(settled);
                 }
-                Err(error) if error.is_transient() => {
+                Err(error) => error,
+            };
+            match (error.kind(), &mut verdict) {
+                (Kind::Closed, _) => return Err(error),
+                (Kind::TooLarge, Verdict::End(record)) if record.answer.is_some() => give_up_answer(record, &error),
+                _ => {
                     self.trouble.note(true);
                     tracing::warn!(%error, "settling failed; trying again");
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(Duration::from_secs(2));
                 }
-                Err(error) => return Err(error),
             }
         }
+    }
+}
+
+/// The job was run and paid for, and its answer can be kept nowhere: running it again would not change that.
+fn give_up_answer(record: &mut Record, error: &Error) {
+    let status_code = record.answer.take().map(|answer| answer.status_code);
+    record.end = End::Dead;
+    record.cause = Some(Cause {
+        class: Some(FailureClass::Fatal),
+        code: "output_too_large".to_owned(),
+        detail: error.to_string(),
+        status_code,
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::job::{Job, Queue};
+    use crate::outcome::Body;
+    use crate::record::{Answer, Output};
+    use crate::time::Timestamp;
+    use crate::work::Work;
+
+    /// Refuses once for each kind of error, then keeps what it was told.
+    #[derive(Debug)]
+    struct Picky(Mutex<Vec<Kind>>, Arc<Mutex<Option<Verdict>>>);
+
+    #[async_trait]
+    impl Hold for Picky {
+        async fn claim(&self) -> Result<Claim> {
+            Ok(Claim::Stale)
+        }
+
+        async fn beat(&self) -> Result<Beat> {
+            Ok(Beat::Lost)
+        }
+
+        async fn settle(&self, verdict: &Verdict) -> Result<Settled> {
+            if let Some(kind) = self.0.lock().unwrap().pop() {
+                return Err(Error::new(kind, "settle", "not now"));
+            }
+            *self.1.lock().unwrap() = Some(verdict.clone());
+            Ok(Settled::Applied)
+        }
+    }
+
+    async fn settled_after(refusals: &[Kind]) -> (Result<Settled>, Option<Record>) {
+        let job = Job::new(Queue::standard(), Work::prompt(None, "x"));
+        let head = crate::broker::envelope(&job).unwrap().head;
+        let mut record = Record::unrun(&head, End::Succeeded, None, Timestamp::now());
+        let output = Output::Inline(Body::Text("paid".into()));
+        record.answer = Some(Answer { status_code: 200, request_id: None, model: None, finish_reason: None, output });
+        let kept = Arc::new(Mutex::new(None));
+        let hold = Box::new(Picky(Mutex::new(refusals.to_vec()), Arc::clone(&kept)));
+        let lease = Lease { id: LeaseId::random(), hold, trouble: Trouble::default() };
+        let settled = lease.settle(Verdict::End(Box::new(record))).await;
+        let record = kept.lock().unwrap().take().and_then(|verdict| match verdict {
+            Verdict::End(record) => Some(*record),
+            Verdict::Retry { .. } | Verdict::Release { .. } => None,
+        });
+        (settled, record)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_outlasts_every_error_a_person_can_mend() {
+        let (settled, record) = settled_after(&[Kind::Config, Kind::Corrupt, Kind::Unavailable, Kind::TimedOut]).await;
+        assert_eq!(settled.unwrap(), Settled::Applied);
+        assert_eq!(record.unwrap().end, End::Succeeded);
+        assert!(settled_after(&[Kind::Closed]).await.0.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_no_record_can_hold_ends_its_job_once() {
+        let record = settled_after(&[Kind::TooLarge]).await.1.unwrap();
+        assert_eq!((record.end, record.answer), (End::Dead, None));
+        assert_eq!(record.cause.unwrap().code, "output_too_large");
     }
 }
