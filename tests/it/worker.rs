@@ -118,6 +118,49 @@ async fn it_leaves_by_itself_when_told_to() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn idle_workers_stay_for_the_jobs_of_those_that_were_killed() {
+    let home = Home::new().await;
+    let mut killed = Vec::new();
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        let id = home.submit("mock:latency=2s..2s").await;
+        killed.push(home.start(&["--concurrency", "1", "--lease", "6s", "--heartbeat", "1s"]));
+        home.until(id, State::Running).await;
+        ids.push(id);
+    }
+    let survivors = [(); 2].map(|()| home.start(&["--exit-when-idle", "500ms"]));
+    for mut worker in killed {
+        worker.kill().unwrap();
+        worker.wait().unwrap();
+    }
+    for worker in survivors {
+        exits(worker, 0);
+    }
+    for id in ids {
+        let view = home.view(id).await;
+        assert_eq!((view.state, view.deaths), (State::Succeeded, 1));
+    }
+    assert!(home.broker.ledger().workers().await.unwrap().len() <= 2, "only the killed ones count as alive");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_costs_no_job_a_death() {
+    let home = Home::new().await;
+    let id = home.submit("exec:sleep 60").await;
+    for _ in 0..3 {
+        let worker = home.start(&["--allow-exec"]);
+        home.until(id, State::Running).await;
+        signal(&worker, Signal::TERM);
+        // Two signals of one kind that are pending together are one.
+        signal(&worker, Signal::INT);
+        exits(worker, 124);
+        let view = home.view(id).await;
+        assert_eq!((view.state, view.attempts, view.deaths), (State::Queued, 0, 0));
+    }
+    assert!(home.broker.ledger().workers().await.unwrap().is_empty(), "all have left");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn wrong_settings_are_one_error_and_code_2() {
     let home = Home::new().await;
     let output = exits(home.start(&["--lease", "5s"]), 2);

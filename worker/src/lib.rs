@@ -57,7 +57,7 @@ pub struct Parts {
 pub struct Drained {
     /// What it did.
     pub finished: Finished,
-    /// Jobs whose run was cut when the drain time was over; others run them again.
+    /// Jobs whose run was cut when the drain time was over, or at once when told so; others run them again.
     pub handed_back: u64,
     /// Why it left.
     pub reason: StopReason,
@@ -68,7 +68,7 @@ pub struct Drained {
 pub enum StopReason {
     /// It was told to, and everything it ran has finished.
     Signal,
-    /// Nothing was there to run for as long as it was told to wait.
+    /// Nothing was there to run for as long as it was told to wait; see [`settings::Settings::exit_when_idle`].
     Idle,
     /// It ran as many jobs as it was told to.
     MaxJobs,
@@ -120,8 +120,13 @@ pub async fn run(parts: Parts, stop: Stop) -> anyhow::Result<Drained> {
     let (cut, give_up) = watch::channel(false);
     let (worker, queues) = (parts.settings.worker.clone(), parts.settings.queues.len());
     let mut intake = Intake::new(parts, &stop, give_up);
-    let Some(mut consumer) = intake.subscribe(&stop).await? else {
-        return Ok(Drained { finished: Finished::default(), handed_back: 0, reason: StopReason::Signal });
+    let mut consumer = match intake.subscribe(&stop).await {
+        Ok(Some(consumer)) => consumer,
+        refused => {
+            drain::unsubscribed(intake).await;
+            refused?;
+            return Ok(Drained { finished: Finished::default(), handed_back: 0, reason: StopReason::Signal });
+        }
     };
     tracing::info!(%worker, queues, "taking jobs");
     let reason = intake.take_jobs(&mut consumer).await;

@@ -24,7 +24,9 @@ pub struct Settings {
     pub drain_timeout: Duration,
     /// At this many deaths a job is dead, at least 1.
     pub max_deaths: u32,
-    /// Leave after nothing was there to run for this long.
+    /// Leave after nothing was there to run for this long. While its queues hold jobs that others run or that wait for
+    /// a time (scheduled, retrying, held), it stays up to a lease longer: by then what a dead worker ran has come back,
+    /// and what was due soon has run. A job that another runs for longer, or that is due later, does not keep it.
     pub exit_when_idle: Option<Duration>,
     /// Leave after this many jobs were run; given back ones do not count.
     pub max_jobs: Option<u64>,

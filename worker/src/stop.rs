@@ -13,7 +13,7 @@ pub enum Phase {
     Running,
     /// Takes no more; running ones may finish within the drain time.
     Draining,
-    /// Leaves at once; what runs is dropped and its leases run out.
+    /// Leaves at once; what runs is cut, and handed back within about a second.
     Stopping,
 }
 

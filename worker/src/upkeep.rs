@@ -159,8 +159,11 @@ async fn sweep(broker: &Broker, store: Option<&Store>, settings: &Settings) -> R
     Ok(())
 }
 
-/// Lets another worker do the upkeep at once.
-pub(crate) async fn unlock(broker: &Broker, worker: &WorkerId) {
+/// Tells that this worker has left, and lets another do the upkeep at once. Its reports must have ended.
+pub(crate) async fn leave(broker: &Broker, worker: &WorkerId) {
+    if let Err(error) = broker.ledger().leave(worker).await {
+        tracing::debug!(%error, "this worker counts as alive for a minute more");
+    }
     if let Err(error) = broker.ledger().unlock(LOCK_NAME, worker).await {
         tracing::debug!(%error, "the upkeep's lock runs out by itself");
     }

@@ -49,7 +49,10 @@ pub trait Ledger: fmt::Debug + Send + Sync + 'static {
     /// Tells that a worker lives; forgotten after a minute without.
     async fn report(&self, worker: &WorkerReport) -> Result<()>;
 
-    /// Workers that reported within the last minute.
+    /// Forgets a worker at once, for one that leaves in order. No error for one that is not known.
+    async fn leave(&self, worker: &WorkerId) -> Result<()>;
+
+    /// Workers that reported within the last minute, and have not left.
     async fn workers(&self) -> Result<Vec<WorkerReport>>;
 
     /// Takes or extends the named lock for `owner`. False while another holds it. At most 200 characters.

@@ -171,9 +171,33 @@ pub(crate) async fn a_note_is_kept_until_it_is_removed(f: Fixture) {
 }
 
 pub(crate) async fn workers_that_report_are_known(f: Fixture) {
+    let mut report = report("w");
+    f.ledger().report(&report).await.unwrap();
+    report.running = 5;
+    f.ledger().report(&report).await.unwrap();
+    let second = WorkerReport { id: WorkerId::random("v"), blocked: Some("disk".into()), ..report.clone() };
+    f.ledger().report(&second).await.unwrap();
+    let known = f.second().await.ledger().workers().await.unwrap();
+    assert_eq!(known.len(), 2);
+    assert!(known.contains(&report) && known.contains(&second));
+    assert_eq!(known.iter().map(|worker| worker.id.clone()).collect::<HashSet<_>>().len(), 2);
+}
+
+pub(crate) async fn a_worker_that_leaves_is_forgotten(f: Fixture) {
+    let (leaves, stays) = (report("leaves"), report("stays"));
+    for report in [&leaves, &stays] {
+        f.ledger().report(report).await.unwrap();
+    }
+    for _ in 0..2 {
+        f.ledger().leave(&leaves.id).await.unwrap();
+        assert_eq!(f.second().await.ledger().workers().await.unwrap(), std::slice::from_ref(&stays));
+    }
+}
+
+fn report(name: &str) -> WorkerReport {
     let now = Timestamp::now();
-    let mut report = WorkerReport {
-        id: WorkerId::random("w"),
+    WorkerReport {
+        id: WorkerId::random(name),
         host: "here".into(),
         pid: 7,
         version: "0.1.0".into(),
@@ -184,14 +208,5 @@ pub(crate) async fn workers_that_report_are_known(f: Fixture) {
         queues: vec!["default:1".into()],
         draining: false,
         blocked: None,
-    };
-    f.ledger().report(&report).await.unwrap();
-    report.running = 5;
-    f.ledger().report(&report).await.unwrap();
-    let second = WorkerReport { id: WorkerId::random("v"), blocked: Some("disk".into()), ..report.clone() };
-    f.ledger().report(&second).await.unwrap();
-    let known = f.second().await.ledger().workers().await.unwrap();
-    assert_eq!(known.len(), 2);
-    assert!(known.contains(&report) && known.contains(&second));
-    assert_eq!(known.iter().map(|worker| worker.id.clone()).collect::<HashSet<_>>().len(), 2);
+    }
 }

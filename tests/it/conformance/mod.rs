@@ -159,6 +159,7 @@ cases! {
         a_lock_has_one_holder_and_runs_out
         a_note_is_kept_until_it_is_removed
         workers_that_report_are_known
+        a_worker_that_leaves_is_forgotten
     }
     retention {
         what_is_younger_than_retention_is_kept

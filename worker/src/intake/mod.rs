@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use promptq_common::broker::{Broker, Consumer, Deliveries, HoldKey, Terms, Want};
-use promptq_common::error::Result;
+use promptq_common::error::{Error, Result};
 use promptq_common::limits::Limits;
 use promptq_common::record::End;
 use promptq_common::time::Timestamp;
@@ -80,6 +80,8 @@ enum Next {
     Wait,
     /// Ask the broker anew.
     Ask,
+    /// Nothing was there to run for so long, which is as long as this worker was told to wait.
+    Idle(Duration),
     /// Take no more.
     Leave(StopReason),
 }
@@ -151,7 +153,8 @@ impl Intake {
                 let event = self.event(answer.as_mut()).await;
                 match self.handle(event) {
                     Next::Leave(reason) => return reason,
-                    Next::Ask => break,
+                    Next::Idle(idle) if self.nothing_is_left(idle).await => return StopReason::Idle,
+                    Next::Ask | Next::Idle(_) => break,
                     Next::Wait if self.outgrown(&want) => break,
                     Next::Wait => {}
                 }
@@ -204,6 +207,8 @@ impl Intake {
             Event::Answer(Ok(deliveries)) => self.start(deliveries),
             Event::Answer(Err(error)) => {
                 let now = Instant::now();
+                // Nobody knows what there was to run meanwhile.
+                self.idle_since = None;
                 let failing = self.failing.take();
                 let since = failing.as_ref().map_or((now, Timestamp::now()), |failing| failing.since);
                 let pause = failing.map_or(RECONNECT.0, |failing| (failing.pause * 2).min(RECONNECT.1));
@@ -240,8 +245,35 @@ impl Intake {
         }
         let idle = self.idle_since.get_or_insert_with(Instant::now).elapsed();
         match self.desk.settings.exit_when_idle {
-            Some(length) if idle >= length => Next::Leave(StopReason::Idle),
+            Some(length) if idle >= length => Next::Idle(idle),
             _ => Next::Ask,
+        }
+    }
+
+    /// Whether an idle worker leaves nothing behind that may come back to it soon: the jobs of a worker that has died
+    /// come back when their leases run out, retries when they are due. After a lease more it waits no longer.
+    async fn nothing_is_left(&self, idle: Duration) -> bool {
+        let settings = &self.desk.settings;
+        let counting = async {
+            let mut left = 0;
+            for (queue, _) in &settings.queues {
+                let depth = self.broker.depth(queue).await?;
+                left += depth.running + depth.delayed;
+            }
+            Ok::<_, Error>(left)
+        };
+        let mut phase = self.phase.clone();
+        let counted = tokio::select! {
+            biased;
+            _ = phase.changed() => return false,
+            counted = counting => counted,
+        };
+        match counted {
+            Ok(left) => left == 0 || idle >= settings.exit_when_idle.unwrap_or_default() + settings.lease,
+            Err(error) => {
+                tracing::warn!(%error, "cannot ask what is left to run; not leaving yet");
+                false
+            }
         }
     }
 

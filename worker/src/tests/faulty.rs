@@ -19,6 +19,7 @@ pub(super) struct Faults {
     pub(super) next: AtomicBool,
     pub(super) beat: AtomicBool,
     pub(super) settle: AtomicBool,
+    pub(super) depth: AtomicBool,
     pub(super) beats: AtomicU32,
     pub(super) woken: AtomicU32,
 }
@@ -130,6 +131,7 @@ impl Backend for Faulty {
     }
 
     async fn depth(&self, queue: &Queue) -> Result<Depth> {
+        Faults::check(&self.faults.depth)?;
         self.inner.depth(queue).await
     }
 

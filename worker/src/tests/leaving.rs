@@ -1,6 +1,7 @@
 //! How a worker leaves, and what it leaves behind.
 
 use promptq_common::record::State;
+use promptq_common::time::Timestamp;
 
 use super::*;
 use crate::StopReason;
@@ -55,6 +56,107 @@ async fn the_second_signal_leaves_at_once() {
     assert_eq!((drained.reason, drained.handed_back, drained.exit_code()), (StopReason::Now, 1, 124));
     assert!(asked.elapsed() < Duration::from_secs(1));
     assert_eq!(runner.running(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_at_once_costs_no_job_a_death() {
+    let mut rig = Rig::new();
+    let paid = rig.runs("paid", Scripted::new("paid", |_, _| Play::Forever));
+    let free = rig.runs("free", Scripted { billed: false, ..Scripted::new("free", |_, _| Play::Forever) });
+    let (paid_id, free_id) = (rig.submit("paid", 1).await[0], rig.submit("free", 1).await[0]);
+    rig.start();
+    rig.until(async || paid.running() + free.running() == 2).await;
+    rig.stop.now();
+    let drained = rig.left().await;
+    assert_eq!((drained.reason, drained.handed_back, drained.exit_code()), (StopReason::Now, 2, 124));
+    let (paid, free) = (rig.view(paid_id).await, rig.view(free_id).await);
+    assert_eq!((paid.attempts, paid.state, paid.deaths), (1, State::Retrying, 0));
+    assert_eq!((free.attempts, free.state, free.deaths), (0, State::Queued, 0));
+    assert!(rig.broker.ledger().workers().await.unwrap().is_empty(), "it has left");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_at_once_waits_a_second_for_a_broker_that_takes_nothing_back() {
+    let mut rig = Rig::new();
+    let runner = rig.runs("m", Scripted::new("m", |_, _| Play::Forever));
+    rig.submit("m", 1).await;
+    rig.start();
+    rig.until(async || runner.running() == 1).await;
+    Faults::set(&rig.faults.settle, true);
+    rig.stop.now();
+    let asked = tokio::time::Instant::now();
+    let drained = rig.left().await;
+    assert_eq!((drained.reason, drained.handed_back), (StopReason::Now, 1));
+    assert!((900..=1_100).contains(&asked.elapsed().as_millis()), "{:?}", asked.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_worker_waits_for_what_the_dead_have_left() {
+    let mut rig = idle();
+    let id = rig.submit("m", 1).await[0];
+    drop(lease_as(&rig, &WorkerId::random("dead")).await);
+    rig.start();
+    let drained = rig.left().await;
+    assert_eq!((drained.reason, drained.finished.succeeded), (StopReason::Idle, 1));
+    assert_eq!(rig.view(id).await.deaths, 1);
+    assert!(rig.broker.ledger().workers().await.unwrap().is_empty(), "it has left");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_job_of_another_does_not_hold_an_idle_worker_for_ever() {
+    let mut rig = idle();
+    rig.submit("m", 1).await;
+    let delivery = lease_as(&rig, &WorkerId::random("busy")).await;
+    let began = tokio::time::Instant::now();
+    rig.start();
+    let drained = tokio::select! {
+        drained = rig.workers.join_next() => drained.unwrap().unwrap().unwrap(),
+        () = async {
+            loop {
+                sleep(Duration::from_secs(10)).await;
+                delivery.lease.beat().await.unwrap();
+            }
+        } => unreachable!("it beats for ever"),
+    };
+    assert_eq!((drained.reason, drained.finished.ended()), (StopReason::Idle, 0));
+    assert!((48..=50).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_worker_waits_for_a_job_due_within_its_time_and_a_lease_and_no_longer() {
+    let due_after = |seconds| {
+        let mut job = job("m", "later");
+        job.not_before = Some(Timestamp::now() + Duration::from_secs(seconds));
+        job
+    };
+    for (seconds, succeeded) in [(30, 1), (600, 0)] {
+        let mut rig = idle();
+        rig.broker.enqueue(&[due_after(seconds)]).await.unwrap();
+        rig.start();
+        let drained = rig.left().await;
+        assert_eq!((drained.reason, drained.finished.succeeded), (StopReason::Idle, succeeded), "{seconds} s");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_cannot_ask_what_is_left_is_not_idle_yet() {
+    let mut rig = idle();
+    Faults::set(&rig.faults.depth, true);
+    let began = tokio::time::Instant::now();
+    rig.start();
+    sleep(Duration::from_secs(100)).await;
+    assert!(rig.workers.try_join_next().is_none());
+    Faults::set(&rig.faults.depth, false);
+    assert_eq!(rig.left().await.reason, StopReason::Idle);
+    assert!((100..=102).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+}
+
+/// One that leaves after three idle seconds.
+fn idle() -> Rig {
+    let mut rig = Rig::new();
+    rig.settings.exit_when_idle = Some(Duration::from_secs(3));
+    rig.runs("m", Scripted::new("m", |_, _| Play::Answer("ok".into())));
+    rig
 }
 
 #[tokio::test(start_paused = true)]

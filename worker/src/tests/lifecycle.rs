@@ -1,6 +1,6 @@
 //! What becomes of one job: answers, failures, deaths, cancels, lost leases.
 
-use promptq_common::broker::{Terms, Verdict, Want};
+use promptq_common::broker::Verdict;
 use promptq_common::record::{Output, State};
 use promptq_common::time::Timestamp;
 
@@ -245,12 +245,4 @@ async fn a_worker_for_one_batch_runs_no_other() {
     rig.start();
     assert_eq!(rig.ends(&[own.id, foreign.id]).await, [End::Succeeded, End::Dead]);
     assert_eq!(runner.started(), 1);
-}
-
-/// Leases the one ready job in another worker's name.
-async fn lease_as(rig: &Rig, worker: &WorkerId) -> promptq_common::broker::Delivery {
-    let terms = Terms { worker: worker.clone(), queues: vec![(Queue::standard(), 1)], lease: Duration::from_secs(45) };
-    let mut consumer = rig.broker.consume(terms).await.unwrap();
-    let want = Want { total: 1, caps: Vec::new(), rest: 1 };
-    consumer.next(&want).await.unwrap().deliveries.pop().expect("a job is ready")
 }

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use promptq_common::broker::{Broker, WorkerId};
+use promptq_common::broker::{Broker, Delivery, Terms, Want, WorkerId};
 use promptq_common::job::{Job, JobId, Queue};
 use promptq_common::ledger::JobView;
 use promptq_common::outcome::{Body, Failure, FailureClass, Outcome, Reply, Usage};
@@ -249,4 +249,12 @@ impl Rig {
 
 fn job(model: &str, text: &str) -> Job {
     Job::new(Queue::standard(), Work::prompt(Some(model), text))
+}
+
+/// Leases the one ready job in another worker's name.
+async fn lease_as(rig: &Rig, worker: &WorkerId) -> Delivery {
+    let terms = Terms { worker: worker.clone(), queues: vec![(Queue::standard(), 1)], lease: Duration::from_secs(45) };
+    let mut consumer = rig.broker.consume(terms).await.unwrap();
+    let want = Want { total: 1, caps: Vec::new(), rest: 1 };
+    consumer.next(&want).await.unwrap().deliveries.pop().expect("a job is ready")
 }

@@ -120,6 +120,12 @@ impl Ledger for Memory {
         Ok(())
     }
 
+    async fn leave(&self, worker: &WorkerId) -> Result<()> {
+        let (_, mut book) = self.look();
+        book.aside.workers.remove(worker);
+        Ok(())
+    }
+
     async fn workers(&self) -> Result<Vec<WorkerReport>> {
         let (now, book) = self.look();
         let alive = book.aside.workers.values().filter(|(seen, _)| now.since(*seen) < WORKER_SILENCE);

@@ -158,6 +158,12 @@ pub(super) fn report(tx: &Tx<'_>, id: &str, body: &str) -> Result<(), Fault> {
     Ok(())
 }
 
+/// Forgets a worker.
+pub(super) fn leave(tx: &Tx<'_>, id: &str) -> Result<(), Fault> {
+    tx.sql("DELETE FROM worker WHERE id = ?1")?.execute([id])?;
+    Ok(())
+}
+
 /// Workers heard of within the last minute.
 pub(super) fn workers(conn: &Connection) -> Result<Vec<WorkerReport>, Fault> {
     let since = Timestamp::now().as_millis() - WORKER_SILENCE;

@@ -72,6 +72,11 @@ impl Ledger for Sqlite {
         self.writer.write("report a worker", 0, move |tx| account::report(tx, id.as_str(), &body)).await
     }
 
+    async fn leave(&self, worker: &WorkerId) -> Result<()> {
+        let id = worker.clone();
+        self.writer.write("forget a worker", 0, move |tx| account::leave(tx, id.as_str())).await
+    }
+
     async fn workers(&self) -> Result<Vec<WorkerReport>> {
         self.queries.read("list workers", account::workers).await
     }
