@@ -1,6 +1,6 @@
 //! What a command works with: settings, the printer, and connections made when first asked for.
 
-use promptq_common::broker::Broker;
+use promptq_common::broker::{Broker, embedded_file};
 use promptq_common::config::Config;
 use promptq_common::store::Store;
 use tokio::sync::OnceCell;
@@ -31,6 +31,19 @@ impl Context {
         self.broker.get_or_try_init(|| Broker::connect(url.expose())).await.map_err(|error| {
             Problem::from(error).detail(format!("broker: {url}")).hint("`promptq doctor` shows what can be reached")
         })
+    }
+
+    /// The broker, for a command that only looks or acts on what is there: an embedded file must exist. Cancel-safe.
+    ///
+    /// # Errors
+    /// `NotFound` when nothing was ever submitted there.
+    pub async fn existing(&self) -> Result<&Broker> {
+        let url = self.config.broker.url.expose();
+        if let Some(path) = embedded_file(url).filter(|path| !path.exists()) {
+            return Err(Problem::new(Exit::NotFound, "not-found", format!("there is no queue at {}", path.display()))
+                .hint("promptq submit and promptq run make one; for one elsewhere, name it by --broker"));
+        }
+        self.broker().await
     }
 
     /// The store, opened on first use. Cancel-safe.

@@ -15,6 +15,7 @@ pub mod problem;
 pub mod progress;
 mod run;
 pub mod settings;
+pub mod sink;
 pub mod submit;
 pub mod view;
 

@@ -26,26 +26,74 @@ impl List {
 
     /// Prints it: `columns` on a screen unless `fields` names others; in JSON whole items unless `fields` names keys.
     pub fn print(self, cx: &Context, columns: &[Column], fields: &[String]) -> Result<()> {
-        let cells = chosen(&self.items, columns, fields)?;
-        match cx.printer.format() {
+        let mut pages = Pages::new(cx, columns, fields);
+        pages.add(&self.items)?;
+        pages.end(self.next.as_deref())
+    }
+}
+
+/// A list that is printed a page at a time, so that its length costs no memory.
+#[derive(Debug)]
+pub struct Pages<'a> {
+    cx: &'a Context,
+    columns: &'a [Column],
+    fields: &'a [String],
+    begun: bool,
+    shown: usize,
+}
+
+impl<'a> Pages<'a> {
+    /// Nothing is printed yet; as [`List::print`].
+    pub fn new(cx: &'a Context, columns: &'a [Column], fields: &'a [String]) -> Self {
+        Self { cx, columns, fields, begun: false, shown: 0 }
+    }
+
+    /// How many items were printed.
+    pub fn shown(&self) -> usize {
+        self.shown
+    }
+
+    /// Prints some more.
+    pub fn add(&mut self, items: &[Value]) -> Result<()> {
+        let cells = chosen(items, self.columns, self.fields)?;
+        let printer = &self.cx.printer;
+        match printer.format() {
             Format::Json => {
-                let truncated = self.next.is_some();
-                let items: Vec<_> = self.items.iter().map(|item| narrowed(item, fields)).collect();
-                cx.printer.json(&json!({ "items": items, "next_cursor": self.next, "truncated": truncated }))?;
+                let mut text = if self.begun { String::new() } else { "{\n  \"items\": [".to_owned() };
+                for (at, item) in items.iter().enumerate() {
+                    text += if self.shown + at > 0 { ",\n    " } else { "\n    " };
+                    text += &format!("{:#}", narrowed(item, self.fields)).replace('\n', "\n    ");
+                }
+                printer.data(text.as_bytes())?;
             }
             Format::Jsonl => {
-                self.items.iter().try_for_each(|item| cx.printer.json(&narrowed(item, fields)))?;
+                items.iter().try_for_each(|item| printer.json(&narrowed(item, self.fields)))?;
             }
             Format::Table | Format::Plain => {
                 let headings: Vec<String> = cells.iter().map(|(name, _)| name.to_uppercase()).collect();
                 let headings: Vec<&str> = headings.iter().map(String::as_str).collect();
                 let row = |item: &Value| cells.iter().map(|(_, cell)| cell(item)).collect();
-                cx.printer.table(&headings, &self.items.iter().map(row).collect::<Vec<_>>())?;
+                let headings = if self.begun { None } else { Some(headings.as_slice()) };
+                printer.table(headings, &items.iter().map(row).collect::<Vec<_>>())?;
             }
         }
-        if let Some(next) = &self.next {
-            let shown = self.items.len();
-            cx.printer.say(&format!("showing {shown}, more follow (--cursor {next}, or --limit 0 for all)"));
+        self.begun = true;
+        self.shown += items.len();
+        Ok(())
+    }
+
+    /// Ends it, and says where it goes on. At least one page, even an empty one, has been added.
+    pub fn end(self, next: Option<&str>) -> Result<()> {
+        let printer = &self.cx.printer;
+        if printer.format() == Format::Json {
+            let close = if self.shown > 0 { "\n  ]" } else { "]" };
+            let truncated = next.is_some();
+            printer
+                .line(&format!("{close},\n  \"next_cursor\": {},\n  \"truncated\": {truncated}\n}}", json!(next)))?;
+        }
+        if let Some(next) = next {
+            let shown = self.shown;
+            printer.say(&format!("showing {shown}, more follow (--cursor {next}, or --limit 0 for all)"));
         }
         Ok(())
     }

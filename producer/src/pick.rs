@@ -5,6 +5,7 @@ use promptq_common::job::JobId;
 use promptq_common::ledger::{JobFilter, JobView};
 use promptq_common::time::Timestamp;
 
+use crate::command::queues::is_doctors;
 use crate::filter::Filter;
 use crate::problem::{Problem, Result};
 
@@ -17,6 +18,8 @@ pub struct Pick {
     pub filter: Option<Filter>,
     /// Whether dropped dead jobs are left out.
     pub redrivable: bool,
+    /// Whether jobs that `doctor` tried the broker with are left out.
+    pub without_doctors: bool,
 }
 
 /// How many there are, and a few of them.
@@ -31,7 +34,7 @@ pub struct Counted {
 impl Pick {
     /// What a `--where` means.
     pub fn by(filter: Filter) -> Self {
-        Self { narrowed: filter.narrow(), filter: Some(filter), redrivable: false }
+        Self { narrowed: filter.narrow(), filter: Some(filter), ..Self::default() }
     }
 
     /// At most `most` jobs from `cursor` on, and where to go on. Looks at pages until one holds a fitting job.
@@ -43,7 +46,9 @@ impl Pick {
     ) -> Result<(Vec<JobView>, Option<String>)> {
         let now = Timestamp::now();
         let fits = |job: &JobView| {
-            self.filter.as_ref().is_none_or(|filter| filter.fits(job, now)) && !(self.redrivable && job.dropped)
+            self.filter.as_ref().is_none_or(|filter| filter.fits(job, now))
+                && !(self.redrivable && job.dropped)
+                && !(self.without_doctors && is_doctors(&job.queue))
         };
         let mut cursor = cursor;
         loop {

@@ -4,7 +4,7 @@
 use std::io::{self, IsTerminal, Write};
 
 use clap::ValueEnum;
-use comfy_table::{ContentArrangement, Table};
+use comfy_table::{ColumnConstraint, ContentArrangement, Table, Width};
 use serde::Serialize;
 
 use crate::problem::{Exit, Problem, Result};
@@ -96,18 +96,19 @@ impl Printer {
         self.line(&text.map_err(|error| Problem::new(Exit::Failed, "failed", format!("cannot write JSON: {error}")))?)
     }
 
-    /// Rows under headings: a table on a terminal, tab-separated lines without headings' wrapping elsewhere.
-    pub fn table(&self, headings: &[&str], rows: &[Vec<String>]) -> Result<()> {
-        if self.style.format == Format::Plain || !io::stdout().is_terminal() {
-            self.line(&headings.join("\t"))?;
-            let clean = |cell: &String| cell.replace(['\t', '\n', '\r'], " ");
-            return rows.iter().try_for_each(|row| self.line(&row.iter().map(clean).collect::<Vec<_>>().join("\t")));
+    /// Rows, under headings unless they stand above already: a table on a terminal that is wide enough to keep every
+    /// word whole, lines with tabs between their fields elsewhere.
+    pub fn table(&self, headings: Option<&[&str]>, rows: &[Vec<String>]) -> Result<()> {
+        let drawn = self.style.format != Format::Plain && io::stdout().is_terminal();
+        match drawn.then(|| drawn_table(headings, rows, Table::new().width())).flatten() {
+            Some(text) if text.is_empty() => Ok(()),
+            Some(text) => self.line(&text),
+            None => {
+                headings.map_or(Ok(()), |headings| self.line(&headings.join("\t")))?;
+                let clean = |cell: &String| cell.replace(['\t', '\n', '\r'], " ");
+                rows.iter().try_for_each(|row| self.line(&row.iter().map(clean).collect::<Vec<_>>().join("\t")))
+            }
         }
-        let mut table = Table::new();
-        table.load_style(comfy_table::presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
-        table.set_header(headings);
-        table.add_rows(rows);
-        self.line(&table.trim_fmt())
     }
 
     /// One line of talk on stderr, unless quiet. Never fails: talk that nobody can read is lost.
@@ -160,6 +161,30 @@ impl Printer {
     }
 }
 
+/// A table whose words are whole; `None` where `width` columns do not hold it.
+fn drawn_table(headings: Option<&[&str]>, rows: &[Vec<String>], width: Option<u16>) -> Option<String> {
+    let width = width.filter(|width| *width > 0)?;
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_width(width);
+    if let Some(headings) = headings {
+        table.set_header(headings);
+    }
+    table.add_rows(rows);
+    let count = |word: &str| word.chars().count();
+    for (at, column) in table.column_iter_mut().enumerate() {
+        let cells = rows.iter().filter_map(|row| row.get(at)).map(String::as_str);
+        let cells = cells.chain(headings.and_then(|headings| headings.get(at)).copied());
+        let longest = cells.flat_map(str::split_whitespace).map(count).max().unwrap_or(0);
+        // The padding: one column on either side.
+        let longest = u16::try_from(longest + 2).unwrap_or(u16::MAX);
+        column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(longest)));
+    }
+    let text = table.trim_fmt();
+    let fits = text.lines().all(|line| count(line) <= usize::from(width));
+    fits.then_some(text)
+}
+
 /// The slug of the problem that a closed pipe is: nothing to say, and nothing went wrong here.
 const GONE: &str = "reader-gone";
 
@@ -175,4 +200,20 @@ fn written(result: io::Result<()>) -> Result<()> {
 fn stderr_line(text: &str) {
     let mut err = io::stderr().lock();
     let _lost = err.write_all(text.as_bytes()).and_then(|()| err.write_all(b"\n"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_keeps_its_words_whole_or_is_none() {
+        let id = "019abcde-0123-7abc-8def-0123456789ab".to_owned();
+        let rows = [vec![id.clone(), "renew key, credit or permission, then redrive".to_owned()]];
+        let drawn = |width| drawn_table(Some(&["ID", "SUGGESTION"]), &rows, width);
+        let narrow = drawn(Some(60)).unwrap();
+        assert!(narrow.contains(&id) && narrow.lines().count() > 2, "{narrow}");
+        assert!(drawn(Some(120)).unwrap().lines().count() == 2);
+        assert_eq!([drawn(Some(30)), drawn(Some(0)), drawn(None)], [None, None, None]);
+    }
 }

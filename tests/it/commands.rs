@@ -36,6 +36,7 @@ async fn dead(broker: &Broker, count: usize) -> Vec<JobId> {
 #[tokio::test(flavor = "multi_thread")]
 async fn data_goes_to_stdout_and_problems_to_stderr() {
     let home = Home::new();
+    let _broker = home.broker().await;
     let list = home.promptq(&["jobs", "list", "--json"]).ends(0);
     assert_eq!(list.json(), serde_json::json!({ "items": [], "next_cursor": null, "truncated": false }));
     assert_eq!(list.stderr, "");
@@ -50,8 +51,89 @@ async fn data_goes_to_stdout_and_problems_to_stderr() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn looking_makes_nothing() {
+    let home = Home::new();
+    let id = JobId::fresh().to_string();
+    for arguments in [
+        &["status"][..],
+        &["status", "nov"],
+        &["results", "nov"],
+        &["jobs", "list"],
+        &["jobs", "why", &id],
+        &["queues", "list"],
+        &["queues", "pause", "default"],
+        &["queues", "resume", "default"],
+        &["queues", "purge", "default", "--yes"],
+        &["dead", "groups"],
+        &["dead", "redrive", "--all", "--yes"],
+        &["cancel", &id],
+        &["cancel", "--batch", "nov", "--yes"],
+        &["retry", &id],
+        &["workers", "list"],
+    ] {
+        home.promptq(arguments).ends(5).says(&[
+            "error[not-found]: there is no queue at /",
+            "promptq submit",
+            "--broker",
+        ]);
+    }
+    let broker = home.broker().await;
+    put_one(&broker, job()).await;
+    home.promptq(&["jobs", "show", "nope"]).ends(5).says(&["there is no job \"nope\""]);
+    home.promptq(&["queues", "pause", "defualt"]).ends(5).says(&["no queue \"defualt\"", "did you mean default?"]);
+    home.promptq(&["queues", "purge", "other", "--yes"]).ends(5);
+    assert_eq!(home.promptq(&["queues", "list", "--json"]).ends(0).json()["items"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_doctor_leaves_behind_is_not_shown() {
+    let home = Home::new();
+    home.promptq(&["doctor"]).ends(0);
+    let count = |arguments: &[&str]| home.promptq(arguments).ends(0).json()["items"].as_array().unwrap().len();
+    assert_eq!(count(&["jobs", "list", "--json"]), 0);
+    assert_eq!(count(&["jobs", "list", "--json", "--where", "queue=promptq-doctor"]), 1);
+    assert_eq!(count(&["queues", "list", "--json"]), 0);
+    assert_eq!(count(&["queues", "list", "--json", "--all"]), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_list_is_printed_a_page_at_a_time() {
+    let home = Home::new();
+    let broker = home.broker().await;
+    for _ in 0..6 {
+        put(&broker, &(0..1_000).map(|_| job()).collect::<Vec<_>>()).await;
+    }
+    for shape in ["--json", "--jsonl"] {
+        let mut child = home.start(&["jobs", "list", "--limit", "0", shape]);
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        let mut first = String::new();
+        out.read_line(&mut first).unwrap();
+        // It waits for its reader now, with whatever it holds.
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        let peak: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+        let rest: String = first + &std::io::read_to_string(out).unwrap();
+        assert!(child.wait().unwrap().success());
+        assert!(peak < 70_000, "{peak} kB for {shape}");
+        let items = match shape {
+            "--json" => {
+                let list: serde_json::Value = serde_json::from_str(&rest).unwrap();
+                assert_eq!((&list["next_cursor"], &list["truncated"]), (&serde_json::Value::Null, &false.into()));
+                list["items"].as_array().unwrap().len()
+            }
+            _ => rest.lines().count(),
+        };
+        assert_eq!(items, 6_000);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn wrong_settings_end_with_2_and_are_all_named() {
     let home = Home::new();
+    let mut command = home.program("promptq", &["status"]);
+    promptq_tests::process::Said::of(command.env("PROMPTQ_WORKER_CONCURRENCY", "8"))
+        .ends(2)
+        .says(&["env PROMPTQ_WORKER_CONCURRENCY", "did you mean PROMPTQ__WORKER__CONCURRENCY?"]);
     home.write("promptq.toml", "[worker]\nlease = \"soon\"\nlaese = 3\n");
     let said = home.promptq(&["queues", "list"]).ends(2);
     assert_eq!(said.stdout, "");
@@ -215,6 +297,9 @@ async fn results_come_once_each_and_only_as_they_stand() {
     assert_eq!(lines(&[]).0, 2);
     assert_eq!(lines(&["--state", "dead"]).0, 1);
     assert_eq!(lines(&["--text-only"]).1, "an answer\n");
+    home.promptq(&["results", "nov", "-o", "."]).ends(2);
+    home.promptq(&["results", "nov", "-o", "gone/out.jsonl"]).ends(2);
+    home.promptq(&["status", "nov"]).ends(0).prints(&["still being submitted, or its submit was interrupted"]);
     let pending = put_one(&broker, job()).await.to_string();
     home.promptq(&["results", &pending]).ends(8).says(&["error[pending]"]);
     home.promptq(&["retry", &first.to_string()]).ends(0);
@@ -232,10 +317,24 @@ async fn following_ends_with_the_batch_and_tells_of_failures() {
     let name = batch("nov");
     put(&broker, &[job_of(&name), job_of(&name)]).await;
     broker.ledger().seal(&name, &queue("default")).await.unwrap();
-    let follower = home.start(&["results", "nov", "--follow"]);
+    let mut follower = home.start(&["results", "nov", "--follow"]);
+    let mut filing = home.start(&["results", "nov", "--follow", "-o", "out.jsonl"]);
     let mut worker = worker(&broker).await;
     worker.ends_one(End::Succeeded).await;
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let written = || std::fs::read_to_string(home.path("out.jsonl")).is_ok_and(|text| text.lines().count() == 1);
+    while !written() && std::time::Instant::now() < deadline {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    if !written() {
+        // Neither would end by itself.
+        follower.kill().unwrap();
+        filing.kill().unwrap();
+        panic!("nothing was written before the end");
+    }
     worker.ends_one(End::Dead).await;
+    assert_eq!(filing.wait().unwrap().code(), Some(3));
+    assert_eq!(std::fs::read_to_string(home.path("out.jsonl")).unwrap().lines().count(), 2);
     let output = follower.wait_with_output().unwrap();
     assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stdout).lines().count()), (Some(3), 2));
     let status = home.promptq(&["status", "nov"]).ends(0);
@@ -272,6 +371,6 @@ async fn the_doctor_names_what_is_ill() {
     far.prints(&["FAILED  broker: ", "me:***@far"]);
     let mut command = home.program("promptq", &["doctor"]);
     // Port 9 answers nobody here.
-    let said = promptq_tests::process::Said::of(command.env("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")).ends(1);
+    let said = promptq_tests::process::Said::of(command.env("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")).ends(7);
     said.prints(&["FAILED  provider: openai: http://127.0.0.1:9/v1/models: cannot be reached"]);
 }

@@ -128,5 +128,12 @@ fn the_configuration_is_one() {
     let machine = Machine::new();
     let [config] = blocks("toml").try_into().unwrap();
     std::fs::write(machine.home.path().join("promptq.toml"), config).unwrap();
-    machine.succeed("export OPENAI_API_KEY=none; promptq config check");
+    machine.succeed("promptq config check && promptq doctor");
+    // What is to be filled in is right as well.
+    let path = machine.home.path().join("promptq.toml");
+    let filled = std::fs::read_to_string(&path).unwrap().replace("# store", "store");
+    let filled = filled.replace("# [prov", "[prov").replace("# base", "base").replace("# api", "api");
+    std::fs::write(&path, filled).unwrap();
+    let shown = machine.succeed("export OPENAI_API_KEY=none; promptq config check && promptq config show");
+    assert!(shown.contains("s3://BUCKET") && shown.contains("api.openai.com"), "{shown}");
 }

@@ -47,6 +47,12 @@ pub fn default_path(state_home: Option<&str>, home: Option<&str>) -> PathBuf {
     base.join("promptq/default.db")
 }
 
+/// The embedded file that `url` names; `None` for any other broker.
+pub fn embedded_file(url: &str) -> Option<PathBuf> {
+    let url = Url::parse(url).ok().filter(|url| url.scheme() == "sqlite")?;
+    sqlite_path(&url).ok()
+}
+
 /// Whether everything behind the broker's URL is on this machine: an embedded file, memory, or a loopback address.
 pub fn is_local(url: &str) -> bool {
     let Ok(parsed) = Url::parse(url) else { return false };

@@ -18,7 +18,7 @@ pub use backend::{
     WorkerId,
 };
 pub(crate) use connect::sqlite_path;
-pub use connect::{default_path, is_local};
+pub use connect::{default_path, embedded_file, is_local};
 pub use lease::{Consumer, Deliveries, Delivery, Lease};
 
 use tokio::time::Instant;

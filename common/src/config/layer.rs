@@ -221,14 +221,41 @@ fn from_environment(sources: &Sources<'_>, errors: &mut Vec<ConfigError>) -> Vec
 fn misspelt(name: &str) -> Option<ConfigError> {
     let ours = SHORT.iter().map(|(short, _)| *short).chain(["PROMPTQ_CONFIG"]);
     let bare = name.strip_suffix(FILE).unwrap_or(name);
-    if !name.starts_with("PROMPTQ_") || name.starts_with(LONG) || ours.clone().any(|own| own == bare) {
+    let rest = name.strip_prefix("PROMPTQ_").filter(|_| !name.starts_with(LONG))?;
+    if ours.clone().any(|own| own == bare) || GIVEN.contains(&name) || is_service(name) {
         return None;
     }
     let near =
         ours.filter(|own| strsim::osa_distance(own, bare) <= 2).min_by_key(|own| strsim::osa_distance(own, bare));
-    near.map(|near| {
-        ConfigError::new(Origin::Env(name.to_owned()), "no such variable").hint(format!("did you mean {near}?"))
+    let error = ConfigError::new(Origin::Env(name.to_owned()), "no such variable");
+    Some(match near.map(str::to_owned).or_else(|| spelt_out(rest)) {
+        Some(near) => error.hint(format!("did you mean {near}?")),
+        None => error.hint("unset it; settings are spelt PROMPTQ__SECTION__SETTING"),
     })
+}
+
+/// What programs run for a job see of it: they may run promptq themselves.
+const GIVEN: [&str; 2] = ["PROMPTQ_JOB_ID", "PROMPTQ_ATTEMPT"];
+
+/// Whether Kubernetes sets it in every container beside a service whose name begins with promptq:
+/// `NAME_SERVICE_HOST`, `NAME_SERVICE_PORT…`, `NAME_PORT`, `NAME_PORT_80_TCP…`.
+fn is_service(name: &str) -> bool {
+    let numbered = |(_, rest): (&str, &str)| rest.starts_with(|first: char| first.is_ascii_digit());
+    name.ends_with("_SERVICE_HOST")
+        || name.contains("_SERVICE_PORT")
+        || name.ends_with("_PORT")
+        || name.split_once("_PORT_").is_some_and(numbered)
+}
+
+/// `WORKER_CONCURRENCY` as the variable that its writer may have meant.
+fn spelt_out(rest: &str) -> Option<String> {
+    let parts = match rest.split('_').next()? {
+        "BROKER" | "LEDGER" | "STORE" | "WORKER" | "RETENTION" | "EXEC" | "MOCK" | "TELEMETRY" => 2,
+        "QUEUES" | "PROVIDERS" | "RUNNERS" => 3,
+        _ => return None,
+    };
+    let parts: Vec<&str> = rest.splitn(parts, '_').filter(|part| !part.is_empty()).collect();
+    (parts.len() > 1).then(|| format!("{LONG}{}", parts.join("__")))
 }
 
 /// Editors end a file with a newline; a secret rarely does.

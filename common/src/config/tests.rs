@@ -158,7 +158,29 @@ fn what_no_setting_takes_is_refused() {
     }
     refused(given(&[], &[("PROMPTQ_BROKR", "x")], &[]), &["did you mean PROMPTQ_BROKER?"]);
     refused(given(&[], &[("PROMPTQ__BROKER__ULR", "x")], &[]), &["did you mean broker.url?"]);
-    assert!(given(&[], &[("PROMPTQ_TEST_SERVICES", "x"), ("PROMPTQ_BROKER", "")], &[]).is_ok());
+    for (name, meant) in [
+        ("PROMPTQ_WORKER_CONCURRENCY", "PROMPTQ__WORKER__CONCURRENCY"),
+        ("PROMPTQ_WORKER_ALLOW_EXEC", "PROMPTQ__WORKER__ALLOW_EXEC"),
+        ("PROMPTQ_QUEUES_DEFAULT_ATTEMPTS", "PROMPTQ__QUEUES__DEFAULT__ATTEMPTS"),
+        ("PROMPTQ_SECRET_OF_MINE", "PROMPTQ__SECTION__SETTING"),
+    ] {
+        refused(given(&[], &[(name, "8")], &[]), &[&format!("env {name}: no such variable"), meant]);
+    }
+}
+
+#[test]
+fn variables_that_others_set_are_no_mistake() {
+    for name in [
+        "PROMPTQ_BROKER",
+        "PROMPTQ_JOB_ID",
+        "PROMPTQ_ATTEMPT",
+        "PROMPTQ_WORKER_SERVICE_HOST",
+        "PROMPTQ_SERVICE_PORT_HTTP",
+        "PROMPTQ_PORT",
+        "PROMPTQ_PORT_8080_TCP_ADDR",
+    ] {
+        assert!(given(&[], &[(name, "")], &[]).is_ok(), "{name}");
+    }
 }
 
 #[test]

@@ -17,7 +17,8 @@ use crate::problem::{Exit, Problem, Result};
 /// Which jobs.
 #[derive(Debug, clap::Args)]
 #[command(
-    before_help = "Examples:\n  promptq cancel --batch nov-reviews --reason 'wrong prompt'\n  promptq cancel --where 'state=queued and model=gpt* and age>1h' --dry-run"
+    before_help = "Examples:\n  promptq cancel --batch nov-reviews --reason 'wrong prompt'\n  promptq cancel --where 'state=queued and model=gpt* and age>1h' --dry-run",
+    after_help = "Waiting jobs end at once. A running job is stopped at its worker's next heartbeat, within 10 s unless worker.heartbeat says otherwise."
 )]
 pub struct Args {
     /// Jobs by id
@@ -75,7 +76,7 @@ async fn by_ids(cx: &Context, args: &Args) -> Result<Exit> {
 }
 
 async fn by_batch(cx: &Context, args: &Args, name: &BatchName) -> Result<Exit> {
-    let broker = cx.broker().await?;
+    let broker = cx.existing().await?;
     let Some(batch) = broker.ledger().batch(name).await? else {
         return Err(Problem::new(Exit::NotFound, "not-found", format!("there is no batch {:?}", name.as_str()))
             .hint("promptq status lists the newest batches"));
@@ -96,7 +97,7 @@ async fn by_batch(cx: &Context, args: &Args, name: &BatchName) -> Result<Exit> {
 }
 
 async fn by_filter(cx: &Context, args: &Args, text: &str) -> Result<Exit> {
-    let broker = cx.broker().await?;
+    let broker = cx.existing().await?;
     let mut pick = Pick::by(filter::parse(text)?);
     let living = |state: &State| !state.is_ended();
     if pick.narrowed.states.is_empty() {
@@ -137,7 +138,7 @@ async fn stop(cx: &Context, ids: &[JobId], done: &mut Done) -> Result<()> {
     if ids.is_empty() {
         return Ok(());
     }
-    let answers = cx.broker().await?.cancel(ids).await?;
+    let answers = cx.existing().await?.cancel(ids).await?;
     for (id, answer) in ids.iter().zip(answers) {
         match answer {
             Cancel::Ended => done.ended += 1,

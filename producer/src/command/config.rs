@@ -56,11 +56,11 @@ pub fn run(cx: &Context, args: &Args) -> Result<Exit> {
         Action::Show { origin, .. } if cx.printer.is_json() => show_json(cx, settings, *origin)?,
         Action::Show { origin: true, .. } => {
             let row = |setting: &Setting| vec![setting.name.clone(), text(&setting.value), setting.origin.to_string()];
-            cx.printer.table(&["SETTING", "VALUE", "ORIGIN"], &settings.iter().map(row).collect::<Vec<_>>())?;
+            cx.printer.table(Some(&["SETTING", "VALUE", "ORIGIN"]), &settings.iter().map(row).collect::<Vec<_>>())?;
         }
         Action::Show { origin: false, .. } => {
             let row = |setting: &Setting| vec![setting.name.clone(), text(&setting.value)];
-            cx.printer.table(&["SETTING", "VALUE"], &settings.iter().map(row).collect::<Vec<_>>())?;
+            cx.printer.table(Some(&["SETTING", "VALUE"]), &settings.iter().map(row).collect::<Vec<_>>())?;
         }
     }
     Ok(Exit::Done)

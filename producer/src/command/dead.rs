@@ -159,7 +159,7 @@ async fn groups(cx: &Context, queue: Option<&Queue>, fields: &[String]) -> Resul
         ("last", |item| ago(item, "last")),
         ("suggestion", |item| cell(item, "suggestion")),
     ];
-    let groups = cx.broker().await?.ledger().dead_groups(queue).await?;
+    let groups = cx.existing().await?.ledger().dead_groups(queue).await?;
     List::whole(groups.iter().map(group).collect()).print(cx, COLUMNS, fields)?;
     Ok(Exit::Done)
 }
@@ -215,7 +215,7 @@ async fn target(cx: &Context, chosen: &Chosen, verb: &'static str) -> Result<Opt
     }
     let pick = which.pick()?;
     if !confirm.yes || confirm.dry_run {
-        let counted = pick.count(cx.broker().await?).await?;
+        let counted = pick.count(cx.existing().await?).await?;
         let deed = Deed {
             verb,
             count: counted.count,
@@ -239,7 +239,7 @@ impl Target {
                 Ok((page, ids.is_empty()))
             }
             Self::Pick(pick) => {
-                let (jobs, next) = pick.page(cx.broker().await?, cursor.take(), MAX_BATCH).await?;
+                let (jobs, next) = pick.page(cx.existing().await?, cursor.take(), MAX_BATCH).await?;
                 let last = next.is_none();
                 *cursor = next;
                 Ok((jobs.iter().map(|job| job.id).collect(), last))
@@ -268,7 +268,7 @@ async fn drop_jobs(cx: &Context, chosen: &Chosen) -> Result<Exit> {
         (ids, last) = target.next(cx, &mut cursor).await?;
         asked += ids.len() as u64;
         if !ids.is_empty() {
-            dropped += cx.broker().await?.drop_dead(&ids).await?;
+            dropped += cx.existing().await?.drop_dead(&ids).await?;
         }
     }
     let reason = chosen.confirm.reason.as_deref();

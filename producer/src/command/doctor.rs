@@ -20,7 +20,10 @@ use crate::problem::{Exit, Problem, Result};
 
 /// How to show what was found.
 #[derive(Debug, clap::Args)]
-#[command(before_help = "Examples:\n  promptq doctor\n  promptq doctor --broker sqlite:///var/lib/promptq.db --json")]
+#[command(
+    before_help = "Examples:\n  promptq doctor\n  promptq doctor --broker sqlite:///var/lib/promptq.db --json",
+    after_help = "Ends with 0 when all is well, 7 when broker, store or a provider cannot be reached, 1 when anything else is wrong."
+)]
 pub struct Args {
     /// The shape.
     #[command(flatten)]
@@ -43,6 +46,8 @@ struct Finding {
     health: Health,
     what: String,
     hint: Option<String>,
+    /// Whether what was tried cannot be reached, which another try may mend.
+    unreachable: bool,
 }
 
 /// The longest any one check may take.
@@ -52,7 +57,7 @@ const DISK_LOW: u64 = 512 << 20;
 /// Two clocks further apart than this make times hard to read, and short leases end early.
 const CLOCK_APART: Duration = Duration::from_secs(2);
 
-/// Checks everything; code 1 when something failed.
+/// Checks everything; code 7 when something cannot be reached, 1 when something else failed.
 pub async fn run(cx: &Context, _args: &Args) -> Result<Exit> {
     let mut findings = vec![settings(cx), broker(cx).await];
     if findings.iter().all(|finding| finding.health != Health::Failed) {
@@ -77,12 +82,18 @@ pub async fn run(cx: &Context, _args: &Args) -> Result<Exit> {
             finding.hint.iter().try_for_each(|hint| cx.printer.line(&format!("        hint: {hint}")))?;
         }
     }
-    Ok(if healthy { Exit::Done } else { Exit::Failed })
+    Ok(if healthy {
+        Exit::Done
+    } else if findings.iter().any(|finding| finding.unreachable) {
+        Exit::Unreachable
+    } else {
+        Exit::Failed
+    })
 }
 
 impl Finding {
     fn new(check: &'static str, health: Health, what: impl Into<String>) -> Self {
-        Self { check, health, what: what.into(), hint: None }
+        Self { check, health, what: what.into(), hint: None, unreachable: false }
     }
 
     fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -90,10 +101,14 @@ impl Finding {
         self
     }
 
+    fn unreachable(check: &'static str, what: impl Into<String>) -> Self {
+        Self { unreachable: true, ..Self::new(check, Health::Failed, what) }
+    }
+
     fn failed(check: &'static str, problem: &Problem) -> Self {
         let what = std::iter::once(&problem.what).chain(&problem.details).cloned().collect::<Vec<_>>().join("; ");
         let hint = problem.hints.first().filter(|hint| !hint.contains("doctor")).cloned();
-        Self { check, health: Health::Failed, what, hint }
+        Self { check, health: Health::Failed, what, hint, unreachable: problem.exit == Exit::Unreachable }
     }
 }
 
@@ -133,7 +148,7 @@ async fn broker(cx: &Context) -> Finding {
             Finding::new("broker", Health::Ok, format!("{url}: wrote, leased and settled a job in {took} ms"))
         }
         Ok(Err(problem)) => Finding::failed("broker", &problem),
-        Err(_) => Finding::new("broker", Health::Failed, format!("{url}: no answer within 10 s"))
+        Err(_) => Finding::unreachable("broker", format!("{url}: no answer within 10 s"))
             .hint("is the disk slow, or another process holding the file?"),
     }
 }
@@ -225,7 +240,7 @@ async fn store(cx: &Context) -> Finding {
                 .hint("a second writer is then not noticed; use a service that honours If-None-Match")
         }
         Ok(Err(problem)) => Finding::failed("store", &problem),
-        Err(_) => Finding::new("store", Health::Failed, format!("{url}: no answer within 10 s")),
+        Err(_) => Finding::unreachable("store", format!("{url}: no answer within 10 s")),
     }
 }
 
@@ -254,7 +269,7 @@ async fn reach(name: &str, provider: &Provider) -> Finding {
             .hint("is base_url right, up to and including the version?"),
         Err(error) => {
             let why = if error.is_timeout() { "no answer within 10 s" } else { "cannot be reached" };
-            Finding::new(CHECK, Health::Failed, format!("{name}: {shown}: {why}"))
+            Finding::unreachable(CHECK, format!("{name}: {shown}: {why}"))
                 .hint("is base_url right, and the network open?")
         }
     }

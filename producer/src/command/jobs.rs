@@ -8,7 +8,7 @@ use serde_json::json;
 use super::why;
 use crate::cli::{ListOutput, Output};
 use crate::context::Context;
-use crate::list::List;
+use crate::list::Pages;
 use crate::pick::Pick;
 use crate::printer::Format;
 use crate::problem::{Exit, Problem, Result};
@@ -47,7 +47,7 @@ pub enum Action {
     Show {
         /// The job
         #[arg(value_name = "ID")]
-        id: JobId,
+        id: String,
         /// The shape.
         #[command(flatten)]
         output: Output,
@@ -56,7 +56,7 @@ pub enum Action {
     Why {
         /// The job
         #[arg(value_name = "ID")]
-        id: JobId,
+        id: String,
         /// The shape.
         #[command(flatten)]
         output: Output,
@@ -77,14 +77,16 @@ impl Args {
 pub async fn run(cx: &Context, args: &Args) -> Result<Exit> {
     match &args.action {
         Action::List { filter, limit, cursor, output } => {
-            let pick = match filter {
+            let mut pick = match filter {
                 Some(text) => Pick::by(filter::parse(text)?),
                 None => Pick::default(),
             };
+            // What doctor tries the broker with is nobody's job, unless it is asked for.
+            pick.without_doctors = pick.narrowed.queue.is_none();
             list(cx, &pick, *limit, cursor.clone(), &output.fields).await?;
         }
         Action::Show { id, .. } => {
-            let job = find(cx, *id).await?;
+            let job = find(cx, id).await?;
             if cx.printer.is_json() {
                 let mut item = view::job(&job);
                 item["recent_attempts"] = json!(job.record.as_ref().map(|record| &record.history.recent));
@@ -94,7 +96,7 @@ pub async fn run(cx: &Context, args: &Args) -> Result<Exit> {
             }
         }
         Action::Why { id, .. } => {
-            let job = find(cx, *id).await?;
+            let job = find(cx, id).await?;
             let why = why::explain(cx, &job).await?;
             if cx.printer.is_json() {
                 cx.printer.json(&json!({ "id": job.id, "state": job.state, "why": why }))?;
@@ -106,10 +108,7 @@ pub async fn run(cx: &Context, args: &Args) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// The most items one JSON or table list holds at once, even for `--limit 0`; `--jsonl` has no such bound.
-const MOST: usize = 1_000_000;
-
-/// Prints what fits, at most `limit` of it (0: all).
+/// Prints what fits, at most `limit` of it (0: all), a page at a time.
 pub(super) async fn list(
     cx: &Context,
     pick: &Pick,
@@ -117,31 +116,28 @@ pub(super) async fn list(
     cursor: Option<String>,
     fields: &[String],
 ) -> Result<()> {
-    let broker = cx.broker().await?;
-    let stream = cx.printer.format() == Format::Jsonl;
-    let most = if limit == 0 { if stream { usize::MAX } else { MOST } } else { limit };
-    let (mut items, mut next, mut shown) = (Vec::new(), cursor, 0);
+    let broker = cx.existing().await?;
+    let most = if limit == 0 { usize::MAX } else { limit };
+    let mut pages = Pages::new(cx, view::JOBS, fields);
+    let mut next = cursor;
     loop {
-        let (jobs, after) = pick.page(broker, next, most - shown).await?;
-        shown += jobs.len();
-        items.extend(jobs.iter().map(view::job));
+        let (jobs, after) = pick.page(broker, next, most - pages.shown()).await?;
+        pages.add(&jobs.iter().map(view::job).collect::<Vec<_>>())?;
         next = after;
-        if next.is_none() || shown >= most {
-            break;
-        }
-        if stream {
-            List::whole(std::mem::take(&mut items)).print(cx, view::JOBS, fields)?;
+        if next.is_none() || pages.shown() >= most {
+            return pages.end(next.as_deref());
         }
     }
-    List { items, next }.print(cx, view::JOBS, fields)
 }
 
-async fn find(cx: &Context, id: JobId) -> Result<JobView> {
-    let found = cx.broker().await?.ledger().fetch(&[id]).await?.into_iter().flatten().next();
-    found.ok_or_else(|| {
-        Problem::new(Exit::NotFound, "not-found", format!("there is no job {id}"))
+async fn find(cx: &Context, id: &str) -> Result<JobView> {
+    let missing = || {
+        Problem::new(Exit::NotFound, "not-found", format!("there is no job {id:?}"))
             .hint("ended jobs are forgotten after a while (section retention)")
-    })
+    };
+    let ledger = cx.existing().await?.ledger();
+    let id = id.parse::<JobId>().map_err(|_| missing())?;
+    ledger.fetch(&[id]).await?.into_iter().flatten().next().ok_or_else(missing)
 }
 
 /// Shows one job to people.

@@ -11,7 +11,7 @@ use crate::confirm::{Deed, allowed};
 use crate::context::Context;
 use crate::list::{Column, List, ago, cell, thousands};
 use crate::printer::Format;
-use crate::problem::{Exit, Result};
+use crate::problem::{Exit, Problem, Result};
 
 /// What about them.
 #[derive(Debug, clap::Args)]
@@ -27,6 +27,9 @@ pub struct Args {
 pub enum Action {
     /// List queues with their jobs by state
     List {
+        /// Those without jobs that `run` and `doctor` made for themselves, too
+        #[arg(long)]
+        all: bool,
         /// The shape.
         #[command(flatten)]
         output: ListOutput,
@@ -70,7 +73,7 @@ impl Args {
     /// The shape of data it was asked for.
     pub fn format(&self) -> Format {
         match &self.action {
-            Action::List { output } => output.output.format(),
+            Action::List { output, .. } => output.output.format(),
             Action::Pause { output, .. } | Action::Resume { output, .. } | Action::Purge { output, .. } => {
                 output.format()
             }
@@ -81,7 +84,7 @@ impl Args {
 /// Lists, pauses, resumes or purges.
 pub async fn run(cx: &Context, args: &Args) -> Result<Exit> {
     match &args.action {
-        Action::List { output } => list(cx, &output.fields).await?,
+        Action::List { all, output } => list(cx, *all, &output.fields).await?,
         Action::Pause { queue, reason, .. } => pause(cx, queue, reason.as_deref()).await?,
         Action::Resume { queue, reason, .. } => resume(cx, queue, reason.as_deref()).await?,
         Action::Purge { queue, confirm, .. } => purge(cx, queue, confirm).await?,
@@ -89,7 +92,7 @@ pub async fn run(cx: &Context, args: &Args) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-async fn list(cx: &Context, fields: &[String]) -> Result<()> {
+async fn list(cx: &Context, all: bool, fields: &[String]) -> Result<()> {
     const COLUMNS: &[Column] = &[
         ("queue", |item| cell(item, "queue")),
         ("state", |item| cell(item, "state")),
@@ -100,8 +103,45 @@ async fn list(cx: &Context, fields: &[String]) -> Result<()> {
         ("oldest", |item| ago(item, "oldest_ready")),
         ("reason", |item| cell(item, "reason")),
     ];
-    let queues = cx.broker().await?.queues().await?;
-    List::whole(queues.iter().map(object).collect()).print(cx, COLUMNS, fields)
+    let queues = cx.existing().await?.queues().await?;
+    let shown = queues.iter().filter(|view| all || !idle_scratch(view));
+    List::whole(shown.map(object).collect()).print(cx, COLUMNS, fields)
+}
+
+/// Whether it is a queue that `run` or `doctor` made for itself and that holds nothing to look after.
+fn idle_scratch(view: &QueueView) -> bool {
+    let depth = view.depth;
+    let empty = depth.ready + depth.delayed + depth.running + depth.dead == 0;
+    let name = view.queue.as_str();
+    empty && view.paused.is_none() && (name.starts_with("run-") || is_doctors(&view.queue))
+}
+
+/// Whether a queue is one of promptq's own, for trying the broker.
+pub(crate) fn is_doctors(queue: &Queue) -> bool {
+    queue.as_str().starts_with("promptq-")
+}
+
+/// Fails with `NotFound` for a queue that neither the broker, nor a worker, nor the settings know.
+async fn known(cx: &Context, queue: &Queue) -> Result<()> {
+    let broker = cx.existing().await?;
+    let config = &cx.config;
+    let configured = config.queues.keys().chain(config.worker.queues.iter().map(|(name, _)| name));
+    let mut names: Vec<String> = configured.map(ToString::to_string).collect();
+    names.extend(broker.queues().await?.into_iter().map(|view| view.queue.to_string()));
+    for worker in broker.ledger().workers().await? {
+        // Workers report what they serve as `name:weight`.
+        names.extend(worker.queues.iter().filter_map(|served| Some(served.split(':').next()?.to_owned())));
+    }
+    if names.iter().any(|name| name == queue.as_str()) {
+        return Ok(());
+    }
+    let problem = Problem::new(Exit::NotFound, "not-found", format!("there is no queue {:?}", queue.as_str()));
+    let distance = |name: &String| strsim::osa_distance(name, queue.as_str());
+    let near = names.iter().filter(|name| distance(name) <= 2).min_by_key(|name| distance(name));
+    Err(match near {
+        Some(near) => problem.hint(format!("did you mean {near}?")),
+        None => problem.hint("promptq queues list shows those there are"),
+    })
 }
 
 fn object(view: &QueueView) -> Value {
@@ -123,13 +163,15 @@ fn count(item: &Value, key: &str) -> String {
 }
 
 async fn pause(cx: &Context, queue: &Queue, reason: Option<&str>) -> Result<()> {
-    cx.broker().await?.pause(queue, Some(reason.unwrap_or("paused by a user"))).await?;
+    known(cx, queue).await?;
+    cx.existing().await?.pause(queue, Some(reason.unwrap_or("paused by a user"))).await?;
     audit(&Act { action: "pause", subject: queue.as_str(), reason, count: 1 });
     changed(cx, queue, "paused")
 }
 
 async fn resume(cx: &Context, queue: &Queue, reason: Option<&str>) -> Result<()> {
-    cx.broker().await?.pause(queue, None).await?;
+    known(cx, queue).await?;
+    cx.existing().await?.pause(queue, None).await?;
     audit(&Act { action: "resume", subject: queue.as_str(), reason, count: 1 });
     changed(cx, queue, "active")
 }
@@ -142,7 +184,8 @@ fn changed(cx: &Context, queue: &Queue, state: &str) -> Result<()> {
 }
 
 async fn purge(cx: &Context, queue: &Queue, confirm: &Confirm) -> Result<()> {
-    let broker = cx.broker().await?;
+    known(cx, queue).await?;
+    let broker = cx.existing().await?;
     // A count on a large queue may be slow; who says yes does not wait for it.
     if !confirm.yes || confirm.dry_run {
         let depth = broker.depth(queue).await?;

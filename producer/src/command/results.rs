@@ -1,7 +1,6 @@
 //! `promptq results`: what came of a batch or a job, one JSON line each, as it was or while it comes in.
 
 use std::collections::HashMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,6 +14,7 @@ use promptq_common::result_line::{answer_text, result_line};
 
 use crate::context::Context;
 use crate::problem::{Exit, Problem, Result};
+use crate::sink::Sink;
 
 /// Whose results, and where to.
 #[derive(Debug, clap::Args)]
@@ -25,7 +25,7 @@ pub struct Args {
     /// A batch by name, or a job by id
     #[arg(value_name = "BATCH|ID")]
     name: String,
-    /// Write to a file, in place of what is there; - for standard output
+    /// Write to a file, in place of what is there: at the end, with --follow as results come; - for standard output
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Stay until every job has ended; code 3 when some did not succeed
@@ -51,7 +51,7 @@ const LOOK: Duration = Duration::from_millis(250);
 
 /// Writes them.
 pub async fn run(cx: &Context, args: &Args) -> Result<Exit> {
-    let ledger = cx.broker().await?.ledger();
+    let ledger = cx.existing().await?.ledger();
     let missing = || {
         Problem::new(Exit::NotFound, "not-found", format!("there is no batch or job {:?}", args.name))
             .hint("promptq status lists the newest batches")
@@ -73,7 +73,7 @@ pub async fn run(cx: &Context, args: &Args) -> Result<Exit> {
 
 async fn one(cx: &Context, args: &Args, id: JobId) -> Result<Exit> {
     loop {
-        let job = cx.broker().await?.ledger().fetch(&[id]).await?.into_iter().flatten().next();
+        let job = cx.existing().await?.ledger().fetch(&[id]).await?.into_iter().flatten().next();
         let Some(job) = job else {
             return Err(Problem::new(Exit::NotFound, "not-found", format!("there is no job {id}")));
         };
@@ -93,7 +93,7 @@ async fn one(cx: &Context, args: &Args, id: JobId) -> Result<Exit> {
 
 /// Everything there is, or everything there will be; up to where.
 async fn whole(cx: &Context, args: &Args, name: &BatchName, writer: &mut Writer<'_>) -> Result<Cursor> {
-    let ledger = cx.broker().await?.ledger();
+    let ledger = cx.existing().await?.ledger();
     let scope = Scope::Batch(name.clone());
     let mut cursor = Cursor(args.after.unwrap_or(0));
     loop {
@@ -121,7 +121,7 @@ async fn whole(cx: &Context, args: &Args, name: &BatchName, writer: &mut Writer<
 
 /// Writes a page in its order; ends that a redrive or a late success has overtaken are left out.
 async fn write(cx: &Context, args: &Args, records: Vec<Record>, writer: &mut Writer<'_>) -> Result<()> {
-    let ledger = cx.broker().await?.ledger();
+    let ledger = cx.existing().await?.ledger();
     let failed: Vec<JobId> =
         records.iter().filter(|record| record.end != End::Succeeded).map(|record| record.id).collect();
     let mut now: HashMap<JobId, (State, u32)> = HashMap::new();
@@ -140,7 +140,7 @@ async fn write(cx: &Context, args: &Args, records: Vec<Record>, writer: &mut Wri
         let Some(body) = bodies.next().await else { break };
         writer.write(record, &body?)?;
     }
-    Ok(())
+    writer.flush()
 }
 
 /// A stored answer's body; `Gone` where the record names one that is not there any more.
@@ -167,22 +167,16 @@ async fn body(cx: &Context, record: &Record) -> Result<Fetched> {
 /// Where lines go, and what they came to.
 struct Writer<'a> {
     cx: &'a Context,
-    file: Option<Sink<'a>>,
+    file: Option<Sink>,
     text_only: bool,
     failed: u64,
     gone: u64,
 }
 
-/// A file that takes its name when it is whole.
-struct Sink<'a> {
-    lines: std::io::BufWriter<tempfile::NamedTempFile>,
-    path: &'a Path,
-}
-
 impl<'a> Writer<'a> {
-    fn new(cx: &'a Context, args: &'a Args) -> Result<Self> {
+    fn new(cx: &'a Context, args: &Args) -> Result<Self> {
         let path = args.output.as_deref().filter(|path| *path != Path::new("-"));
-        let file = path.map(Sink::create).transpose()?;
+        let file = path.map(|path| Sink::create(path, args.follow)).transpose()?;
         Ok(Self { cx, file, text_only: args.text_only, failed: 0, gone: 0 })
     }
 
@@ -205,8 +199,13 @@ impl<'a> Writer<'a> {
         };
         match &mut self.file {
             None => self.cx.printer.line(&line),
-            Some(sink) => writeln!(sink.lines, "{line}").map_err(|error| sink.failed(&error)),
+            Some(sink) => sink.line(&line),
         }
+    }
+
+    /// What was written so far can be read from here on, where it is written as it comes.
+    fn flush(&mut self) -> Result<()> {
+        self.file.as_mut().map_or(Ok(()), Sink::flush)
     }
 
     fn finish(self, args: &Args) -> Result<Exit> {
@@ -219,28 +218,4 @@ impl<'a> Writer<'a> {
         }
         Ok(if args.follow && self.failed > 0 { Exit::SomeDead } else { Exit::Done })
     }
-}
-
-impl<'a> Sink<'a> {
-    fn create(path: &'a Path) -> Result<Self> {
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        // Mode 0600 from the start: answers are as private as prompts.
-        let file = tempfile::NamedTempFile::new_in(folder).map_err(|error| cannot_write(path, &error))?;
-        Ok(Self { lines: std::io::BufWriter::new(file), path })
-    }
-
-    fn finish(self) -> Result<()> {
-        let file = self.lines.into_inner().map_err(|error| cannot_write(self.path, error.error()))?;
-        file.as_file().sync_all().map_err(|error| cannot_write(self.path, &error))?;
-        file.persist(self.path).map_err(|error| cannot_write(self.path, &error.error))?;
-        Ok(())
-    }
-
-    fn failed(&self, error: &std::io::Error) -> Problem {
-        cannot_write(self.path, error)
-    }
-}
-
-fn cannot_write(path: &Path, error: &std::io::Error) -> Problem {
-    Problem::new(Exit::Failed, "output", format!("cannot write {}: {error}", path.display()))
 }

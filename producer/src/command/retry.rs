@@ -58,7 +58,7 @@ impl Back {
         if ids.is_empty() {
             return Ok(());
         }
-        let answers = cx.broker().await?.redrive(ids).await?;
+        let answers = cx.existing().await?.redrive(ids).await?;
         for (id, answer) in ids.iter().zip(answers) {
             match answer {
                 Redriven::Queued { .. } => self.queued += 1,

@@ -85,7 +85,7 @@ async fn newest(cx: &Context) -> Result<Exit> {
         ("age", |item| ago(item, "created_at")),
     ];
     let now = Timestamp::now();
-    let mut batches = cx.broker().await?.ledger().batches(NEWEST + 1).await?;
+    let mut batches = cx.existing().await?.ledger().batches(NEWEST + 1).await?;
     let more = batches.len() > NEWEST;
     batches.truncate(NEWEST);
     let items = batches.iter().map(|batch| {
@@ -106,7 +106,7 @@ fn count(item: &Value, key: &str) -> String {
 
 /// A job of that id, else a batch of that name: batches without a name of their own are named by an id.
 async fn look(cx: &Context, name: &str) -> Result<Seen> {
-    let ledger = cx.broker().await?.ledger();
+    let ledger = cx.existing().await?.ledger();
     if let Ok(id) = name.parse::<JobId>()
         && let Some(job) = ledger.fetch(&[id]).await?.into_iter().flatten().next()
     {
@@ -142,6 +142,9 @@ fn show_batch(cx: &Context, batch: &BatchView, causes: &[(String, u64)], now: Ti
     let age = format_duration(now.since(batch.created_at));
     let state = view::batch_state(batch);
     cx.printer.line(&format!("BATCH {}  {state}  {done}%{eta}  queue {}  begun {age} ago", batch.name, batch.queue))?;
+    if !batch.sealed && !batch.cancelled {
+        cx.printer.line("still being submitted, or its submit was interrupted: repeat it to complete")?;
+    }
     let numbers = [
         ("total", counts.total),
         ("queued", counts.queued),
@@ -154,12 +157,7 @@ fn show_batch(cx: &Context, batch: &BatchView, causes: &[(String, u64)], now: Ti
     ];
     let numbers: Vec<String> = numbers.iter().map(|(name, count)| format!("{name} {}", thousands(*count))).collect();
     cx.printer.line(&numbers.join("  "))?;
-    let cost = match (batch.cost, batch.cost_unknown) {
-        (Some(cost), 0) => format!("${cost}"),
-        (Some(cost), unknown) => format!("${cost} and ? for {} jobs", thousands(unknown)),
-        (None, 0) => "$0".to_owned(),
-        (None, _) => "?".to_owned(),
-    };
+    let cost = cost(batch);
     let usage = batch.usage;
     let (sent, received) = (thousands(usage.input_tokens), thousands(usage.output_tokens));
     cx.printer.line(&format!("tokens {sent} in / {received} out  cost {cost}"))?;
@@ -168,4 +166,15 @@ fn show_batch(cx: &Context, batch: &BatchView, causes: &[(String, u64)], now: Ti
         cx.printer.line(&format!("top causes  {}", causes.join("  ")))?;
     }
     Ok(())
+}
+
+/// What is known of what it cost. Programs report no cost, and a job that never ran has none.
+fn cost(batch: &BatchView) -> String {
+    let ran = batch.counts.succeeded + batch.counts.dead > 0;
+    match (batch.cost, batch.cost_unknown) {
+        (Some(cost), 0) => format!("${cost}"),
+        (Some(cost), unknown) => format!("${cost} + {} unknown", thousands(unknown)),
+        (None, 0) if !ran => "$0".to_owned(),
+        (None, _) => "unknown".to_owned(),
+    }
 }

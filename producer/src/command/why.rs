@@ -13,7 +13,7 @@ use crate::problem::Result;
 
 /// Looks around the job and says why.
 pub(super) async fn explain(cx: &Context, job: &JobView) -> Result<String> {
-    let broker = cx.broker().await?;
+    let broker = cx.existing().await?;
     let workers = broker.ledger().workers().await?;
     let depth = broker.depth(&job.queue).await?;
     Ok(sentence(job, &workers, depth, Timestamp::now()))
@@ -26,10 +26,30 @@ fn sentence(job: &JobView, workers: &[WorkerReport], depth: Depth, now: Timestam
         State::Running => {
             let worker = job.worker.as_deref().unwrap_or("a worker");
             let since = job.leased_at.map_or(Duration::ZERO, |at| now.since(at));
-            format!("It runs on {worker} since {}.", format_duration(since))
+            let seen = workers.iter().any(|report| report.id.as_str() == worker && now.since(report.seen_at) < SILENCE);
+            if seen || since < SILENCE {
+                return format!("It runs on {worker} since {}.", format_duration(since));
+            }
+            lost(job, worker, since, workers)
         }
         State::Scheduled | State::Queued | State::Retrying => waiting(job, workers, depth, now),
     }
+}
+
+/// A worker that has not reported for so long is no longer listed by the ledger.
+const SILENCE: Duration = Duration::from_secs(60);
+
+fn lost(job: &JobView, worker: &str, since: Duration, workers: &[WorkerReport]) -> String {
+    let next = match workers.iter().filter(|report| serves(report, job) && !report.draining).count() {
+        0 => format!("none lives now: start promptq-worker --queues {}", job.queue),
+        1 => "one lives now".to_owned(),
+        several => format!("{several} live now"),
+    };
+    format!(
+        "{worker} took it {} ago and has not reported within the last minute: it seems lost. When its lease is over, \
+         the job is given to the next live worker of its queue ({next}).",
+        format_duration(since)
+    )
 }
 
 fn ended(job: &JobView, now: Timestamp) -> String {
@@ -73,14 +93,15 @@ fn waiting(job: &JobView, workers: &[WorkerReport], depth: Depth, now: Timestamp
             job.queue, job.queue
         );
     }
+    let serving: Vec<&WorkerReport> = serving.into_iter().filter(|worker| !worker.draining).collect();
+    if serving.is_empty() {
+        return "Every worker of its queue is draining and takes no more jobs.".to_owned();
+    }
     if let Some(reason) = serving.iter().map(|worker| worker.blocked.as_deref()).collect::<Option<Vec<_>>>() {
         return format!(
             "Every worker of its queue takes no jobs now: {}.",
             reason.first().copied().unwrap_or("blocked")
         );
-    }
-    if serving.iter().all(|worker| worker.draining) {
-        return "Every worker of its queue is draining and takes no more jobs.".to_owned();
     }
     let (slots, running) = serving.iter().fold((0_u64, 0_u64), |(slots, running), worker| {
         (slots + u64::from(worker.slots), running + u64::from(worker.running))
@@ -171,7 +192,10 @@ mod tests {
         let stuck = WorkerReport { blocked: Some("disk is full".into()), ..worker(0) };
         let draining = WorkerReport { draining: true, ..worker(1) };
         let hold = Some(HoldKey::Limit("acme/fast".into()));
-        let cases: [(JobView, Vec<WorkerReport>, &str); 11] = [
+        let long_ago = Some(Timestamp::from_millis(0));
+        let running = JobView { worker: Some("w".into()), leased_at: long_ago, ..job(State::Running) };
+        let gone = JobView { worker: Some("w-9".into()), ..running.clone() };
+        let cases: [(JobView, Vec<WorkerReport>, &str); 15] = [
             (JobView { paused: Some("rate".into()), ..queued.clone() }, vec![worker(0)], "paused (rate)"),
             (JobView { hold, due: later, ..queued.clone() }, vec![worker(0)], "limit of acme/fast, at the longest 30s"),
             (JobView { due: later, ..job(State::Scheduled) }, vec![], "may start in 30s"),
@@ -179,7 +203,11 @@ mod tests {
             (queued.clone(), vec![], "No worker has served queue default"),
             (queued.clone(), vec![other], "No worker has served"),
             (queued.clone(), vec![stuck], "disk is full"),
-            (queued.clone(), vec![draining], "draining"),
+            (queued.clone(), vec![draining.clone()], "draining"),
+            (queued.clone(), vec![draining.clone(), worker(1)], "3 of 4 slots are free"),
+            (running, vec![worker(1)], "runs on w since"),
+            (gone.clone(), vec![worker(1), draining.clone()], "seems lost. When its lease is over, the job is given"),
+            (gone, vec![draining], "none lives now: start promptq-worker --queues default"),
             (queued.clone(), vec![worker(4)], "All 4 slots"),
             (queued, vec![worker(1)], "3 of 4 slots are free"),
             (JobView { worker: Some("w-1".into()), ..job(State::Running) }, vec![], "runs on w-1"),

@@ -49,7 +49,7 @@ pub async fn run(cx: &Context, args: &Args) -> Result<Exit> {
         ("blocked", |item| cell(item, "blocked")),
     ];
     let Action::List { output } = &args.action;
-    let workers = cx.broker().await?.ledger().workers().await?;
+    let workers = cx.existing().await?.ledger().workers().await?;
     let object = |worker: &promptq_common::ledger::WorkerReport| {
         let mut item = json!(worker);
         let state = match (worker.draining, worker.blocked.is_some()) {

@@ -141,7 +141,8 @@ impl Runners {
 
     fn inline(&self, line: &str) -> Result<Exec, Failure> {
         if !self.exec.allow_inline {
-            let detail = "this worker runs no commands that jobs bring; hint: name the command in [runners.NAME]";
+            let detail = "this worker runs no commands that jobs bring; hint: name the command in [runners.NAME], \
+                          or start the worker with --allow-exec";
             return Err(fatal("exec_not_allowed", detail));
         }
         Exec::inline(line, &self.exec)
