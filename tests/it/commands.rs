@@ -365,7 +365,7 @@ async fn the_doctor_names_what_is_ill() {
     let home = Home::new();
     let well = home.promptq(&["doctor", "--json"]).ends(0).json();
     assert_eq!(well["healthy"], true);
-    let ill = home.promptq(&["doctor", "--store", "file:///proc/nowhere"]).ends(1);
+    let ill = home.promptq(&["doctor", "--store", "file:///proc/nowhere"]).ends(7);
     ill.prints(&["FAILED  store: ", "ok      broker: "]);
     let far = home.promptq(&["doctor", "--broker", "redis://me:hunter2@far"]).ends(1);
     far.prints(&["FAILED  broker: ", "me:***@far"]);
