@@ -1,5 +1,7 @@
 //! `promptq run` and `submit` as processes: what they write, how they end, and how a run is gone on with after a crash.
 
+mod mistakes;
+
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, Write as _};
 use std::os::unix::fs::PermissionsExt;
@@ -173,10 +175,15 @@ fn an_output_that_was_touched_is_left_alone() {
     let mut text = std::fs::read_to_string(home.path("out.jsonl")).unwrap();
     text = text.replacen("succeeded", "succeeder", 20);
     std::fs::write(home.path("out.jsonl"), &text).unwrap();
-    home.promptq(&args).exits(6).says("error[output-changed]");
+    let changed = home.promptq(&args).exits(6).says("error[output-changed]");
+    let changed = changed.says("--overwrite writes it again from the stored results; nothing is paid twice");
+    changed.says("another -o is another run, which pays for every job again");
     assert_eq!(std::fs::read_to_string(home.path("out.jsonl")).unwrap(), text);
     std::fs::write(home.path("other.jsonl"), "mine\n").unwrap();
-    home.promptq(&["run", "rows.jsonl", "-m", "mock", "-o", "other.jsonl"]).exits(6).says("is not of this run");
+    home.promptq(&["run", "rows.jsonl", "-m", "mock", "-o", "other.jsonl"])
+        .exits(6)
+        .says("is not of this run")
+        .says("its jobs are new");
     let again = [&args[..], &["--overwrite"]].concat();
     home.promptq(&again).exits(0).says("20 already known");
     home.assert_each_once("out.jsonl", 20, "succeeded");

@@ -17,7 +17,7 @@ pub struct RunArgs {
     /// What to read, and what becomes of each row.
     #[command(flatten)]
     pub input: InputArgs,
-    /// Where results go, a line each as they arrive; - is standard output
+    /// Where results go, a line each as they arrive; - is standard output. Another FILE is another run: it pays again
     #[arg(short, long, value_name = "FILE", default_value = "-", help_heading = "Run")]
     pub output: PathBuf,
     /// Jobs at once
@@ -29,7 +29,7 @@ pub struct RunArgs {
     /// Gives dead jobs of an earlier run of this command another chance
     #[arg(long, help_heading = "Run")]
     pub retry_dead: bool,
-    /// Writes the output file anew, whatever is in it
+    /// Writes the output file anew from the stored results, whatever is in it; nothing is paid twice
     #[arg(long, help_heading = "Run")]
     pub overwrite: bool,
     /// Exits 0 although some jobs are dead

@@ -6,13 +6,13 @@ use std::time::Duration;
 use promptq_common::broker::Broker;
 use promptq_common::job::{BatchName, JobId, Queue};
 use promptq_common::ledger::BatchView;
-use promptq_common::time::parse_duration;
 use serde_json::json;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::cli::Output;
 use crate::context::Context;
+use crate::input::args::length;
 use crate::input::{Destination, Input, InputArgs, Source};
 use crate::printer::Format;
 use crate::problem::{Exit, Problem, Result};
@@ -29,7 +29,7 @@ pub struct SubmitArgs {
     #[command(flatten)]
     pub input: InputArgs,
     /// Waits until every job has ended, at most so long
-    #[arg(long, value_name = "LENGTH", num_args = 0..=1, require_equals = true, value_parser = parse_duration)]
+    #[arg(long, value_name = "LENGTH", num_args = 0..=1, require_equals = true, value_parser = length)]
     pub wait: Option<Option<Duration>>,
     /// With --wait: exits 0 although some jobs are dead
     #[arg(long)]
@@ -129,7 +129,7 @@ pub(crate) fn dry_run(cx: &Context, input: &Input, checked: &Checked) -> Result<
 fn told(cx: &Context, input: &Input, tally: &Tally, view: Option<&BatchView>) -> Result<()> {
     if cx.printer.is_json() {
         return cx.printer.json(&json!({ "batch": input.batch(), "queue": input.queue(), "new": tally.new,
-            "known": tally.known, "invalid": tally.invalid, "conflicts": tally.conflicts,
+            "known": tally.known, "invalid": tally.invalid, "conflicts": tally.conflicts, "repeated": tally.repeated,
             "counts": view.map(|view| view.counts), "cost_usd": view.and_then(|view| view.cost) }));
     }
     cx.printer.line(input.batch().as_str())?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use promptq_common::job::{BatchName, Priority, Queue};
 use promptq_common::line::When;
-use promptq_common::time::parse_duration;
+use promptq_common::time::{format_duration, parse_duration};
 
 /// What to read, and what becomes of each row.
 #[derive(Args, Clone, Debug)]
@@ -14,10 +14,14 @@ pub struct InputArgs {
     /// Files, globs such as 'docs/*.md', or - for standard input
     #[arg(value_name = "INPUT", required = true)]
     pub inputs: Vec<String>,
-    /// What the input is; guessed from the name and the first line
+    /// What the input is; guessed from the name and the first line; a single text file of several lines needs it
     #[arg(long = "in", value_name = "KIND", value_enum)]
     pub kind: Option<Kind>,
-    /// Makes the prompt of each row: a file, or text such as 'Sentiment of: {{text}}'
+    /// What separates the columns of CSV, one character such as ';' (a comma)
+    #[arg(long, value_name = "C", value_parser = delimiter)]
+    pub delimiter: Option<u8>,
+    /// Makes the prompt of each row: a file, or text such as 'Sentiment of: {{text}}'. Variables: in CSV the columns,
+    /// in JSONL the keys, in lines {{text}}, in files {{text}} and {{file}}
     #[arg(short, long, value_name = "FILE|TEXT")]
     pub template: Option<String>,
     /// The system prompt: a file or text; may use the row's columns too
@@ -75,7 +79,7 @@ pub struct JobArgs {
     #[arg(long, value_name = "TIME", conflicts_with = "delay")]
     pub at: Option<promptq_common::time::Timestamp>,
     /// Not before so long from now
-    #[arg(long, value_name = "LENGTH", value_parser = parse_duration)]
+    #[arg(long, value_name = "LENGTH", value_parser = length)]
     pub delay: Option<Duration>,
     /// Given up unrun after this moment, or so long from now (7 days)
     #[arg(long, value_name = "TIME|LENGTH", alias = "expires")]
@@ -84,10 +88,10 @@ pub struct JobArgs {
     #[arg(long, value_name = "N", alias = "max-attempts", value_parser = clap::value_parser!(u32).range(1..=i64::from(promptq_common::line::MAX_ATTEMPTS)))]
     pub attempts: Option<u32>,
     /// The wait after the first failed attempt; doubles from there (1s)
-    #[arg(long, value_name = "LENGTH", value_parser = parse_duration)]
+    #[arg(long, value_name = "LENGTH", value_parser = length)]
     pub backoff: Option<Duration>,
     /// The longest one attempt may run (10m)
-    #[arg(long, value_name = "LENGTH", value_parser = parse_duration)]
+    #[arg(long, value_name = "LENGTH", value_parser = length)]
     pub timeout: Option<Duration>,
     /// A label for budgets
     #[arg(long)]
@@ -136,6 +140,26 @@ fn pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
         _ => Err(format!("{text:?} is not NAME=VALUE")),
+    }
+}
+
+/// A length of time; a bare number gets told what to write.
+pub(crate) fn length(text: &str) -> Result<Duration, String> {
+    match (parse_duration(text), text.parse::<u32>()) {
+        (Err(_), Ok(seconds)) => {
+            let long = Duration::from_secs(seconds.into());
+            let or = if seconds < 60 { String::new() } else { format!(" (that is {})", format_duration(long)) };
+            Err(format!("{text:?} has no unit: for seconds write {seconds}s{or}"))
+        }
+        (parsed, _) => parsed,
+    }
+}
+
+fn delimiter(text: &str) -> Result<u8, String> {
+    match text.as_bytes() {
+        b"\\t" | b"tab" => Ok(b'\t'),
+        [byte @ (b'\t' | b' '..=b'~')] if *byte != b'"' && !byte.is_ascii_alphanumeric() => Ok(*byte),
+        _ => Err(format!("{text:?} is not one character such as ; or | or \\t")),
     }
 }
 

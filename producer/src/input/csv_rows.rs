@@ -23,10 +23,10 @@ pub(super) struct CsvRows {
 impl CsvRows {
     /// Reads the heading row, which must name every column once.
     pub(super) fn open(source: &Source, tracked: Tracked) -> Result<Self> {
-        let delimiter = if source.kind == Kind::Tsv { b'\t' } else { b',' };
+        let delimiter = if source.kind == Kind::Tsv { b'\t' } else { source.delimiter.unwrap_or(b',') };
         let mut first = BufReader::with_capacity(1 << 16, tracked);
         skip_mark(&mut first).map_err(|error| unreadable(&source.name, &error))?;
-        let metered = Metered::new(first);
+        let metered = Metered::new(first, delimiter);
         let mut reader = csv::ReaderBuilder::new().delimiter(delimiter).from_reader(metered);
         let bad = |what: String| {
             Problem::new(Exit::Usage, "bad-headings", format!("{} {what}", source.name))
@@ -39,6 +39,15 @@ impl CsvRows {
         };
         if headings.is_empty() {
             return Err(bad("has no heading row".into()).hint("the first row names the columns, as in id,text"));
+        }
+        if let Some(line) = reader.get_ref().left_open() {
+            return Err(bad(never_closed(line)));
+        }
+        if let ([only], None, Kind::Csv) = (headings.as_slice(), source.delimiter, source.kind)
+            && let Some(other) = [';', '\t', '|'].into_iter().find(|other| only.contains(*other))
+        {
+            return Err(bad(format!("has a single column, named {only:?}: is it separated by {other:?}?"))
+                .hint(format!("--delimiter '{}', or --delimiter , if it is one column", other.escape_default())));
         }
         for (n, heading) in headings.iter().enumerate() {
             if heading.trim().is_empty() {
@@ -58,7 +67,11 @@ impl CsvRows {
         source.since.set(0);
         self.line += source.lines_before(self.reader.position().byte());
         let line = self.line;
-        let error = match self.reader.read_record(&mut record) {
+        let read = self.reader.read_record(&mut record);
+        if let Some(line) = self.reader.get_ref().left_open() {
+            return Err(io::Error::other(never_closed(line)));
+        }
+        let error = match read {
             Ok(false) => return Ok(None),
             Ok(true) => {
                 let columns = self.headings.iter().cloned().zip(record.iter().map(Value::from)).collect();
@@ -94,6 +107,10 @@ impl CsvRows {
     }
 }
 
+fn never_closed(line: u64) -> String {
+    format!("the quote that opens in line {line} is never closed: the rest of the file would be one field")
+}
+
 fn is_too_long(error: &io::Error) -> bool {
     error.get_ref().and_then(|inner| inner.downcast_ref::<TooLong>()).is_some()
 }
@@ -108,11 +125,13 @@ struct Metered {
     /// Where each line end begins (at its carriage return, if it has one) and its newline.
     ends: RefCell<VecDeque<(u64, u64)>>,
     returned: bool,
+    quotes: Quotes,
+    ended: bool,
 }
 
 impl Metered {
     /// Goes on where `first` has read to.
-    fn new(first: BufReader<Tracked>) -> Self {
+    fn new(first: BufReader<Tracked>, delimiter: u8) -> Self {
         let rest = first.buffer().to_vec();
         Self {
             inner: first.into_inner(),
@@ -121,7 +140,14 @@ impl Metered {
             offset: 0,
             ends: RefCell::default(),
             returned: false,
+            quotes: Quotes { delimiter, place: Field::Start, line: 1, opened: 1 },
+            ended: false,
         }
+    }
+
+    /// The line in which a quote opens that the file, read to its end, never closes.
+    fn left_open(&self) -> Option<u64> {
+        (self.ended && self.quotes.place == Field::Quoted).then_some(self.quotes.opened)
     }
 
     /// How many lines end before the record that is looked for from `byte` on, since the last such call: line ends
@@ -157,10 +183,53 @@ impl Read for Metered {
                 ends.push_back((at - u64::from(self.returned), at));
             }
             self.returned = *byte == b'\r';
+            self.quotes.pass(*byte);
         }
+        self.ended |= n == 0 && !buffer.is_empty();
         self.offset += n as u64;
         self.since.set(self.since.get() + n as u64);
         Ok(n)
+    }
+}
+
+/// Follows the quotes of a file byte by byte, as the reader does: one counts at the beginning of a field alone.
+#[derive(Debug)]
+struct Quotes {
+    delimiter: u8,
+    place: Field,
+    line: u64,
+    opened: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Field {
+    Start,
+    Plain,
+    Quoted,
+    /// After a quote in a quoted field: its end, or the first half of a quote.
+    Half,
+}
+
+impl Quotes {
+    fn pass(&mut self, byte: u8) {
+        let ends = byte == self.delimiter || matches!(byte, b'\n' | b'\r');
+        self.place = match self.place {
+            Field::Start if byte == b'"' => {
+                self.opened = self.line;
+                Field::Quoted
+            }
+            Field::Quoted if byte == b'"' => Field::Half,
+            Field::Half if byte == b'"' => Field::Quoted,
+            Field::Quoted => Field::Quoted,
+            Field::Start | Field::Plain | Field::Half => {
+                if ends {
+                    Field::Start
+                } else {
+                    Field::Plain
+                }
+            }
+        };
+        self.line += u64::from(byte == b'\n');
     }
 }
 

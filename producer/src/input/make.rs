@@ -289,7 +289,9 @@ fn shown(bad: BadLine, text: &str) -> Fault {
     let near = |(place, _): &(usize, char)| (at.saturating_sub(AROUND)..at + AROUND).contains(place);
     let piece = text.char_indices().skip_while(|c| !near(c)).take_while(near);
     let excerpt = Some(piece.map(|(_, c)| if c.is_control() { ' ' } else { c }).collect());
-    Fault { column: bad.column, what: bad.what, excerpt, hint: bad.hint }
+    let alien = ["expected ident", "expected value"].iter().any(|start| bad.what.starts_with(start));
+    let what = if alien { "not JSON".to_owned() } else { bad.what };
+    Fault { column: bad.column, what, excerpt, hint: bad.hint }
 }
 
 #[cfg(test)]

@@ -150,6 +150,10 @@ fn small_enough(made: Made) -> Result<Made, Fault> {
 pub fn identify(args: &InputArgs, sources: &[Source], hash: &mut Sha256) -> Result<()> {
     for source in sources {
         hash.update(format!("{:?}", source.kind));
+        // Only when it is given: runs from before there was a delimiter keep their identity.
+        if let Some(delimiter) = source.delimiter {
+            hash.update([delimiter]);
+        }
         source.identify(hash)?;
     }
     let texts = [("-t", &args.template), ("--system", &args.system)];

@@ -74,6 +74,30 @@ fn csv_keeps_newlines_in_quotes_and_refuses_ragged_rows() {
 }
 
 #[test]
+fn a_quote_open_at_the_end_of_the_file_is_named_by_its_line() {
+    let open =
+        "cannot read a.csv: the quote that opens in line 3 is never closed: the rest of the file would be one field";
+    let text = "id,text\n1,\"a \"\"b\"\" \"\n2,\"open\n3,c\n4,d\n";
+    assert_eq!(read("a.csv", text.as_bytes(), &[])[1..], [open]);
+    assert_eq!(read("a.csv", text.replace(",\"open", ",d,\"open").as_bytes(), &[])[1..], [open]);
+    assert_eq!(
+        read("a.csv", b"id,text\n1,a\"b\n2,\"c\"d\"e\n3,\"\"", &[]).len(),
+        3,
+        "quotes inside fields do not count"
+    );
+    assert!(read("a.csv", b"\"id,text\n1,a\n", &[])[0].contains("opens in line 1"));
+}
+
+#[test]
+fn another_separator_is_noticed_and_can_be_named() {
+    let wrong = &read("a.csv", b"id;text\n1;a\n", &[])[0];
+    assert!(wrong.contains("is it separated by ';'?") && wrong.contains("--delimiter ';'"), "{wrong}");
+    assert!(read("a.csv", b"id\ttext\n", &[])[0].contains("--delimiter '\\t'"));
+    assert_eq!(read("a.csv", b"id;text\n1;a,b\n", &["--delimiter", ";"]), [r#"2: {"id":"1","text":"a,b"}"#]);
+    assert_eq!(read("a.csv", b"a;b\n1\n", &["--delimiter", ","]), [r#"2: {"a;b":"1"}"#]);
+}
+
+#[test]
 fn headings_must_name_every_column_once() {
     assert!(read("a.csv", b"id,id\n", &[])[0].contains("two columns named \"id\""));
     assert!(read("a.csv", b"id,\n", &[])[0].contains("no name for column 2"));

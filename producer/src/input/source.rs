@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::args::{InputArgs, Kind};
 use crate::problem::{Exit, Problem, Result};
+use crate::submit::grouped;
 
 /// One file to read, as often as needed.
 #[derive(Clone, Debug)]
@@ -19,6 +20,8 @@ pub struct Source {
     pub name: String,
     /// What it is.
     pub kind: Kind,
+    /// What stands between the columns of CSV, when a flag says so.
+    pub delimiter: Option<u8>,
     place: Place,
 }
 
@@ -56,8 +59,14 @@ impl Source {
                     Some(kind) => kind,
                     None => guess(&name, &mut open(&path)?).map_err(|error| unreadable(&name, &error))?,
                 };
-                sources.push(Self { name, kind, place });
+                if kind == Kind::Txt && args.kind.is_none() && args.inputs.len() == 1 && path == Path::new(input) {
+                    one_prompt(&name, open(&path)?)?;
+                }
+                sources.push(Self { name, kind, delimiter: args.delimiter, place });
             }
+        }
+        if args.delimiter.is_some() && !sources.iter().any(|source| source.kind == Kind::Csv) {
+            return Err(Problem::usage("--delimiter is for CSV, and no input is").hint("say so with --in csv"));
         }
         if args.inputs.iter().filter(|input| *input == "-").count() > 1 {
             return Err(Problem::usage("- (standard input) is named twice"));
@@ -183,7 +192,7 @@ fn standard_input(args: &InputArgs) -> Result<Source> {
     if args.stream {
         let head = stdin.fill_buf().map_err(|error| unreadable("-", &error))?;
         let kind = args.kind.unwrap_or(if first_is_brace(head) { Kind::Jsonl } else { Kind::Lines });
-        return Ok(Source { name, kind, place: Place::Stream });
+        return Ok(Source { name, kind, delimiter: args.delimiter, place: Place::Stream });
     }
     let limit = args.spool_limit.as_u64();
     let trouble = |error: &io::Error| {
@@ -201,7 +210,7 @@ fn standard_input(args: &InputArgs) -> Result<Source> {
     let mut head = [0; 512];
     let n = spool.read(&mut head).map_err(|error| trouble(&error))?;
     let kind = args.kind.unwrap_or(if first_is_brace(&head[..n]) { Kind::Jsonl } else { Kind::Lines });
-    Ok(Source { name, kind, place: Place::Spool(Arc::new(spool)) })
+    Ok(Source { name, kind, delimiter: args.delimiter, place: Place::Spool(Arc::new(spool)) })
 }
 
 /// By the name's ending; without a telling one, JSON lines when the first character is a brace, else one prompt.
@@ -217,6 +226,43 @@ fn guess(name: &str, file: &mut impl Read) -> io::Result<Kind> {
             if first_is_brace(reader.fill_buf()?) { Kind::Jsonl } else { Kind::Txt }
         }
     })
+}
+
+/// Refuses a text file named by itself that may as well hold one prompt per line. Markdown is one prompt.
+fn one_prompt(name: &str, file: File) -> Result<()> {
+    let ending = Path::new(name).extension().and_then(|ending| ending.to_str()).map(str::to_ascii_lowercase);
+    if !matches!(ending.as_deref(), None | Some("txt" | "text")) {
+        return Ok(());
+    }
+    let lines = filled_lines(BufReader::with_capacity(1 << 16, file)).map_err(|error| unreadable(name, &error))?;
+    if lines < 2 {
+        return Ok(());
+    }
+    let what = format!("{name} has {} lines: one prompt or one a line?", grouped(lines));
+    Err(Problem::new(Exit::Usage, "ambiguous-input", what)
+        .detail("nothing was enqueued")
+        .hint("--in lines makes each line a prompt")
+        .hint("--in txt makes the whole file one prompt"))
+}
+
+/// How many lines hold more than blanks; in flat memory, whatever their length.
+fn filled_lines(mut reader: impl BufRead) -> io::Result<u64> {
+    let (mut lines, mut filled) = (0, false);
+    loop {
+        let piece = reader.fill_buf()?;
+        if piece.is_empty() {
+            return Ok(lines);
+        }
+        for byte in piece {
+            if *byte == b'\n' {
+                filled = false;
+            } else if !filled && !byte.is_ascii_whitespace() {
+                (lines, filled) = (lines + 1, true);
+            }
+        }
+        let read = piece.len();
+        reader.consume(read);
+    }
 }
 
 fn first_is_brace(head: &[u8]) -> bool {
@@ -248,7 +294,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.txt");
         std::fs::write(&path, "one").unwrap();
-        let source = Source { name: "a".into(), kind: Kind::Txt, place: Place::Path(path.clone()) };
+        let source = Source { name: "a".into(), kind: Kind::Txt, delimiter: None, place: Place::Path(path.clone()) };
         let print = || {
             let mut file = source.open().unwrap();
             io::copy(&mut file, &mut io::sink()).unwrap();

@@ -93,7 +93,7 @@ impl<'a> Drive<'a> {
         (terms, checked): (Terms, Option<Checked>),
         parts: Option<Parts>,
     ) -> Result<Exit> {
-        self.total = checked.as_ref().map_or(0, |checked| checked.rows);
+        self.total = checked.as_ref().map_or(0, |checked| checked.rows - checked.repeated);
         self.dead_before = broker.ledger().batch(&self.batch).await?.map(|view| view.counts.dead).or(Some(0));
         let mut signals = JoinSet::new();
         let stop = self.stop.clone();
@@ -143,7 +143,7 @@ impl<'a> Drive<'a> {
     }
 
     fn enqueued(&mut self, tally: Tally) {
-        if tally.known + tally.invalid + tally.conflicts > 0 {
+        if tally.known + tally.invalid + tally.conflicts + tally.repeated > 0 {
             self.cx.printer.say(&tally.summary());
         }
         self.total = tally.new + tally.known;

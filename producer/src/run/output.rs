@@ -65,10 +65,17 @@ impl OutputFile {
             }
         }
         let what = format!("{} is not as this run left it", path.display());
-        let what = if known.is_empty() { format!("{} exists and is not of this run", path.display()) } else { what };
-        Err(Problem::new(Exit::Conflict, "output-changed", what)
-            .detail("nothing was written to it")
-            .hint("name another file with -o, or pass --overwrite to write all results anew (nothing is paid twice)"))
+        let problem = if known.is_empty() {
+            let what = format!("{} exists and is not of this run", path.display());
+            Problem::new(Exit::Conflict, "output-changed", what)
+                .detail("this is another run (input, template, model or parameters changed): its jobs are new")
+                .hint("--overwrite writes this run's results over it; another file with -o keeps it")
+        } else {
+            Problem::new(Exit::Conflict, "output-changed", what)
+                .hint("--overwrite writes it again from the stored results; nothing is paid twice")
+                .hint("another -o is another run, which pays for every job again")
+        };
+        Err(problem.detail("nothing was written to it"))
     }
 
     /// Appends whole lines, durably. A crash in between leaves bytes behind the last known position, which

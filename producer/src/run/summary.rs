@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use promptq_common::ledger::BatchView;
 
-use crate::submit::grouped;
+use crate::submit::{grouped, jobs};
 
-/// `done: 4,992 succeeded, 8 dead, $0.24, 10:04 → out.jsonl`; a cost nobody knows is `?`.
+/// `done: 4,992 succeeded, 8 dead, $0.24, 10:04 → out.jsonl`; a cost that nobody knows is called so.
 pub(super) fn summary(how: &str, view: &BatchView, elapsed: Duration, output: &Path) -> String {
     let counts = &view.counts;
     let mut parts = vec![format!("{} succeeded", grouped(counts.succeeded))];
@@ -18,8 +18,8 @@ pub(super) fn summary(how: &str, view: &BatchView, elapsed: Duration, output: &P
     }
     let cost = match (view.cost, view.cost_unknown) {
         (Some(cost), 0) => format!("${cost}"),
-        (Some(cost), _) => format!("${cost}+?"),
-        (None, _) => "$?".to_owned(),
+        (Some(cost), unknown) => format!("${cost} and unknown for {}", jobs(unknown)),
+        (None, _) => "cost unknown".to_owned(),
     };
     parts.push(cost);
     parts.push(clock(elapsed));
@@ -59,6 +59,6 @@ mod tests {
         let line = |view: &BatchView| summary("done", view, Duration::from_secs(604), Path::new("out.jsonl"));
         assert_eq!(line(&view), "done: 4,992 succeeded, 8 dead, $0.24, 10:04 → out.jsonl");
         view.cost = None;
-        assert_eq!(line(&view), "done: 4,992 succeeded, 8 dead, $?, 10:04 → out.jsonl");
+        assert_eq!(line(&view), "done: 4,992 succeeded, 8 dead, cost unknown, 10:04 → out.jsonl");
     }
 }

@@ -57,16 +57,17 @@ pub async fn check(input: &Arc<Input>, broker: &Broker, terms: Terms) -> Result<
     let reading = input.read();
     let mut reader = JoinSet::new();
     reader.spawn_blocking(move || read_all(reading, ask_all, &sender));
-    let (mut known, mut conflicts, mut conflict_rows) = (0, 0, Vec::new());
+    let (mut known, mut conflicts, mut conflict_rows, mut counted) = (0, 0, Vec::new(), false);
     while let Some(window) = asked.recv().await {
-        let keys: Vec<_> = window.iter().map(|(id, fingerprint, _): &Ask| (*id, *fingerprint)).collect();
+        let keys: Vec<_> = window.iter().map(|(id, fingerprint, ..): &Ask| (*id, *fingerprint)).collect();
         let answers = broker.ledger().known(&keys).await?;
-        for ((.., row), answer) in window.iter().zip(answers) {
+        for ((.., row, by_row), answer) in window.iter().zip(answers) {
             match answer {
                 Known::New => {}
                 Known::Same(_) => known += 1,
                 Known::Conflict(_) => {
                     conflicts += 1;
+                    counted |= by_row;
                     conflict_rows.extend((conflict_rows.len() < SHOWN).then_some(*row));
                 }
             }
@@ -79,9 +80,13 @@ pub async fn check(input: &Arc<Input>, broker: &Broker, terms: Terms) -> Result<
     let nothing = "nothing was enqueued (files are checked whole before the first job)";
     if !terms.skip_invalid && !seen.faults.is_empty() {
         let others = seen.rows;
-        let problem = seen.faults.problem(nothing);
+        let problem = seen.faults.problem(nothing, others > 0);
         return Err(if others > 0 {
-            problem.detail(format!("{} other rows are fine", grouped(others)))
+            problem.detail(if others == 1 {
+                "1 other row is fine".into()
+            } else {
+                format!("{} other rows are fine", grouped(others))
+            })
         } else {
             problem
         });
@@ -91,7 +96,7 @@ pub async fn check(input: &Arc<Input>, broker: &Broker, terms: Terms) -> Result<
         return Err(repeats(input, repeated, &pairs)?.detail(nothing));
     }
     if conflicts > 0 && terms.on_conflict == OnConflict::Fail && !terms.skip_invalid {
-        return Err(conflict(conflicts, &conflict_rows).detail(nothing));
+        return Err(conflict(conflicts, &conflict_rows, counted).detail(nothing));
     }
     if seen.rows == 0 {
         return Err(Problem::new(Exit::Usage, "no-rows", "there are no rows to submit"));
@@ -100,7 +105,8 @@ pub async fn check(input: &Arc<Input>, broker: &Broker, terms: Terms) -> Result<
     Ok(Checked { rows: seen.rows, invalid, repeated, known, conflicts, first, prints })
 }
 
-type Ask = (JobId, Fingerprint, u64);
+/// A job, its row, and whether only that number names it.
+type Ask = (JobId, Fingerprint, u64, bool);
 
 /// What one reading saw.
 #[derive(Debug)]
@@ -133,7 +139,7 @@ fn read_all(mut reading: Reading, ask_all: bool, sender: &mpsc::Sender<Vec<Ask>>
             distinct.add(id, row).map_err(spill)?;
         }
         if made.job.keyed && (ask_all || made.own_key) {
-            window.push((made.job.id, made.job.fingerprint(), row));
+            window.push((made.job.id, made.job.fingerprint(), row, made.job.custom_id.is_none() && !made.own_key));
         }
         if window.len() >= MAX_BATCH && sender.blocking_send(std::mem::take(&mut window)).is_err() {
             break;
@@ -158,8 +164,9 @@ fn sample(made: &Made) -> Sample {
 
 /// Reads once more to say where the repeated ids stand.
 fn repeats(input: &Arc<Input>, count: u64, pairs: &[(u64, u64)]) -> Result<Problem> {
-    let mut problem =
-        Problem::new(Exit::Usage, "duplicate-id", format!("{} rows repeat the id of an earlier row", grouped(count)));
+    let rows = if count == 1 { "row repeats" } else { "rows repeat" };
+    let what = format!("{} {rows} the id of an earlier row", grouped(count));
+    let mut problem = Problem::new(Exit::Usage, "duplicate-id", what);
     let mut reading = input.read();
     let last = pairs.iter().map(|(_, later)| *later).max().unwrap_or_default();
     let mut wanted = pairs.to_vec();

@@ -43,8 +43,9 @@ impl Faults {
         self.count
     }
 
-    /// All of them as one problem; `outcome` says what became of the rest.
-    pub(super) fn problem(&self, outcome: &str) -> Problem {
+    /// All of them as one problem; `outcome` says what became of the rest, `others` whether there are rows to go on
+    /// with.
+    pub(super) fn problem(&self, outcome: &str, others: bool) -> Problem {
         let mut hints: Vec<String> = Vec::new();
         let mut problem = match self.shown.as_slice() {
             [] => Problem::new(Exit::Usage, "bad-row", "a row is wrong"),
@@ -71,7 +72,11 @@ impl Faults {
                 hints.push(hint.clone());
             }
         }
-        hints.push("mend the rows, or pass --skip-invalid to enqueue the others".into());
+        if others {
+            hints.push("mend the rows, or pass --skip-invalid to enqueue the others".into());
+        } else if hints.is_empty() {
+            hints.push("no row can be used: mend the template, the flags or the file".into());
+        }
         problem.hints = hints;
         problem.detail(outcome)
     }
@@ -103,13 +108,14 @@ mod tests {
             Fault { column: Some(31), excerpt: Some("{\"id".into()), ..Fault::new("EOF while parsing a string") };
         faults.add(118, place(118), fault);
         assert_eq!(
-            faults.problem("nothing was enqueued").to_string(),
+            faults.problem("nothing was enqueued", true).to_string(),
             "error[bad-row]: row 118 of a.jsonl: EOF while parsing a string\n  --> a.jsonl:118:31  | {\"id\n  nothing was enqueued\n  hint: mend the rows, or pass --skip-invalid to enqueue the others"
         );
         for n in 0..100 {
             faults.add(n, place(n), Fault::new(format!("fault {}", n / 2)));
         }
-        let text = faults.problem("x").to_string();
+        let text = faults.problem("x", false).to_string();
+        assert!(!text.contains("--skip-invalid"), "there is nothing left to enqueue: {text}");
         assert!(text.starts_with("error[bad-row]: 101 rows are wrong"), "{text}");
         assert!(text.contains("fault 0 (and 1 more row)") && text.contains("… and 62 more"), "{text}");
     }

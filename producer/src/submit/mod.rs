@@ -38,19 +38,34 @@ pub struct Tally {
     pub invalid: u64,
     /// Rows left out because their id stands for other content.
     pub conflicts: u64,
+    /// Rows left out because an earlier row of the input has their id.
+    pub repeated: u64,
 }
 
 impl Tally {
-    /// `4,000 new, 1,000 already known, 2 invalid rows skipped`.
+    /// `4,000 new, 1,000 already known, 2 invalid rows skipped`. Every row is in one number.
     pub fn summary(&self) -> String {
         let mut text = format!("{} new, {} already known", grouped(self.new), grouped(self.known));
-        for (count, what) in [(self.invalid, "invalid"), (self.conflicts, "conflicting")] {
+        for (count, what) in [(self.invalid, "invalid"), (self.repeated, "repeated")] {
             if count > 0 {
                 let rows = if count == 1 { "row" } else { "rows" };
                 text = format!("{text}, {} {what} {rows} skipped", grouped(count));
             }
         }
+        if self.conflicts > 0 {
+            let rows = if self.conflicts == 1 { "row kept the answer" } else { "rows kept the answers" };
+            text = format!("{text}, {} {rows} of earlier content", grouped(self.conflicts));
+        }
         text
+    }
+
+    /// Takes the rows that repeat an id out of those the broker knew or refused when they came by.
+    fn without_repeats(mut self, repeated: u64) -> Self {
+        let refused = repeated.min(self.conflicts);
+        self.conflicts -= refused;
+        self.known = self.known.saturating_sub(repeated - refused);
+        self.repeated = repeated;
+        self
     }
 }
 
@@ -84,7 +99,7 @@ pub async fn enqueue(
         return Err(problem.detail(format!("{} were enqueued before this", jobs(tally.new))));
     }
     broker.ledger().seal(input.batch(), input.queue()).await?;
-    Ok(tally)
+    Ok(tally.without_repeats(checked.map_or(0, |checked| checked.repeated)))
 }
 
 async fn enqueue_window(input: &Input, broker: &Broker, terms: Terms, window: Window, tally: &mut Tally) -> Result<()> {
@@ -107,7 +122,7 @@ async fn enqueue_window(input: &Input, broker: &Broker, terms: Terms, window: Wi
     }
     tally.invalid += window.faults.count();
     if !window.faults.is_empty() && !terms.skip_invalid {
-        return Err(window.faults.problem("the rows from here on were not enqueued"));
+        return Err(window.faults.problem("the rows from here on were not enqueued", true));
     }
     Ok(())
 }
@@ -130,7 +145,7 @@ async fn enqueue_retrying(broker: &Broker, jobs: &[Job]) -> Result<Vec<Enqueued>
 fn refused(input: &Input, job: &Job, refusal: &Refusal) -> Problem {
     let row = job.row.unwrap_or_default();
     match refusal {
-        Refusal::Conflict => conflict(1, &[row]),
+        Refusal::Conflict => conflict(1, &[row], job.custom_id.is_none()),
         Refusal::TooLarge(bytes) => {
             Problem::new(Exit::Usage, "too-large", format!("row {row}: the broker takes no job of {bytes} bytes"))
         }
@@ -144,11 +159,22 @@ fn refused(input: &Input, job: &Job, refusal: &Refusal) -> Problem {
     }
 }
 
-fn conflict(count: u64, rows: &[u64]) -> Problem {
+/// `counted`: rows among them have no id, so that their number alone names them.
+fn conflict(count: u64, rows: &[u64], counted: bool) -> Problem {
     let rows: Vec<_> = rows.iter().map(ToString::to_string).collect();
     let plural = if count == 1 { "row has the id" } else { "rows have ids" };
-    Problem::new(Exit::Conflict, "conflict", format!("{} {plural} of other content submitted before", grouped(count)))
-        .detail(format!("rows: {}{}", rows.join(", "), if count > rows.len() as u64 { ", …" } else { "" }))
+    let problem = Problem::new(
+        Exit::Conflict,
+        "conflict",
+        format!("{} {plural} of other content submitted before", grouped(count)),
+    )
+    .detail(format!("rows: {}{}", rows.join(", "), if count > rows.len() as u64 { ", …" } else { "" }));
+    let problem = if counted {
+        problem.hint("rows are counted by position; give them names with --id-field (in job lines: \"id\")")
+    } else {
+        problem
+    };
+    problem
         .hint("--on-conflict skip leaves them out and keeps the earlier jobs; another --batch name makes them new jobs")
 }
 

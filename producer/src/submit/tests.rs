@@ -89,6 +89,35 @@ async fn other_content_under_a_known_id_is_a_conflict_before_anything_is_enqueue
     let skip = Terms { on_conflict: OnConflict::Skip, ..Terms::default() };
     let tally = fixture.submit(&changed, skip).await.unwrap();
     assert_eq!((tally.new, tally.known, tally.conflicts), (0, 2, 1));
+    assert_eq!(tally.summary(), "0 new, 2 already known, 1 row kept the answer of earlier content");
+    assert!(!problem.to_string().contains("--id-field"), "its row has an id: {problem}");
+}
+
+#[tokio::test]
+async fn rows_without_ids_are_told_that_they_are_counted() {
+    let fixture = Fixture::new();
+    fixture.submit("{\"prompt\":\"one\"}\n{\"prompt\":\"two\"}\n", Terms::default()).await.unwrap();
+    let problem = fixture.submit("{\"prompt\":\"two\"}\n", Terms::default()).await.unwrap_err();
+    assert!(problem.to_string().contains("rows are counted by position; give them names with --id-field"), "{problem}");
+}
+
+#[tokio::test]
+async fn every_row_of_a_submission_is_in_one_number() {
+    let fixture = Fixture::new();
+    let content = rows(1..=3) + &rows(2..=2) + "{\"prompt\":\"other\",\"id\":\"r3\"}\n" + "{}\n";
+    let skip = Terms { skip_invalid: true, ..Terms::default() };
+    for (new, known) in [(3, 0), (0, 3)] {
+        let tally = fixture.submit(&content, skip).await.unwrap();
+        assert_eq!((tally.new, tally.known, tally.repeated, tally.conflicts, tally.invalid), (new, known, 2, 0, 1));
+    }
+    let problem = fixture.submit(&(rows(1..=3) + &rows(2..=2)), Terms::default()).await.unwrap_err();
+    assert_eq!(problem.what, "1 row repeats the id of an earlier row");
+}
+
+#[tokio::test]
+async fn nothing_offers_to_skip_every_row() {
+    let problem = Fixture::new().submit("prompt\n", Terms::default()).await.unwrap_err();
+    assert!(problem.what.contains("not JSON") && !problem.to_string().contains("--skip-invalid"), "{problem}");
 }
 
 #[tokio::test]
