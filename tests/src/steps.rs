@@ -157,7 +157,7 @@ pub async fn list(broker: &Broker, filter: &JobFilter, page: usize) -> Vec<JobVi
 /// Every record of a batch, in order.
 pub async fn results(broker: &Broker, batch: &BatchName) -> Vec<(Cursor, Record)> {
     let scope = Scope::Batch(batch.clone());
-    broker.ledger().results(&scope, Cursor(0), 1_000).await.expect("reads results")
+    broker.ledger().results(&scope, Cursor(0), 1_000).await.expect("reads results").records
 }
 
 /// Sweeps until there is nothing more to do.

@@ -70,12 +70,12 @@ async fn calls(count: u32) -> anyhow::Result<()> {
     let (mut first, mut last, mut cursor) = (None, None, Cursor(0));
     loop {
         let page = broker.ledger().results(&Scope::Batch(batch.clone()), cursor, 1_000).await?;
-        for (at, record) in &page {
-            cursor = *at;
+        cursor = page.next;
+        for (_, record) in &page.records {
             first = first.into_iter().chain(record.started_at).min();
             last = last.max(Some(record.ended_at));
         }
-        if page.len() < 1_000 {
+        if !page.more {
             break;
         }
     }

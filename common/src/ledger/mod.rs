@@ -31,8 +31,9 @@ pub trait Ledger: fmt::Debug + Send + Sync + 'static {
     async fn list(&self, filter: &JobFilter, cursor: Option<&str>, limit: usize) -> Result<Page<JobView>>;
 
     /// Records in the order they became durable, after `cursor` (0 for all). A job redriven or late may come twice;
-    /// the later one counts. `limit` is at most 1,000; fewer than `limit` means that there are no more now.
-    async fn results(&self, scope: &Scope, cursor: Cursor, limit: usize) -> Result<Vec<(Cursor, Record)>>;
+    /// the later one counts. At most `limit` (1 to 1,000) of them, and at most [`RESULT_BYTES`]: so a page may be
+    /// short, or empty, and have more behind it. Only [`Results::more`] says where the end is.
+    async fn results(&self, scope: &Scope, cursor: Cursor, limit: usize) -> Result<Results>;
 
     /// A batch as it is now.
     async fn batch(&self, name: &BatchName) -> Result<Option<BatchView>>;
@@ -157,6 +158,23 @@ pub struct Page<T> {
     pub items: Vec<T>,
     /// Where to go on; `None` at the end. Opaque.
     pub next: Option<String>,
+}
+
+/// The most bytes of encoded records in one page of results. A record above it comes alone: with answers at the inline
+/// limit (64 KiB) a page of 1,000 would hold 64 MiB, at a broker without object storage 8 GiB.
+pub const RESULT_BYTES: usize = 8 << 20;
+
+/// A page of records.
+#[derive(Clone, Debug, Default)]
+pub struct Results {
+    /// Each with its place, in order.
+    pub records: Vec<(Cursor, Record)>,
+    /// Where to go on: the place of the last record read, which need not be among `records` (it may be past
+    /// retention); what was asked from where nothing was read.
+    pub next: Cursor,
+    /// Whether records were left behind for the limit or the bytes: then `next` is past what was asked from. False:
+    /// there were no more when this was read; what comes later comes after `next`.
+    pub more: bool,
 }
 
 /// Whose results.

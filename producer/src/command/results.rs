@@ -104,11 +104,10 @@ async fn whole(cx: &Context, args: &Args, name: &BatchName, writer: &mut Writer<
         };
         loop {
             let page = ledger.results(&scope, cursor, PAGE).await?;
-            let (full, last) = (page.len() >= PAGE, page.last().map(|(at, _)| *at));
-            let records: Vec<Record> = page.into_iter().map(|(_, record)| record).collect();
+            let records: Vec<Record> = page.records.into_iter().map(|(_, record)| record).collect();
             write(cx, args, records, writer).await?;
-            cursor = last.unwrap_or(cursor);
-            if !full {
+            cursor = page.next;
+            if !page.more {
                 break;
             }
         }

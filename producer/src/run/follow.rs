@@ -149,9 +149,11 @@ async fn page(
     batch: &BatchName,
     (cursor, size, newest): (Cursor, usize, bool),
 ) -> Result<Option<Read>> {
-    let records = broker.ledger().results(&Scope::Batch(batch.clone()), cursor, size).await?;
-    let Some((last, _)) = records.last() else { return Ok(None) };
-    let last = *last;
+    let read = broker.ledger().results(&Scope::Batch(batch.clone()), cursor, size).await?;
+    let (records, last) = (read.records, read.next);
+    if last == cursor {
+        return Ok(None);
+    }
     let current = if newest { replaced(broker, &records).await? } else { Vec::new() };
     let (mut bytes, mut lines) = (Vec::new(), 0);
     for (n, (_, record)) in records.iter().enumerate() {

@@ -3,14 +3,14 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use promptq_common::broker::WorkerId;
+use promptq_common::broker::{Verdict, WorkerId};
 use promptq_common::error::Kind;
 use promptq_common::job::Queue;
-use promptq_common::ledger::{Cursor, JobFilter, Scope, WorkerReport};
+use promptq_common::ledger::{Cursor, JobFilter, RESULT_BYTES, Scope, WorkerReport};
 use promptq_common::record::{End, State};
 use promptq_common::time::Timestamp;
 use promptq_tests::backends::{Fixture, SHORT};
-use promptq_tests::fixture::{batch, job, job_in, job_of, jobs, queue};
+use promptq_tests::fixture::{answer, batch, job, job_in, job_of, jobs, queue, record};
 use promptq_tests::steps::{end, eventually, list, put, put_one, results, view};
 
 pub(crate) async fn a_list_is_narrowed_by_every_filter(f: Fixture) {
@@ -70,27 +70,66 @@ pub(crate) async fn results_come_in_order_without_a_gap_from_any_cursor(f: Fixtu
         end(delivery, if ended.len() % 3 == 0 { End::Dead } else { End::Succeeded }).await;
         if ended.len() % 7 == 0 {
             let page = f.ledger().results(&Scope::Batch(name.clone()), cursor, 4).await.unwrap();
-            assert!(page.len() <= 4);
-            cursor = page.last().map_or(cursor, |(at, _)| *at);
-            read.extend(page.into_iter().map(|(_, record)| record.id));
+            assert!(page.records.len() <= 4);
+            cursor = page.next;
+            read.extend(page.records.into_iter().map(|(_, record)| record.id));
         }
     }
     loop {
         let page = f.second().await.ledger().results(&Scope::Batch(name.clone()), cursor, 4).await.unwrap();
-        assert!(page.windows(2).all(|pair| pair[0].0 < pair[1].0) && page.iter().all(|(at, _)| *at > cursor));
-        cursor = page.last().map_or(cursor, |(at, _)| *at);
-        let short = page.len() < 4;
-        read.extend(page.into_iter().map(|(_, record)| record.id));
-        if short {
+        assert!(page.records.windows(2).all(|pair| pair[0].0 < pair[1].0));
+        assert!(page.records.iter().all(|(at, _)| *at > cursor && *at <= page.next));
+        assert!(!page.more || page.next > cursor, "who goes on gets on");
+        cursor = page.next;
+        read.extend(page.records.into_iter().map(|(_, record)| record.id));
+        if !page.more {
             break;
         }
     }
     assert_eq!(read, ended);
     assert_eq!(view(&f.broker, &name).await.last, cursor);
-    let of_queue = f.ledger().results(&Scope::Queue(Queue::standard()), Cursor(0), 1_000).await.unwrap();
+    let of_queue = f.ledger().results(&Scope::Queue(Queue::standard()), Cursor(0), 1_000).await.unwrap().records;
     assert_eq!(of_queue.len(), 30);
     let none = f.ledger().results(&Scope::Queue(queue("other")), Cursor(0), 1_000).await.unwrap();
-    assert!(none.is_empty());
+    assert!(none.records.is_empty() && !none.more);
+    assert_eq!(none.next, Cursor(0));
+}
+
+pub(crate) async fn a_page_of_results_that_ends_with_the_last_record_says_so(f: Fixture) {
+    let name = batch("b");
+    put(&f.broker, &(0..4).map(|_| job_of(&name)).collect::<Vec<_>>()).await;
+    let mut worker = f.worker().await;
+    for _ in 0..4 {
+        worker.ends_one(End::Succeeded).await;
+    }
+    let scope = Scope::Batch(name);
+    for (limit, expected) in [(3, true), (4, false), (1_000, false)] {
+        let page = f.ledger().results(&scope, Cursor(0), limit).await.unwrap();
+        assert_eq!((page.records.len(), page.more), (limit.min(4), expected), "by {limit}");
+    }
+}
+
+pub(crate) async fn a_page_of_results_is_bounded_in_bytes(f: Fixture) {
+    const MIB: usize = 1 << 20;
+    let (name, sizes) = (batch("b"), [3, 4, 3, 9, 1].map(|mib| mib * MIB));
+    put(&f.broker, &sizes.map(|_| job_of(&name))).await;
+    let mut worker = f.worker().await;
+    for size in sizes {
+        let delivery = worker.one().await;
+        let mut record = record(&delivery.head, delivery.lease.id(), End::Succeeded);
+        record.answer = Some(answer(&"x".repeat(size)));
+        delivery.lease.settle(Verdict::End(Box::new(record))).await.unwrap();
+    }
+    let (mut pages, mut cursor) = (Vec::new(), Cursor(0));
+    loop {
+        let page = f.ledger().results(&Scope::Batch(name.clone()), cursor, 1_000).await.unwrap();
+        pages.push(page.records.len());
+        cursor = page.next;
+        if !page.more {
+            break;
+        }
+    }
+    assert_eq!(pages, [2, 1, 1, 1], "at most {RESULT_BYTES} bytes, or one record");
 }
 
 pub(crate) async fn a_redriven_job_comes_again_and_the_later_record_counts(f: Fixture) {
@@ -102,7 +141,7 @@ pub(crate) async fn a_redriven_job_comes_again_and_the_later_record_counts(f: Fi
     f.broker.redrive(&[id]).await.unwrap();
     worker.ends_one(End::Succeeded).await;
     let scope = Scope::Batch(name.clone());
-    let after = f.ledger().results(&scope, seen, 10).await.unwrap();
+    let after = f.ledger().results(&scope, seen, 10).await.unwrap().records;
     assert_eq!(after.iter().map(|(_, record)| (record.id, record.end)).collect::<Vec<_>>(), [(id, End::Succeeded)]);
     assert_eq!(results(&f.broker, &name).await.last().unwrap().1.end, End::Succeeded);
 }

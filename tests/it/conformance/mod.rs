@@ -153,6 +153,8 @@ cases! {
         a_list_is_narrowed_by_every_filter
         a_list_names_each_job_once_while_jobs_are_added
         results_come_in_order_without_a_gap_from_any_cursor
+        a_page_of_results_that_ends_with_the_last_record_says_so
+        a_page_of_results_is_bounded_in_bytes
         a_redriven_job_comes_again_and_the_later_record_counts
         a_batch_is_open_until_it_is_sealed
         batches_are_listed_newest_first

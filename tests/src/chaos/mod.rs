@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use promptq_common::broker::Broker;
 use promptq_common::job::{BatchName, Job, Queue};
-use promptq_common::ledger::{Cursor, Scope};
+use promptq_common::ledger::{Cursor, Results, Scope};
 use promptq_common::record::{End, Record};
 use promptq_common::work::Work;
 use rand::rngs::StdRng;
@@ -127,17 +127,17 @@ impl Watch<'_> {
             let page = self.page(self.cursor).await?;
             // Taken after the answer: every record in it was stored before.
             let now = Instant::now();
-            for (cursor, record) in &page {
-                self.cursor = *cursor;
+            self.cursor = page.next;
+            for (_, record) in &page.records {
                 self.seen.entry(row(record)).or_insert(now);
             }
-            if page.len() < 1_000 {
+            if !page.more {
                 return Ok(());
             }
         }
     }
 
-    async fn page(&self, from: Cursor) -> anyhow::Result<Vec<(Cursor, Record)>> {
+    async fn page(&self, from: Cursor) -> anyhow::Result<Results> {
         Ok(self.broker.ledger().results(&self.scope, from, 1_000).await?)
     }
 }
@@ -152,15 +152,15 @@ async fn broken_promises(plan: &Plan, watch: &Watch<'_>, calls: &[Call], open: &
     let mut from = Cursor(0);
     loop {
         let page = watch.page(from).await?;
-        for (cursor, record) in &page {
-            from = *cursor;
+        from = page.next;
+        for (_, record) in &page.records {
             if record.end == End::Succeeded {
                 *successes.entry(row(record)).or_default() += 1;
             } else {
                 broken.push(format!("job {} ended as {}", row(record), record.end));
             }
         }
-        if page.len() < 1_000 {
+        if !page.more {
             break;
         }
     }

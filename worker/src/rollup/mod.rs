@@ -10,7 +10,7 @@ use std::time::Duration;
 use promptq_common::broker::{Broker, WorkerId};
 use promptq_common::error::{Error, Kind, Result};
 use promptq_common::job::BatchName;
-use promptq_common::ledger::{BatchView, Cursor, JobView, Ledger, Scope};
+use promptq_common::ledger::{BatchView, Cursor, JobView, Ledger, Results, Scope};
 use promptq_common::outcome::Body;
 use promptq_common::record::{Output, Record};
 use promptq_common::result_line::result_line;
@@ -126,16 +126,16 @@ impl Roller<'_> {
         let mut from = progress.done;
         'pages: loop {
             let page = self.page(batch, from).await?;
-            for (cursor, record) in &page {
+            for (cursor, record) in &page.records {
                 if *cursor > last {
                     break 'pages;
                 }
-                from = *cursor;
                 lines.push(&self.line(record).await?)?;
             }
-            if page.len() < PAGE {
+            if !page.more {
                 break;
             }
+            from = page.next;
         }
         self.put(&format!("batches/{}/part-{}.jsonl", key_part(batch.as_str()), progress.parts + 1), lines).await
     }
@@ -148,18 +148,18 @@ impl Roller<'_> {
         let mut from = Cursor::default();
         loop {
             let page = self.page(&batch.name, from).await?;
-            let ids: Vec<_> = page.iter().map(|(_, record)| record.id).collect();
+            let ids: Vec<_> = page.records.iter().map(|(_, record)| record.id).collect();
             let views = self.ledger.fetch(&ids).await?;
-            for ((cursor, record), view) in page.iter().zip(views) {
-                from = *cursor;
+            for ((_, record), view) in page.records.iter().zip(views) {
                 if counts(record, view.as_ref()) {
                     summary.add(record);
                     lines.push(&self.line(record).await?)?;
                 }
             }
-            if page.len() < PAGE {
+            if !page.more {
                 break;
             }
+            from = page.next;
         }
         if again && summary.lines() < batch.counts.ended() {
             tracing::warn!(batch = %batch.name, "records are past their retention: its earlier results.jsonl stays");
@@ -171,7 +171,7 @@ impl Roller<'_> {
     }
 
     /// The next records, with the lock extended: one that was lost meanwhile ends the step, its new holder goes on.
-    async fn page(&self, batch: &BatchName, from: Cursor) -> Result<Vec<(Cursor, Record)>> {
+    async fn page(&self, batch: &BatchName, from: Cursor) -> Result<Results> {
         if !self.hold().await? {
             return Err(Error::new(Kind::Unavailable, "roll a batch up", "another worker has taken over"));
         }

@@ -248,7 +248,7 @@ async fn an_answer_that_is_gone_leaves_a_line_without_it() {
     bench.submit(1).await;
     bench.finish(1, End::Succeeded, true).await;
     bench.seal().await;
-    let record = bench.broker.ledger().results(&Scope::Batch(bench.batch.clone()), Cursor(0), 1).await.unwrap();
+    let record = bench.broker.ledger().results(&Scope::Batch(bench.batch.clone()), Cursor(0), 1).await.unwrap().records;
     let Some(Output::Stored(stored)) = record[0].1.answer.as_ref().map(|answer| answer.output.clone()) else {
         panic!("the answer was stored")
     };
@@ -265,12 +265,12 @@ async fn of_two_records_of_a_job_the_current_one_counts() {
     bench.submit(1).await;
     bench.finish(1, End::Dead, false).await;
     let scope = Scope::Batch(bench.batch.clone());
-    let old = bench.broker.ledger().results(&scope, Cursor(0), 1).await.unwrap().remove(0).1;
+    let old = bench.broker.ledger().results(&scope, Cursor(0), 1).await.unwrap().records.remove(0).1;
     bench.broker.redrive(&[old.id]).await.unwrap();
     let view = async || bench.broker.ledger().fetch(&[old.id]).await.unwrap().remove(0);
     assert!(!counts(&old, view().await.as_ref()), "it runs again");
     bench.finish(1, End::Succeeded, false).await;
-    let new = bench.broker.ledger().results(&scope, Cursor(0), 9).await.unwrap().pop().unwrap().1;
+    let new = bench.broker.ledger().results(&scope, Cursor(0), 9).await.unwrap().records.pop().unwrap().1;
     assert!(!counts(&old, view().await.as_ref()) && counts(&new, view().await.as_ref()));
     assert!(counts(&old, None));
 }

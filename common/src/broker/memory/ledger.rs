@@ -8,9 +8,12 @@ use async_trait::async_trait;
 use super::super::backend::WorkerId;
 use super::Memory;
 use super::book::Book;
+use crate::codec;
 use crate::error::{Error, Kind, Result};
 use crate::job::{BatchName, Fingerprint, JobId, Queue};
-use crate::ledger::{BatchView, Cursor, DeadGroup, JobFilter, JobView, Known, Ledger, Page, Scope, WorkerReport};
+use crate::ledger::{
+    BatchView, Cursor, DeadGroup, JobFilter, JobView, Known, Ledger, Page, RESULT_BYTES, Results, Scope, WorkerReport,
+};
 use crate::outcome::FailureClass;
 use crate::record::Record;
 use crate::time::Timestamp;
@@ -74,7 +77,7 @@ impl Ledger for Memory {
         Ok(Page { items: found.into_iter().map(|(_, job)| job).collect(), next })
     }
 
-    async fn results(&self, scope: &Scope, cursor: Cursor, limit: usize) -> Result<Vec<(Cursor, Record)>> {
+    async fn results(&self, scope: &Scope, cursor: Cursor, limit: usize) -> Result<Results> {
         let (_, book) = self.look();
         let after = book.log.range(cursor.0.saturating_add(1)..);
         let records = after.filter_map(|(at, id)| Some((Cursor(*at), &book.jobs.get(id)?.record.as_ref()?.1)));
@@ -82,7 +85,18 @@ impl Ledger for Memory {
             Scope::Batch(name) => record.batch.as_ref() == Some(name),
             Scope::Queue(queue) => record.queue == *queue,
         });
-        Ok(ours.take(limit.min(PAGE)).map(|(at, record)| (at, Record::clone(record))).collect())
+        let limit = limit.clamp(1, PAGE);
+        let (mut page, mut bytes) = (Results { next: cursor, ..Results::default() }, 0);
+        for (at, record) in ours {
+            bytes += codec::encode_record(record)?.len();
+            if page.records.len() == limit || (bytes > RESULT_BYTES && !page.records.is_empty()) {
+                page.more = true;
+                break;
+            }
+            page.next = at;
+            page.records.push((at, Record::clone(record)));
+        }
+        Ok(page)
     }
 
     async fn batch(&self, name: &BatchName) -> Result<Option<BatchView>> {

@@ -9,18 +9,12 @@ use super::tx::Tx;
 use crate::codec;
 use crate::error::{Error, Kind};
 use crate::job::{BatchName, JobId, Queue};
-use crate::ledger::{BatchView, Counts, Cursor, DeadGroup, Scope, WorkerReport};
+use crate::ledger::{BatchView, Counts, Cursor, DeadGroup, RESULT_BYTES, Results, Scope, WorkerReport};
 use crate::outcome::{FailureClass, Usage, Usd};
-use crate::record::Record;
 use crate::time::Timestamp;
 
 /// Records of a batch or queue after a cursor, in the order they became durable.
-pub(super) fn results(
-    conn: &Connection,
-    scope: &Scope,
-    after: Cursor,
-    limit: usize,
-) -> Result<Vec<(Cursor, Record)>, Fault> {
+pub(super) fn results(conn: &Connection, scope: &Scope, after: Cursor, limit: usize) -> Result<Results, Fault> {
     let (sql, whose) = match scope {
         Scope::Batch(batch) => (
             "SELECT seq, body FROM record WHERE batch IS NOT NULL AND batch = (SELECT id FROM batch WHERE name = ?1)
@@ -33,15 +27,23 @@ pub(super) fn results(
             queue.as_str(),
         ),
     };
+    let mut page = Results { next: after, ..Results::default() };
     let after = i64::try_from(after.0).unwrap_or(i64::MAX);
     let mut statement = conn.prepare_cached(sql)?;
-    let mut rows = statement.query(params![whose, after, i64::try_from(limit).unwrap_or(i64::MAX)])?;
-    let mut found = Vec::new();
+    // One more than asked for, to know whether there is one.
+    let mut rows = statement.query(params![whose, after, i64::try_from(limit + 1).unwrap_or(i64::MAX)])?;
+    let mut bytes = 0;
     while let Some(row) = rows.next()? {
         let body = row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?;
-        found.push((cursor(row.get(0)?), codec::decode_record(body)?));
+        bytes += body.len();
+        if page.records.len() == limit || (bytes > RESULT_BYTES && !page.records.is_empty()) {
+            page.more = true;
+            break;
+        }
+        page.next = cursor(row.get(0)?);
+        page.records.push((page.next, codec::decode_record(body)?));
     }
-    Ok(found)
+    Ok(page)
 }
 
 fn cursor(seq: i64) -> Cursor {
@@ -69,7 +71,7 @@ pub(super) fn batch(conn: &Connection, batch: &BatchName) -> Result<Option<Batch
 /// The newest batches.
 pub(super) fn batches(conn: &Connection, limit: usize) -> Result<Vec<BatchView>, Fault> {
     let mut statement = conn.prepare_cached(select_batches!("ORDER BY b.id DESC LIMIT ?1"))?;
-    let mut rows = statement.query([i64::try_from(limit).unwrap_or(i64::MAX)])?;
+    let mut rows = statement.query([i64::try_from(limit + 1).unwrap_or(i64::MAX)])?;
     let mut views = Vec::new();
     while let Some(row) = rows.next()? {
         views.push(batch_view(row)?);

@@ -8,8 +8,9 @@ use super::{Sqlite, account, check_count, query};
 use crate::broker::WorkerId;
 use crate::error::{Error, Kind, Result};
 use crate::job::{BatchName, Fingerprint, JobId, Queue};
-use crate::ledger::{BatchView, Cursor, DeadGroup, JobFilter, JobView, Known, Ledger, Page, Scope, WorkerReport};
-use crate::record::Record;
+use crate::ledger::{
+    BatchView, Cursor, DeadGroup, JobFilter, JobView, Known, Ledger, Page, Results, Scope, WorkerReport,
+};
 
 /// The longest name of a lock, in characters.
 const LOCK_NAME: usize = 200;
@@ -39,10 +40,10 @@ impl Ledger for Sqlite {
         self.queries.read("list jobs", move |conn| query::list(conn, &filter, cursor.as_deref(), limit.max(1))).await
     }
 
-    async fn results(&self, scope: &Scope, cursor: Cursor, limit: usize) -> Result<Vec<(Cursor, Record)>> {
+    async fn results(&self, scope: &Scope, cursor: Cursor, limit: usize) -> Result<Results> {
         check_count("read results", limit)?;
         let scope = scope.clone();
-        self.queries.read("read results", move |conn| account::results(conn, &scope, cursor, limit)).await
+        self.queries.read("read results", move |conn| account::results(conn, &scope, cursor, limit.max(1))).await
     }
 
     async fn batch(&self, name: &BatchName) -> Result<Option<BatchView>> {

@@ -43,9 +43,11 @@ async fn ten_thousand_jobs_are_drained_by_three_handles_once_each() {
     let (mut cursor, mut records) = (Cursor(0), 0);
     loop {
         let page = producer.results(&Scope::Queue(queue()), cursor, 1_000).await.unwrap();
-        let Some((last, _)) = page.last() else { break };
-        cursor = *last;
-        records += page.len();
+        cursor = page.next;
+        records += page.records.len();
+        if !page.more {
+            break;
+        }
     }
     assert_eq!(records, 10_000);
 }
