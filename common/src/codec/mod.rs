@@ -16,6 +16,7 @@ pub const MAX_BYTES: usize = 16 * 1024 * 1024;
 const JOB_V1: u8 = 1;
 const RECORD_V1: u8 = 1;
 const HISTORY_V1: u8 = 1;
+const PART_V1: u8 = 1;
 
 /// A job as bytes. `TooLarge` above [`MAX_BYTES`].
 pub fn encode_job(job: &Job) -> Result<Vec<u8>> {
@@ -56,6 +57,16 @@ pub fn decode_history(bytes: &[u8]) -> Result<History> {
         return Ok(History::default());
     }
     decode("decode a history", HISTORY_V1, bytes)
+}
+
+/// A part of a job that a backend carries beside the payload, as bytes.
+pub(crate) fn encode_part<T: Serialize>(op: &'static str, part: &T) -> Result<Vec<u8>> {
+    encode(op, PART_V1, part)
+}
+
+/// Such a part from bytes; errors as [`decode_job`].
+pub(crate) fn decode_part<T: for<'de> Deserialize<'de>>(op: &'static str, bytes: &[u8]) -> Result<T> {
+    decode(op, PART_V1, bytes)
 }
 
 fn decode_line(bytes: &[u8]) -> Result<Job> {

@@ -1,0 +1,111 @@
+-- What people do to jobs. ARGV[1] says what:
+--   cancel ID…            each: E ended, F flagged, A and its state, U unknown
+--   redrive ID…           each: Q and the epoch, W waiting, S succeeded, G gone, U unknown
+--   drop ID…              how many left the dead set
+--   forget ID EPOCH…      how many waiting jobs were removed without a trace
+--   wake KEY MOST         how many jobs held under KEY were woken
+--   recover WORKER FROM   how many leases of WORKER were ended, and the rank to go on from ('' at the end)
+--   pause REASON, resume  nothing
+local act = {}
+
+function act.cancel(id)
+  local j = job(id)
+  if not j then
+    local _, stood = past(id)
+    return stood and 'A' .. stood or 'U'
+  end
+  local st = state(id)
+  if ENDED[st.s] then return 'A' .. st.s end
+  if st.s == 'l' then
+    st.cancel = true
+    keep_state(id, st)
+    return 'F'
+  end
+  finish_unrun(id, j, st, 'c')
+  return 'E'
+end
+
+function act.redrive(id)
+  local j = job(id)
+  if not j then return past(id) and 'G' or 'U' end
+  local st = state(id)
+  if st.s == 'S' then return 'S' end
+  local deadline = st.deadline or j.deadline
+  if st.s == 'l' or (not ENDED[st.s] and deadline > NOW) then return 'W' end
+  if not j.payload then return 'G' end
+  leave(id, j, st)
+  -- Its allowance begins again, or one that expired would expire at once.
+  st.deadline = math.max(deadline, NOW + deadline - (j.at - j.age))
+  st.epoch, st.attempts, st.deaths, st.history, st.use = (st.epoch or 0) + 1, nil, nil, nil, nil
+  make_ready(id, j, st, false, NOW)
+  call('ZADD', P .. ':overdue', 'LT', int(st.deadline), chunk_of(j.seq))
+  return 'Q' .. int(st.epoch)
+end
+
+function act.drop(id)
+  local j = job(id)
+  local st = j and state(id)
+  if not j or st.s ~= 'D' or not j.payload then return 0 end
+  drop_payload(id, j)
+  st.dropped = true
+  keep_state(id, st)
+  call('ZREM', P .. ':dead', id)
+  add(lanes, '', 'dead', -1)
+  return 1
+end
+
+function act.forget(id, epoch)
+  local j = job(id)
+  local st = j and state(id)
+  if not j or (st.s ~= 'r' and st.s ~= 'd') or (st.epoch or 0) ~= tonumber(epoch) then return 0 end
+  leave(id, j, st)
+  if j.batch then add(batches, j.batch, 'total', -1) end
+  erase(id, j)
+  return 1
+end
+
+local function wake_held(key, most)
+  local held = call('ZRANGE', P .. ':h:' .. key, 0, tonumber(most) - 1)
+  for place = #held, 1, -1 do
+    local id = held[place]
+    local j, st = job(id), state(id)
+    leave(id, j, st)
+    make_ready(id, j, st, true, NOW)
+  end
+  return #held
+end
+
+local function recover(worker, from)
+  local found, given = call('ZRANGE', P .. ':lease', from, from + 499), 0
+  for place = #found, 1, -1 do
+    local st = state(found[place])
+    if st.worker == worker then
+      give_back(found[place], job(found[place]), st)
+      given = given + 1
+    end
+  end
+  return { given, #found == 500 and int(from + 500 - given) or '' }
+end
+
+local what, answer = ARGV[1], nil
+if what == 'cancel' or what == 'redrive' then
+  answer = {}
+  for at = 2, #ARGV do answer[#answer + 1] = act[what](ARGV[at]) end
+elseif what == 'drop' then
+  answer = 0
+  for at = 2, #ARGV do answer = answer + act.drop(ARGV[at]) end
+elseif what == 'forget' then
+  answer = 0
+  for at = 2, #ARGV, 2 do answer = answer + act.forget(ARGV[at], ARGV[at + 1]) end
+elseif what == 'wake' then
+  answer = wake_held(ARGV[2], ARGV[3])
+elseif what == 'recover' then
+  answer = recover(ARGV[2], tonumber(ARGV[3]))
+elseif what == 'pause' then
+  call('HSET', P .. ':c', 'paused', ARGV[2])
+elseif what == 'resume' then
+  call('HDEL', P .. ':c', 'paused')
+  woken = true
+end
+flush()
+return answer

@@ -1,0 +1,276 @@
+-- What a queue holds in Redis, and the only functions that move a job from one place to another. Put before every
+-- script that touches jobs. KEYS[1] is the queue's prefix `{pq:<queue>}`, so that all its keys share one slot.
+--
+--   :jobs    hash  id -> job: fixed once enqueued, save that a payload goes (see `job`)
+--   :state   hash  id -> what changes (see `state`); a job that has only ever waited in its lane has none
+--   :big     hash  id -> payload above INLINE bytes
+--   :body    hash  id -> encoded record, where a worker wrote one
+--   :lanes   hash  lane -> ready jobs; :r:<lane> list of id .. generation, of which older generations are void
+--   :delayed zset  id by due time; :h:<hold key> zset of those released under it
+--   :lease   zset  id by the end of its lease: being in it is what running means
+--   :dead    zset  id by its place in the log: the dead set
+--   :c       hash  counters: seq, cursor, bytes of records, and `paused`, the reason while the queue is
+--   :b:<batch> hash  a batch; :bl:<batch>:<n> its log
+--   :log:<n> string  ids in the order of their ends, CHUNK a string; :o:<n> ids in the order they came
+--   :alive   hash  n of :o -> jobs of it that are left; :overdue zset of n by its earliest deadline, or earlier
+--   :past:<id> string with a life time: the mark that an id has been used
+--   :wake    list  tokens that idle workers wait for; :results stream of announcements; :inbox list of foreign jobs
+
+local P = KEYS[1]
+local CHUNK, INLINE, ENDED = 256, 1024, { S = true, D = true, C = true, E = true }
+local call, pack, unpack_one, floor = redis.call, cmsgpack.pack, cmsgpack.unpack, math.floor
+local time = call('TIME')
+local NOW = time[1] * 1000 + floor(time[2] / 1000)
+
+-- Lane and batch counters are gathered here and written once, by `flush`.
+local lanes, batches, woken = {}, {}, false
+
+local function int(number)
+  return string.format('%.0f', number)
+end
+
+-- fp, seq, at (enqueued), deadline, age (at - created), lane, batch or false, head, payload: a string, true when it is
+-- in :big, false when it is gone.
+local function job(id)
+  local bytes = call('HGET', P .. ':jobs', id)
+  if not bytes then return nil end
+  local j = unpack_one(bytes)
+  return { fp = j[1], seq = j[2], at = j[3], deadline = j[4], age = j[5], lane = j[6], batch = j[7], head = j[8], payload = j[9] }
+end
+
+local function keep_job(id, j)
+  call('HSET', P .. ':jobs', id, pack({ j.fp, j.seq, j.at, j.deadline, j.age, j.lane, j.batch, j.head, j.payload }))
+end
+
+-- s: r ready, d delayed, l leased, S D C E ended. gen: of its entry in the lane. since: when it became ready.
+-- delayed: due, why (s scheduled, y retrying, h released), hold. leased: lease, worker, leased, cancel.
+-- epoch, attempts, deaths, deadline (a redriven job's), history, use (consumed so far, see `spend`): absent means 0 or none. settled: the last lease
+-- whose verdict was applied. ended: cursor, bcursor, ended, size, code, by (the lease that wrote the record), use,
+-- and unrun (c, p or e: cancelled, purged, expired) where no worker wrote one; dropped.
+local function state(id)
+  local bytes = call('HGET', P .. ':state', id)
+  return bytes and unpack_one(bytes) or { s = 'r' }
+end
+
+local function keep_state(id, st)
+  call('HSET', P .. ':state', id, pack(st))
+end
+
+local function add(table, name, field, by)
+  local counts = table[name]
+  if not counts then counts = {}; table[name] = counts end
+  counts[field] = (counts[field] or 0) + by
+end
+
+local FIELD = { r = 'queued', d = 'delayed', l = 'running', S = 'succeeded', D = 'dead', C = 'cancelled', E = 'expired' }
+
+local function count(j, stage, by)
+  if j.batch then add(batches, j.batch, FIELD[stage], by) end
+  if stage == 'r' then
+    add(lanes, j.lane, 'ready', by)
+    woken = woken or by > 0
+  elseif stage == 'D' then
+    add(lanes, '', 'dead', by)
+  end
+end
+
+-- input, output, cached and reasoning tokens, nanodollars, 1 when a cost is known, 1 when one is not.
+local SPENT = { 'input', 'output', 'cached', 'reasoning', 'cost', 'cost_known', 'cost_unknown' }
+
+local function spend(j, use, sign)
+  if not j.batch or not use then return end
+  for place, field in ipairs(SPENT) do
+    if use[place] ~= 0 then add(batches, j.batch, field, sign * use[place]) end
+  end
+end
+
+local function parse_use(text)
+  if text == '' then return nil end
+  local use = {}
+  for number in string.gmatch(text, '-?%d+') do use[#use + 1] = tonumber(number) end
+  return use
+end
+
+-- Leaves one token for idle workers; `hops` is how often it may be handed on.
+local function wake(hops)
+  if call('LLEN', P .. ':wake') == 0 then call('RPUSH', P .. ':wake', hops) end
+end
+
+local function flush()
+  for lane, counts in pairs(lanes) do
+    if counts.dead and counts.dead ~= 0 then call('HINCRBY', P .. ':c', 'dead', counts.dead) end
+    if counts.ready and counts.ready ~= 0 and call('HINCRBY', P .. ':lanes', lane, counts.ready) <= 0 then
+      -- Whatever is left in the list is void.
+      call('HDEL', P .. ':lanes', lane)
+      call('DEL', P .. ':r:' .. lane)
+    end
+  end
+  for batch, counts in pairs(batches) do
+    for field, by in pairs(counts) do
+      if by ~= 0 then call('HINCRBY', P .. ':b:' .. batch, field, int(by)) end
+    end
+  end
+  lanes, batches = {}, {}
+  if woken then wake(8) end
+  woken = false
+end
+
+-- The next number of `counter` in hash `key`, its id appended to the log `name`.
+local function append(key, counter, name, id)
+  local number = call('HINCRBY', key, counter, 1)
+  call('APPEND', name .. ':' .. int(floor((number - 1) / CHUNK)), id)
+  return number
+end
+
+local function chunk_of(seq)
+  return int(floor((seq - 1) / CHUNK))
+end
+
+-- Takes a job out of where it is. Its entry in a lane's list stays and is void.
+local function leave(id, j, st)
+  if not (st.s == 'D' and st.dropped) then
+    count(j, st.s, -1)
+  elseif j.batch then
+    add(batches, j.batch, 'dead', -1)
+  end
+  if st.s == 'd' then
+    call('ZREM', P .. ':delayed', id)
+    if st.hold and st.hold ~= '' then call('ZREM', P .. ':h:' .. st.hold, id) end
+  elseif st.s == 'l' then
+    call('ZREM', P .. ':lease', id)
+  elseif ENDED[st.s] then
+    if st.s == 'D' then call('ZREM', P .. ':dead', id) end
+    if st.size then call('HINCRBY', P .. ':c', 'bytes', -st.size) end
+    call('HDEL', P .. ':body', id)
+  end
+  st.due, st.why, st.hold, st.lease, st.worker, st.leased, st.cancel = nil, nil, nil, nil, nil, nil, nil
+  st.cursor, st.bcursor, st.ended, st.size, st.code, st.by, st.unrun, st.dropped = nil, nil, nil, nil, nil, nil, nil, nil
+end
+
+-- Puts a job that is nowhere into its lane: in front or at the back.
+local function make_ready(id, j, st, front, since)
+  st.s, st.since, st.gen = 'r', since, ((st.gen or 0) + 1) % 256
+  keep_state(id, st)
+  call(front and 'LPUSH' or 'RPUSH', P .. ':r:' .. j.lane, id .. string.char(st.gen))
+  count(j, 'r', 1)
+end
+
+local function make_delayed(id, j, st, due, why, hold)
+  st.s, st.due, st.why, st.hold = 'd', due, why, hold
+  keep_state(id, st)
+  call('ZADD', P .. ':delayed', int(due), id)
+  if hold and hold ~= '' then call('ZADD', P .. ':h:' .. hold, int(due), id) end
+  count(j, 'd', 1)
+  -- Whoever sleeps until a later moment has to learn of an earlier one.
+  if call('ZRANGE', P .. ':delayed', 0, 0)[1] == id then woken = true end
+end
+
+local function payload_of(id, j)
+  if j.payload == true then return call('HGET', P .. ':big', id) or '' end
+  return j.payload or ''
+end
+
+local function drop_payload(id, j)
+  if j.payload == true then call('HDEL', P .. ':big', id) end
+  if j.payload then
+    j.payload = false
+    keep_job(id, j)
+  end
+end
+
+local function is_cancelled(j, st)
+  return st.cancel or ((st.epoch or 0) == 0 and j.batch and call('HGET', P .. ':b:' .. j.batch, 'stopped') == '1') or false
+end
+
+-- Ends a job wherever it is; the caller has made sure that it has no success. `how`: s, ended, use, and either body and
+-- code and by, or unrun.
+local function finish(id, j, st, how)
+  leave(id, j, st)
+  if how.body then call('HSET', P .. ':body', id, how.body) end
+  st.s, st.ended, st.use, st.code, st.by, st.unrun = how.s, how.ended, how.use, how.code, how.by, how.unrun
+  st.size = how.body and #how.body or 64
+  st.since, st.history = nil, how.unrun and st.history or nil
+  st.cursor = append(P .. ':c', 'cursor', P .. ':log', id)
+  if j.batch then st.bcursor = append(P .. ':b:' .. j.batch, 'cursor', P .. ':bl:' .. j.batch, id) end
+  if st.s == 'S' then drop_payload(id, j) end
+  if st.s == 'D' then call('ZADD', P .. ':dead', int(st.cursor), id) end
+  keep_state(id, st)
+  call('HINCRBY', P .. ':c', 'bytes', st.size)
+  count(j, st.s, 1)
+  spend(j, how.use, 1)
+end
+
+local UNRUN = { c = { 'C', 'cancelled_by_user' }, p = { 'C', 'purged' }, e = { 'E', 'deadline_passed' } }
+
+-- Ends a job that no worker ends.
+local function finish_unrun(id, j, st, why)
+  finish(id, j, st, { s = UNRUN[why][1], ended = NOW, use = st.use, code = UNRUN[why][2], unrun = why })
+end
+
+-- Takes a job from a worker that is gone: one death more, ahead of its lane.
+local function give_back(id, j, st)
+  local cancelled = is_cancelled(j, st)
+  st.deaths = (st.deaths or 0) + 1
+  if cancelled then return finish_unrun(id, j, st, 'c') end
+  leave(id, j, st)
+  make_ready(id, j, st, true, NOW)
+end
+
+-- The batch's hash, made when missing.
+local function ensure_batch(batch)
+  local key = P .. ':b:' .. batch
+  if call('HSETNX', key, 'created', int(NOW)) == 1 then
+    call('HSET', key, 'first', int((tonumber(call('HGET', P .. ':c', 'seq')) or 0) + 1))
+  end
+  return key
+end
+
+-- What a caller is told of a job: fixed places, '' for what is not there.
+local function view(id, j, st, with)
+  local body = with.body and ENDED[st.s] and call('HGET', P .. ':body', id)
+  return {
+    id, j.lane, j.batch or '', int(st.deadline or j.deadline), j.head, st.s, st.epoch or 0, st.attempts or 0, st.deaths or 0,
+    st.history or '', int(st.due or 0), st.why or '', st.hold or '', st.worker or '', int(st.leased or 0),
+    st.cancel and 1 or 0, st.dropped and 1 or 0, j.payload and 1 or 0, int(st.ended or 0), st.unrun or '', body or '',
+    with.payload and payload_of(id, j) or '', st.lease or '', int(st.since or j.at), j.fp, int(j.at - j.age),
+  }
+end
+
+-- A state's letter as people see it: s scheduled, q queued, l running, y retrying, S D C E.
+local function seen_as(j, st)
+  if ENDED[st.s] or st.s == 'l' then return st.s end
+  if (st.deadline or j.deadline) <= NOW then return 'E' end
+  if st.s == 'd' and st.why ~= 'h' then return st.why end
+  return 'q'
+end
+
+-- What is left of a used id: fingerprint, end, nil when there is nothing.
+local function past(id)
+  local bytes = call('GET', P .. ':past:' .. id)
+  if bytes then return string.sub(bytes, 2), string.sub(bytes, 1, 1) end
+end
+
+-- Forgets a chunk of numbers that no job has any more; the newest stays, for jobs still to come.
+local function drop_chunk(chunk)
+  if chunk == chunk_of(tonumber(call('HGET', P .. ':c', 'seq'))) then return end
+  call('HDEL', P .. ':alive', chunk)
+  call('ZREM', P .. ':overdue', chunk)
+  call('DEL', P .. ':o:' .. chunk)
+end
+
+-- Removes every trace of a job that is nowhere.
+local function erase(id, j)
+  call('HDEL', P .. ':jobs', id)
+  call('HDEL', P .. ':state', id)
+  if j.payload == true then call('HDEL', P .. ':big', id) end
+  if j.batch then add(batches, j.batch, 'jobs', -1) end
+  local chunk = chunk_of(j.seq)
+  if call('HINCRBY', P .. ':alive', chunk, -1) <= 0 then drop_chunk(chunk) end
+end
+
+-- Calls `see(id, number)` for what stands in a log from `from` to `to`, a range within one chunk.
+local function each(name, from, to, see)
+  local offset = (from - 1) % CHUNK
+  local ids = call('GETRANGE', name .. ':' .. chunk_of(from), offset * 16, (offset + to - from + 1) * 16 - 1)
+  for place = 0, #ids / 16 - 1 do see(string.sub(ids, place * 16 + 1, place * 16 + 16), from + place) end
+end

@@ -1,0 +1,100 @@
+-- Leases jobs: what is due comes back, what is over is ended, and the rest goes to the caller, lane by lane.
+-- ARGV: worker, lease length in ms, lease ids (16 bytes each), hops of the token that woke the caller (0: none),
+-- most bytes of payload, then lane and how many from it, in turn. Answers: now, reason of a pause or '', the next moment
+-- something is due (0: none), length of the inbox, lanes with their ready jobs, and the leased jobs.
+local CHORES, STALE = 200, 500
+
+local function promote()
+  local due = call('ZRANGEBYSCORE', P .. ':delayed', '-inf', int(NOW), 'LIMIT', 0, CHORES)
+  local front = {}
+  for _, id in ipairs(due) do
+    local j, st = job(id), state(id)
+    if st.why == 'h' then
+      front[#front + 1] = { id, j, st }
+    else
+      local since = st.due
+      leave(id, j, st)
+      make_ready(id, j, st, false, since)
+    end
+  end
+  for place = #front, 1, -1 do
+    local id, j, st = front[place][1], front[place][2], front[place][3]
+    local since = st.due
+    leave(id, j, st)
+    make_ready(id, j, st, true, since)
+  end
+end
+
+local function reclaim()
+  local lost = call('ZRANGEBYSCORE', P .. ':lease', '-inf', int(NOW), 'LIMIT', 0, CHORES)
+  for place = #lost, 1, -1 do give_back(lost[place], job(lost[place]), state(lost[place])) end
+end
+
+local worker, length, leases, hops, room = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+local taken = {}
+
+-- The job behind an entry of a lane, if the entry is not void.
+local function ready(entry)
+  local id = string.sub(entry, 1, 16)
+  local j = job(id)
+  if not j then return nil end
+  local st = state(id)
+  if st.s == 'r' and (st.gen or 0) == string.byte(entry, 17) then return id, j, st end
+end
+
+local function grant(id, j, st)
+  count(j, 'r', -1)
+  st.s, st.lease, st.worker, st.leased = 'l', string.sub(leases, #taken * 16 + 1, #taken * 16 + 16), worker, NOW
+  keep_state(id, st)
+  call('ZADD', P .. ':lease', int(NOW + length), id)
+  count(j, 'l', 1)
+  local seen = view(id, j, st, { payload = true })
+  room = room - #seen[22]
+  taken[#taken + 1] = seen
+end
+
+local function take(lane, most)
+  local key, had, looked = P .. ':r:' .. lane, 0, 0
+  while had < most and looked < most + STALE do
+    local entries = call('LPOP', key, most - had)
+    if not entries then return end
+    looked = looked + #entries
+    for place, entry in ipairs(entries) do
+      if room <= 0 and #taken > 0 then
+        for back = #entries, place, -1 do call('LPUSH', key, entries[back]) end
+        return
+      end
+      local id, j, st = ready(entry)
+      if not id then
+      elseif (st.deadline or j.deadline) <= NOW then
+        finish_unrun(id, j, st, 'e')
+      elseif is_cancelled(j, st) then
+        finish_unrun(id, j, st, 'c')
+      else
+        grant(id, j, st)
+        had = had + 1
+      end
+    end
+  end
+end
+
+promote()
+reclaim()
+local paused = call('HGET', P .. ':c', 'paused') or ''
+if paused == '' then
+  for at = 6, #ARGV, 2 do take(ARGV[at], tonumber(ARGV[at + 1])) end
+end
+woken = false
+flush()
+local open = call('HGETALL', P .. ':lanes')
+if #open > 0 and paused == '' then
+  -- Somebody else may take what this caller could not; tokens are handed on a few times only, or idle workers to whom
+  -- all lanes are closed would wake each other for ever.
+  if #taken > 0 then wake(8) elseif hops > 1 then wake(hops - 1) end
+end
+local due = 0
+for _, set in ipairs({ ':delayed', ':lease' }) do
+  local first = call('ZRANGE', P .. set, 0, 0, 'WITHSCORES')[2]
+  if first and (due == 0 or tonumber(first) < due) then due = tonumber(first) end
+end
+return { int(NOW), paused, int(due), call('LLEN', P .. ':inbox'), open, taken }

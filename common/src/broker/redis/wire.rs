@@ -1,0 +1,353 @@
+//! What scripts are told and what they answer, as bytes: lanes, what of a head they carry unread, a job as they show it.
+
+use std::collections::BTreeMap;
+
+use deadpool_redis::redis::Value;
+use serde::{Deserialize, Serialize};
+
+use crate::broker::backend::Head;
+use crate::broker::{HoldKey, LeaseId};
+use crate::codec;
+use crate::error::{Error, Kind, Result};
+use crate::job::{Band, BatchName, Fingerprint, JobId, Lane, ModelName, Priority, Queue};
+use crate::ledger::JobView;
+use crate::outcome::{History, Usage};
+use crate::record::{Cause, End, Record, State};
+use crate::time::Timestamp;
+
+/// The prefix of every key of a queue; the braces keep them in one slot of a cluster.
+pub(super) fn prefix(queue: &Queue) -> Vec<u8> {
+    format!("{{pq:{queue}}}").into_bytes()
+}
+
+/// A lane within its queue: the band's digit, and the model behind a colon if there is one.
+pub(super) fn lane_text(lane: &Lane) -> String {
+    let band = match lane.band {
+        Band::High => '0',
+        Band::Normal => '1',
+        Band::Low => '2',
+    };
+    lane.model.as_ref().map_or_else(|| band.to_string(), |model| format!("{band}:{}", model.as_str()))
+}
+
+/// The lane that [`lane_text`] wrote.
+pub(super) fn lane_from(queue: &Queue, text: &str) -> Result<Lane> {
+    let (band, model) = text.split_once(':').map_or((text, None), |(band, model)| (band, Some(ModelName::new(model))));
+    let band = match band {
+        "0" => Band::High,
+        "1" => Band::Normal,
+        "2" => Band::Low,
+        _ => return Err(strange("a lane")),
+    };
+    Ok(Lane { queue: queue.clone(), model, band })
+}
+
+/// What of a head no script reads.
+#[derive(Debug, Serialize, Deserialize)]
+struct Rest {
+    priority: u8,
+    keyed: bool,
+    row: Option<u64>,
+    custom_id: Option<String>,
+    tenant: Option<String>,
+    tags: BTreeMap<String, String>,
+    not_before: Option<i64>,
+}
+
+/// What of a head no script reads, as bytes.
+pub(super) fn head_rest(head: &Head) -> Result<Vec<u8>> {
+    let rest = Rest {
+        priority: head.priority.get(),
+        keyed: head.keyed,
+        row: head.row,
+        custom_id: head.custom_id.clone(),
+        tenant: head.tenant.clone(),
+        tags: head.tags.clone(),
+        not_before: head.not_before.map(Timestamp::as_millis),
+    };
+    codec::encode_part("encode a head", &rest)
+}
+
+/// What attempts consumed, as scripts add it up: see `SPENT` in `book.lua`. Empty for nothing.
+pub(super) fn use_text(history: &History) -> String {
+    let Usage { input_tokens, output_tokens, cached_tokens, reasoning_tokens } = history.usage;
+    let unknown = is_cost_unknown(history);
+    if history.usage == Usage::default() && history.cost.is_none() && !unknown {
+        return String::new();
+    }
+    let cost = history.cost.map_or(0, crate::outcome::Usd::as_nanos);
+    format!(
+        "{input_tokens},{output_tokens},{cached_tokens},{reasoning_tokens},{cost},{},{}",
+        u8::from(history.cost.is_some()),
+        u8::from(unknown)
+    )
+}
+
+/// Whether something was consumed at a cost nobody knows.
+fn is_cost_unknown(history: &History) -> bool {
+    let consumed = history.usage != Usage::default() || history.unknown_billed > 0;
+    let unpriced = history.recent.iter().any(|attempt| attempt.cost.is_none() && attempt.usage != Usage::default());
+    consumed && (history.cost.is_none() || unpriced)
+}
+
+/// Where a job is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    Ready,
+    Delayed,
+    Running,
+    Ended(End),
+}
+
+/// A job as scripts show it: `view` in `book.lua`.
+#[derive(Debug)]
+pub(super) struct Seen {
+    pub(super) head: Head,
+    pub(super) stage: Stage,
+    pub(super) deaths: u32,
+    pub(super) due: Timestamp,
+    pub(super) hold: Option<HoldKey>,
+    pub(super) worker: String,
+    pub(super) leased_at: Timestamp,
+    pub(super) cancel: bool,
+    pub(super) dropped: bool,
+    /// Whether its payload is kept.
+    pub(super) redrivable: bool,
+    pub(super) ended_at: Timestamp,
+    /// `c`, `p` or `e`, of a job that no worker ended.
+    unrun: String,
+    body: Vec<u8>,
+    pub(super) payload: Vec<u8>,
+    pub(super) lease: LeaseId,
+}
+
+impl Seen {
+    /// Reads a view of a job of `queue`.
+    pub(super) fn read(queue: &Queue, view: Value) -> Result<Self> {
+        let mut places = Places::of(view)?;
+        let id = JobId::from_bytes(places.bytes16()?);
+        let lane = lane_from(queue, &places.text()?)?;
+        let batch = Some(places.text()?).filter(|name| !name.is_empty());
+        let batch = batch.map(|name| BatchName::new(&name)).transpose().map_err(|_| strange("a batch"))?;
+        let deadline = places.time()?;
+        let rest: Rest = codec::decode_part("decode a head", &places.bytes()?)?;
+        let stage = stage_of(&places.text()?)?;
+        let (epoch, attempts, deaths) = (places.number()?, places.number()?, places.number()?);
+        let history = codec::decode_history(&places.bytes()?)?;
+        let due = places.time()?;
+        let _why = places.text()?;
+        let hold = places.text()?.parse().ok();
+        let (worker, leased_at) = (places.text()?, places.time()?);
+        let (cancel, dropped, redrivable) = (places.flag()?, places.flag()?, places.flag()?);
+        let (ended_at, unrun) = (places.time()?, places.text()?);
+        let (body, payload) = (places.bytes()?, places.bytes()?);
+        let lease = places.bytes()?;
+        let lease = <[u8; 16]>::try_from(lease.as_slice()).map_or(LeaseId::NONE, LeaseId::from_bytes);
+        let _since = places.time()?;
+        let fingerprint = Fingerprint(places.bytes16()?);
+        let head = Head {
+            id,
+            lane,
+            priority: Priority::new(rest.priority).map_err(|_| strange("a priority"))?,
+            batch,
+            row: rest.row,
+            custom_id: rest.custom_id,
+            tenant: rest.tenant,
+            tags: rest.tags,
+            keyed: rest.keyed,
+            fingerprint,
+            not_before: rest.not_before.map(Timestamp::from_millis),
+            deadline,
+            created_at: places.time()?,
+            epoch,
+            attempts,
+            history,
+        };
+        Ok(Self {
+            head,
+            stage,
+            deaths,
+            due,
+            hold,
+            worker,
+            leased_at,
+            cancel,
+            dropped,
+            redrivable,
+            ended_at,
+            unrun,
+            body,
+            payload,
+            lease,
+        })
+    }
+
+    /// The job's record, if it has ended and the view holds it.
+    pub(super) fn record(&self) -> Result<Option<Record>> {
+        let Stage::Ended(end) = self.stage else { return Ok(None) };
+        if !self.body.is_empty() {
+            return codec::decode_record(&self.body).map(Some);
+        }
+        let (code, detail) = match self.unrun.as_str() {
+            "c" => ("cancelled_by_user", "cancelled by a user"),
+            "p" => ("purged", "its queue was purged"),
+            "e" => ("deadline_passed", "its deadline passed before it ran"),
+            _ => return Ok(None),
+        };
+        let cause = Cause { class: None, code: code.to_owned(), detail: detail.to_owned(), status_code: None };
+        Ok(Some(Record::unrun(&self.head, end, Some(cause), self.ended_at)))
+    }
+
+    /// The job as people see it.
+    pub(super) fn into_view(self, state: State, paused: Option<String>) -> Result<JobView> {
+        let record = self.record()?;
+        let running = self.stage == Stage::Running;
+        let Self { head, .. } = self;
+        Ok(JobView {
+            id: head.id,
+            queue: head.lane.queue,
+            model: head.lane.model.as_ref().map(|model| model.as_str().to_owned()),
+            priority: head.priority.get(),
+            batch: head.batch,
+            row: head.row,
+            custom_id: head.custom_id,
+            tenant: head.tenant,
+            tags: head.tags,
+            state,
+            epoch: head.epoch,
+            attempts: record.as_ref().map_or(head.attempts, |record| record.attempts),
+            deaths: self.deaths,
+            created_at: head.created_at,
+            deadline: head.deadline,
+            due: (self.stage == Stage::Delayed).then_some(self.due),
+            hold: self.hold.filter(|_| self.stage == Stage::Delayed),
+            worker: running.then_some(self.worker),
+            leased_at: running.then_some(self.leased_at),
+            cancel_requested: running && self.cancel,
+            dropped: self.dropped && state == State::Dead,
+            paused,
+            record: record.map(Box::new),
+        })
+    }
+}
+
+fn stage_of(letter: &str) -> Result<Stage> {
+    Ok(match letter {
+        "r" => Stage::Ready,
+        "d" => Stage::Delayed,
+        "l" => Stage::Running,
+        ended => Stage::Ended(end_of(ended)?),
+    })
+}
+
+/// The end behind a stage's letter.
+pub(super) fn end_of(letter: &str) -> Result<End> {
+    Ok(match letter {
+        "S" => End::Succeeded,
+        "D" => End::Dead,
+        "C" => End::Cancelled,
+        "E" => End::Expired,
+        _ => return Err(strange("a stage")),
+    })
+}
+
+/// The letter of an end.
+pub(super) fn end_letter(end: End) -> &'static str {
+    match end {
+        End::Succeeded => "S",
+        End::Dead => "D",
+        End::Cancelled => "C",
+        End::Expired => "E",
+    }
+}
+
+/// A state as people see it: `seen_as` in `book.lua`.
+pub(super) fn state_of(letter: &str) -> Result<State> {
+    Ok(match letter {
+        "s" => State::Scheduled,
+        "q" => State::Queued,
+        "l" => State::Running,
+        "y" => State::Retrying,
+        ended => end_of(ended)?.into(),
+    })
+}
+
+/// The letter of a state.
+pub(super) fn state_letter(state: State) -> char {
+    match state {
+        State::Scheduled => 's',
+        State::Queued => 'q',
+        State::Running => 'l',
+        State::Retrying => 'y',
+        State::Succeeded => 'S',
+        State::Dead => 'D',
+        State::Cancelled => 'C',
+        State::Expired => 'E',
+    }
+}
+
+/// The places of an answer, read from first to last.
+#[derive(Debug)]
+pub(super) struct Places(std::vec::IntoIter<Value>);
+
+impl Places {
+    /// An answer that is a list.
+    pub(super) fn of(value: Value) -> Result<Self> {
+        match value {
+            Value::Array(values) => Ok(Self(values.into_iter())),
+            Value::Nil => Ok(Self(Vec::new().into_iter())),
+            _ => Err(strange("an answer that is no list")),
+        }
+    }
+
+    /// How many are left.
+    pub(super) fn left(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The next, as it is.
+    pub(super) fn value(&mut self) -> Result<Value> {
+        self.0.next().ok_or_else(|| strange("an answer that is too short"))
+    }
+
+    pub(super) fn list(&mut self) -> Result<Self> {
+        Self::of(self.value()?)
+    }
+
+    pub(super) fn bytes(&mut self) -> Result<Vec<u8>> {
+        match self.value()? {
+            Value::BulkString(bytes) => Ok(bytes),
+            Value::SimpleString(text) => Ok(text.into_bytes()),
+            Value::Int(number) => Ok(number.to_string().into_bytes()),
+            Value::Nil => Ok(Vec::new()),
+            _ => Err(strange("a value of another kind")),
+        }
+    }
+
+    pub(super) fn bytes16(&mut self) -> Result<[u8; 16]> {
+        self.bytes()?.try_into().map_err(|_| strange("an id"))
+    }
+
+    pub(super) fn text(&mut self) -> Result<String> {
+        String::from_utf8(self.bytes()?).map_err(|_| strange("text that is not UTF-8"))
+    }
+
+    /// A number that is never negative.
+    pub(super) fn number<T: TryFrom<i64>>(&mut self) -> Result<T> {
+        let text = self.text()?;
+        text.parse::<i64>().ok().and_then(|number| T::try_from(number).ok()).ok_or_else(|| strange("a number"))
+    }
+
+    pub(super) fn flag(&mut self) -> Result<bool> {
+        Ok(self.number::<i64>()? != 0)
+    }
+
+    pub(super) fn time(&mut self) -> Result<Timestamp> {
+        self.number().map(Timestamp::from_millis)
+    }
+}
+
+/// Something in the answer that no script of ours writes.
+pub(super) fn strange(what: &str) -> Error {
+    Error::new(Kind::Corrupt, "read an answer of Redis", format!("it holds {what} that is not ours"))
+}
