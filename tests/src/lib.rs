@@ -7,4 +7,5 @@ pub mod chaos;
 pub mod fixture;
 pub mod llm;
 pub mod process;
+pub mod redis;
 pub mod steps;
