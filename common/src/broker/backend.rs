@@ -15,6 +15,7 @@ pub use super::answer::{
 };
 use crate::error::Result;
 use crate::job::{BatchName, Fingerprint, JobId, Lane, Priority, Queue};
+use crate::ledger::Page;
 use crate::outcome::{Attempt, History};
 use crate::record::Record;
 use crate::time::Timestamp;
@@ -23,7 +24,8 @@ use crate::time::Timestamp;
 #[async_trait]
 pub trait Backend: fmt::Debug + Send + Sync + 'static {
     /// Puts jobs in, at most [`MAX_BATCH`] at a time. One answer each, in order; `New` and `Known` mean durable.
-    /// `Err`: unknown for all of them; repeating the call with the same ids is safe.
+    /// `Err`: unknown for all of them; repeating the call with the same ids is safe. A job that comes from another broker
+    /// brings its epoch, attempts and history in its head, and keeps them.
     async fn enqueue(&self, batch: Vec<Envelope>) -> Result<Vec<Enqueued>>;
 
     /// Opens a worker's one subscription. Queues need not exist; a queue named twice is an error of kind `Config`.
@@ -62,6 +64,26 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     /// For a successor that knows its predecessor is gone.
     async fn recover(&self, worker: &WorkerId) -> Result<u64>;
 
+    /// Jobs of the queue that wait here (ready, delayed or held), whole and as they stand, for putting them in elsewhere:
+    /// the stored payload, and a head with today's epoch, attempts and history, and with the due time of a delayed job
+    /// as its `not_before`. Holds and deaths stay behind. Left out are jobs that only have to be ended yet: past their
+    /// deadline, or of epoch 0 in a cancelled batch.
+    ///
+    /// A page begins after the place `after`, which an earlier page gave as its `next` (`None`: at the start), and holds
+    /// at most `limit` jobs (1 to [`MAX_BATCH`]) and [`PAGE_BYTES`] of payloads, or one job that is larger. It may be
+    /// short, or even empty, and have a `next`. Looking changes nothing and leases nothing. A job that waits from the
+    /// first page to the last is in at least one of them, whatever is enqueued, leased, released or forgotten meanwhile;
+    /// one that comes to wait during the walk may be missed, and one may come twice. Jobs of a lane come about in the
+    /// order in which they would be leased. An `after` that is no place of this backend's is an error of kind `Config`.
+    async fn waiting(&self, queue: &Queue, after: Option<&str>, limit: usize) -> Result<Page<Envelope>>;
+
+    /// Removes jobs that wait in just this epoch, at most [`MAX_BATCH`], as though they had never been put in here: no
+    /// record, no mark of a used id, nothing to redrive; queue, lane and batch count one job less each (a batch stays,
+    /// with its seal). Says how many it removed. Jobs that run, have ended, or wait in another epoch stay as they are, so
+    /// repeating is harmless. All of them or none where the backend can; after an `Err` any part may be gone. Durable as
+    /// an enqueue is. A lease that ran out before is of no job any more: its claim and its settle say `Stale`.
+    async fn forget(&self, jobs: &[(JobId, u32)]) -> Result<u64>;
+
     /// Bounded upkeep: expires waiting jobs whose deadline passed, applies retention. Call until `more` is false.
     async fn sweep(&self, retention: &Retention) -> Result<Swept>;
 }
@@ -97,6 +119,10 @@ pub trait Hold: Send + Sync + fmt::Debug {
 
 /// The most jobs or ids in one call.
 pub const MAX_BATCH: usize = 1_000;
+
+/// The most bytes of payloads in one page of [`Backend::waiting`], unless one job alone is larger: as much as a
+/// submission sends at once.
+pub const PAGE_BYTES: usize = 1 << 20;
 
 /// A job on its way: what backends read, and the payload they only carry.
 #[derive(Clone, Debug, PartialEq)]

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 pub use backend::{
     Backend, Beat, Cancel, CancelCounts, Claim, Depth, Enqueued, Envelope, Head, Hold, HoldKey, LeaseId, Leased,
-    MAX_BATCH, QueueView, RawDelivery, Redriven, Refusal, Retention, Settled, Source, Swept, Terms, Verdict, Want,
+    MAX_BATCH, PAGE_BYTES, QueueView, RawDelivery, Redriven, Refusal, Retention, Settled, Source, Swept, Terms, Verdict, Want,
     WorkerId,
 };
 pub(crate) use connect::sqlite_path;
@@ -26,7 +26,7 @@ use tokio::time::Instant;
 use crate::codec;
 use crate::error::Result;
 use crate::job::{BatchName, Job, JobId, Queue};
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, Page};
 
 /// A connection to a broker and its ledger. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -67,6 +67,12 @@ impl Broker {
         }
         let mut taken = if batch.is_empty() { Vec::new() } else { self.backend.enqueue(batch).await? }.into_iter();
         Ok(answers.into_iter().filter_map(|answer| answer.or_else(|| taken.next())).collect())
+    }
+
+    /// Puts in jobs as another broker gave them by [`Broker::waiting`]; see [`Backend::enqueue`].
+    #[tracing::instrument(skip_all, level = "debug", fields(jobs = jobs.len()))]
+    pub async fn enqueue_moved(&self, jobs: Vec<Envelope>) -> Result<Vec<Enqueued>> {
+        self.backend.enqueue(jobs).await
     }
 
     /// Opens a worker's one subscription.
@@ -129,6 +135,16 @@ impl Broker {
     /// See [`Backend::recover`].
     pub async fn recover(&self, worker: &WorkerId) -> Result<u64> {
         self.backend.recover(worker).await
+    }
+
+    /// See [`Backend::waiting`].
+    pub async fn waiting(&self, queue: &Queue, after: Option<&str>, limit: usize) -> Result<Page<Envelope>> {
+        self.backend.waiting(queue, after, limit).await
+    }
+
+    /// See [`Backend::forget`].
+    pub async fn forget(&self, jobs: &[(JobId, u32)]) -> Result<u64> {
+        self.backend.forget(jobs).await
     }
 
     /// See [`Backend::sweep`].

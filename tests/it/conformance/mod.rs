@@ -8,6 +8,7 @@ mod enqueue;
 mod lane;
 mod lease;
 mod ledger;
+mod moving;
 mod redrive;
 mod retention;
 mod settle;
@@ -148,6 +149,16 @@ cases! {
         queues_are_listed_by_name_with_their_depth
         every_call_over_many_jobs_has_a_bound
         a_purge_of_many_ends_them_all
+    }
+    moving {
+        what_waits_is_given_whole_and_as_it_stands
+        a_walk_misses_no_job_while_others_are_forgotten
+        a_page_of_waiting_jobs_has_a_bound_in_bytes
+        jobs_that_only_have_to_be_ended_are_left_out
+        a_forgotten_job_was_never_there
+        only_what_waits_in_that_epoch_is_forgotten
+        a_lease_of_a_forgotten_job_is_stale
+        a_job_put_in_elsewhere_keeps_what_it_has_behind_it
     }
     ledger {
         a_list_is_narrowed_by_every_filter

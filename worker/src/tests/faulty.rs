@@ -11,7 +11,7 @@ use promptq_common::broker::{
 };
 use promptq_common::error::{Error, Kind, Result};
 use promptq_common::job::{BatchName, JobId, Queue};
-use promptq_common::ledger::Ledger;
+use promptq_common::ledger::{Ledger, Page};
 
 /// What fails now.
 #[derive(Debug, Default)]
@@ -170,6 +170,14 @@ impl Backend for Faulty {
 
     async fn recover(&self, worker: &WorkerId) -> Result<u64> {
         self.inner.recover(worker).await
+    }
+
+    async fn waiting(&self, queue: &Queue, after: Option<&str>, limit: usize) -> Result<Page<Envelope>> {
+        self.inner.waiting(queue, after, limit).await
+    }
+
+    async fn forget(&self, jobs: &[(JobId, u32)]) -> Result<u64> {
+        self.inner.forget(jobs).await
     }
 
     async fn sweep(&self, retention: &Retention) -> Result<Swept> {

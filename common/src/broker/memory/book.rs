@@ -192,11 +192,12 @@ impl Book {
             self.ensure_batch(&name, &head.lane.queue, now);
         }
         self.order.insert(seq, id);
+        let why = if head.attempts > 0 { Why::Retrying } else { Why::Scheduled };
         let entry =
             Entry { head, seq, payload: Some(payload), deaths: 0, place: Place::Ended, record: None, settled: None };
         self.jobs.insert(id, entry);
         match not_before {
-            Some(due) if due > now => self.put(id, Place::Delayed { due, why: Why::Scheduled, hold: None }),
+            Some(due) if due > now => self.put(id, Place::Delayed { due, why, hold: None }),
             _ => self.make_ready(id, Side::Back, now),
         }
     }
@@ -337,6 +338,24 @@ impl Book {
         let fingerprint = entry.head.fingerprint;
         self.tombstones.insert(id, Tombstone { fingerprint, end: record.end, ended_at: record.ended_at });
         Some(record)
+    }
+
+    /// Removes a job that waits in this epoch as though it had never come; whether there was one.
+    pub(super) fn forget(&mut self, id: JobId, epoch: u32) -> bool {
+        let Some(entry) = self.jobs.get(&id).filter(|entry| entry.is_waiting() && entry.head.epoch == epoch) else {
+            return false;
+        };
+        let seq = entry.seq;
+        self.put(id, Place::Ended);
+        self.order.remove(&seq);
+        self.jobs.remove(&id);
+        true
+    }
+
+    /// Whether a user stopped it with its batch. A job redriven from there runs all the same.
+    pub(super) fn is_cancelled(&self, head: &Head) -> bool {
+        let batch = head.batch.as_ref().and_then(|name| self.batches.get(name));
+        head.epoch == 0 && batch.is_some_and(|batch| batch.cancelled)
     }
 
     /// Ids of jobs for which `fits` holds, in the order they came.

@@ -66,8 +66,7 @@ impl MemorySource {
     /// Leases one ready job, or ends it where it may not run any more.
     fn take(&self, book: &mut Book, id: JobId, now: Timestamp) -> Option<RawDelivery> {
         let entry = book.jobs.get(&id)?;
-        let batch = entry.head.batch.as_ref().and_then(|name| book.batches.get(name));
-        if entry.head.epoch == 0 && batch.is_some_and(|batch| batch.cancelled) {
+        if book.is_cancelled(&entry.head) {
             book.end_unrun(id, End::Cancelled, cancelled_by_user(), now);
             return None;
         }

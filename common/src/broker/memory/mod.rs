@@ -22,6 +22,7 @@ use super::backend::{
 use crate::codec;
 use crate::error::{Error, Kind, Result};
 use crate::job::{BatchName, JobId, Queue};
+use crate::ledger::Page;
 use crate::record::End;
 use crate::time::Timestamp;
 use book::{Book, Place, Side, cancelled_by_user, purged};
@@ -195,6 +196,21 @@ impl Backend for Memory {
         }
         self.shared.changed.notify_waiters();
         Ok(running.len() as u64)
+    }
+
+    async fn waiting(&self, queue: &Queue, after: Option<&str>, limit: usize) -> Result<Page<Envelope>> {
+        let after = match after {
+            None => 0,
+            Some(place) => place.parse().map_err(|_| Error::new(Kind::Config, "list waiting jobs", "no place of ours"))?,
+        };
+        let now = self.shared.now();
+        Ok(self.shared.book().waiting(queue, after, limit.clamp(1, MAX_BATCH), now))
+    }
+
+    async fn forget(&self, jobs: &[(JobId, u32)]) -> Result<u64> {
+        check_size("forget jobs", jobs.len())?;
+        let mut book = self.shared.book();
+        Ok(jobs.iter().map(|(id, epoch)| u64::from(book.forget(*id, *epoch))).sum())
     }
 
     async fn sweep(&self, retention: &Retention) -> Result<Swept> {

@@ -1,9 +1,9 @@
 //! What the memory backend's book looks like from outside: a job, a queue's depth, a batch, all counted afresh.
 
-use super::super::backend::Depth;
+use super::super::backend::{Depth, Envelope, PAGE_BYTES};
 use super::book::{Batch, Book, Entry, Place};
 use crate::job::{BatchName, Fingerprint, JobId, Queue};
-use crate::ledger::{BatchView, Counts, Cursor, JobView};
+use crate::ledger::{BatchView, Counts, Cursor, JobView, Page};
 use crate::record::{End, Record, State};
 use crate::time::Timestamp;
 
@@ -55,6 +55,33 @@ impl Book {
             Place::Ready { .. } | Place::Ended => {}
         }
         Some(view)
+    }
+
+    /// Jobs that wait, whole, after the one numbered `after`.
+    pub(super) fn waiting(&self, queue: &Queue, after: u64, limit: usize, now: Timestamp) -> Page<Envelope> {
+        let mut page = Page { items: Vec::new(), next: None };
+        let (mut bytes, mut last) = (0, after);
+        for (&seq, id) in self.order.range(after.saturating_add(1)..) {
+            let Some(entry) = self.jobs.get(id).filter(|entry| {
+                let over = entry.head.deadline <= now || self.is_cancelled(&entry.head);
+                entry.head.lane.queue == *queue && entry.is_waiting() && !over
+            }) else {
+                continue;
+            };
+            let payload = entry.payload.clone().unwrap_or_default();
+            bytes += payload.len();
+            if page.items.len() >= limit || (bytes > PAGE_BYTES && !page.items.is_empty()) {
+                page.next = Some(last.to_string());
+                break;
+            }
+            let mut head = entry.head.clone();
+            if let Place::Delayed { due, .. } = &entry.place {
+                head.not_before = Some(*due);
+            }
+            page.items.push(Envelope { head, payload });
+            last = seq;
+        }
+        page
     }
 
     pub(super) fn depth(&self, queue: &Queue) -> Depth {

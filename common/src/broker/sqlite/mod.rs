@@ -1,5 +1,5 @@
 //! The embedded broker and its ledger: one SQLite file, any number of processes of one machine. This file is the way
-//! in; each step is its own file: `enqueue`, `lease`, `hold`, `settle`, `admin`, `retention`, `query`, `account`.
+//! in; each step is its own file: `enqueue`, `lease`, `hold`, `settle`, `admin`, `leave`, `retention`, `query`, `account`.
 
 mod account;
 mod admin;
@@ -9,6 +9,7 @@ mod filesystem;
 mod hold;
 mod lease;
 mod ledger;
+mod leave;
 mod query;
 mod reader;
 mod retention;
@@ -35,6 +36,7 @@ use super::backend::{
 };
 use crate::error::{Error, Kind, Result};
 use crate::job::{BatchName, JobId, Queue};
+use crate::ledger::Page;
 
 /// Where a process may be made to die, in the order a job meets them; see [`crate::crash_point!`].
 pub const CRASH_POINTS: &[&str] = &[
@@ -174,6 +176,18 @@ impl Backend for Sqlite {
     async fn recover(&self, worker: &WorkerId) -> Result<u64> {
         let worker = worker.clone();
         self.writer.write("recover a worker's jobs", 0, move |tx| admin::recover(tx, worker.as_str())).await
+    }
+
+    async fn waiting(&self, queue: &Queue, after: Option<&str>, limit: usize) -> Result<Page<Envelope>> {
+        let (queue, after) = (queue.clone(), leave::place(after)?);
+        let limit = limit.clamp(1, MAX_BATCH);
+        self.queries.read("list waiting jobs", move |conn| leave::waiting(conn, &queue, after, limit)).await
+    }
+
+    async fn forget(&self, jobs: &[(JobId, u32)]) -> Result<u64> {
+        check_count("forget", jobs.len())?;
+        let jobs = jobs.to_vec();
+        self.writer.write("forget", 0, move |tx| leave::forget(tx, &jobs)).await
     }
 
     async fn sweep(&self, retention: &Retention) -> Result<Swept> {

@@ -229,6 +229,15 @@ impl<'a> Tx<'a> {
         }
     }
 
+    /// Counts a waiting job that went as though it had never come.
+    pub(super) fn unsubmitted(&mut self, lane: i64, batch: Option<i64>, stage: Stage) {
+        self.moved(lane, batch, Some(stage), None);
+        self.rows(lane, batch, -1);
+        if let Some(batch) = batch {
+            self.batch_changes.entry(batch).or_default().total -= 1;
+        }
+    }
+
     /// Adds (`sign` 1) or takes back (-1) what an ended job consumed.
     pub(super) fn consumed(&mut self, batch: Option<i64>, history: &History, sign: i64) {
         let Some(batch) = batch else { return };

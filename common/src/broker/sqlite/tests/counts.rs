@@ -112,7 +112,7 @@ impl Story {
     async fn meddle(&mut self) {
         let Some(id) = self.pick() else { return };
         let sqlite = &self.sqlite;
-        match self.dice.random_range(0..12) {
+        match self.dice.random_range(0..13) {
             0..3 => drop(sqlite.cancel(&[id]).await.unwrap()),
             3..6 => drop(sqlite.redrive(&[id]).await.unwrap()),
             6 => drop(sqlite.drop_dead(&[id]).await.unwrap()),
@@ -125,6 +125,7 @@ impl Story {
                 let retention = Retention { succeeded: brief, dead: brief, bytes, tombstones: brief * 2 };
                 drop(sqlite.sweep(&retention).await.unwrap());
             }
+            11 => drop(sqlite.forget(&[(id, self.dice.random_range(0..2))]).await.unwrap()),
             _ => {
                 if let Some(delivery) = self.leased.last() {
                     delivery.hold.beat().await.unwrap();
