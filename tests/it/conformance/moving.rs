@@ -12,8 +12,8 @@ use promptq_common::record::{End, State};
 use promptq_common::time::Timestamp;
 use promptq_common::work::Work;
 use promptq_tests::backends::Fixture;
-use promptq_tests::fixture::{self, batch, job, job_at, job_for, job_in, job_of, jobs, keyed, queue, retry};
-use promptq_tests::steps::{end, list, put, put_one, recount, see, state};
+use promptq_tests::fixture::{self, batch, job, job_for, job_in, job_of, jobs, keyed, queue, retry};
+use promptq_tests::steps::{end, list, put, put_one, recount, see, state, view};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
@@ -40,10 +40,11 @@ pub(crate) async fn what_waits_is_given_whole_and_as_it_stands(f: Fixture) {
     let ready = Job { row: Some(7), custom_id: Some("c".into()), ..job_of(&batch("b")) };
     let ready = Job { tenant: Some("t".into()), tags: BTreeMap::from([("k".into(), "v".into())]), ..ready };
     let scheduled = Job { not_before: Some(later), ..keyed("key", "text") };
-    let sent = [job_at(9), job_at(9), job_at(9), job_at(9), ready, scheduled, job_in(&queue("other"))];
-    put(&f.broker, &sent).await;
     let mut worker = f.worker().await;
+    put(&f.broker, &jobs(4)).await;
     let mut taken = worker.take(4).await;
+    let sent = [ready, scheduled, job_in(&queue("other"))];
+    put(&f.broker, &sent).await;
     let (held, retried) = (taken.pop().unwrap(), taken.pop().unwrap());
     let (held_id, retried_id) = (held.head.id, retried.head.id);
     let release = Verdict::Release { after: HOUR, hold: Some(HoldKey::Limit("k".into())) };
@@ -55,20 +56,20 @@ pub(crate) async fn what_waits_is_given_whole_and_as_it_stands(f: Fixture) {
     let found = waiting(&f, MAX_BATCH).await;
     let of = |id: JobId| found.iter().find(|envelope| envelope.head.id == id).expect("it waits");
     assert_eq!(found.len(), 4, "{:?}", ids(&found));
-    for job in [&sent[4], &sent[5]] {
+    for job in &sent[..2] {
         let envelope = of(job.id);
         assert_eq!(envelope.head, fixture::head(job));
         assert_eq!(Some(&envelope.payload), f.ledger().payload(job.id).await.unwrap().as_ref());
     }
-    let due = |id| async move { see(&f.broker, id).await.due.expect("it is delayed") };
-    let head = &of(held_id).head;
-    assert_eq!((head.not_before, head.attempts), (Some(due(held_id).await), 0));
-    let head = &of(retried_id).head;
-    assert_eq!((head.not_before, head.attempts, head.history.recent.len()), (Some(due(retried_id).await), 1, 1));
-    assert_eq!(head.history.usage, fixture::USAGE);
+    let due = async |id| see(&f.broker, id).await.due.expect("it is delayed");
+    let stands = &of(held_id).head;
+    assert_eq!((stands.not_before, stands.attempts), (Some(due(held_id).await), 0));
+    let stands = &of(retried_id).head;
+    assert_eq!((stands.not_before, stands.attempts, stands.history.recent.len()), (Some(due(retried_id).await), 1, 1));
+    assert_eq!(stands.history.usage, fixture::USAGE);
     // Looking leased nothing and moved nothing.
     assert_eq!(f.broker.depth(&Queue::standard()).await.unwrap().delayed, 3);
-    assert_eq!(worker.one().await.head.id, sent[4].id);
+    assert_eq!(worker.one().await.head.id, sent[0].id);
 }
 
 pub(crate) async fn a_walk_misses_no_job_while_others_are_forgotten(f: Fixture) {
@@ -116,7 +117,7 @@ pub(crate) async fn jobs_that_only_have_to_be_ended_are_left_out(f: Fixture) {
     let name = batch("b");
     put_one(&f.broker, job_of(&name)).await;
     f.broker.cancel_batch(&name).await.unwrap();
-    let overdue = Job { deadline: Timestamp::now(), ..job() };
+    let overdue = Job { deadline: Timestamp::now() - HOUR, ..job() };
     put(&f.broker, &[job_of(&name), overdue, job()]).await;
     assert_eq!(waiting(&f, 10).await.len(), 1);
 }
@@ -162,7 +163,7 @@ pub(crate) async fn only_what_waits_in_that_epoch_is_forgotten(f: Fixture) {
     assert_eq!(running.lease.claim().await.unwrap(), Claim::Fresh { deaths: 0 });
     assert_eq!(end(running, End::Succeeded).await, Settled::Applied);
     assert_eq!(f.backend.forget(&[(redriven, 1)]).await.unwrap(), 1);
-    let counts = recount(&f.broker, &name).await;
+    let counts = view(&f.broker, &name).await.counts;
     assert_eq!((counts.total, counts.dead, counts.succeeded, counts.queued), (2, 1, 1, 0));
     let many: Vec<_> = (0..=MAX_BATCH).map(|_| (JobId::fresh(), 0)).collect();
     assert_eq!(f.backend.forget(&many).await.unwrap_err().kind(), Kind::TooLarge);
