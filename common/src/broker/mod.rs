@@ -14,8 +14,8 @@ use std::time::Duration;
 
 pub use backend::{
     Backend, Beat, Cancel, CancelCounts, Claim, Depth, Enqueued, Envelope, Head, Hold, HoldKey, LeaseId, Leased,
-    MAX_BATCH, PAGE_BYTES, QueueView, RawDelivery, Redriven, Refusal, Retention, Settled, Source, Swept, Terms, Verdict, Want,
-    WorkerId,
+    MAX_BATCH, PAGE_BYTES, QueueView, RawDelivery, Redriven, Refusal, Retention, Settled, Source, Swept, Terms,
+    Verdict, Want, WorkerId,
 };
 pub(crate) use connect::sqlite_path;
 pub use connect::{default_path, embedded_file, is_local};

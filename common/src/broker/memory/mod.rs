@@ -201,7 +201,9 @@ impl Backend for Memory {
     async fn waiting(&self, queue: &Queue, after: Option<&str>, limit: usize) -> Result<Page<Envelope>> {
         let after = match after {
             None => 0,
-            Some(place) => place.parse().map_err(|_| Error::new(Kind::Config, "list waiting jobs", "no place of ours"))?,
+            Some(place) => {
+                place.parse().map_err(|_| Error::new(Kind::Config, "list waiting jobs", "no place of ours"))?
+            }
         };
         let now = self.shared.now();
         Ok(self.shared.book().waiting(queue, after, limit.clamp(1, MAX_BATCH), now))
