@@ -1,17 +1,20 @@
 //! The facade everybody else holds: concrete, the same for every backend; spans and counters are emitted here, once.
 //! What a backend must do is `backend.rs`; which URL means which backend is `connect.rs`.
 
+mod access;
 mod answer;
 mod backend;
 mod connect;
 mod lease;
 pub mod memory;
+pub mod redis;
 pub mod sqlite;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+pub use access::{Access, Durability};
 pub use backend::{
     Backend, Beat, Cancel, CancelCounts, Claim, Depth, Enqueued, Envelope, Head, Hold, HoldKey, LeaseId, Leased,
     MAX_BATCH, PAGE_BYTES, QueueView, RawDelivery, Redriven, Refusal, Retention, Settled, Source, Swept, Terms,

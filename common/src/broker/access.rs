@@ -1,0 +1,54 @@
+//! How a broker is reached: its address with the login in it, whose certificates are trusted, what a confirmation must
+//! be worth. What an address means is the affair of the backend it names.
+
+use std::path::PathBuf;
+
+use crate::config::Address;
+use crate::error::{Error, Kind, Result};
+
+/// Everything that is needed to connect to a broker.
+#[derive(Clone, Debug)]
+pub struct Access {
+    /// The address, user and password in it; shown without the password.
+    pub url: Address,
+    /// A file of PEM certificates to trust instead of the system's.
+    pub tls_ca: Option<PathBuf>,
+    /// What a confirmation must be worth; `None` is [`Durability::Relaxed`] that nobody asked for, which is told.
+    pub durability: Option<Durability>,
+}
+
+/// What a confirmed job must survive, on brokers where that is a setting of theirs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// Whatever the broker is set to.
+    Relaxed,
+    /// A loss of power: connecting to a broker that does not promise it, or does not tell, is refused.
+    Strict,
+}
+
+impl Access {
+    /// Access by the URL alone.
+    ///
+    /// # Errors
+    /// `Config` when it is no URL; the text is not repeated, as it may hold a password.
+    pub fn new(url: &str) -> Result<Self> {
+        let url = Address::new(url).map_err(|why| {
+            Error::new(
+                Kind::Config,
+                "connect to the broker",
+                format!("the address {why}; write one such as sqlite:///var/lib/promptq.db or redis://host:6379"),
+            )
+        })?;
+        Ok(Self { url, tls_ca: None, durability: None })
+    }
+}
+
+impl Durability {
+    /// The setting's word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Relaxed => "relaxed",
+            Self::Strict => "strict",
+        }
+    }
+}
