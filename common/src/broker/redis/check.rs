@@ -63,7 +63,8 @@ pub(super) async fn look(link: &Link) -> Result<Survey> {
     let text: String = link.query(OP, &redis::cmd("INFO")).await?;
     let info: HashMap<&str, &str> = text.lines().filter_map(|line| line.trim_end().split_once(':')).collect();
     let said = |name: &str| info.get(name).copied();
-    let version = said("redis_version").ok_or_else(|| refused(Kind::Unsupported, link, "what answers there is not Redis"))?;
+    let version =
+        said("redis_version").ok_or_else(|| refused(Kind::Unsupported, link, "what answers there is not Redis"))?;
     let (round_trip, clock_ahead_ms) = clock(link).await?;
     Ok(Survey {
         version: version.to_owned(),
@@ -89,7 +90,10 @@ impl Survey {
             return refuse(Kind::Unsupported, format!("Redis {} is too old; use {OLDEST}.0 or later", self.version));
         }
         if self.replica {
-            return refuse(Kind::Unavailable, "this server is a replica and takes no writes; name its master".to_owned());
+            return refuse(
+                Kind::Unavailable,
+                "this server is a replica and takes no writes; name its master".to_owned(),
+            );
         }
         if self.policy != "noeviction" {
             return refuse(
@@ -130,7 +134,9 @@ impl Fsync {
             }
             Self::Never => "confirmed jobs may be lost with the server's power (appendfsync no)",
             Self::NoLog => "confirmed jobs are lost when the server dies, back to its last snapshot (appendonly no)",
-            Self::Unknown => "whether confirmed jobs survive a loss of power cannot be found out (no right to CONFIG GET)",
+            Self::Unknown => {
+                "whether confirmed jobs survive a loss of power cannot be found out (no right to CONFIG GET)"
+            }
         }
     }
 

@@ -35,9 +35,14 @@ impl Peer {
             ErrorKind::AuthenticationFailed => Error::new(
                 Kind::Config,
                 op,
-                format!("{at}: the server refuses the password of user {}; check broker.user and broker.password", self.user()),
+                format!(
+                    "{at}: the server refuses the password of user {}; check broker.user and broker.password",
+                    self.user()
+                ),
             ),
-            _ if error.is_timeout() => Error::new(Kind::TimedOut, op, format!("{at}: no answer in time{}", self.perhaps_plain())),
+            _ if error.is_timeout() => {
+                Error::new(Kind::TimedOut, op, format!("{at}: no answer in time{}", self.perhaps_plain()))
+            }
             ErrorKind::Io => {
                 Error::new(Kind::Unavailable, op, format!("{at}: the connection failed")).because(error.clone())
             }
@@ -79,16 +84,30 @@ impl Peer {
             "MASTERDOWN" | "NOREPLICAS" | "UNBLOCKED" => {
                 (Kind::Unavailable, "the Redis server is changing its role, or waits for its replicas".to_owned())
             }
-            "MISCONF" => (Kind::Unavailable, "the Redis server cannot write to its disk and takes nothing until it can".to_owned()),
-            "OOM" => (Kind::Unavailable, "the Redis server is full (maxmemory); workers make room, or raise maxmemory".to_owned()),
+            "MISCONF" => (
+                Kind::Unavailable,
+                "the Redis server cannot write to its disk and takes nothing until it can".to_owned(),
+            ),
+            "OOM" => (
+                Kind::Unavailable,
+                "the Redis server is full (maxmemory); workers make room, or raise maxmemory".to_owned(),
+            ),
             "NOSCRIPT" => (Kind::Unavailable, "the Redis server keeps forgetting its scripts".to_owned()),
             "CLUSTERDOWN" | "TRYAGAIN" => (Kind::Unavailable, "the Redis Cluster is not ready".to_owned()),
             "MOVED" | "ASK" | "CROSSSLOT" => (Kind::Unsupported, CLUSTER.to_owned()),
             "NOAUTH" => (Kind::Config, self.wants_password()),
-            "WRONGPASS" => (Kind::Config, format!("the server refuses the password of user {}; check broker.user and broker.password", self.user())),
+            "WRONGPASS" => (
+                Kind::Config,
+                format!(
+                    "the server refuses the password of user {}; check broker.user and broker.password",
+                    self.user()
+                ),
+            ),
             "NOPERM" => (Kind::Config, self.lacks(detail)),
             "DENIED" => (Kind::Config, "the Redis server is in protected mode; give it a password".to_owned()),
-            "WRONGTYPE" => (Kind::Corrupt, "a key of promptq's holds something else; use a database of its own".to_owned()),
+            "WRONGTYPE" => {
+                (Kind::Corrupt, "a key of promptq's holds something else; use a database of its own".to_owned())
+            }
             _ => self.other(code, detail),
         };
         (kind, format!("{at}: {why}"))
@@ -120,7 +139,8 @@ impl Peer {
         if self.has_password {
             format!("the Redis server does not know user {} any more", self.user())
         } else {
-            "the Redis server wants a password; set broker.password, and broker.user where it is not \"default\"".to_owned()
+            "the Redis server wants a password; set broker.password, and broker.user where it is not \"default\""
+                .to_owned()
         }
     }
 

@@ -81,9 +81,8 @@ impl Link {
     /// Connects to nothing yet.
     pub(super) fn new(target: Target) -> Result<Self> {
         let unusable = |error: &dyn fmt::Display| Error::new(Kind::Config, OP, error.to_string());
-        let config = AsyncConnectionConfig::new()
-            .set_response_timeout(Some(RESPONSE))
-            .set_connection_timeout(Some(CONNECT));
+        let config =
+            AsyncConnectionConfig::new().set_response_timeout(Some(RESPONSE)).set_connection_timeout(Some(CONNECT));
         let manager = Manager::new_with_config(target.info(), config).map_err(|error| unusable(&error))?;
         let pool = Pool::builder(manager)
             .max_size(LINES)
@@ -187,9 +186,12 @@ impl Shared {
     /// The first line with the fewest calls in flight: whoever calls one at a time stays on one connection.
     fn least_busy(&self) -> &Line {
         let [first, others @ ..] = &self.lines;
-        others.iter().fold(first, |best, line| {
-            if line.in_flight.load(Relaxed) < best.in_flight.load(Relaxed) { line } else { best }
-        })
+        others.iter().fold(
+            first,
+            |best, line| {
+                if line.in_flight.load(Relaxed) < best.in_flight.load(Relaxed) { line } else { best }
+            },
+        )
     }
 
     /// The line's connection, made or tried anew where that is due. Callers that wait for the same attempt share its
