@@ -7,5 +7,6 @@ pub mod chaos;
 pub mod fixture;
 pub mod llm;
 pub mod process;
+pub mod proxy;
 pub mod redis;
 pub mod steps;

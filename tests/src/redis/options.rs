@@ -62,10 +62,9 @@ impl Options {
             at("pid"),
         );
         if self.tls {
-            let files =
-                ["cert-file", "key-file", "ca-cert-file"].into_iter().zip(["server.pem", "server.key", "ca.pem"]);
-            let files: String = files.map(|(name, file)| format!("tls-{name} {}\n", at(file))).collect();
-            write!(text, "tls-port {}\ntls-auth-clients no\n{files}", port + 1).expect("a string takes all");
+            let (cert, key, ca) = (at("server.pem"), at("server.key"), at("ca.pem"));
+            write!(text, "tls-port {}\ntls-auth-clients no\n", port + 1).expect("a string takes all");
+            write!(text, "tls-cert-file {cert}\ntls-key-file {key}\ntls-ca-cert-file {ca}\n").expect("likewise");
         }
         for line in self.lines.iter().map(String::as_str).chain(more.iter().copied()) {
             text.push_str(line);
@@ -86,9 +85,9 @@ impl Options {
             }
         };
         command.arg(config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        command.spawn().map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => format!("{name} is not installed; run: apt-get install {name}"),
-            _ => format!("{name} cannot be started: {error}"),
+        command.spawn().map_err(|error| {
+            let hint = format!("run: apt-get install {name}");
+            format!("{name} cannot be started: {error}; if it is not installed, {hint}")
         })
     }
 
