@@ -27,9 +27,9 @@ impl Context {
 
     /// The broker, connected on first use. Cancel-safe.
     pub async fn broker(&self) -> Result<&Broker> {
-        let url = &self.config.broker.url;
-        self.broker.get_or_try_init(|| Broker::connect(url.expose())).await.map_err(|error| {
-            Problem::from(error).detail(format!("broker: {url}")).hint("`promptq doctor` shows what can be reached")
+        let access = self.config.broker.access();
+        self.broker.get_or_try_init(|| Broker::connect(&access)).await.map_err(|error| {
+            Problem::from(error).detail(format!("broker: {}", access.url)).hint("`promptq doctor` shows what can be reached")
         })
     }
 

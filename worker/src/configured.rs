@@ -63,7 +63,7 @@ pub fn runners(config: &Config) -> RunnerSettings {
 /// # Errors
 /// `Config` for what a person has to mend; `Unavailable` when it may work later.
 pub async fn connect(config: &Config) -> Result<(Broker, Option<Store>)> {
-    let broker = Broker::connect(config.broker.url.expose()).await?;
+    let broker = Broker::connect(&config.broker.access()).await?;
     let store = match &config.store.url {
         Some(url) => Some(Store::open(url.expose()).await?),
         None => None,

@@ -1,6 +1,7 @@
 //! How a broker is reached: its address with the login in it, whose certificates are trusted, what a confirmation must
 //! be worth. What an address means is the affair of the backend it names.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use crate::config::Address;
@@ -40,6 +41,12 @@ impl Access {
             )
         })?;
         Ok(Self { url, tls_ca: None, durability: None })
+    }
+}
+
+impl fmt::Display for Durability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 

@@ -6,21 +6,19 @@ use std::sync::Arc;
 use url::Url;
 
 use super::sqlite::Sqlite;
-use super::{Backend, Broker};
+use super::{Access, Backend, Broker};
 use crate::error::{Error, Kind, Result};
 
 const OP: &str = "connect to the broker";
 
 impl Broker {
-    /// Connects to what `url` names: `sqlite:///path/to/file.db` (made when missing) or `memory://`.
+    /// Connects to what `access` names: `sqlite:///path/to/file.db` (made when missing) or `memory://`.
     ///
     /// # Errors
     /// `Config` for an address, file system or right a person has to mend; `Unavailable` when it may work later.
-    pub async fn connect(url: &str) -> Result<Self> {
-        let parsed = Url::parse(url).map_err(|error| {
-            Error::new(Kind::Config, OP, format!("{url:?} is not a URL such as sqlite:///var/lib/promptq.db"))
-                .because(error)
-        })?;
+    pub async fn connect(access: &Access) -> Result<Self> {
+        let parsed = Url::parse(access.url.expose())
+            .map_err(|error| Error::new(Kind::Config, OP, "the address is not a URL").because(error))?;
         match parsed.scheme() {
             "sqlite" => {
                 let sqlite = Arc::new(Sqlite::open(&sqlite_path(&parsed)?).await?);

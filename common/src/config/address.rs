@@ -29,8 +29,10 @@ impl Address {
 
     /// The same with this user and password in it; `Err` where such URLs have none.
     pub(super) fn with_login(mut self, user: Option<&str>, password: Option<&str>) -> Result<Self, String> {
-        let taken = user.is_none_or(|user| self.0.set_username(user).is_ok())
-            && password.is_none_or(|password| self.0.set_password(Some(password)).is_ok());
+        // What the URL encodes by itself leaves a percent sign as it is, and it would be decoded as one on the way out.
+        let escaped = |text: &str| text.replace('%', "%25");
+        let taken = user.is_none_or(|user| self.0.set_username(&escaped(user)).is_ok())
+            && password.is_none_or(|password| self.0.set_password(Some(&escaped(password))).is_ok());
         if taken { Ok(self) } else { Err(format!("{}:// takes no user or password", self.0.scheme())) }
     }
 }

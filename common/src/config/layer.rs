@@ -92,7 +92,7 @@ fn lay(merged: &mut Layers, layer: Vec<(Path, Found)>) {
         if let [section, last] = path.as_slice()
             && last == "url"
         {
-            for option in ["user", "password", "shared"] {
+            for option in ["user", "password", "tls_ca", "shared"] {
                 merged.retain(|known, _| !known.starts_with(&[section.clone(), option.to_owned()]));
             }
         }

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
-use crate::broker::Retention;
+use crate::broker::{Access, Durability, Retention};
 use crate::job::{Backoff, Queue};
 
 pub use address::{Address, redact_url};
@@ -65,6 +65,10 @@ pub struct Broker {
     pub url: Address,
     /// Whether it is this machine's alone.
     pub local: bool,
+    /// A file of PEM certificates to trust instead of the system's.
+    pub tls_ca: Option<PathBuf>,
+    /// What a confirmation must be worth.
+    pub durability: Option<Durability>,
 }
 
 /// Section `store`.
@@ -167,6 +171,13 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+impl Broker {
+    /// What to connect with.
+    pub fn access(&self) -> Access {
+        Access { url: self.url.clone(), tls_ca: self.tls_ca.clone(), durability: self.durability }
+    }
 }
 
 impl Config {

@@ -83,6 +83,12 @@ impl<'a> Reader<'a> {
         self.read(path, None, |raw| text_of(raw).map(Some), shown)
     }
 
+    /// A file or folder; relative ones stand on the folder of the file that names them.
+    pub(super) fn path(&mut self, path: &[&str]) -> Option<PathBuf> {
+        let folder = self.layers.get(&owned(path)).map(|found| folder(self.sources, found)).unwrap_or_default();
+        self.text(path).map(|place| folder.join(place))
+    }
+
     pub(super) fn boolean(&mut self, path: &[&str], default: bool) -> bool {
         self.read(path, default, boolean_of, |word| (*word).into())
     }
@@ -232,11 +238,16 @@ fn fetch(sources: &Sources<'_>, from_env: bool, found: &Found) -> Result<String,
         let said = sources.environment.get(&place).filter(|value| !value.is_empty());
         return said.cloned().ok_or_else(|| format!("the variable {place} is not set"));
     }
-    let folder = match &found.origin {
+    let file = folder(sources, found).join(&place);
+    (sources.read)(&file).map(chomp).map_err(|error| format!("cannot read {place}: {error}"))
+}
+
+/// What a relative path said there stands on.
+fn folder(sources: &Sources<'_>, found: &Found) -> PathBuf {
+    match &found.origin {
         Origin::File { path, .. } => path.parent().map(PathBuf::from).unwrap_or_default(),
         Origin::Default | Origin::Env(_) | Origin::Flag(_) => sources.folder.clone(),
-    };
-    (sources.read)(&folder.join(&place)).map(chomp).map_err(|error| format!("cannot read {place}: {error}"))
+    }
 }
 
 /// The setting nearest to `path`: another last part below the same section, or another section.

@@ -14,7 +14,7 @@ use super::error::ConfigErrors;
 use super::layer::{Sources, merge};
 use super::reader::Reader;
 use super::{Broker, Config, Exec, LogFormat, Mock, Provider, QueuePolicy, Store, Telemetry, Worker, check};
-use crate::broker::{Retention, default_path, is_local, sqlite_path};
+use crate::broker::{Durability, Retention, default_path, is_local, sqlite_path};
 use crate::job::{Backoff, Queue};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -83,7 +83,19 @@ fn broker(r: &mut Reader<'_>, sources: &Sources<'_>) -> Broker {
             url
         }
     };
-    Broker { local: is_local(url.expose()), url }
+    let tls_ca = r.path(&["broker", "tls_ca"]);
+    if tls_ca.is_some() && !matches!(url.scheme(), "rediss" | "amqps") {
+        r.wrong(&["broker", "tls_ca"], "is of no use: the broker's URL names no TLS, as rediss:// does");
+    }
+    Broker { local: is_local(url.expose()), url, tls_ca, durability: durability(r) }
+}
+
+fn durability(r: &mut Reader<'_>) -> Option<Durability> {
+    r.parsed(&["broker", "durability"], None, |word| {
+        let known = [Durability::Relaxed, Durability::Strict];
+        let meant = known.into_iter().find(|durability| durability.as_str() == word);
+        meant.ok_or_else(|| "must be \"relaxed\" or \"strict\"".to_owned())
+    })
 }
 
 /// `$XDG_STATE_HOME/promptq/default.db`, as a URL.

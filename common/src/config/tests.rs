@@ -152,6 +152,8 @@ fn what_no_setting_takes_is_refused() {
         ("[runners.count]\nargv = []", ["name a program", "2:8"]),
         ("mock.latency = [\"2s\", \"1s\"]", ["the least and the most", "1:16"]),
         ("broker = \"nonsense\"", ["broker.url is not a URL", "1:10"]),
+        ("broker.durability = \"always\"", ["must be \"relaxed\" or \"strict\"", "1:21"]),
+        ("broker = { url = \"redis://h\", tls_ca = \"ca\" }", ["names no TLS", "1:40"]),
         ("broker = { url = \"sqlite:///q.db\", user = \"me\" }", ["takes no user", "1:43"]),
     ] {
         refused(file(text), &parts);
@@ -211,6 +213,38 @@ fn a_password_does_not_follow_to_another_server() {
     assert!(!shown.contains("hunter2") && !format!("{config:?}").contains("hunter2"));
     let other = given(&[("p.toml", text)], &[], &[("broker.url", "redis://other")]).unwrap();
     assert_eq!(other.broker.url.expose(), "redis://other");
+}
+
+#[test]
+fn a_login_given_apart_is_taken_letter_by_letter() {
+    let login = |env: &[(&str, &str)]| {
+        let address = given(&[("p.toml", "store.url = \"memory:\"")], env, &[]).unwrap().broker.url;
+        let url = url::Url::parse(address.expose()).unwrap();
+        let decode = |text: &str| percent_encoding::percent_decode_str(text).decode_utf8().unwrap().into_owned();
+        assert!(!format!("{address}").contains("hunter"), "{address}");
+        (decode(url.username()), decode(url.password().unwrap()))
+    };
+    let odd = "hunter%41:/@#? ü";
+    let broker = ("PROMPTQ_BROKER", "rediss://near:6380/2");
+    let user = ("PROMPTQ__BROKER__USER", "a%b");
+    assert_eq!(login(&[broker, user, ("PROMPTQ__BROKER__PASSWORD", odd)]), ("a%b".to_owned(), odd.to_owned()));
+    let file = ("PROMPTQ__BROKER__PASSWORD_FILE", "/run/key");
+    assert_eq!(login(&[broker, file]), (String::new(), "from-a-file".to_owned()));
+    assert_eq!(login(&[("PROMPTQ_BROKER", "redis://u%40x:hunter%252@near")]), ("u@x".to_owned(), "hunter%2".to_owned()));
+}
+
+#[test]
+fn what_a_brokers_confirmation_must_be_worth_is_a_setting() {
+    let text = "store.url = \"memory:\"\nbroker = { url = \"rediss://near\", tls_ca = \"ca.pem\", durability = \"strict\" }";
+    let access = file(text).unwrap().broker.access();
+    assert_eq!((access.tls_ca, access.durability), (Some("/etc/promptq/ca.pem".into()), Some(Durability::Strict)));
+    let env = [("PROMPTQ__BROKER__TLS_CA", "mine.pem"), ("PROMPTQ__BROKER__DURABILITY", "relaxed")];
+    let access = given(&[("/etc/promptq/config.toml", text)], &env, &[]).unwrap().broker.access();
+    assert_eq!((access.tls_ca, access.durability), (Some("/run/mine.pem".into()), Some(Durability::Relaxed)));
+    // Another server has another certificate; what its word must be worth stays.
+    let other = given(&[("p.toml", text)], &[], &[("broker.url", "rediss://other")]).unwrap().broker.access();
+    assert_eq!((other.tls_ca, other.durability), (None, Some(Durability::Strict)));
+    assert_eq!(given(&[], &[], &[]).unwrap().broker.durability, None);
 }
 
 #[test]
