@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use promptq_common::broker::sqlite::CRASH_POINTS;
-use promptq_common::broker::{Broker, Claim, Enqueued};
+use promptq_common::broker::{Access, Broker, Claim, Enqueued};
 use promptq_common::job::{JobId, Queue};
 use promptq_common::ledger::JobFilter;
 use promptq_common::record::{End, State};
@@ -98,7 +98,7 @@ impl Told {
 }
 
 async fn check(url: &str, told: &Told, armed: &str) {
-    let broker = Broker::connect(url).await.unwrap();
+    let broker = Broker::connect(&Access::new(url).unwrap()).await.unwrap();
     let filter = JobFilter::default();
     let found: HashMap<JobId, State> =
         list(&broker, &filter, 100).await.into_iter().map(|job| (job.id, job.state)).collect();

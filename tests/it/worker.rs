@@ -3,7 +3,7 @@
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use promptq_common::broker::Broker;
+use promptq_common::broker::{Access, Broker};
 use promptq_common::job::{Job, JobId, Queue};
 use promptq_common::ledger::JobView;
 use promptq_common::record::State;
@@ -20,7 +20,7 @@ struct Home {
 impl Home {
     async fn new() -> Self {
         let folder = TempDir::new().unwrap();
-        let broker = Broker::connect(&url(&folder)).await.unwrap();
+        let broker = Broker::connect(&Access::new(&url(&folder)).unwrap()).await.unwrap();
         Self { folder, broker }
     }
 

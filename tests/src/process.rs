@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use promptq_common::broker::Broker;
+use promptq_common::broker::{Access, Broker};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -44,7 +44,7 @@ impl Home {
 
     /// Its broker, for this process.
     pub async fn broker(&self) -> Broker {
-        Broker::connect(&self.url()).await.expect("connects")
+        Broker::connect(&Access::new(&self.url()).expect("a URL")).await.expect("connects")
     }
 
     /// Keeps a file.

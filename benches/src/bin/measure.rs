@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use promptq_benches::{Home, Running, Took};
-use promptq_common::broker::Broker;
+use promptq_common::broker::{Access, Broker};
 use promptq_common::job::{BatchName, Job, JobId, Queue};
 use promptq_common::ledger::{Cursor, Scope};
 use promptq_common::work::Work;
@@ -53,7 +53,7 @@ async fn rows(count: u32) -> anyhow::Result<()> {
 /// So many calls of one second, all at once, in one worker.
 async fn calls(count: u32) -> anyhow::Result<()> {
     let home = Home::new("[mock]\nlatency = [\"1s\", \"1s\"]\n")?;
-    let broker = Broker::connect(&home.broker()).await?;
+    let broker = Broker::connect(&Access::new(&home.broker())?).await?;
     let batch = BatchName::new("calls")?;
     let jobs: Vec<_> = (0..count)
         .map(|row| {
@@ -105,7 +105,7 @@ async fn idle(length: Duration) -> anyhow::Result<()> {
 /// From submission in this process to the start in another, one job at a time.
 async fn latency(count: usize) -> anyhow::Result<()> {
     let home = Home::new(NO_LATENCY)?;
-    let broker = Broker::connect(&home.broker()).await?;
+    let broker = Broker::connect(&Access::new(&home.broker())?).await?;
     let _worker = home.start("promptq-worker", &[])?;
     // The first jobs wait for the worker to come up.
     for warm_up in 0..5 {

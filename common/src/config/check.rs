@@ -34,11 +34,11 @@ pub(super) fn check(config: &Config, r: &mut Reader<'_>) {
     }
 }
 
-/// An embedded broker is its own ledger.
+/// SQLite and Redis are their own ledgers.
 fn ledger(config: &Config, r: &mut Reader<'_>) {
     let Some(ledger) = &config.ledger else { return };
-    let embedded = matches!(config.broker.url.scheme(), "sqlite" | "memory");
-    if embedded && *ledger != config.broker.url {
+    let is_own = matches!(config.broker.url.scheme(), "sqlite" | "memory" | "redis" | "rediss");
+    if is_own && *ledger != config.broker.url {
         r.wrong(&["ledger", "url"], "is of no use: this broker keeps its own records; leave it out");
     }
 }

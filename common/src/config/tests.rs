@@ -193,6 +193,7 @@ fn settings_must_fit_each_other() {
         ("queues.a.backoff = { first = \"2m\", max = \"1m\" }", "at most its max"),
         ("mock = { errors = 0.6, throttled = 0.6 }", "together must be at most 1"),
         ("ledger = \"redis://localhost\"", "keeps its own records"),
+        ("broker = \"redis://localhost\"\nledger = \"redis://other\"\nstore = \"memory:\"", "keeps its own records"),
         ("broker = \"amqp://far\"\nstore = \"file:///data\"", "store.shared = true"),
         ("broker = \"redis://far\"\nledger = \"sqlite:///l.db\"", "store.shared = true"),
         ("broker = \"redis://far\"\nworker.allow_exec = true", "run programs here"),

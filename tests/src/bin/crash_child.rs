@@ -6,7 +6,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use anyhow::Context;
-use promptq_common::broker::{Broker, Delivery, Enqueued, Settled};
+use promptq_common::broker::{Access, Broker, Delivery, Enqueued, Settled};
 use promptq_common::job::{Job, JobId, Queue};
 use promptq_common::record::End;
 use promptq_tests::backends::terms;
@@ -21,7 +21,7 @@ async fn main() -> anyhow::Result<()> {
     let mut args = std::env::args().skip(1);
     let (url, log) = (args.next().context("a broker's URL")?, args.next().context("a log's path")?);
     let mut log = Log(OpenOptions::new().create(true).append(true).open(log)?);
-    let broker = Broker::connect(&url).await?;
+    let broker = Broker::connect(&Access::new(&url)?).await?;
     let mut consumer = broker.consume(terms(&[(Queue::standard(), 1)], LEASE)).await?;
     for (round, jobs) in fixture::rounds().into_iter().enumerate() {
         enqueue(&broker, &jobs, &mut log).await?;

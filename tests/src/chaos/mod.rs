@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use promptq_common::broker::Broker;
+use promptq_common::broker::{Access, Broker};
 use promptq_common::job::{BatchName, Job, Queue};
 use promptq_common::ledger::{Cursor, Results, Scope};
 use promptq_common::record::{End, Record};
@@ -63,7 +63,7 @@ fn deadline(plan: &Plan) -> Duration {
 pub async fn storm(plan: Plan) -> anyhow::Result<Report> {
     let home = TempDir::new()?;
     let url = format!("sqlite://{}/q.db", home.path().display());
-    let broker = Broker::connect(&url).await?;
+    let broker = Broker::connect(&Access::new(&url)?).await?;
     let batch = BatchName::new("storm")?;
     submit(&broker, &batch, plan.jobs).await?;
     let provider = Provider::start(plan.seed).await?;
