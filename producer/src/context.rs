@@ -29,7 +29,9 @@ impl Context {
     pub async fn broker(&self) -> Result<&Broker> {
         let access = self.config.broker.access();
         self.broker.get_or_try_init(|| Broker::connect(&access)).await.map_err(|error| {
-            Problem::from(error).detail(format!("broker: {}", access.url)).hint("`promptq doctor` shows what can be reached")
+            Problem::from(error)
+                .detail(format!("broker: {}", access.url))
+                .hint("`promptq doctor` shows what can be reached")
         })
     }
 

@@ -231,12 +231,16 @@ fn a_login_given_apart_is_taken_letter_by_letter() {
     assert_eq!(login(&[broker, user, ("PROMPTQ__BROKER__PASSWORD", odd)]), ("a%b".to_owned(), odd.to_owned()));
     let file = ("PROMPTQ__BROKER__PASSWORD_FILE", "/run/key");
     assert_eq!(login(&[broker, file]), (String::new(), "from-a-file".to_owned()));
-    assert_eq!(login(&[("PROMPTQ_BROKER", "redis://u%40x:hunter%252@near")]), ("u@x".to_owned(), "hunter%2".to_owned()));
+    assert_eq!(
+        login(&[("PROMPTQ_BROKER", "redis://u%40x:hunter%252@near")]),
+        ("u@x".to_owned(), "hunter%2".to_owned())
+    );
 }
 
 #[test]
 fn what_a_brokers_confirmation_must_be_worth_is_a_setting() {
-    let text = "store.url = \"memory:\"\nbroker = { url = \"rediss://near\", tls_ca = \"ca.pem\", durability = \"strict\" }";
+    let text =
+        "store.url = \"memory:\"\nbroker = { url = \"rediss://near\", tls_ca = \"ca.pem\", durability = \"strict\" }";
     let access = file(text).unwrap().broker.access();
     assert_eq!((access.tls_ca, access.durability), (Some("/etc/promptq/ca.pem".into()), Some(Durability::Strict)));
     let env = [("PROMPTQ__BROKER__TLS_CA", "mine.pem"), ("PROMPTQ__BROKER__DURABILITY", "relaxed")];
