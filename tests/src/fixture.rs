@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use promptq_common::broker::{Head, LeaseId, Verdict};
+use promptq_common::broker::{Head, LeaseId, Verdict, envelope};
 use promptq_common::job::{BatchName, Job, Priority, Queue};
-use promptq_common::outcome::{Attempt, Body, FailureClass, History, Usage, Usd};
+use promptq_common::outcome::{Attempt, Body, FailureClass, Usage, Usd};
 use promptq_common::record::{Answer, Cause, End, Output, Record, Stored};
 use promptq_common::time::Timestamp;
 use promptq_common::work::Work;
@@ -136,22 +136,5 @@ pub fn release() -> Verdict {
 
 /// What a backend reads of a job.
 pub fn head(job: &Job) -> Head {
-    Head {
-        id: job.id,
-        lane: job.lane(),
-        priority: job.priority,
-        batch: job.batch.clone(),
-        row: job.row,
-        custom_id: job.custom_id.clone(),
-        tenant: job.tenant.clone(),
-        tags: job.tags.clone(),
-        keyed: job.keyed,
-        fingerprint: job.fingerprint(),
-        not_before: job.not_before,
-        deadline: job.deadline,
-        created_at: job.created_at,
-        epoch: 0,
-        attempts: 0,
-        history: History::default(),
-    }
+    envelope(job).expect("a job that can travel").head
 }

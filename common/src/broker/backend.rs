@@ -93,6 +93,8 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
 pub trait Source: Send + fmt::Debug {
     /// Waits for jobs and leases them: never more than `want.total`, never more from a lane than its cap, and up to
     /// `want.rest` from each lane not named. Bands of a queue are served 8 : 3 : 1, queues by their weight.
+    /// An answer stops before its payloads come to more than [`LEASE_BYTES`], yet holds one job at least; what it left
+    /// behind waits for the next call, not leased.
     /// Returns when it leased something, or with nothing after at most a second, so that `lanes_seen` stays fresh.
     /// Jobs whose lease has run out are given to the caller again like any other, with one death more.
     ///
@@ -116,6 +118,10 @@ pub trait Hold: Send + Sync + fmt::Debug {
     /// repeating changes nothing. A lease that is no longer this one's changes no state, save that a success is kept.
     async fn settle(&self, verdict: &Verdict) -> Result<Settled>;
 }
+
+/// The most bytes of payloads in one answer of [`Source::next`], and the size of the largest job: 1,000 of those would
+/// be 16 GiB.
+pub const LEASE_BYTES: usize = crate::codec::MAX_BYTES;
 
 /// The most jobs or ids in one call.
 pub const MAX_BATCH: usize = 1_000;

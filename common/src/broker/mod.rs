@@ -16,8 +16,8 @@ use std::time::Duration;
 
 pub use access::{Access, Durability};
 pub use backend::{
-    Backend, Beat, Cancel, CancelCounts, Claim, Depth, Enqueued, Envelope, Head, Hold, HoldKey, LeaseId, Leased,
-    MAX_BATCH, PAGE_BYTES, QueueView, RawDelivery, Redriven, Refusal, Retention, Settled, Source, Swept, Terms,
+    Backend, Beat, Cancel, CancelCounts, Claim, Depth, Enqueued, Envelope, Head, Hold, HoldKey, LEASE_BYTES, LeaseId,
+    Leased, MAX_BATCH, PAGE_BYTES, QueueView, RawDelivery, Redriven, Refusal, Retention, Settled, Source, Swept, Terms,
     Verdict, Want, WorkerId,
 };
 pub(crate) use connect::sqlite_path;
@@ -157,7 +157,7 @@ impl Broker {
 }
 
 /// What backends read of a job, and its bytes; `Err` is the limit in bytes that one too large to travel is above.
-fn envelope(job: &Job) -> Result<Envelope, usize> {
+pub fn envelope(job: &Job) -> Result<Envelope, usize> {
     let payload = codec::encode_job(job).map_err(|_| codec::MAX_BYTES)?;
     let head = Head {
         id: job.id,

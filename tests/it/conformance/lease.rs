@@ -3,10 +3,11 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use promptq_common::broker::{Beat, Claim, Settled};
+use promptq_common::broker::{Beat, Claim, LEASE_BYTES, Settled};
 use promptq_common::error::Kind;
-use promptq_common::job::Queue;
+use promptq_common::job::{Job, Queue};
 use promptq_common::record::{End, State};
+use promptq_common::work::Work;
 use promptq_tests::backends::{Fixture, LONG, SHORT, terms};
 use promptq_tests::fixture::{job, job_in, jobs, queue};
 use promptq_tests::steps::{PATIENCE, Worker, end, put, put_one, see, state, want};
@@ -109,6 +110,18 @@ pub(crate) async fn next_with_nothing_to_lease_answers_soon(f: Fixture) {
     let closed = timeout(Duration::from_secs(3), worker.consumer.next(&want(0))).await.expect("answers").unwrap();
     assert!(closed.deliveries.is_empty());
     assert_eq!(closed.lanes_seen, [job().lane()]);
+}
+
+pub(crate) async fn an_answer_is_bounded_in_bytes(f: Fixture) {
+    for mib in [7, 7, 7, 10, 1, 0] {
+        put_one(&f.broker, Job { work: Work::prompt(Some("mock"), "x".repeat(mib << 20)), ..job() }).await;
+    }
+    let mut worker = f.worker().await;
+    let mut answers = Vec::new();
+    while answers.iter().sum::<usize>() < 6 {
+        answers.push(worker.consumer.next(&want(100)).await.unwrap().deliveries.len());
+    }
+    assert_eq!(answers, [2, 1, 3], "at most {LEASE_BYTES} bytes, and nothing is leased that is not handed out");
 }
 
 pub(crate) async fn next_survives_cancellation(f: Fixture) {

@@ -64,6 +64,7 @@ cases! {
         a_job_given_back_goes_ahead_of_its_lane
         recover_gives_a_workers_jobs_back_at_once
         next_with_nothing_to_lease_answers_soon
+        an_answer_is_bounded_in_bytes
         next_survives_cancellation
         close_releases_what_was_not_handed_out
         a_queue_named_twice_is_refused

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::super::backend::{Beat, Claim, Hold, LeaseId, Leased, RawDelivery, Settled, Source, Terms, Verdict, Want};
+use super::super::backend::{
+    Beat, Claim, Hold, LEASE_BYTES, LeaseId, Leased, RawDelivery, Settled, Source, Terms, Verdict, Want,
+};
 use super::Shared;
 use super::book::{Book, Entry, Place, Side, Why, cancelled_by_user, deadline_passed};
 use super::fair::Turns;
@@ -43,11 +45,16 @@ impl MemorySource {
         book.promote(now);
         book.reclaim(now);
         let mut room = Room::new(want);
-        let mut leased = Leased::default();
+        let (mut leased, mut bytes) = (Leased::default(), 0);
         while room.total > 0 {
             let open: Vec<Lane> = self.lanes(&book).filter(|lane| room.of(lane) > 0).cloned().collect();
             let Some(lane) = self.turns.pick(open) else { break };
             let Some(&(_, id)) = book.lanes.get(&lane).and_then(|lane| lane.first()) else { break };
+            let payload = book.jobs.get(&id).and_then(|entry| entry.payload.as_ref());
+            bytes += payload.map_or(0, Vec::len);
+            if bytes > LEASE_BYTES && !leased.deliveries.is_empty() {
+                break;
+            }
             if let Some(delivery) = self.take(&mut book, id, now) {
                 room.use_one(&lane);
                 leased.deliveries.push(delivery);

@@ -71,7 +71,7 @@ pub(super) fn batch(conn: &Connection, batch: &BatchName) -> Result<Option<Batch
 /// The newest batches.
 pub(super) fn batches(conn: &Connection, limit: usize) -> Result<Vec<BatchView>, Fault> {
     let mut statement = conn.prepare_cached(select_batches!("ORDER BY b.id DESC LIMIT ?1"))?;
-    let mut rows = statement.query([i64::try_from(limit + 1).unwrap_or(i64::MAX)])?;
+    let mut rows = statement.query([i64::try_from(limit).unwrap_or(i64::MAX)])?;
     let mut views = Vec::new();
     while let Some(row) = rows.next()? {
         views.push(batch_view(row)?);

@@ -3,6 +3,7 @@
 
 use rusqlite::{OptionalExtension, params};
 
+use super::damage::job_or_bury;
 use super::enqueue::past_state;
 use super::file::Fault;
 use super::lease::give_back;
@@ -86,7 +87,7 @@ pub(super) fn cancel_batch_step(
         .collect::<rusqlite::Result<_>>()?;
     let mut counts = CancelCounts::default();
     for &(seq, stage) in rows.iter().filter(|(_, stage)| stage.ended().is_none()) {
-        let Some(job) = JobRow::by_seq(tx, seq)? else { continue };
+        let Some(job) = job_or_bury(tx, seq)? else { continue };
         stop(tx, &job)?;
         if stage == Stage::Running {
             counts.flagged += 1;
@@ -114,7 +115,7 @@ pub(super) fn purge_step(tx: &mut Tx<'_>, queue: &Queue, upto: i64) -> Result<u6
         }
     }
     for &seq in &rows {
-        if let Some(job) = JobRow::by_seq(tx, seq)? {
+        if let Some(job) = job_or_bury(tx, seq)? {
             end_unrun(tx, &job, Why::Purged)?;
         }
     }

@@ -1,6 +1,6 @@
 //! Putting jobs in: one row, one payload, counted in its lane and batch; a known id is never put in twice.
 
-use rusqlite::{OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 use super::file::Fault;
 use super::row::{name, tags_text};
@@ -21,7 +21,7 @@ fn enqueue_one(tx: &mut Tx<'_>, envelope: &Envelope) -> Result<Enqueued, Fault> 
     if envelope.payload.len() > codec::MAX_BYTES {
         return Ok(Enqueued::Refused(Refusal::TooLarge(envelope.payload.len())));
     }
-    if let Some((state, fingerprint)) = known(tx, head.id)? {
+    if let Some((state, fingerprint)) = used(tx.conn(), head.id, tx.now)? {
         return Ok(if fingerprint == head.fingerprint.0 {
             Enqueued::Known(state)
         } else {
@@ -88,10 +88,9 @@ fn insert(
 }
 
 /// The state and fingerprint of an id that has been used.
-fn known(tx: &Tx<'_>, id: JobId) -> Result<Option<(State, [u8; 16])>, Fault> {
-    let now = tx.now;
-    let living = tx
-        .sql("SELECT state, fingerprint, attempts, hold, deadline FROM job WHERE id = ?1")?
+pub(super) fn used(conn: &Connection, id: JobId, now: i64) -> Result<Option<(State, [u8; 16])>, Fault> {
+    let living = conn
+        .prepare_cached("SELECT state, fingerprint, attempts, hold, deadline FROM job WHERE id = ?1")?
         .query_row([id.as_bytes()], |row| {
             let hold: Option<String> = row.get(3)?;
             let state = public_state(row.get(0)?, (row.get(2)?, hold.is_some()), row.get::<_, i64>(4)? <= now);
@@ -101,8 +100,8 @@ fn known(tx: &Tx<'_>, id: JobId) -> Result<Option<(State, [u8; 16])>, Fault> {
     if living.is_some() {
         return Ok(living);
     }
-    Ok(tx
-        .sql("SELECT state, fingerprint FROM past WHERE id = ?1")?
+    Ok(conn
+        .prepare_cached("SELECT state, fingerprint FROM past WHERE id = ?1")?
         .query_row([id.as_bytes()], past_state)
         .optional()?)
 }

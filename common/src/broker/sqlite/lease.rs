@@ -2,15 +2,16 @@
 
 use std::collections::HashMap;
 
-use rusqlite::params;
+use rusqlite::{OptionalExtension, params};
 
+use super::damage::{bury, is_unreadable, job_or_bury};
 use super::file::Fault;
 use super::rounds::{Open, Rounds};
 use super::row::{JobRow, Place, select_jobs};
 use super::settle::{Why, end_unrun};
 use super::tx::{Stage, Tx, band_from};
 use crate::broker::LeaseId;
-use crate::broker::backend::{Head, Terms, Want};
+use crate::broker::backend::{Head, LEASE_BYTES, Terms, Want};
 use crate::job::{Lane, ModelName, Queue};
 
 /// How many jobs one transaction promotes, recovers or ends beside leasing: about a millisecond's work.
@@ -25,6 +26,8 @@ const LANES: u32 = 1_000;
 pub(super) struct Taken {
     pub(super) jobs: Vec<LeasedRow>,
     pub(super) lanes_seen: Vec<Lane>,
+    /// Whether jobs were left behind because the answer holds enough bytes.
+    full: bool,
     /// Whether others wrote to the file since this subscription's last lease.
     pub(super) contended: bool,
 }
@@ -72,9 +75,9 @@ pub(super) fn lease(tx: &mut Tx<'_>, terms: &Terms, want: &Want, memory: &mut Me
         let open = open_lanes(&lanes, want, &had);
         let left = total.saturating_sub(u32::try_from(taken.jobs.len()).unwrap_or(u32::MAX));
         let turns = memory.rounds.take(&terms.queues, &open, left);
-        let over = take(tx, terms, (&lanes, &turns), &mut taken.jobs, &mut had)?;
+        let over = take(tx, terms, (&lanes, &turns), &mut taken, &mut had)?;
         ended += over;
-        if over == 0 || ended >= CHORES {
+        if over == 0 || ended >= CHORES || taken.full {
             break;
         }
     }
@@ -115,7 +118,7 @@ fn recover_expired(tx: &mut Tx<'_>) -> Result<(), Fault> {
 
 /// Takes a running job from its worker, as if that had died.
 pub(super) fn give_back(tx: &mut Tx<'_>, seq: i64) -> Result<(), Fault> {
-    let Some(job) = JobRow::by_seq(tx, seq)? else { return Ok(()) };
+    let Some(job) = job_or_bury(tx, seq)? else { return Ok(()) };
     if job.is_cancelled() {
         return end_unrun(tx, &job, Why::Cancelled);
     }
@@ -136,7 +139,7 @@ pub(super) fn expire_overdue(tx: &mut Tx<'_>, limit: u32) -> Result<u32, Fault> 
         .collect::<rusqlite::Result<_>>()?;
     let count = u32::try_from(over.len()).unwrap_or(u32::MAX);
     for seq in over {
-        if let Some(job) = JobRow::by_seq(tx, seq)? {
+        if let Some(job) = job_or_bury(tx, seq)? {
             end_unrun(tx, &job, Why::Expired)?;
         }
     }
@@ -181,54 +184,79 @@ fn open_lanes(lanes: &[Candidate], want: &Want, had: &HashMap<i64, u32>) -> Vec<
         .collect()
 }
 
-/// Leases what the turns say, in their order; jobs found to be over are ended instead, and counted in the answer.
+/// Leases what the turns say, in their order, until the answer holds [`LEASE_BYTES`]; jobs found to be over are ended
+/// instead, and counted in the answer.
 fn take(
     tx: &mut Tx<'_>,
     terms: &Terms,
     (lanes, turns): (&[Candidate], &[usize]),
-    taken: &mut Vec<LeasedRow>,
+    taken: &mut Taken,
     had: &mut HashMap<i64, u32>,
 ) -> Result<u32, Fault> {
     let mut counts: HashMap<usize, u32> = HashMap::new();
     for &place in turns {
         *counts.entry(place).or_default() += 1;
     }
-    let mut by_lane: HashMap<usize, std::vec::IntoIter<LeasedRow>> = HashMap::new();
-    let mut over = 0;
+    let mut by_lane = HashMap::new();
     for (place, count) in counts {
-        let mut leased = Vec::with_capacity(count as usize);
-        for job in first_of_lane(tx, lanes[place].id, count)? {
-            if job.0.is_overdue(tx.now) {
-                end_unrun(tx, &job.0, Why::Expired)?;
-                over += 1;
-            } else if job.0.is_cancelled() {
-                end_unrun(tx, &job.0, Why::Cancelled)?;
-                over += 1;
-            } else {
-                leased.push(grant(tx, terms, job)?);
-            }
-        }
-        *had.entry(lanes[place].id).or_default() += u32::try_from(leased.len()).unwrap_or(u32::MAX);
-        by_lane.insert(place, leased.into_iter());
+        by_lane.insert(place, first_of_lane(tx, lanes[place].id, count)?.into_iter());
     }
-    taken.extend(turns.iter().filter_map(|place| by_lane.get_mut(place)?.next()));
+    let (mut over, mut bytes) = (0, taken.jobs.iter().map(|job| job.payload.len()).sum::<usize>());
+    for &place in turns {
+        let Some((seq, job)) = by_lane.get_mut(&place).and_then(Iterator::next) else { continue };
+        let whole = match job {
+            Some(job) if job.is_overdue(tx.now) => {
+                end_unrun(tx, &job, Why::Expired)?;
+                None
+            }
+            Some(job) if job.is_cancelled() => {
+                end_unrun(tx, &job, Why::Cancelled)?;
+                None
+            }
+            job => {
+                let whole = job.zip(payload(tx, seq)?);
+                if whole.is_none() {
+                    bury(tx, seq)?;
+                }
+                whole
+            }
+        };
+        let Some((job, payload)) = whole else {
+            over += 1;
+            continue;
+        };
+        bytes += payload.len();
+        if bytes > LEASE_BYTES && !taken.jobs.is_empty() {
+            taken.full = true;
+            break;
+        }
+        taken.jobs.push(grant(tx, terms, (job, payload))?);
+        *had.entry(lanes[place].id).or_default() += 1;
+    }
     Ok(over)
 }
 
-fn first_of_lane(tx: &Tx<'_>, lane: i64, count: u32) -> Result<Vec<(JobRow, Vec<u8>)>, Fault> {
+/// The rows that are next in a lane; `None` for one that cannot be read.
+fn first_of_lane(tx: &Tx<'_>, lane: i64, count: u32) -> Result<Vec<(i64, Option<JobRow>)>, Fault> {
     let mut statement =
         tx.sql(select_jobs!("WHERE j.lane = ?1 AND j.state = 0 ORDER BY j.ready_at, j.seq LIMIT ?2"))?;
     let mut rows = statement.query(params![lane, count])?;
     let mut jobs = Vec::with_capacity(count as usize);
     while let Some(row) = rows.next()? {
-        jobs.push((JobRow::read(row)?, Vec::new()));
-    }
-    drop(rows);
-    let mut payload = tx.sql("SELECT bytes FROM payload WHERE seq = ?1")?;
-    for (job, bytes) in &mut jobs {
-        *bytes = payload.query_row([job.seq], |row| row.get(0))?;
+        let job = match JobRow::read(row) {
+            Ok(job) => Some(job),
+            Err(fault) if is_unreadable(&fault) => None,
+            Err(fault) => return Err(fault),
+        };
+        jobs.push((row.get(0)?, job));
     }
     Ok(jobs)
+}
+
+/// The encoded job; `None` where it is missing or is no bytes.
+fn payload(tx: &Tx<'_>, seq: i64) -> Result<Option<Vec<u8>>, Fault> {
+    let mut statement = tx.sql("SELECT bytes FROM payload WHERE seq = ?1 AND typeof(bytes) = 'blob'")?;
+    Ok(statement.query_row([seq], |row| row.get(0)).optional()?)
 }
 
 fn grant(tx: &mut Tx<'_>, terms: &Terms, (job, payload): (JobRow, Vec<u8>)) -> Result<LeasedRow, Fault> {

@@ -3,6 +3,7 @@
 
 mod account;
 mod admin;
+mod damage;
 mod enqueue;
 mod file;
 mod filesystem;

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::enqueue::{past_state, public_state};
+use super::enqueue::{public_state, used};
 use super::file::Fault;
 use super::row::{JobRow, name, select_jobs};
 use super::tx::Stage;
@@ -25,22 +25,9 @@ const WINDOW: i64 = 100_000;
 /// What is known of each id.
 pub(super) fn known(conn: &Connection, keys: &[(JobId, Fingerprint)]) -> Result<Vec<Known>, Fault> {
     let now = Timestamp::now().as_millis();
-    let mut living =
-        conn.prepare_cached("SELECT state, fingerprint, attempts, hold, deadline FROM job WHERE id = ?1")?;
-    let mut past = conn.prepare_cached("SELECT state, fingerprint FROM past WHERE id = ?1")?;
     let mut found = Vec::with_capacity(keys.len());
     for (id, fingerprint) in keys {
-        let mut seen: Option<(State, [u8; 16])> = living
-            .query_row([id.as_bytes()], |row| {
-                let hold: Option<String> = row.get(3)?;
-                let overdue = row.get::<_, i64>(4)? <= now;
-                Ok((public_state(row.get(0)?, (row.get(2)?, hold.is_some()), overdue), row.get(1)?))
-            })
-            .optional()?;
-        if seen.is_none() {
-            seen = past.query_row([id.as_bytes()], past_state).optional()?;
-        }
-        found.push(match seen {
+        found.push(match used(conn, *id, now)? {
             None => Known::New,
             Some((state, print)) if print == fingerprint.0 => Known::Same(state),
             Some((state, _)) => Known::Conflict(state),

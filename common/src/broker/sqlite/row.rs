@@ -162,7 +162,8 @@ pub(super) fn tags_text(tags: &BTreeMap<String, String>) -> Result<Option<String
     serde_json::to_string(tags).map(Some).map_err(|error| unreadable().because(error))
 }
 
-fn tags_from(text: Option<String>) -> Result<BTreeMap<String, String>> {
+/// Labels from their text.
+pub(super) fn tags_from(text: Option<String>) -> Result<BTreeMap<String, String>> {
     text.map_or_else(
         || Ok(BTreeMap::new()),
         |text| serde_json::from_str(&text).map_err(|error| unreadable().because(error)),

@@ -2,6 +2,7 @@
 
 use rusqlite::{OptionalExtension, params};
 
+use super::damage::job_or_bury;
 use super::file::Fault;
 use super::row::{JobRow, Place};
 use super::tx::{Stage, Tx};
@@ -145,6 +146,7 @@ pub(super) enum Why {
     Cancelled,
     Purged,
     Expired,
+    Corrupt,
 }
 
 /// Ends such a job.
@@ -153,8 +155,10 @@ pub(super) fn end_unrun(tx: &mut Tx<'_>, job: &JobRow, why: Why) -> Result<(), F
         Why::Cancelled => (End::Cancelled, "cancelled_by_user", "cancelled by a user"),
         Why::Purged => (End::Cancelled, "purged", "its queue was purged"),
         Why::Expired => (End::Expired, "deadline_passed", "its deadline passed before it ran"),
+        Why::Corrupt => (End::Dead, "corrupt_job", "its row in the database, or its input there, cannot be read"),
     };
-    let cause = Cause { class: None, code: code.to_owned(), detail: detail.to_owned(), status_code: None };
+    let class = (why == Why::Corrupt).then_some(FailureClass::Fatal);
+    let cause = Cause { class, code: code.to_owned(), detail: detail.to_owned(), status_code: None };
     let record = Record::unrun(&job.head, end_as, Some(cause), tx.clock());
     let body = codec::encode_record(&record)?;
     let Some(place) = Place::by_seq(tx, job.seq)? else { return Ok(()) };
@@ -162,7 +166,7 @@ pub(super) fn end_unrun(tx: &mut Tx<'_>, job: &JobRow, why: Why) -> Result<(), F
 }
 
 fn retry(tx: &mut Tx<'_>, place: &Place, lease: LeaseId, (after, attempt): (i64, &Attempt)) -> Result<(), Fault> {
-    let Some(mut job) = JobRow::by_seq(tx, place.seq)? else { return Ok(()) };
+    let Some(mut job) = job_or_bury(tx, place.seq)? else { return Ok(()) };
     job.head.history.push(attempt.clone());
     job.head.attempts = job.head.attempts.saturating_add(1);
     if job.is_cancelled() {
@@ -193,7 +197,7 @@ fn release(
     lease: LeaseId,
     (after, hold): (i64, Option<&HoldKey>),
 ) -> Result<(), Fault> {
-    let Some(job) = JobRow::by_seq(tx, place.seq)? else { return Ok(()) };
+    let Some(job) = job_or_bury(tx, place.seq)? else { return Ok(()) };
     if job.is_cancelled() {
         mark_settled(tx, place.seq, lease)?;
         return end_unrun(tx, &job, Why::Cancelled);

@@ -121,6 +121,11 @@ impl<'a> Tx<'a> {
         self.conn.prepare_cached(sql)
     }
 
+    /// The connection it writes through.
+    pub(super) fn conn(&self) -> &Connection {
+        self.conn
+    }
+
     pub(super) fn clock(&self) -> Timestamp {
         Timestamp::from_millis(self.now)
     }

@@ -1,6 +1,7 @@
 //! What only this backend promises; the contract itself is the conformance suite's.
 
 mod counts;
+mod damage;
 mod file;
 mod sharing;
 
