@@ -152,6 +152,8 @@ pub enum Command {
     Dead(command::dead::Args),
     /// Who has reported within the last minute
     Workers(command::workers::Args),
+    /// Move what waits in one broker to another
+    Broker(command::broker::Args),
     /// Settings: check them, show them
     Config(command::config::Args),
     /// Try broker, store and providers, at no cost
@@ -172,6 +174,7 @@ impl Command {
             Self::Dead(args) => args.format(),
             Self::Workers(args) => args.format(),
             Self::Submit(args) => args.format(),
+            Self::Broker(args) => args.format(),
             Self::Config(args) => args.format(),
             Self::Doctor(args) => args.output.format(),
             Self::Run(_) | Self::Results(_) | Self::Completions(_) => Format::Table,

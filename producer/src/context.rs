@@ -1,7 +1,7 @@
 //! What a command works with: settings, the printer, and connections made when first asked for.
 
-use promptq_common::broker::{Broker, embedded_file};
-use promptq_common::config::Config;
+use promptq_common::broker::{Access, Broker, embedded_file};
+use promptq_common::config::{Address, Config};
 use promptq_common::store::Store;
 use tokio::sync::OnceCell;
 
@@ -27,12 +27,7 @@ impl Context {
 
     /// The broker, connected on first use. Cancel-safe.
     pub async fn broker(&self) -> Result<&Broker> {
-        let access = self.config.broker.access();
-        self.broker.get_or_try_init(|| Broker::connect(&access)).await.map_err(|error| {
-            Problem::from(error)
-                .detail(format!("broker: {}", access.url))
-                .hint("`promptq doctor` shows what can be reached")
-        })
+        self.broker.get_or_try_init(|| connect(self.config.broker.access())).await
     }
 
     /// The broker, for a command that only looks or acts on what is there: an embedded file must exist. Cancel-safe.
@@ -40,11 +35,7 @@ impl Context {
     /// # Errors
     /// `NotFound` when nothing was ever submitted there.
     pub async fn existing(&self) -> Result<&Broker> {
-        let url = self.config.broker.url.expose();
-        if let Some(path) = embedded_file(url).filter(|path| !path.exists()) {
-            return Err(Problem::new(Exit::NotFound, "not-found", format!("there is no queue at {}", path.display()))
-                .hint("promptq submit and promptq run make one; for one elsewhere, name it by --broker"));
-        }
+        must_exist(&self.config.broker.url)?;
         self.broker().await
     }
 
@@ -58,4 +49,20 @@ impl Context {
             Problem::from(error).detail(format!("store: {url}")).hint("`promptq doctor` shows what can be reached")
         })
     }
+}
+
+/// Connects to a broker, whatever it is used for. Cancel-safe.
+pub async fn connect(access: Access) -> Result<Broker> {
+    Broker::connect(&access).await.map_err(|error| {
+        Problem::from(error)
+            .detail(format!("broker: {}", access.url))
+            .hint("`promptq doctor` shows what can be reached")
+    })
+}
+
+/// Fails with `NotFound` for an embedded file that is not there: connecting would make it.
+pub fn must_exist(url: &Address) -> Result<()> {
+    let Some(path) = embedded_file(url.expose()).filter(|path| !path.exists()) else { return Ok(()) };
+    Err(Problem::new(Exit::NotFound, "not-found", format!("there is no queue at {}", path.display()))
+        .hint("promptq submit and promptq run make one; for one elsewhere, name it by --broker"))
 }

@@ -9,6 +9,7 @@ pub mod context;
 pub mod filter;
 pub mod input;
 pub mod list;
+pub mod moving;
 pub mod pick;
 pub mod printer;
 pub mod problem;

@@ -1,4 +1,4 @@
-//! How far a batch is, on stderr: a bar on a terminal, else a plain line now and then, or JSON lines.
+//! How far a batch or a count is, on stderr: a bar on a terminal, else a plain line now and then, or JSON lines.
 
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,54 @@ pub enum Mode {
 /// Between two lines, as a person reading a log expects: neither frames nor silence.
 const EVERY: Duration = Duration::from_secs(10);
 
+/// Shows how many of so many things are done.
+#[derive(Debug)]
+pub struct Count {
+    printer: Printer,
+    what: &'static str,
+    total: u64,
+    bar: Option<ProgressBar>,
+    last: Instant,
+}
+
+impl Count {
+    /// Begins now; `what` is the verb: `moved`.
+    pub fn new(printer: Printer, what: &'static str, total: u64) -> Self {
+        let drawn = printer.draws() && !printer.is_quiet();
+        Self { printer, what, total, bar: drawn.then(bar), last: Instant::now() }
+    }
+
+    /// So many are done.
+    pub fn show(&mut self, done: u64) {
+        let total = self.total.max(done);
+        let text = format!("{} {} of {}", self.what, grouped(done), grouped(total));
+        if let Some(bar) = &self.bar {
+            bar.set_length(total);
+            bar.set_position(done);
+            bar.set_message(text);
+        } else if self.last.elapsed() >= EVERY {
+            self.last = Instant::now();
+            self.printer.say(&text);
+        }
+    }
+}
+
+impl Drop for Count {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn bar() -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(8));
+    let style =
+        ProgressStyle::with_template("{percent:>3}% {bar:24} {msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
+    bar.set_style(style.progress_chars("█▌░"));
+    bar
+}
+
 /// Shows how far a batch is.
 #[derive(Debug)]
 pub struct Progress {
@@ -51,13 +99,7 @@ impl Progress {
             Mode::Auto => Mode::Lines,
             Mode::Bar | Mode::Lines | Mode::Jsonl | Mode::None => mode,
         };
-        let bar = (mode == Mode::Bar).then(|| {
-            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(8));
-            let style = ProgressStyle::with_template("{percent:>3}% {bar:24} {msg}")
-                .unwrap_or_else(|_| ProgressStyle::default_bar());
-            bar.set_style(style.progress_chars("█▌░"));
-            bar
-        });
+        let bar = (mode == Mode::Bar).then(bar);
         let now = Instant::now();
         Self { printer, mode, bar, began: now, ended_before: None, last: now, tenth: 0 }
     }

@@ -1,5 +1,6 @@
 //! One file a command: its arguments and what it does. Every command takes the [`Context`] and returns how it ended.
 
+pub mod broker;
 pub mod cancel;
 pub mod completions;
 pub mod config;
@@ -41,6 +42,7 @@ async fn one(cx: &Context, command: Command) -> Result<Exit> {
         Command::Queues(args) => queues::run(cx, &args).await,
         Command::Dead(args) => dead::run(cx, &args).await,
         Command::Workers(args) => workers::run(cx, &args).await,
+        Command::Broker(args) => broker::run(cx, &args).await,
         Command::Doctor(args) => doctor::run(cx, &args).await,
         Command::Config(args) => config::run(cx, &args),
         Command::Run(args) => run::run(cx, &args).await,

@@ -112,8 +112,12 @@ async fn list(cx: &Context, all: bool, fields: &[String]) -> Result<()> {
 fn idle_scratch(view: &QueueView) -> bool {
     let depth = view.depth;
     let empty = depth.ready + depth.delayed + depth.running + depth.dead == 0;
-    let name = view.queue.as_str();
-    empty && view.paused.is_none() && (name.starts_with("run-") || is_doctors(&view.queue))
+    empty && view.paused.is_none() && is_own(&view.queue)
+}
+
+/// Whether a queue is one that `run` or `doctor` made for itself.
+pub(crate) fn is_own(queue: &Queue) -> bool {
+    queue.as_str().starts_with("run-") || is_doctors(queue)
 }
 
 /// Whether a queue is one of promptq's own, for trying the broker.
