@@ -8,6 +8,7 @@ mod conformance;
 mod crash;
 mod llm;
 mod model;
+mod moving;
 mod readme;
 mod run;
 mod secrets;
