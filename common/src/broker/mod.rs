@@ -6,6 +6,7 @@ mod answer;
 mod backend;
 mod connect;
 mod lease;
+mod rounds;
 pub mod memory;
 pub mod redis;
 pub mod sqlite;

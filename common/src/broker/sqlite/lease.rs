@@ -6,7 +6,7 @@ use rusqlite::{OptionalExtension, params};
 
 use super::damage::{bury, is_unreadable, job_or_bury};
 use super::file::Fault;
-use super::rounds::{Open, Rounds};
+use crate::broker::rounds::{Open, Rounds};
 use super::row::{JobRow, Place, select_jobs};
 use super::settle::{Why, end_unrun};
 use super::tx::{Stage, Tx, band_from};

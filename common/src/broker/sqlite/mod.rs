@@ -14,7 +14,6 @@ mod ledger;
 mod query;
 mod reader;
 mod retention;
-mod rounds;
 mod row;
 mod settle;
 mod source;

@@ -7,14 +7,14 @@ use crate::job::{Band, Lane, Queue};
 
 /// A lane that could be leased from now, and how many jobs at most.
 #[derive(Clone, Debug)]
-pub(super) struct Open {
-    pub(super) lane: Lane,
-    pub(super) room: u32,
+pub(in crate::broker) struct Open {
+    pub(in crate::broker) lane: Lane,
+    pub(in crate::broker) room: u32,
 }
 
 /// The turns taken so far.
 #[derive(Debug, Default)]
-pub(super) struct Rounds {
+pub(in crate::broker) struct Rounds {
     queues: HashMap<Queue, i64>,
     bands: HashMap<(Queue, Band), i64>,
     last: HashMap<(Queue, Band), Lane>,
@@ -25,7 +25,7 @@ type Waiting = BTreeMap<Queue, BTreeMap<Band, VecDeque<usize>>>;
 
 impl Rounds {
     /// Up to `total` turns, as places in `open`; every lane at most `room` times.
-    pub(super) fn take(&mut self, weights: &[(Queue, u32)], open: &[Open], total: u32) -> Vec<usize> {
+    pub(in crate::broker) fn take(&mut self, weights: &[(Queue, u32)], open: &[Open], total: u32) -> Vec<usize> {
         let mut room: Vec<u32> = open.iter().map(|open| open.room).collect();
         let mut waiting = self.line_up(open);
         let mut turns = Vec::new();

@@ -1,0 +1,112 @@
+//! Putting jobs in: by queue, the batches they name claimed first, then in script calls of bounded size.
+
+use std::collections::HashMap;
+
+use super::hold::text;
+use super::script::{Script, When};
+use super::wire::{self, Places, head_rest, lane_text, state_of, strange, use_text};
+use super::{Redis, admin};
+use crate::broker::backend::{Enqueued, Envelope, Refusal};
+use crate::codec;
+use crate::error::Result;
+use crate::job::{BatchName, Queue};
+use std::sync::LazyLock;
+
+static ENQUEUE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new("enqueue", When::Room, &[include_str!("scripts/book.lua"), include_str!("scripts/enqueue.lua")])
+});
+
+/// A script keeps everybody else waiting: at most this many jobs a call …
+const CALL_JOBS: usize = 200;
+/// … or bytes of payload.
+const CALL_BYTES: usize = 1 << 20;
+
+/// Takes each job or says why not, in order. Calls of one queue follow one another, so that its order is kept.
+pub(super) async fn enqueue(redis: &Redis, batch: &[Envelope]) -> Result<Vec<Enqueued>> {
+    let mut answers: Vec<Option<Enqueued>> = vec![None; batch.len()];
+    let mut queues: HashMap<&Queue, Vec<usize>> = HashMap::new();
+    let mut owners: HashMap<&BatchName, Queue> = HashMap::new();
+    for (place, envelope) in batch.iter().enumerate() {
+        let queue = &envelope.head.lane.queue;
+        if envelope.payload.len() > codec::MAX_BYTES {
+            answers[place] = Some(Enqueued::Refused(Refusal::TooLarge(envelope.payload.len())));
+            continue;
+        }
+        if let Some(name) = &envelope.head.batch {
+            if !owners.contains_key(name) {
+                owners.insert(name, admin::claim_batch(&redis.link, name, queue).await?);
+            }
+            if let Some(owner) = owners.get(name).filter(|owner| *owner != queue) {
+                answers[place] = Some(Enqueued::Refused(Refusal::OtherQueue(owner.clone())));
+                continue;
+            }
+        }
+        queues.entry(queue).or_default().push(place);
+    }
+    for (queue, places) in queues {
+        redis.touch(queue).await?;
+        for places in calls(batch, &places) {
+            for (place, answer) in places.iter().zip(call(redis, queue, batch, places).await?) {
+                answers[*place] = Some(answer);
+            }
+        }
+    }
+    Ok(answers.into_iter().flatten().collect())
+}
+
+/// The places cut into calls.
+fn calls<'a>(batch: &[Envelope], places: &'a [usize]) -> Vec<&'a [usize]> {
+    let mut calls = Vec::new();
+    let (mut from, mut bytes) = (0, 0);
+    for (at, &place) in places.iter().enumerate() {
+        let size = batch[place].payload.len();
+        if at > from && (at - from >= CALL_JOBS || bytes + size > CALL_BYTES) {
+            calls.push(&places[from..at]);
+            (from, bytes) = (at, 0);
+        }
+        bytes += size;
+    }
+    calls.push(&places[from..]);
+    calls
+}
+
+async fn call(redis: &Redis, queue: &Queue, batch: &[Envelope], places: &[usize]) -> Result<Vec<Enqueued>> {
+    let mut args = Vec::with_capacity(places.len() * 13);
+    for &place in places {
+        args.extend(item(&batch[place])?);
+    }
+    crate::crash_point!("redis.enqueue.before_call");
+    let answer = redis.link.call("enqueue jobs", &ENQUEUE, &[wire::prefix(queue)], args).await?;
+    crate::crash_point!("redis.enqueue.after_call");
+    let mut answers = Places::of(answer)?;
+    places
+        .iter()
+        .map(|_| {
+            let answer = answers.text()?;
+            Ok(match answer.split_at_checked(1) {
+                Some(("N", _)) => Enqueued::New,
+                Some(("K", state)) => Enqueued::Known(state_of(state)?),
+                Some(("C", _)) => Enqueued::Refused(Refusal::Conflict),
+                _ => return Err(strange("an enqueue")),
+            })
+        })
+        .collect()
+}
+
+fn item(Envelope { head, payload }: &Envelope) -> Result<[Vec<u8>; 13]> {
+    Ok([
+        head.id.as_bytes().to_vec(),
+        head.fingerprint.0.to_vec(),
+        text(head.deadline.as_millis()),
+        text(head.created_at.as_millis()),
+        text(head.not_before.map_or(0, crate::time::Timestamp::as_millis)),
+        lane_text(&head.lane).into_bytes(),
+        head.batch.as_ref().map(|name| name.as_str().into()).unwrap_or_default(),
+        head_rest(head)?,
+        payload.clone(),
+        text(head.epoch),
+        text(head.attempts),
+        codec::encode_history(&head.history)?,
+        use_text(&head.history).into_bytes(),
+    ])
+}

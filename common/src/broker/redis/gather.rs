@@ -1,0 +1,120 @@
+//! Many callers, one script call: what arrived during the previous round trip becomes the next one. No timers, so a
+//! caller alone waits for nobody. What is asked and answered is the callers' affair.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use deadpool_redis::redis::Value;
+use futures_util::future::join_all;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+
+use super::link::Link;
+use super::script::Script;
+use super::wire::{Places, strange};
+use crate::error::{Error, Kind, Result};
+
+/// Protocol, section 5: a call is at most this many requests …
+const CALL_REQUESTS: usize = 200;
+/// … or bytes.
+const CALL_BYTES: usize = 1 << 20;
+
+/// Callers of one script that answers each item of its arguments with one item of a list.
+#[derive(Debug)]
+pub(super) struct Gather {
+    op: &'static str,
+    asks: mpsc::Sender<Ask>,
+    /// Ends with the gather.
+    _carrier: Mutex<JoinSet<()>>,
+}
+
+/// One caller's item.
+#[derive(Debug)]
+struct Ask {
+    key: Vec<u8>,
+    item: Vec<Vec<u8>>,
+    reply: oneshot::Sender<Result<Value>>,
+}
+
+impl Ask {
+    fn bytes(&self) -> usize {
+        self.item.iter().map(Vec::len).sum()
+    }
+}
+
+impl Gather {
+    /// Starts gathering for `script`; must be called within a runtime.
+    pub(super) fn start(link: Link, op: &'static str, script: &'static Script) -> Self {
+        let (asks, inbox) = mpsc::channel(CALL_REQUESTS);
+        let mut carrier = JoinSet::new();
+        carrier.spawn(carry(link, op, script, inbox));
+        Self { op, asks, _carrier: Mutex::new(carrier) }
+    }
+
+    /// The script's answer to one item under the queue prefix `key`. Dropped before it returns: unknown whether it ran.
+    pub(super) async fn ask(&self, key: Vec<u8>, item: Vec<Vec<u8>>) -> Result<Value> {
+        let (reply, answer) = oneshot::channel();
+        self.asks.send(Ask { key, item, reply }).await.map_err(|_| gone(self.op))?;
+        answer.await.map_err(|_| gone(self.op))?
+    }
+}
+
+impl Drop for Gather {
+    fn drop(&mut self) {
+        self._carrier.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
+    }
+}
+
+fn gone(op: &'static str) -> Error {
+    Error::new(Kind::Closed, op, "the connection to Redis was closed")
+}
+
+async fn carry(link: Link, op: &'static str, script: &'static Script, mut inbox: mpsc::Receiver<Ask>) {
+    while let Some(first) = inbox.recv().await {
+        let mut bytes = first.bytes();
+        let mut asks = vec![first];
+        while asks.len() < CALL_REQUESTS && bytes < CALL_BYTES {
+            let Ok(next) = inbox.try_recv() else { break };
+            bytes += next.bytes();
+            asks.push(next);
+        }
+        let mut groups: HashMap<Vec<u8>, Vec<Ask>> = HashMap::new();
+        for ask in asks {
+            groups.entry(ask.key.clone()).or_default().push(ask);
+        }
+        join_all(groups.into_values().map(|group| serve(&link, op, script, group))).await;
+    }
+}
+
+/// One call for the group; when it is refused for something that may be one item's fault, one call for each.
+async fn serve(link: &Link, op: &'static str, script: &'static Script, group: Vec<Ask>) {
+    match call(link, op, script, &group).await {
+        Ok(answers) => {
+            for (ask, answer) in group.into_iter().zip(answers) {
+                // The caller may have gone; what was done stays done.
+                drop(ask.reply.send(Ok(answer)));
+            }
+        }
+        Err(error) if error.is_transient() || group.len() == 1 => {
+            for ask in group {
+                drop(ask.reply.send(Err(Error::new(error.kind(), op, error.detail()))));
+            }
+        }
+        Err(_) => {
+            for ask in group {
+                let answer = call(link, op, script, std::slice::from_ref(&ask)).await;
+                drop(ask.reply.send(answer.and_then(|answers| answers.into_iter().next().ok_or_else(|| gone(op)))));
+            }
+        }
+    }
+}
+
+async fn call(link: &Link, op: &'static str, script: &'static Script, group: &[Ask]) -> Result<Vec<Value>> {
+    let Some(first) = group.first() else { return Ok(Vec::new()) };
+    let args = group.iter().flat_map(|ask| ask.item.iter().cloned()).collect();
+    let mut answers = Places::of(link.call(op, script, std::slice::from_ref(&first.key), args).await?)?;
+    if answers.left() != group.len() {
+        return Err(strange("another number of answers"));
+    }
+    group.iter().map(|_| answers.value()).collect()
+}
