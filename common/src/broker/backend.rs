@@ -2,7 +2,7 @@
 //! Cut by lifetime: `Backend` lives as long as the process, `Source` as a worker's subscription, `Hold` as a delivery.
 //! What each step must survive stands in ARCHITECTURE.md, in the seam walk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::time::Duration;
 
@@ -196,6 +196,23 @@ pub struct Want {
     pub caps: Vec<(Lane, u32)>,
     /// From each lane not named above.
     pub rest: u32,
+}
+
+impl Want {
+    /// Which of jobs from these lanes, in this order, are within it.
+    pub fn fitting<'a>(&self, lanes: impl Iterator<Item = &'a Lane>) -> Vec<bool> {
+        let caps: HashMap<&Lane, u32> = self.caps.iter().map(|(lane, cap)| (lane, *cap)).collect();
+        let (mut total, mut had) = (self.total, HashMap::<&Lane, u32>::new());
+        lanes
+            .map(|lane| {
+                let count = had.entry(lane).or_default();
+                let fits = *count < caps.get(lane).copied().unwrap_or(self.rest) && total > 0;
+                *count += u32::from(fits);
+                total -= u32::from(fits);
+                fits
+            })
+            .collect()
+    }
 }
 
 /// What a call to [`Source::next`] gave.

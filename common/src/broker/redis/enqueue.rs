@@ -1,20 +1,19 @@
 //! Putting jobs in: by queue, the batches they name claimed first, then in script calls of bounded size.
 
 use std::collections::HashMap;
+use std::sync::LazyLock;
 
 use super::hold::text;
 use super::script::{Script, When};
 use super::wire::{self, Places, head_rest, lane_text, state_of, strange, use_text};
-use super::{Redis, admin};
+use super::{BOOK, Redis, admin};
 use crate::broker::backend::{Enqueued, Envelope, Refusal};
 use crate::codec;
 use crate::error::Result;
 use crate::job::{BatchName, Queue};
-use std::sync::LazyLock;
 
-static ENQUEUE: LazyLock<Script> = LazyLock::new(|| {
-    Script::new("enqueue", When::Room, &[include_str!("scripts/book.lua"), include_str!("scripts/enqueue.lua")])
-});
+static ENQUEUE: LazyLock<Script> =
+    LazyLock::new(|| Script::new("enqueue", When::Room, &[BOOK, include_str!("scripts/enqueue.lua")]));
 
 /// A script keeps everybody else waiting: at most this many jobs a call …
 const CALL_JOBS: usize = 200;

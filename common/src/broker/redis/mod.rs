@@ -1,15 +1,182 @@
-//! The Redis backend. Here: how a server is reached (`address`, `link`, `blocker`), what is asked of it before it is
-//! used (`check`), what its refusals mean (`fault`), and the shape of a script (`script`).
+//! The Redis broker, its own ledger: what a queue holds is in `scripts/book.lua`, and only scripts change it. Here: the
+//! way in. How a server is reached: `address`, `link`, `blocker`, `check`, `fault`, `script`; each step: `enqueue`,
+//! `source` (with `waker`), `hold` (with `gather`), `admin`, `ledger`; how scripts are spoken to: `wire`.
 
 mod address;
+mod admin;
 mod blocker;
 mod check;
+mod enqueue;
 mod fault;
+mod gather;
+mod hold;
+mod ledger;
 mod link;
 mod script;
+mod source;
+mod waker;
+mod wire;
 
 pub use check::{Fsync, Survey, survey};
 
-use blocker::Blocker;
-use link::Link;
-use script::{Script, When};
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use deadpool_redis::redis::cmd;
+use tokio::time::Instant;
+
+use self::blocker::Blocker;
+use self::gather::Gather;
+use self::hold::Desk;
+use self::link::Link;
+use self::script::{Script, When};
+use self::source::RedisSource;
+use super::Access;
+use super::backend::{
+    Backend, Cancel, CancelCounts, Depth, Enqueued, Envelope, HoldKey, MAX_BATCH, QueueView, Redriven, Retention,
+    Source, Swept, Terms, WorkerId,
+};
+use crate::error::{Error, Kind, Result};
+use crate::job::{BatchName, JobId, Queue};
+use crate::time::Timestamp;
+
+/// Where a process may be made to die, in the order a job meets them; see [`crate::crash_point!`].
+pub const CRASH_POINTS: &[&str] = &[
+    "redis.enqueue.before_call",
+    "redis.enqueue.after_call",
+    "redis.lease.before_call",
+    "redis.lease.after_call",
+    "redis.settle.before_call",
+    "redis.settle.after_call",
+];
+
+/// A script over the book, which may run on a full server.
+macro_rules! book_script {
+    ($name:literal) => {
+        LazyLock::new(|| {
+            let own = include_str!(concat!("scripts/", $name, ".lua"));
+            $crate::broker::redis::Script::new($name, $crate::broker::redis::When::Always, &[BOOK, own])
+        })
+    };
+}
+use book_script;
+
+/// What every script over jobs begins with.
+const BOOK: &str = include_str!("scripts/book.lua");
+
+static CLAIM: LazyLock<Script> = book_script!("claim");
+static BEAT: LazyLock<Script> = book_script!("beat");
+static SETTLE: LazyLock<Script> = book_script!("settle");
+
+/// A queue is noted as used at most this often by one process.
+const TOUCH: Duration = Duration::from_secs(60);
+
+/// A Redis server as broker and ledger.
+#[derive(Debug)]
+pub struct Redis {
+    link: Link,
+    desk: Arc<Desk>,
+    /// When this process last noted a queue as used.
+    touched: Mutex<HashMap<Queue, Instant>>,
+}
+
+impl Redis {
+    /// Connects, and looks whether the server can be what it has to be.
+    ///
+    /// # Errors
+    /// `Config` or `Unsupported` for what a person has to mend; `Unavailable` or `TimedOut` when it may work later.
+    pub async fn connect(access: &Access) -> Result<Self> {
+        let link = Link::connect(access).await?;
+        let desk = Desk {
+            claims: Gather::start(link.clone(), "claim a job", &CLAIM),
+            beats: Gather::start(link.clone(), "beat", &BEAT),
+            settles: Gather::start(link.clone(), "settle", &SETTLE),
+        };
+        Ok(Self { link, desk: Arc::new(desk), touched: Mutex::default() })
+    }
+
+    /// Notes that the queue is used, so that it is listed even while it is empty.
+    async fn touch(&self, queue: &Queue) -> Result<()> {
+        let fresh = |at: &Instant| at.elapsed() < TOUCH;
+        if self.touched.lock().unwrap_or_else(PoisonError::into_inner).get(queue).is_some_and(fresh) {
+            return Ok(());
+        }
+        let now = Timestamp::now().as_millis();
+        self.link.query::<()>("note a queue", cmd("ZADD").arg(admin::QUEUES).arg("GT").arg(now).arg(queue.as_str())).await?;
+        self.touched.lock().unwrap_or_else(PoisonError::into_inner).insert(queue.clone(), Instant::now());
+        Ok(())
+    }
+}
+
+/// Refuses calls above the documented size.
+fn check_count(op: &'static str, count: usize) -> Result<()> {
+    if count > MAX_BATCH {
+        return Err(Error::new(Kind::TooLarge, op, format!("{count} at once; at most {MAX_BATCH}")));
+    }
+    Ok(())
+}
+
+#[async_trait]
+impl Backend for Redis {
+    async fn enqueue(&self, batch: Vec<Envelope>) -> Result<Vec<Enqueued>> {
+        check_count("enqueue jobs", batch.len())?;
+        enqueue::enqueue(self, &batch).await
+    }
+
+    async fn subscribe(&self, terms: Terms) -> Result<Box<dyn Source>> {
+        for (queue, _) in &terms.queues {
+            self.touch(queue).await?;
+        }
+        Ok(Box::new(RedisSource::new(self, terms)?))
+    }
+
+    async fn depth(&self, queue: &Queue) -> Result<Depth> {
+        admin::depth(self, queue).await.map(|view| view.depth)
+    }
+
+    async fn queues(&self) -> Result<Vec<QueueView>> {
+        admin::queues(self).await
+    }
+
+    async fn pause(&self, queue: &Queue, reason: Option<&str>) -> Result<()> {
+        self.touch(queue).await?;
+        admin::pause(self, queue, reason).await
+    }
+
+    async fn purge(&self, queue: &Queue) -> Result<u64> {
+        admin::purge(self, queue).await
+    }
+
+    async fn cancel(&self, ids: &[JobId]) -> Result<Vec<Cancel>> {
+        check_count("cancel jobs", ids.len())?;
+        admin::cancel(self, ids).await
+    }
+
+    async fn cancel_batch(&self, batch: &BatchName) -> Result<CancelCounts> {
+        admin::cancel_batch(self, batch).await
+    }
+
+    async fn redrive(&self, ids: &[JobId]) -> Result<Vec<Redriven>> {
+        check_count("redrive jobs", ids.len())?;
+        admin::redrive(self, ids).await
+    }
+
+    async fn drop_dead(&self, ids: &[JobId]) -> Result<u64> {
+        check_count("drop dead jobs", ids.len())?;
+        admin::drop_dead(self, ids).await
+    }
+
+    async fn wake(&self, key: &HoldKey) -> Result<u64> {
+        admin::wake(self, key).await
+    }
+
+    async fn recover(&self, worker: &WorkerId) -> Result<u64> {
+        admin::recover(self, worker).await
+    }
+
+    async fn sweep(&self, retention: &Retention) -> Result<Swept> {
+        admin::sweep(self, retention).await
+    }
+}

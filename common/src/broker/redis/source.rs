@@ -12,14 +12,300 @@ use futures_util::future::{join_all, try_join_all};
 use rand::RngExt as _;
 use tokio::time::Instant;
 
-use super::Redis;
 use super::hold::{Desk, RedisHold, millis, text};
-use super::script::{Script, When};
+use super::link::Link;
+use super::script::Script;
 use super::waker::{Token, Waker};
 use super::wire::{Places, Seen, lane_from, lane_text, prefix};
-use crate::broker::backend::{Hold as _, LEASE_BYTES, Leased, RawDelivery, Source, Terms, Verdict, Want};
+use super::{BOOK, Redis, book_script};
+use crate::broker::LeaseId;
+use crate::broker::backend::{Hold as _, Leased, RawDelivery, Source, Terms, Verdict, Want};
 use crate::broker::rounds::{Open, Rounds};
-use crate::broker::{LeaseId, Lane_};
+use crate::codec;
 use crate::error::{Error, Kind, Result};
 use crate::job::{Lane, Queue};
 use crate::time::Timestamp;
+
+static LEASE: LazyLock<Script> = book_script!("lease");
+
+/// An empty call lasts at most this long.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Without a token a subscription looks after this time, or a third of its lease where that is shorter: nobody leaves a
+/// token when a worker dies.
+const LOOK: Duration = Duration::from_secs(5);
+/// What is due is asked for at most this often.
+const PAUSE: Duration = Duration::from_millis(5);
+/// How many lanes a caller is told of.
+const LANES: usize = 1_000;
+/// How many jobs one call leases at most.
+const AT_ONCE: u32 = 1_000;
+
+/// One call to each queue, under way whether or not anybody waits for it.
+type Flight = Pin<Box<dyn Future<Output = Vec<(usize, Result<Value>)>> + Send>>;
+
+pub(super) struct RedisSource {
+    link: Link,
+    desk: Arc<Desk>,
+    terms: Terms,
+    queues: Vec<Known>,
+    rounds: Rounds,
+    waker: Waker,
+    /// The lease in flight when a call was dropped, and the turns it was asked by.
+    flight: Option<(Flight, Vec<Lane>)>,
+    /// What that lease gave, until the next call says what of it is still wanted.
+    held: Vec<RawDelivery>,
+    /// When that lease was asked for, or the last one.
+    asked: Instant,
+    /// Look again then, at the latest.
+    look_at: Instant,
+    /// Whether something may be there that the last look did not see.
+    stirred: bool,
+}
+
+/// What the last look at a queue saw.
+struct Known {
+    prefix: Vec<u8>,
+    lanes: Vec<(Lane, u32)>,
+    paused: bool,
+    /// Hops of the token that woke us for it.
+    hops: u32,
+}
+
+impl std::fmt::Debug for RedisSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RedisSource").field("terms", &self.terms).finish_non_exhaustive()
+    }
+}
+
+impl RedisSource {
+    /// A subscription. `Config` when a queue is named twice.
+    pub(super) fn new(redis: &Redis, terms: Terms) -> Result<Self> {
+        let mut seen = HashSet::new();
+        if let Some((twice, _)) = terms.queues.iter().find(|(queue, _)| !seen.insert(queue)) {
+            return Err(Error::new(Kind::Config, "subscribe", format!("queue {twice} is named twice")));
+        }
+        let prefixes: Vec<_> = terms.queues.iter().map(|(queue, _)| prefix(queue)).collect();
+        let known = |prefix: &Vec<u8>| Known { prefix: prefix.clone(), lanes: Vec::new(), paused: false, hops: 0 };
+        Ok(Self {
+            link: redis.link.clone(),
+            desk: Arc::clone(&redis.desk),
+            queues: prefixes.iter().map(known).collect(),
+            rounds: Rounds::default(),
+            waker: Waker::start(redis.link.clone(), prefixes),
+            terms,
+            flight: None,
+            held: Vec::new(),
+            asked: Instant::now(),
+            look_at: Instant::now(),
+            stirred: true,
+        })
+    }
+
+    /// Lanes with ready jobs, as of the last look.
+    fn lanes_seen(&self) -> Vec<Lane> {
+        let open = self.queues.iter().filter(|known| !known.paused);
+        open.flat_map(|known| known.lanes.iter().map(|(lane, _)| lane.clone())).take(LANES).collect()
+    }
+
+    /// How much of each lane this call may take.
+    fn open(&self, want: &Want) -> Vec<Open> {
+        let caps: HashMap<&Lane, u32> = want.caps.iter().map(|(lane, cap)| (lane, *cap)).collect();
+        let lanes = self.queues.iter().filter(|known| !known.paused).flat_map(|known| &known.lanes);
+        lanes
+            .map(|(lane, ready)| {
+                let cap = caps.get(lane).copied().unwrap_or(want.rest);
+                Open { lane: lane.clone(), room: cap.min(*ready) }
+            })
+            .collect()
+    }
+
+    /// Asks every queue that has a turn; all of them when it is time to look.
+    fn take_off(&mut self, want: &Want) {
+        let open = self.open(want);
+        let turns = self.rounds.take(&self.terms.queues, &open, want.total.min(AT_ONCE));
+        let turns: Vec<Lane> = turns.into_iter().map(|place| open[place].lane.clone()).collect();
+        let mut counts: HashMap<&Queue, Vec<(&Lane, u32)>> = HashMap::new();
+        for lane in &turns {
+            let lanes = counts.entry(&lane.queue).or_default();
+            match lanes.iter_mut().find(|(known, _)| *known == lane) {
+                Some((_, count)) => *count += 1,
+                None => lanes.push((lane, 1)),
+            }
+        }
+        let look = self.stirred || self.look_at <= Instant::now();
+        let mut calls = Vec::new();
+        for (place, (queue, _)) in self.terms.queues.iter().enumerate() {
+            let lanes = counts.remove(queue).unwrap_or_default();
+            let known = &mut self.queues[place];
+            if lanes.is_empty() && !look {
+                continue;
+            }
+            let args = lease_args(&self.terms, std::mem::take(&mut known.hops), &lanes);
+            let (link, key) = (self.link.clone(), known.prefix.clone());
+            calls.push(async move {
+                crate::crash_point!("redis.lease.before_call");
+                let answer = link.call("lease jobs", &LEASE, &[key], args).await;
+                crate::crash_point!("redis.lease.after_call");
+                (place, answer)
+            });
+        }
+        self.stirred = false;
+        self.asked = Instant::now();
+        if look {
+            self.look_at = self.asked + LOOK.min(self.terms.lease / 3).mul_f64(rand::rng().random_range(0.8..1.0));
+        }
+        self.flight = Some((Box::pin(join_all(calls)), turns));
+    }
+
+    /// Waits for the lease in flight. An error only when nothing was leased anywhere.
+    async fn land(&mut self) -> Result<Vec<RawDelivery>> {
+        let Some((flight, _)) = &mut self.flight else { return Ok(Vec::new()) };
+        let answers = flight.await;
+        let turns = self.flight.take().map(|(_, turns)| turns).unwrap_or_default();
+        let (mut leased, mut trouble) = (HashMap::<Lane, VecDeque<RawDelivery>>::new(), None);
+        for (place, answer) in answers {
+            match answer.and_then(|answer| self.note(place, answer)) {
+                Ok(jobs) => jobs.into_iter().for_each(|job| {
+                    leased.entry(job.head.lane.clone()).or_default().push_back(job);
+                }),
+                Err(error) => trouble = Some(error),
+            }
+        }
+        let in_turn: Vec<_> = turns.iter().filter_map(|lane| leased.get_mut(lane)?.pop_front()).collect();
+        match trouble {
+            Some(error) if in_turn.is_empty() => {
+                self.stirred = true;
+                Err(error)
+            }
+            Some(error) => {
+                tracing::warn!(%error, "one queue could not be leased from");
+                Ok(in_turn)
+            }
+            None => Ok(in_turn),
+        }
+    }
+
+    /// Remembers what a queue answered, and gives the jobs it leased.
+    fn note(&mut self, place: usize, answer: Value) -> Result<Vec<RawDelivery>> {
+        let queue = &self.terms.queues[place].0;
+        let known = &mut self.queues[place];
+        let mut places = Places::of(answer)?;
+        let now = places.time()?;
+        known.paused = !places.text()?.is_empty();
+        let due = places.time()?;
+        let _inbox: u64 = places.number()?;
+        let mut lanes = places.list()?;
+        known.lanes.clear();
+        while lanes.left() > 1 && known.lanes.len() < LANES {
+            known.lanes.push((lane_from(queue, &lanes.text()?)?, lanes.number()?));
+        }
+        if due > Timestamp::from_millis(0) {
+            self.look_at = self.look_at.min(self.asked + due.since(now).max(PAUSE));
+        }
+        let mut jobs = places.list()?;
+        let mut leased = Vec::with_capacity(jobs.left());
+        while jobs.left() > 0 {
+            leased.push(self.deliver(place, Seen::read(&self.terms.queues[place].0, jobs.value()?)?));
+        }
+        Ok(leased)
+    }
+
+    fn deliver(&self, place: usize, job: Seen) -> RawDelivery {
+        let hold = RedisHold {
+            desk: Arc::clone(&self.desk),
+            key: self.queues[place].prefix.clone(),
+            head: job.head.clone(),
+            lease: job.lease,
+            length: self.terms.lease,
+        };
+        RawDelivery { head: job.head, payload: job.payload, lease: job.lease, hold: Box::new(hold) }
+    }
+
+    /// What of an earlier call's lease fits this one; the rest goes back at once, ahead of its lane.
+    async fn left_over(&mut self, want: &Want) -> Result<Vec<RawDelivery>> {
+        if self.flight.is_some() {
+            let landed = self.land().await?;
+            self.held.extend(landed);
+        }
+        if self.held.is_empty() {
+            return Ok(Vec::new());
+        }
+        let old = self.asked.elapsed() > self.terms.lease / 2;
+        let fits = want.fitting(self.held.iter().map(|job| &job.head.lane));
+        let going = self.held.iter().zip(&fits).filter(|(_, fits)| old || !**fits).map(|(job, _)| job);
+        // Until they have gone back everything stays held: this future may be dropped while it waits.
+        release(going).await?;
+        let mut fits = fits.into_iter();
+        self.held.retain(|_| !old && fits.next().unwrap_or(false));
+        Ok(std::mem::take(&mut self.held))
+    }
+
+    /// Waits until a token comes, something is due, or `until`.
+    async fn wait(&mut self, until: Instant) {
+        let look_at = self.look_at;
+        let token = tokio::select! {
+            () = tokio::time::sleep_until(until.min(look_at)) => return,
+            token = self.waker.token() => token,
+        };
+        let Some(Token { key, hops }) = token else {
+            return tokio::time::sleep_until(until.min(look_at)).await;
+        };
+        self.stirred = true;
+        if let Some(known) = self.queues.iter_mut().find(|known| known.prefix == key) {
+            known.hops = hops;
+        }
+    }
+}
+
+#[async_trait]
+impl Source for RedisSource {
+    async fn next(&mut self, want: &Want) -> Result<Leased> {
+        let until = Instant::now() + PATIENCE;
+        let mut deliveries = self.left_over(want).await?;
+        let mut in_vain = 0;
+        while deliveries.is_empty() && Instant::now() < until {
+            let offered = want.total > 0 && self.open(want).iter().any(|open| open.room > 0);
+            if offered || (want.total > 0 && self.stirred) || self.look_at <= Instant::now() {
+                // The first look finds lanes, the second leases from them, unless others were faster.
+                if in_vain > 1 {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                self.take_off(want);
+                deliveries = self.land().await?;
+                in_vain += 1;
+            } else {
+                self.wait(until).await;
+                in_vain = 0;
+            }
+        }
+        Ok(Leased { deliveries, lanes_seen: self.lanes_seen() })
+    }
+
+    async fn close(mut self: Box<Self>) -> Result<()> {
+        let landed = self.land().await?;
+        self.held.extend(landed);
+        release(self.held.iter()).await
+    }
+}
+
+/// Hands leases back: available at once, ahead of their lanes, spending nothing.
+async fn release(jobs: impl Iterator<Item = &RawDelivery>) -> Result<()> {
+    let verdict = Verdict::Release { after: Duration::ZERO, hold: None };
+    try_join_all(jobs.map(|job| job.hold.settle(&verdict))).await.map(drop)
+}
+
+fn lease_args(terms: &Terms, hops: u32, lanes: &[(&Lane, u32)]) -> Vec<Vec<u8>> {
+    let jobs: u32 = lanes.iter().map(|(_, count)| count).sum();
+    let leases = (0..jobs).flat_map(|_| *LeaseId::random().as_bytes()).collect();
+    let mut args = vec![
+        terms.worker.as_str().into(),
+        millis(terms.lease),
+        leases,
+        text(hops),
+        text(codec::MAX_BYTES),
+    ];
+    for (lane, count) in lanes {
+        args.extend([lane_text(lane).into_bytes(), text(count)]);
+    }
+    args
+}

@@ -119,7 +119,7 @@ impl RowSource {
         let fits = if self.asked.elapsed() > self.terms.lease / 2 {
             vec![false; held.jobs.len()]
         } else {
-            fitting(&held.jobs, want)
+            want.fitting(held.jobs.iter().map(|job| &job.head.lane))
         };
         let returned = held.jobs.iter().zip(&fits).filter(|(_, fits)| !**fits).map(|(job, _)| (job.seq, job.lease));
         let returned: Vec<_> = returned.collect();
@@ -254,22 +254,6 @@ impl Source for RowSource {
         let leases = held.jobs.iter().map(|job| (job.seq, job.lease)).collect();
         release(self.writer.clone(), leases).await?.await.map_err(|_| gone(OP))?
     }
-}
-
-/// Which of the jobs are within `want`.
-fn fitting(jobs: &[LeasedRow], want: &Want) -> Vec<bool> {
-    let caps: HashMap<&Lane, u32> = want.caps.iter().map(|(lane, cap)| (lane, *cap)).collect();
-    let (mut total, mut had) = (want.total, HashMap::<&Lane, u32>::new());
-    jobs.iter()
-        .map(|job| {
-            let count = had.entry(&job.head.lane).or_default();
-            let cap = caps.get(&job.head.lane).copied().unwrap_or(want.rest);
-            let fits = *count < cap && total > 0;
-            *count += u32::from(fits);
-            total -= u32::from(fits);
-            fits
-        })
-        .collect()
 }
 
 /// Hands leases in to be released; done once handed in, whether or not the answer is waited for.

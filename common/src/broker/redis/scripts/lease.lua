@@ -30,6 +30,10 @@ local function reclaim()
   for place = #lost, 1, -1 do give_back(lost[place], job(lost[place]), state(lost[place])) end
 end
 
+local function payload_size(id, j)
+  return j.payload == true and call('HSTRLEN', P .. ':big', id) or #(j.payload or '')
+end
+
 local worker, length, leases, hops, room = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local taken = {}
 
@@ -48,9 +52,7 @@ local function grant(id, j, st)
   keep_state(id, st)
   call('ZADD', P .. ':lease', int(NOW + length), id)
   count(j, 'l', 1)
-  local seen = view(id, j, st, { payload = true })
-  room = room - #seen[22]
-  taken[#taken + 1] = seen
+  taken[#taken + 1] = view(id, j, st, { payload = true })
 end
 
 local function take(lane, most)
@@ -60,19 +62,21 @@ local function take(lane, most)
     if not entries then return end
     looked = looked + #entries
     for place, entry in ipairs(entries) do
-      if room <= 0 and #taken > 0 then
-        for back = #entries, place, -1 do call('LPUSH', key, entries[back]) end
-        return
-      end
       local id, j, st = ready(entry)
-      if not id then
+      local size = id and payload_size(id, j) or 0
+      if size > room and #taken > 0 then
+        for back = #entries, place, -1 do call('LPUSH', key, entries[back]) end
+        room = 0
+        return
+      elseif not id then
+        -- Void: the job went another way.
       elseif (st.deadline or j.deadline) <= NOW then
         finish_unrun(id, j, st, 'e')
       elseif is_cancelled(j, st) then
         finish_unrun(id, j, st, 'c')
       else
         grant(id, j, st)
-        had = had + 1
+        had, room = had + 1, room - size
       end
     end
   end
