@@ -54,6 +54,17 @@ impl Error {
         self
     }
 
+    /// The same for another who asked the same thing; the cause beneath stays with the first, in words.
+    pub(crate) fn shared(&self) -> Self {
+        let mut detail = self.detail.clone();
+        let mut cause = StdError::source(self);
+        while let Some(under) = cause {
+            detail = format!("{detail}: {under}");
+            cause = under.source();
+        }
+        Self::new(self.kind, self.op, detail)
+    }
+
     /// The condition.
     pub fn kind(&self) -> Kind {
         self.kind

@@ -97,7 +97,7 @@ async fn serve(link: &Link, op: &'static str, script: &'static Script, group: Ve
         }
         Err(error) if error.is_transient() || group.len() == 1 => {
             for ask in group {
-                drop(ask.reply.send(Err(Error::new(error.kind(), op, error.detail()))));
+                drop(ask.reply.send(Err(error.shared())));
             }
         }
         Err(_) => {

@@ -27,7 +27,6 @@ use async_trait::async_trait;
 use deadpool_redis::redis::cmd;
 use tokio::time::Instant;
 
-use self::blocker::Blocker;
 use self::gather::Gather;
 use self::hold::Desk;
 use self::link::Link;
@@ -40,6 +39,7 @@ use super::backend::{
 };
 use crate::error::{Error, Kind, Result};
 use crate::job::{BatchName, JobId, Queue};
+use crate::ledger::Page;
 use crate::time::Timestamp;
 
 /// Where a process may be made to die, in the order a job meets them; see [`crate::crash_point!`].
@@ -143,6 +143,15 @@ impl Backend for Redis {
     async fn pause(&self, queue: &Queue, reason: Option<&str>) -> Result<()> {
         self.touch(queue).await?;
         admin::pause(self, queue, reason).await
+    }
+
+    async fn waiting(&self, queue: &Queue, after: Option<&str>, limit: usize) -> Result<Page<Envelope>> {
+        admin::waiting(self, queue, after, limit).await
+    }
+
+    async fn forget(&self, jobs: &[(JobId, u32)]) -> Result<u64> {
+        check_count("forget jobs", jobs.len())?;
+        admin::forget(self, jobs).await
     }
 
     async fn purge(&self, queue: &Queue) -> Result<u64> {

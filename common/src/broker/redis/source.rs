@@ -19,7 +19,7 @@ use super::waker::{Token, Waker};
 use super::wire::{Places, Seen, lane_from, lane_text, prefix};
 use super::{BOOK, Redis, book_script};
 use crate::broker::LeaseId;
-use crate::broker::backend::{Hold as _, Leased, RawDelivery, Source, Terms, Verdict, Want};
+use crate::broker::backend::{Leased, RawDelivery, Source, Terms, Verdict, Want};
 use crate::broker::rounds::{Open, Rounds};
 use crate::codec;
 use crate::error::{Error, Kind, Result};

@@ -22,38 +22,74 @@ local call, pack, unpack_one, floor = redis.call, cmsgpack.pack, cmsgpack.unpack
 local time = call('TIME')
 local NOW = time[1] * 1000 + floor(time[2] / 1000)
 
--- Lane and batch counters are gathered here and written once, by `flush`.
+-- What a script changes is gathered here and written once, by `flush`: counters of lanes and batches, jobs and states
+-- (false: there is none), records, ends of leases (false: no lease any more), and what logs are appended to.
 local lanes, batches, woken = {}, {}, false
+local jobs, states, bodies, changed_jobs, changed_states, leases_until, logs = {}, {}, {}, {}, {}, {}, {}
 
+-- A number as part of a key: `..` would write a large one with an exponent.
 local function int(number)
   return string.format('%.0f', number)
+end
+
+-- Calls a command with the items of a list behind its own words; Lua's stack bounds how many at a time.
+local function call_with(items, ...)
+  local words = { ... }
+  for from = 1, #items, 1000 do
+    local part = { unpack(words) }
+    for place = from, math.min(from + 999, #items) do part[#part + 1] = items[place] end
+    call(unpack(part))
+  end
+end
+
+-- Reads many jobs or states at once that will be asked for one by one; what was read before stays as it is.
+local function prefetch(field, cache, ids)
+  for from = 1, #ids, 1000 do
+    local found = call('HMGET', P .. field, unpack(ids, from, math.min(from + 999, #ids)))
+    for place, bytes in ipairs(found) do
+      local id = ids[from + place - 1]
+      if cache[id] == nil then cache[id] = bytes and unpack_one(bytes) or false end
+    end
+  end
 end
 
 -- fp, seq, at (enqueued), deadline, age (at - created), lane, batch or false, head, payload: a string, true when it is
 -- in :big, false when it is gone.
 local function job(id)
-  local bytes = call('HGET', P .. ':jobs', id)
-  if not bytes then return nil end
-  local j = unpack_one(bytes)
-  return { fp = j[1], seq = j[2], at = j[3], deadline = j[4], age = j[5], lane = j[6], batch = j[7], head = j[8], payload = j[9] }
+  local j = jobs[id]
+  if j == nil then
+    local bytes = call('HGET', P .. ':jobs', id)
+    j = bytes and unpack_one(bytes) or false
+    jobs[id] = j
+  end
+  if j and not j.seq then
+    j = { fp = j[1], seq = j[2], at = j[3], deadline = j[4], age = j[5], lane = j[6], batch = j[7], head = j[8], payload = j[9] }
+    jobs[id] = j
+  end
+  return j or nil
 end
 
 local function keep_job(id, j)
-  call('HSET', P .. ':jobs', id, pack({ j.fp, j.seq, j.at, j.deadline, j.age, j.lane, j.batch, j.head, j.payload }))
+  jobs[id], changed_jobs[id] = j, true
 end
 
 -- s: r ready, d delayed, l leased, S D C E ended. gen: of its entry in the lane. since: when it became ready.
--- delayed: due, why (s scheduled, y retrying, h released), hold. leased: lease, worker, leased, cancel.
+-- delayed: due, why (s scheduled, y retrying, h released), hold. leased: lease, worker, leased, cancel, batch.
 -- epoch, attempts, deaths, deadline (a redriven job's), history, use (consumed so far, see `spend`): absent means 0 or none. settled: the last lease
 -- whose verdict was applied. ended: cursor, bcursor, ended, size, code, by (the lease that wrote the record), use,
 -- and unrun (c, p or e: cancelled, purged, expired) where no worker wrote one; dropped.
 local function state(id)
-  local bytes = call('HGET', P .. ':state', id)
-  return bytes and unpack_one(bytes) or { s = 'r' }
+  local st = states[id]
+  if st == nil then
+    local bytes = call('HGET', P .. ':state', id)
+    st = bytes and unpack_one(bytes) or false
+    states[id] = st
+  end
+  return st or { s = 'r' }
 end
 
 local function keep_state(id, st)
-  call('HSET', P .. ':state', id, pack(st))
+  states[id], changed_states[id] = st, true
 end
 
 local function add(table, name, field, by)
@@ -96,9 +132,50 @@ local function wake(hops)
   if call('LLEN', P .. ':wake') == 0 then call('RPUSH', P .. ':wake', hops) end
 end
 
+local function flush_jobs()
+  local items = {}
+  for id in pairs(changed_jobs) do
+    local j = jobs[id]
+    items[#items + 1], items[#items + 2] = id, pack({ j.fp, j.seq, j.at, j.deadline, j.age, j.lane, j.batch, j.head, j.payload })
+  end
+  call_with(items, 'HSET', P .. ':jobs')
+  items = {}
+  for id in pairs(changed_states) do items[#items + 1], items[#items + 2] = id, pack(states[id]) end
+  call_with(items, 'HSET', P .. ':state')
+  local kept, gone = {}, {}
+  for id, till in pairs(leases_until) do
+    if till then kept[#kept + 1], kept[#kept + 2] = till, id else gone[#gone + 1] = id end
+  end
+  call_with(gone, 'ZREM', P .. ':lease')
+  call_with(kept, 'ZADD', P .. ':lease')
+  items = {}
+  for id, body in pairs(bodies) do items[#items + 1], items[#items + 2] = id, body end
+  call_with(items, 'HSET', P .. ':body')
+  changed_jobs, changed_states, leases_until, bodies = {}, {}, {}, {}
+end
+
+local function flush_logs()
+  for name, log in pairs(logs) do
+    call('HSET', log.key, log.counter, log.last)
+    local place = log.first
+    while place <= log.last do
+      local chunk = floor((place - 1) / CHUNK)
+      local to = math.min(log.last, (chunk + 1) * CHUNK)
+      call('APPEND', name .. ':' .. chunk, table.concat(log.ids, '', place - log.first + 1, to - log.first + 1))
+      place = to + 1
+    end
+  end
+  logs = {}
+end
+
+-- Writes what was gathered. The last thing a script does that changes anything.
 local function flush()
+  flush_jobs()
+  flush_logs()
   for lane, counts in pairs(lanes) do
-    if counts.dead and counts.dead ~= 0 then call('HINCRBY', P .. ':c', 'dead', counts.dead) end
+    for _, field in ipairs({ 'dead', 'bytes' }) do
+      if counts[field] and counts[field] ~= 0 then call('HINCRBY', P .. ':c', field, counts[field]) end
+    end
     if counts.ready and counts.ready ~= 0 and call('HINCRBY', P .. ':lanes', lane, counts.ready) <= 0 then
       -- Whatever is left in the list is void.
       call('HDEL', P .. ':lanes', lane)
@@ -107,7 +184,7 @@ local function flush()
   end
   for batch, counts in pairs(batches) do
     for field, by in pairs(counts) do
-      if by ~= 0 then call('HINCRBY', P .. ':b:' .. batch, field, int(by)) end
+      if by ~= 0 then call('HINCRBY', P .. ':b:' .. batch, field, by) end
     end
   end
   lanes, batches = {}, {}
@@ -117,9 +194,15 @@ end
 
 -- The next number of `counter` in hash `key`, its id appended to the log `name`.
 local function append(key, counter, name, id)
-  local number = call('HINCRBY', key, counter, 1)
-  call('APPEND', name .. ':' .. int(floor((number - 1) / CHUNK)), id)
-  return number
+  local log = logs[name]
+  if not log then
+    local last = tonumber(call('HGET', key, counter)) or 0
+    log = { key = key, counter = counter, first = last + 1, last = last, ids = {} }
+    logs[name] = log
+  end
+  log.last = log.last + 1
+  log.ids[#log.ids + 1] = id
+  return log.last
 end
 
 local function chunk_of(seq)
@@ -137,13 +220,14 @@ local function leave(id, j, st)
     call('ZREM', P .. ':delayed', id)
     if st.hold and st.hold ~= '' then call('ZREM', P .. ':h:' .. st.hold, id) end
   elseif st.s == 'l' then
-    call('ZREM', P .. ':lease', id)
+    leases_until[id] = false
   elseif ENDED[st.s] then
     if st.s == 'D' then call('ZREM', P .. ':dead', id) end
-    if st.size then call('HINCRBY', P .. ':c', 'bytes', -st.size) end
+    if st.size then add(lanes, '', 'bytes', -st.size) end
+    bodies[id] = nil
     call('HDEL', P .. ':body', id)
   end
-  st.due, st.why, st.hold, st.lease, st.worker, st.leased, st.cancel = nil, nil, nil, nil, nil, nil, nil
+  st.due, st.why, st.hold, st.lease, st.worker, st.leased, st.cancel, st.batch = nil, nil, nil, nil, nil, nil, nil, nil
   st.cursor, st.bcursor, st.ended, st.size, st.code, st.by, st.unrun, st.dropped = nil, nil, nil, nil, nil, nil, nil, nil
 end
 
@@ -158,8 +242,8 @@ end
 local function make_delayed(id, j, st, due, why, hold)
   st.s, st.due, st.why, st.hold = 'd', due, why, hold
   keep_state(id, st)
-  call('ZADD', P .. ':delayed', int(due), id)
-  if hold and hold ~= '' then call('ZADD', P .. ':h:' .. hold, int(due), id) end
+  call('ZADD', P .. ':delayed', due, id)
+  if hold and hold ~= '' then call('ZADD', P .. ':h:' .. hold, due, id) end
   count(j, 'd', 1)
   -- Whoever sleeps until a later moment has to learn of an earlier one.
   if call('ZRANGE', P .. ':delayed', 0, 0)[1] == id then woken = true end
@@ -178,24 +262,35 @@ local function drop_payload(id, j)
   end
 end
 
-local function is_cancelled(j, st)
-  return st.cancel or ((st.epoch or 0) == 0 and j.batch and call('HGET', P .. ':b:' .. j.batch, 'stopped') == '1') or false
+local stopped = {}
+
+-- Whether the batch (false: none) was cancelled as a whole.
+local function is_stopped(batch)
+  if not batch then return false end
+  if stopped[batch] == nil then stopped[batch] = call('HGET', P .. ':b:' .. batch, 'stopped') == '1' end
+  return stopped[batch]
+end
+
+-- Whether a user stopped the job: by itself, or with its batch. One redriven from a cancelled batch runs all the same:
+-- whoever redrove it asked for that.
+local function is_cancelled(batch, st)
+  return st.cancel or ((st.epoch or 0) == 0 and is_stopped(batch))
 end
 
 -- Ends a job wherever it is; the caller has made sure that it has no success. `how`: s, ended, use, and either body and
 -- code and by, or unrun.
 local function finish(id, j, st, how)
   leave(id, j, st)
-  if how.body then call('HSET', P .. ':body', id, how.body) end
+  bodies[id] = how.body
   st.s, st.ended, st.use, st.code, st.by, st.unrun = how.s, how.ended, how.use, how.code, how.by, how.unrun
   st.size = how.body and #how.body or 64
   st.since, st.history = nil, how.unrun and st.history or nil
   st.cursor = append(P .. ':c', 'cursor', P .. ':log', id)
   if j.batch then st.bcursor = append(P .. ':b:' .. j.batch, 'cursor', P .. ':bl:' .. j.batch, id) end
   if st.s == 'S' then drop_payload(id, j) end
-  if st.s == 'D' then call('ZADD', P .. ':dead', int(st.cursor), id) end
+  if st.s == 'D' then call('ZADD', P .. ':dead', st.cursor, id) end
   keep_state(id, st)
-  call('HINCRBY', P .. ':c', 'bytes', st.size)
+  add(lanes, '', 'bytes', st.size)
   count(j, st.s, 1)
   spend(j, how.use, 1)
 end
@@ -209,7 +304,7 @@ end
 
 -- Takes a job from a worker that is gone: one death more, ahead of its lane.
 local function give_back(id, j, st)
-  local cancelled = is_cancelled(j, st)
+  local cancelled = is_cancelled(j.batch, st)
   st.deaths = (st.deaths or 0) + 1
   if cancelled then return finish_unrun(id, j, st, 'c') end
   leave(id, j, st)
@@ -219,8 +314,8 @@ end
 -- The batch's hash, made when missing.
 local function ensure_batch(batch)
   local key = P .. ':b:' .. batch
-  if call('HSETNX', key, 'created', int(NOW)) == 1 then
-    call('HSET', key, 'first', int((tonumber(call('HGET', P .. ':c', 'seq')) or 0) + 1))
+  if call('HSETNX', key, 'created', NOW) == 1 then
+    call('HSET', key, 'first', (tonumber(call('HGET', P .. ':c', 'seq')) or 0) + 1)
   end
   return key
 end
@@ -229,10 +324,10 @@ end
 local function view(id, j, st, with)
   local body = with.body and ENDED[st.s] and call('HGET', P .. ':body', id)
   return {
-    id, j.lane, j.batch or '', int(st.deadline or j.deadline), j.head, st.s, st.epoch or 0, st.attempts or 0, st.deaths or 0,
-    st.history or '', int(st.due or 0), st.why or '', st.hold or '', st.worker or '', int(st.leased or 0),
-    st.cancel and 1 or 0, st.dropped and 1 or 0, j.payload and 1 or 0, int(st.ended or 0), st.unrun or '', body or '',
-    with.payload and payload_of(id, j) or '', st.lease or '', int(st.since or j.at), j.fp, int(j.at - j.age),
+    id, j.lane, j.batch or '', st.deadline or j.deadline, j.head, st.s, st.epoch or 0, st.attempts or 0, st.deaths or 0,
+    st.history or '', st.due or 0, st.why or '', st.hold or '', st.worker or '', st.leased or 0, st.cancel and 1 or 0,
+    st.dropped and 1 or 0, j.payload and 1 or 0, st.ended or 0, st.unrun or '', body or '',
+    with.payload and payload_of(id, j) or '', st.lease or '', st.since or j.at, j.fp, j.at - j.age,
   }
 end
 
@@ -262,6 +357,7 @@ end
 local function erase(id, j)
   call('HDEL', P .. ':jobs', id)
   call('HDEL', P .. ':state', id)
+  jobs[id], states[id], changed_jobs[id], changed_states[id] = false, false, nil, nil
   if j.payload == true then call('HDEL', P .. ':big', id) end
   if j.batch then add(batches, j.batch, 'jobs', -1) end
   local chunk = chunk_of(j.seq)

@@ -1,47 +1,70 @@
 -- Puts jobs in. ARGV: for each job id, fingerprint, deadline, created, not before (0: at once), lane, batch ('' none),
 -- head, payload, epoch, attempts, history, use. Answers for each N new, K known and its state, C conflict.
+local WORDS = 13
+local lists, chunks, firsts, marks = {}, {}, {}, {}
+
+local function place(id, j, due, attempts)
+  local st = states[id] or { s = 'r' }
+  if due > NOW then return make_delayed(id, j, st, due, attempts > 0 and 'y' or 's') end
+  local list = lists[j.lane] or {}
+  lists[j.lane], list[#list + 1] = list, id .. '\0'
+  count(j, 'r', 1)
+end
+
+-- Counts the job in the chunk of its number, with the earliest deadline there.
+local function enter(seq, deadline)
+  local chunk = chunk_of(seq)
+  chunks[chunk] = (chunks[chunk] or 0) + 1
+  firsts[chunk] = math.min(firsts[chunk] or deadline, deadline)
+  if seq % CHUNK == 1 and seq > 1 and call('HGET', P .. ':alive', chunk_of(seq - 1)) == '0' then drop_chunk(chunk_of(seq - 1)) end
+end
 
 local function enqueue(at)
   local id, fp, deadline = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
   local created, due, lane, batch = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4]), ARGV[at + 5], ARGV[at + 6]
-  local head, payload = ARGV[at + 7], ARGV[at + 8]
+  local payload, epoch, attempts = ARGV[at + 8], tonumber(ARGV[at + 9]), tonumber(ARGV[at + 10])
   local known = job(id)
   if known then return known.fp == fp and 'K' .. seen_as(known, state(id)) or 'C' end
-  local mark, stood = past(id)
-  if mark then return mark == fp and 'K' .. stood or 'C' end
-  local key = batch ~= '' and ensure_batch(batch)
+  local mark = marks[id]
+  if mark then return string.sub(mark, 2) == fp and 'K' .. string.sub(mark, 1, 1) or 'C' end
+  if batch ~= '' and not batches[batch] then ensure_batch(batch) end
   local seq = append(P .. ':c', 'seq', P .. ':o', id)
-  if seq % CHUNK == 1 and seq > 1 and call('HGET', P .. ':alive', chunk_of(seq - 1)) == '0' then drop_chunk(chunk_of(seq - 1)) end
   local big = #payload > INLINE
-  local j = {
-    fp = fp, seq = seq, at = NOW, deadline = deadline, age = NOW - created, lane = lane, batch = key and batch or false,
-    head = head, payload = big or payload,
-  }
   if big then call('HSET', P .. ':big', id, payload) end
+  local j = {
+    fp = fp, seq = seq, at = NOW, deadline = deadline, age = NOW - created, lane = lane, batch = batch ~= '' and batch,
+    head = ARGV[at + 7], payload = big or payload,
+  }
   keep_job(id, j)
-  call('HINCRBY', P .. ':alive', chunk_of(seq), 1)
-  call('ZADD', P .. ':overdue', 'LT', int(deadline), chunk_of(seq))
-  if key then
+  enter(seq, deadline)
+  if j.batch then
     add(batches, batch, 'total', 1)
     add(batches, batch, 'jobs', 1)
-    call('HSET', key, 'latest', int(seq))
+    batches[batch].latest = seq
   end
-  local epoch, attempts, history = tonumber(ARGV[at + 9]), tonumber(ARGV[at + 10]), ARGV[at + 11]
-  local st = { s = 'r' }
   if epoch > 0 or attempts > 0 then
-    st.epoch, st.attempts, st.history, st.use = epoch, attempts, history ~= '' and history or nil, parse_use(ARGV[at + 12])
-    keep_state(id, st)
+    local history = ARGV[at + 11]
+    keep_state(id, {
+      s = 'r', epoch = epoch, attempts = attempts, history = history ~= '' and history or nil, use = parse_use(ARGV[at + 12]),
+    })
   end
-  if due > NOW then
-    make_delayed(id, j, st, due, attempts > 0 and 'y' or 's')
-  else
-    call('RPUSH', P .. ':r:' .. lane, id .. '\0')
-    count(j, 'r', 1)
-  end
+  place(id, j, due, attempts)
   return 'N'
 end
 
-local answers = {}
-for at = 1, #ARGV, 13 do answers[#answers + 1] = enqueue(at) end
+local ids, names, answers = {}, {}, {}
+for at = 1, #ARGV, WORDS do ids[#ids + 1], names[#names + 1] = ARGV[at], P .. ':past:' .. ARGV[at] end
+prefetch(':jobs', jobs, ids)
+for number, mark in ipairs(call('MGET', unpack(names))) do marks[ids[number]] = mark end
+for at = 1, #ARGV, WORDS do answers[#answers + 1] = enqueue(at) end
+for lane, list in pairs(lists) do call_with(list, 'RPUSH', P .. ':r:' .. lane) end
+for batch, counts in pairs(batches) do
+  if counts.latest then call('HSET', P .. ':b:' .. batch, 'latest', counts.latest) end
+  counts.latest = 0
+end
 flush()
+for chunk, more in pairs(chunks) do
+  call('HINCRBY', P .. ':alive', chunk, more)
+  call('ZADD', P .. ':overdue', 'LT', firsts[chunk], chunk)
+end
 return answers

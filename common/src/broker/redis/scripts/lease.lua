@@ -5,7 +5,7 @@
 local CHORES, STALE = 200, 500
 
 local function promote()
-  local due = call('ZRANGEBYSCORE', P .. ':delayed', '-inf', int(NOW), 'LIMIT', 0, CHORES)
+  local due = call('ZRANGEBYSCORE', P .. ':delayed', '-inf', NOW, 'LIMIT', 0, CHORES)
   local front = {}
   for _, id in ipairs(due) do
     local j, st = job(id), state(id)
@@ -26,7 +26,7 @@ local function promote()
 end
 
 local function reclaim()
-  local lost = call('ZRANGEBYSCORE', P .. ':lease', '-inf', int(NOW), 'LIMIT', 0, CHORES)
+  local lost = call('ZRANGEBYSCORE', P .. ':lease', '-inf', NOW, 'LIMIT', 0, CHORES)
   for place = #lost, 1, -1 do give_back(lost[place], job(lost[place]), state(lost[place])) end
 end
 
@@ -49,8 +49,9 @@ end
 local function grant(id, j, st)
   count(j, 'r', -1)
   st.s, st.lease, st.worker, st.leased = 'l', string.sub(leases, #taken * 16 + 1, #taken * 16 + 16), worker, NOW
+  st.batch = j.batch or nil
   keep_state(id, st)
-  call('ZADD', P .. ':lease', int(NOW + length), id)
+  leases_until[id] = NOW + length
   count(j, 'l', 1)
   taken[#taken + 1] = view(id, j, st, { payload = true })
 end
@@ -61,6 +62,10 @@ local function take(lane, most)
     local entries = call('LPOP', key, most - had)
     if not entries then return end
     looked = looked + #entries
+    local ids = {}
+    for place, entry in ipairs(entries) do ids[place] = string.sub(entry, 1, 16) end
+    prefetch(':jobs', jobs, ids)
+    prefetch(':state', states, ids)
     for place, entry in ipairs(entries) do
       local id, j, st = ready(entry)
       local size = id and payload_size(id, j) or 0
@@ -72,7 +77,7 @@ local function take(lane, most)
         -- Void: the job went another way.
       elseif (st.deadline or j.deadline) <= NOW then
         finish_unrun(id, j, st, 'e')
-      elseif is_cancelled(j, st) then
+      elseif is_cancelled(j.batch, st) then
         finish_unrun(id, j, st, 'c')
       else
         grant(id, j, st)
@@ -101,4 +106,4 @@ for _, set in ipairs({ ':delayed', ':lease' }) do
   local first = call('ZRANGE', P .. set, 0, 0, 'WITHSCORES')[2]
   if first and (due == 0 or tonumber(first) < due) then due = tonumber(first) end
 end
-return { int(NOW), paused, int(due), call('LLEN', P .. ':inbox'), open, taken }
+return { NOW, paused, due, call('LLEN', P .. ':inbox'), open, taken }

@@ -27,8 +27,7 @@ local function give_up(id, j, st, at)
   if retry then
     st.attempts, st.history, st.use = tonumber(ARGV[at + 4]), ARGV[at + 6], parse_use(ARGV[at + 8])
   end
-  local cancelled = is_cancelled(j, st)
-  if cancelled then return finish_unrun(id, j, st, 'c') end
+  if is_cancelled(j.batch, st) then return finish_unrun(id, j, st, 'c') end
   leave(id, j, st)
   if wait > 0 then
     make_delayed(id, j, st, NOW + wait, retry and 'y' or 'h', not retry and ARGV[at + 6] or nil)
@@ -56,7 +55,10 @@ local function settle(at)
   return ours and 'A' or 'S'
 end
 
-local answers = {}
+local ids, answers = {}, {}
+for at = 1, #ARGV, 10 do ids[#ids + 1] = ARGV[at] end
+prefetch(':jobs', jobs, ids)
+prefetch(':state', states, ids)
 for at = 1, #ARGV, 10 do answers[#answers + 1] = settle(at) end
 flush()
 return answers
