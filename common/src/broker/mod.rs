@@ -6,9 +6,9 @@ mod answer;
 mod backend;
 mod connect;
 mod lease;
-mod rounds;
 pub mod memory;
 pub mod redis;
+mod rounds;
 pub mod sqlite;
 
 use std::sync::Arc;

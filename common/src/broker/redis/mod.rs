@@ -104,7 +104,9 @@ impl Redis {
             return Ok(());
         }
         let now = Timestamp::now().as_millis();
-        self.link.query::<()>("note a queue", cmd("ZADD").arg(admin::QUEUES).arg("GT").arg(now).arg(queue.as_str())).await?;
+        self.link
+            .query::<()>("note a queue", cmd("ZADD").arg(admin::QUEUES).arg("GT").arg(now).arg(queue.as_str()))
+            .await?;
         self.touched.lock().unwrap_or_else(PoisonError::into_inner).insert(queue.clone(), Instant::now());
         Ok(())
     }

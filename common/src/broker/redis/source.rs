@@ -297,13 +297,7 @@ async fn release(jobs: impl Iterator<Item = &RawDelivery>) -> Result<()> {
 fn lease_args(terms: &Terms, hops: u32, lanes: &[(&Lane, u32)]) -> Vec<Vec<u8>> {
     let jobs: u32 = lanes.iter().map(|(_, count)| count).sum();
     let leases = (0..jobs).flat_map(|_| *LeaseId::random().as_bytes()).collect();
-    let mut args = vec![
-        terms.worker.as_str().into(),
-        millis(terms.lease),
-        leases,
-        text(hops),
-        text(codec::MAX_BYTES),
-    ];
+    let mut args = vec![terms.worker.as_str().into(), millis(terms.lease), leases, text(hops), text(codec::MAX_BYTES)];
     for (lane, count) in lanes {
         args.extend([lane_text(lane).into_bytes(), text(count)]);
     }

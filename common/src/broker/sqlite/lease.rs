@@ -6,12 +6,12 @@ use rusqlite::{OptionalExtension, params};
 
 use super::damage::{bury, is_unreadable, job_or_bury};
 use super::file::Fault;
-use crate::broker::rounds::{Open, Rounds};
 use super::row::{JobRow, Place, select_jobs};
 use super::settle::{Why, end_unrun};
 use super::tx::{Stage, Tx, band_from};
 use crate::broker::LeaseId;
 use crate::broker::backend::{Head, LEASE_BYTES, Terms, Want};
+use crate::broker::rounds::{Open, Rounds};
 use crate::job::{Lane, ModelName, Queue};
 
 /// How many jobs one transaction promotes, recovers or ends beside leasing: about a millisecond's work.
