@@ -34,20 +34,19 @@ struct Worker {
 struct Recipe {
     broker: String,
     home: PathBuf,
-    slots: u32,
+    plan: Plan,
     base_url: String,
 }
 
 impl Fleet {
-    pub(super) async fn start(plan: &Plan, broker: &str, home: &Path, provider: &Provider) -> anyhow::Result<Self> {
+    pub(super) fn start(plan: &Plan, broker: &str, home: &Path, provider: &Provider) -> anyhow::Result<Self> {
         let base_url = provider.base_url(0);
-        let command = Recipe { broker: broker.to_owned(), home: home.to_owned(), slots: plan.slots, base_url };
+        let command = Recipe { broker: broker.to_owned(), home: home.to_owned(), plan: *plan, base_url };
         let mut fleet = Self { command, workers: Vec::new(), started: 0 };
         for _ in 0..plan.workers {
             let worker = fleet.spawn()?;
             fleet.workers.push(worker);
         }
-        tokio::task::yield_now().await;
         Ok(fleet)
     }
 
@@ -102,9 +101,9 @@ impl Recipe {
             .env_clear()
             .env("HOME", &self.home)
             .env("PROMPTQ_BROKER", &self.broker)
-            .env("PROMPTQ__WORKER__CONCURRENCY", self.slots.to_string())
-            .env("PROMPTQ__WORKER__LEASE", "5s")
-            .env("PROMPTQ__WORKER__HEARTBEAT", "1s")
+            .env("PROMPTQ__WORKER__CONCURRENCY", self.plan.slots.to_string())
+            .env("PROMPTQ__WORKER__LEASE", format!("{}ms", self.plan.lease.as_millis()))
+            .env("PROMPTQ__WORKER__HEARTBEAT", format!("{}ms", self.plan.lease.as_millis() / 3))
             .env("PROMPTQ__WORKER__MAX_DEATHS", "50")
             .env("OPENAI_BASE_URL", base_url)
             .env("OPENAI_API_KEY", "not-a-key")
