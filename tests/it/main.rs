@@ -9,6 +9,7 @@ mod crash;
 mod llm;
 mod model;
 mod moving;
+mod reach;
 mod readme;
 mod run;
 mod secrets;

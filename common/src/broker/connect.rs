@@ -6,7 +6,7 @@ use std::sync::Arc;
 use url::Url;
 
 use super::sqlite::Sqlite;
-use super::{Access, Backend, Broker};
+use super::{Access, Backend, Broker, Survey, redis};
 use crate::error::{Error, Kind, Result};
 
 const OP: &str = "connect to the broker";
@@ -32,6 +32,17 @@ impl Broker {
             )),
             scheme => Err(Error::new(Kind::Config, OP, format!("no broker speaks {scheme}://; use sqlite://"))),
         }
+    }
+}
+
+/// What the server that `access` names says of itself, whether it may be used or not; `None` where there is none.
+///
+/// # Errors
+/// As [`Broker::connect`], but for what the answer says.
+pub async fn survey(access: &Access) -> Result<Option<Survey>> {
+    match access.url.scheme() {
+        "redis" | "rediss" => redis::survey(access).await.map(Some),
+        _ => Ok(None),
     }
 }
 

@@ -22,8 +22,9 @@ pub use backend::{
     Verdict, Want, WorkerId,
 };
 pub(crate) use connect::sqlite_path;
-pub use connect::{default_path, embedded_file, is_local};
+pub use connect::{default_path, embedded_file, is_local, survey};
 pub use lease::{Consumer, Deliveries, Delivery, Lease};
+pub use redis::{Fsync, Survey};
 
 use tokio::time::Instant;
 

@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use promptq_common::broker::{Broker, Claim, Enqueued, Terms, Verdict, Want, WorkerId};
+use promptq_common::broker::{
+    self, Broker, Claim, Durability, Enqueued, Fsync, Survey, Terms, Verdict, Want, WorkerId,
+};
 use promptq_common::config::{self, Provider};
 use promptq_common::error::{Error, Kind};
 use promptq_common::job::{Job, Queue};
@@ -63,6 +65,7 @@ pub async fn run(cx: &Context, _args: &Args) -> Result<Exit> {
     if findings.iter().all(|finding| finding.health != Health::Failed) {
         findings.push(workers(cx).await);
     }
+    findings.extend(server(cx).await);
     findings.extend(disk(cx));
     findings.push(store(cx).await);
     for (name, provider) in &cx.config.providers {
@@ -210,6 +213,37 @@ async fn workers(cx: &Context) -> Finding {
                 None => Finding::new("workers", Health::Ok, format!("{} alive", workers.len())),
             }
         }
+    }
+}
+
+/// What the broker's server says of itself; nothing where there is none, or where it was not reached, which the
+/// broker's own check tells.
+async fn server(cx: &Context) -> Option<Finding> {
+    let access = cx.config.broker.access();
+    let survey = tokio::time::timeout(PATIENCE, broker::survey(&access)).await.ok()?.ok()??;
+    let Survey { version, policy, fsync, round_trip, clock_ahead_ms, .. } = &survey;
+    let what = format!(
+        "Redis {version}, maxmemory-policy {policy}; {}; round trip {:.1} ms, clock {}",
+        fsync.meaning(),
+        round_trip.as_secs_f64() * 1_000.0,
+        clock(*clock_ahead_ms),
+    );
+    let is_accepted = access.durability == Some(Durability::Relaxed);
+    Some(if Duration::from_millis(clock_ahead_ms.unsigned_abs()) > CLOCK_APART {
+        Finding::new("server", Health::Warning, what).hint("let NTP set both clocks")
+    } else if *fsync != Fsync::Always && !is_accepted {
+        Finding::new("server", Health::Warning, what)
+            .hint(format!("{}, or broker.durability = \"relaxed\" to accept it", fsync.mend()))
+    } else {
+        Finding::new("server", Health::Ok, what)
+    })
+}
+
+fn clock(ahead_ms: i64) -> String {
+    match ahead_ms {
+        0 => "as ours".to_owned(),
+        1.. => format!("{ahead_ms} ms ahead"),
+        ..0 => format!("{} ms behind", ahead_ms.unsigned_abs()),
     }
 }
 

@@ -55,7 +55,7 @@ pub enum Fsync {
 ///
 /// # Errors
 /// As connecting to the broker, but for what [`Survey`] says.
-pub async fn survey(access: &Access) -> Result<Survey> {
+pub(in crate::broker) async fn survey(access: &Access) -> Result<Survey> {
     look(&Link::new(Target::new(access).await?)?).await
 }
 
@@ -105,14 +105,13 @@ impl Survey {
             );
         }
         match (access.durability, self.fsync) {
-            (_, Fsync::Always) => {}
+            (_, Fsync::Always) | (Some(Durability::Relaxed), _) => {}
             (Some(Durability::Strict), fsync) => {
                 return refuse(
                     Kind::Config,
                     format!("durability is strict, but {}; {}", fsync.meaning(), fsync.mend()),
                 );
             }
-            (Some(Durability::Relaxed), _) => {}
             (None, fsync) => tracing::warn!(
                 "{}: {}; {}, or set broker.durability to \"relaxed\" to accept it",
                 access.url,
@@ -125,7 +124,7 @@ impl Survey {
 }
 
 impl Fsync {
-    /// What it means for a job that was confirmed, in half a sentence.
+    /// What it means for a job that was confirmed, as part of a sentence.
     pub fn meaning(self) -> &'static str {
         match self {
             Self::Always => "confirmed jobs survive a loss of power (appendfsync always)",
@@ -140,7 +139,8 @@ impl Fsync {
         }
     }
 
-    fn mend(self) -> &'static str {
+    /// How the server's operator makes it a promise, as an imperative.
+    pub fn mend(self) -> &'static str {
         match self {
             Self::Always | Self::EverySecond | Self::Never | Self::NoLog => {
                 "set appendonly yes and appendfsync always on the server"

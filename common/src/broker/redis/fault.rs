@@ -1,8 +1,9 @@
 //! What the driver's and the server's errors mean: whether to try again, and what a person should read. Keeps what
 //! was sent, and every password, out of the words.
 
-use std::error::Error as _;
+use std::error::Error as StdError;
 use std::io;
+use std::sync::Arc;
 
 use deadpool_redis::PoolError;
 use deadpool_redis::redis::{ErrorKind, RedisError};
@@ -31,30 +32,21 @@ impl Peer {
         if let Some(broken) = tls_error(error) {
             return Error::new(Kind::Config, op, format!("{at}: {}", of_tls(broken)));
         }
-        match error.kind() {
-            ErrorKind::AuthenticationFailed => Error::new(
-                Kind::Config,
-                op,
-                format!(
-                    "{at}: the server refuses the password of user {}; check broker.user and broker.password",
-                    self.user()
-                ),
-            ),
-            _ if error.is_timeout() => {
-                Error::new(Kind::TimedOut, op, format!("{at}: no answer in time{}", self.perhaps_plain()))
-            }
-            ErrorKind::Io => {
-                Error::new(Kind::Unavailable, op, format!("{at}: the connection failed")).because(error.clone())
-            }
-            ErrorKind::InvalidClientConfig | ErrorKind::Client => {
-                Error::new(Kind::Config, op, format!("{at}: {error}"))
-            }
-            ErrorKind::Parse => Error::new(
-                Kind::Unavailable,
-                op,
-                format!("{at}: what answers there is not Redis{}", if self.is_tls { "" } else { SPEAKS_TLS }),
-            ),
-            _ => Error::new(Kind::Corrupt, op, format!("{at}: {error}")),
+        let kind = error.kind();
+        if kind == ErrorKind::AuthenticationFailed {
+            Error::new(Kind::Config, op, format!("{at}: {}", self.bad_password()))
+        } else if error.is_timeout() {
+            Error::new(Kind::TimedOut, op, format!("{at}: no answer in time{}", self.perhaps_plain()))
+        } else if kind == ErrorKind::Io {
+            let why = format!("{at}: the connection failed{}", self.perhaps_tls(error));
+            Error::new(Kind::Unavailable, op, why).because(error.clone())
+        } else if kind == ErrorKind::Parse {
+            let why = format!("{at}: what answers there is not Redis{}", if self.is_tls { "" } else { SPEAKS_TLS });
+            Error::new(Kind::Unavailable, op, why)
+        } else if kind == ErrorKind::InvalidClientConfig {
+            Error::new(Kind::Config, op, format!("{at}: {error}"))
+        } else {
+            Error::new(Kind::Corrupt, op, format!("{at}: {error}"))
         }
     }
 
@@ -135,6 +127,10 @@ impl Peer {
         self.user.as_deref().unwrap_or("default")
     }
 
+    fn bad_password(&self) -> String {
+        format!("the server refuses the password of user {}; check broker.user and broker.password", self.user())
+    }
+
     fn wants_password(&self) -> String {
         if self.has_password {
             format!("the Redis server does not know user {} any more", self.user())
@@ -156,6 +152,12 @@ impl Peer {
     fn perhaps_plain(&self) -> &'static str {
         if self.is_tls { "; if the port speaks no TLS, write redis://" } else { "" }
     }
+
+    /// A port with TLS hangs up on what is none.
+    fn perhaps_tls(&self, error: &RedisError) -> &'static str {
+        let hung_up = error.is_connection_dropped() && !error.is_connection_refusal();
+        if self.is_tls || !hung_up { "" } else { SPEAKS_TLS }
+    }
 }
 
 pub(super) const CLUSTER: &str = "Redis Cluster is not supported by this version; use a single server";
@@ -163,10 +165,8 @@ pub(super) const SPEAKS_TLS: &str = "; if it speaks TLS, write rediss://";
 
 /// Whether the connection it came over should not be used again.
 pub(super) fn breaks(error: &RedisError) -> bool {
-    match error.kind() {
-        ErrorKind::Io | ErrorKind::Parse | ErrorKind::AuthenticationFailed => true,
-        _ => matches!(error.code(), Some("READONLY" | "MASTERDOWN" | "NOAUTH" | "UNBLOCKED")),
-    }
+    matches!(error.kind(), ErrorKind::Io | ErrorKind::Parse | ErrorKind::AuthenticationFailed)
+        || matches!(error.code(), Some("READONLY" | "MASTERDOWN" | "NOAUTH" | "UNBLOCKED"))
 }
 
 /// Whether the server did not know the script, so that certainly nothing ran.
@@ -181,18 +181,89 @@ fn quotable(detail: &str) -> String {
 }
 
 fn tls_error(error: &RedisError) -> Option<&rustls::Error> {
-    let source = error.source()?;
-    let inner = source.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-    inner.and_then(|inner| inner.downcast_ref()).or_else(|| source.downcast_ref())
+    // The driver shares its sources, so that its errors can be cloned.
+    let shared = error.source()?.downcast_ref::<Arc<dyn StdError + Send + Sync>>()?;
+    let inner = shared.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    inner.and_then(|inner| inner.downcast_ref()).or_else(|| shared.downcast_ref())
 }
 
 fn of_tls(error: &rustls::Error) -> String {
-    match error {
-        rustls::Error::InvalidCertificate(why) => {
-            format!("the server's certificate is not trusted ({why:?}); set broker.tls_ca to the file of its CA")
+    if let rustls::Error::InvalidCertificate(why) = error {
+        format!("the server's certificate is not trusted ({why:?}); set broker.tls_ca to the file of its CA")
+    } else if let rustls::Error::InvalidMessage(_) = error {
+        "the port speaks no TLS; write redis://".to_owned()
+    } else {
+        format!("TLS: {error}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use deadpool_redis::redis::parse_redis_value;
+
+    use super::*;
+
+    fn peer() -> Peer {
+        Peer { shown: "redis://me:***@h".to_owned(), user: Some("me".to_owned()), has_password: true, is_tls: false }
+    }
+
+    fn answered(line: &str) -> RedisError {
+        parse_redis_value(format!("-{line}\r\n").as_bytes()).unwrap().extract_error().unwrap_err()
+    }
+
+    #[test]
+    fn what_a_server_refuses_with_has_a_kind_and_a_word() {
+        for (line, kind, word) in [
+            ("LOADING Redis is loading the dataset in memory", Kind::Unavailable, "loading"),
+            ("BUSY Redis is busy running a script.", Kind::Unavailable, "busy"),
+            ("READONLY You can't write against a read only replica.", Kind::Unavailable, "replica"),
+            ("MASTERDOWN Link with MASTER is down", Kind::Unavailable, "role"),
+            ("CLUSTERDOWN The cluster is down", Kind::Unavailable, "not ready"),
+            ("TRYAGAIN Multiple keys request during rehashing of slot", Kind::Unavailable, "not ready"),
+            ("MISCONF Errors writing to the AOF file", Kind::Unavailable, "disk"),
+            ("OOM command not allowed when used memory > 'maxmemory'.", Kind::Unavailable, "is full (maxmemory)"),
+            ("ERR max number of clients reached", Kind::Unavailable, "maxclients"),
+            ("MOVED 3999 127.0.0.1:6381", Kind::Unsupported, "Cluster"),
+            ("NOAUTH Authentication required.", Kind::Config, "does not know user me"),
+            ("WRONGPASS invalid username-password pair", Kind::Config, "password of user me"),
+            ("NOPERM this user has no permissions to run the 'evalsha' command", Kind::Config, "user me has too few"),
+            ("ERR The user executing the script can't run this command or subcommand", Kind::Config, "too few rights"),
+            ("ERR DB index is out of range", Kind::Config, "DB index"),
+            ("DENIED Redis is running in protected mode", Kind::Config, "protected mode"),
+            ("WRONGTYPE Operation against a key holding the wrong kind of value", Kind::Corrupt, "something else"),
+            ("ERR unknown command 'EVALSHA', with args beginning with: 'hunter2'", Kind::Unsupported, "EVALSHA"),
+            ("ERR Error running script", Kind::Corrupt, "Error running script"),
+            ("NEWCODE something", Kind::Corrupt, "NEWCODE something"),
+        ] {
+            let error = peer().lift("try", &answered(line));
+            assert_eq!(error.kind(), kind, "{line}");
+            let text = error.to_string();
+            assert!(text.contains(word) && text.contains("redis://me:***@h"), "{line}: {text}");
+            assert!(!text.contains("hunter2"), "{text}");
         }
-        rustls::Error::InvalidMessage(_) => "the port speaks no TLS; write redis://".to_owned(),
-        rustls::Error::AlertReceived(alert) => format!("the server ended the TLS handshake ({alert:?})"),
-        _ => format!("TLS: {error}"),
+    }
+
+    #[test]
+    fn broken_connections_and_demoted_servers_are_left() {
+        let io = |kind: io::ErrorKind| RedisError::from(io::Error::from(kind));
+        for kind in [io::ErrorKind::TimedOut, io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionReset] {
+            assert!(breaks(&io(kind)), "{kind}");
+        }
+        assert!(breaks(&answered("READONLY x")) && breaks(&answered("NOAUTH x")));
+        assert!(!breaks(&answered("OOM x")) && !breaks(&answered("NOSCRIPT x")) && !breaks(&answered("ERR x")));
+        assert!(is_unknown_script(&answered("NOSCRIPT x")) && !is_unknown_script(&answered("ERR NOSCRIPT")));
+        assert_eq!(peer().lift("try", &io(io::ErrorKind::TimedOut)).kind(), Kind::TimedOut);
+        assert_eq!(peer().lift("try", &io(io::ErrorKind::BrokenPipe)).kind(), Kind::Unavailable);
+    }
+
+    #[test]
+    fn a_certificate_nobody_trusts_is_for_a_person() {
+        let broken = |error: rustls::Error| RedisError::from(io::Error::new(io::ErrorKind::InvalidData, error));
+        let untrusted = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+        let error = peer().lift("try", &broken(untrusted));
+        assert_eq!(error.kind(), Kind::Config);
+        assert!(error.to_string().contains("broker.tls_ca"), "{error}");
+        let plain = broken(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType));
+        assert!(peer().lift("try", &plain).to_string().contains("speaks no TLS"));
     }
 }

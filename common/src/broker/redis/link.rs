@@ -205,11 +205,11 @@ impl Shared {
             return Err(error.clone());
         }
         if let Some((number, connection)) = state.held.take() {
-            let is_fresh = self.millis().saturating_sub(line.answered.load(Relaxed)) < STALE.as_millis() as u64;
+            let quiet = Duration::from_millis(self.millis().saturating_sub(line.answered.load(Relaxed)));
             if number <= line.broken.load(Relaxed) {
                 // Out of the pool, which would try it again.
                 drop(Connection::take(connection));
-            } else if is_fresh || line.in_flight.load(Relaxed) > 1 {
+            } else if quiet < STALE || line.in_flight.load(Relaxed) > 1 {
                 let shared = connection.clone();
                 state.held = Some((number, connection));
                 return Ok((number, shared));

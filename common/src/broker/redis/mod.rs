@@ -14,10 +14,13 @@ mod ledger;
 mod link;
 mod script;
 mod source;
+#[cfg(test)]
+mod tests;
 mod waker;
 mod wire;
 
-pub use check::{Fsync, Survey, survey};
+pub(super) use check::survey;
+pub use check::{Fsync, Survey};
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
