@@ -19,14 +19,14 @@ use super::waker::{Token, Waker};
 use super::wire::{Places, Seen, lane_from, lane_text, prefix};
 use super::{BOOK, Redis, book_script};
 use crate::broker::LeaseId;
-use crate::broker::backend::{Leased, RawDelivery, Source, Terms, Verdict, Want};
+use crate::broker::backend::{LEASE_BYTES, Leased, RawDelivery, Source, Terms, Verdict, Want};
 use crate::broker::rounds::{Open, Rounds};
-use crate::codec;
 use crate::error::{Error, Kind, Result};
 use crate::job::{Lane, Queue};
 use crate::time::Timestamp;
 
 static LEASE: LazyLock<Script> = book_script!("lease");
+static DISOWN: LazyLock<Script> = book_script!("disown");
 
 /// An empty call lasts at most this long.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -41,7 +41,19 @@ const LANES: usize = 1_000;
 const AT_ONCE: u32 = 1_000;
 
 /// One call to each queue, under way whether or not anybody waits for it.
-type Flight = Pin<Box<dyn Future<Output = Vec<(usize, Result<Value>)>> + Send>>;
+type Flight = Pin<Box<dyn Future<Output = Vec<(Call, Result<Value>)>> + Send>>;
+
+/// A lease asked of one queue.
+#[derive(Debug)]
+struct Call {
+    /// The queue's place among the subscription's.
+    place: usize,
+    /// The ids it leases with, 16 bytes each.
+    leases: Vec<u8>,
+}
+
+/// How many calls without an answer are remembered; what more of them leased comes back when it runs out.
+const LOST: usize = 100;
 
 pub(super) struct RedisSource {
     link: Link,
@@ -54,6 +66,8 @@ pub(super) struct RedisSource {
     flight: Option<(Flight, Vec<Lane>)>,
     /// What that lease gave, until the next call says what of it is still wanted.
     held: Vec<RawDelivery>,
+    /// Calls that may have leased what nobody was told of.
+    lost: Vec<Call>,
     /// When that lease was asked for, or the last one.
     asked: Instant,
     /// Look again then, at the latest.
@@ -95,6 +109,7 @@ impl RedisSource {
             terms,
             flight: None,
             held: Vec::new(),
+            lost: Vec::new(),
             asked: Instant::now(),
             look_at: Instant::now(),
             stirred: true,
@@ -140,13 +155,15 @@ impl RedisSource {
             if lanes.is_empty() && !look {
                 continue;
             }
-            let args = lease_args(&self.terms, std::mem::take(&mut known.hops), &lanes);
+            let jobs: u32 = lanes.iter().map(|(_, count)| count).sum();
+            let leases: Vec<u8> = (0..jobs).flat_map(|_| *LeaseId::random().as_bytes()).collect();
+            let args = lease_args(&self.terms, std::mem::take(&mut known.hops), &leases, &lanes);
             let (link, key) = (self.link.clone(), known.prefix.clone());
             calls.push(async move {
                 crate::crash_point!("redis.lease.before_call");
                 let answer = link.call("lease jobs", &LEASE, &[key], args).await;
                 crate::crash_point!("redis.lease.after_call");
-                (place, answer)
+                (Call { place, leases }, answer)
             });
         }
         self.stirred = false;
@@ -163,12 +180,17 @@ impl RedisSource {
         let answers = flight.await;
         let turns = self.flight.take().map(|(_, turns)| turns).unwrap_or_default();
         let (mut leased, mut trouble) = (HashMap::<Lane, VecDeque<RawDelivery>>::new(), None);
-        for (place, answer) in answers {
-            match answer.and_then(|answer| self.note(place, answer)) {
+        for (call, answer) in answers {
+            match answer.and_then(|answer| self.note(call.place, answer)) {
                 Ok(jobs) => jobs.into_iter().for_each(|job| {
                     leased.entry(job.head.lane.clone()).or_default().push_back(job);
                 }),
-                Err(error) => trouble = Some(error),
+                Err(error) => {
+                    trouble = Some(error);
+                    if !call.leases.is_empty() && self.lost.len() < LOST {
+                        self.lost.push(call);
+                    }
+                }
             }
         }
         let in_turn: Vec<_> = turns.iter().filter_map(|lane| leased.get_mut(lane)?.pop_front()).collect();
@@ -183,6 +205,21 @@ impl RedisSource {
             }
             None => Ok(in_turn),
         }
+    }
+
+    /// Gives back what calls without an answer may have leased.
+    async fn disown(&mut self) -> Result<()> {
+        while let Some(Call { place, leases }) = self.lost.last() {
+            let mut rank = b"0".to_vec();
+            while !rank.is_empty() {
+                let args = vec![self.terms.worker.as_str().into(), leases.clone(), rank];
+                let key = self.queues[*place].prefix.clone();
+                let answer = self.link.call("give leases back", &DISOWN, &[key], args).await?;
+                rank = Places::of(Value::Array(vec![answer]))?.bytes()?;
+            }
+            self.lost.pop();
+        }
+        Ok(())
     }
 
     /// Remembers what a queue answered, and gives the jobs it leased.
@@ -205,7 +242,10 @@ impl RedisSource {
         let mut jobs = places.list()?;
         let mut leased = Vec::with_capacity(jobs.left());
         while jobs.left() > 0 {
-            leased.push(self.deliver(place, Seen::read(&self.terms.queues[place].0, jobs.value()?)?));
+            match Seen::read(&self.terms.queues[place].0, jobs.value()?) {
+                Ok(job) => leased.push(self.deliver(place, job)),
+                Err(error) => tracing::error!(%error, "a leased job cannot be read; its lease runs out"),
+            }
         }
         Ok(leased)
     }
@@ -270,6 +310,7 @@ impl Source for RedisSource {
                 if in_vain > 1 {
                     tokio::time::sleep(PAUSE).await;
                 }
+                self.disown().await?;
                 self.take_off(want);
                 deliveries = self.land().await?;
                 in_vain += 1;
@@ -282,8 +323,9 @@ impl Source for RedisSource {
     }
 
     async fn close(mut self: Box<Self>) -> Result<()> {
-        let landed = self.land().await?;
-        self.held.extend(landed);
+        let landed = self.land().await;
+        self.disown().await?;
+        self.held.extend(landed?);
         release(self.held.iter()).await
     }
 }
@@ -294,10 +336,8 @@ async fn release(jobs: impl Iterator<Item = &RawDelivery>) -> Result<()> {
     try_join_all(jobs.map(|job| job.hold.settle(&verdict))).await.map(drop)
 }
 
-fn lease_args(terms: &Terms, hops: u32, lanes: &[(&Lane, u32)]) -> Vec<Vec<u8>> {
-    let jobs: u32 = lanes.iter().map(|(_, count)| count).sum();
-    let leases = (0..jobs).flat_map(|_| *LeaseId::random().as_bytes()).collect();
-    let mut args = vec![terms.worker.as_str().into(), millis(terms.lease), leases, text(hops), text(codec::MAX_BYTES)];
+fn lease_args(terms: &Terms, hops: u32, leases: &[u8], lanes: &[(&Lane, u32)]) -> Vec<Vec<u8>> {
+    let mut args = vec![terms.worker.as_str().into(), millis(terms.lease), leases.to_vec(), text(hops), text(LEASE_BYTES)];
     for (lane, count) in lanes {
         args.extend([lane_text(lane).into_bytes(), text(count)]);
     }

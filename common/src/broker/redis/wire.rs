@@ -43,7 +43,7 @@ pub(super) fn lane_from(queue: &Queue, text: &str) -> Result<Lane> {
 }
 
 /// What of a head no script reads.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct Rest {
     priority: u8,
     keyed: bool,
@@ -130,10 +130,10 @@ impl Seen {
         let batch = Some(places.text()?).filter(|name| !name.is_empty());
         let batch = batch.map(|name| BatchName::new(&name)).transpose().map_err(|_| strange("a batch"))?;
         let deadline = places.time()?;
-        let rest: Rest = codec::decode_part("decode a head", &places.bytes()?)?;
+        let rest: Rest = codec::decode_part("decode a head", &places.bytes()?).unwrap_or_else(|error| damaged(id, &error));
         let stage = stage_of(&places.text()?)?;
         let (epoch, attempts, deaths) = (places.number()?, places.number()?, places.number()?);
-        let history = codec::decode_history(&places.bytes()?)?;
+        let history = codec::decode_history(&places.bytes()?).unwrap_or_else(|error| damaged(id, &error));
         let due = places.time()?;
         let _why = places.text()?;
         let hold = places.text()?.parse().ok();
@@ -229,6 +229,12 @@ impl Seen {
             record: record.map(Box::new),
         })
     }
+}
+
+/// A job whose labels or history nobody can read any more must not keep its lane from being leased.
+fn damaged<T: Default>(id: JobId, error: &Error) -> T {
+    tracing::error!(%error, job = %id, "part of a job is damaged; going on without it");
+    T::default()
 }
 
 fn stage_of(letter: &str) -> Result<Stage> {
