@@ -337,7 +337,8 @@ async fn release(jobs: impl Iterator<Item = &RawDelivery>) -> Result<()> {
 }
 
 fn lease_args(terms: &Terms, hops: u32, leases: &[u8], lanes: &[(&Lane, u32)]) -> Vec<Vec<u8>> {
-    let mut args = vec![terms.worker.as_str().into(), millis(terms.lease), leases.to_vec(), text(hops), text(LEASE_BYTES)];
+    let mut args =
+        vec![terms.worker.as_str().into(), millis(terms.lease), leases.to_vec(), text(hops), text(LEASE_BYTES)];
     for (lane, count) in lanes {
         args.extend([lane_text(lane).into_bytes(), text(count)]);
     }

@@ -130,7 +130,8 @@ impl Seen {
         let batch = Some(places.text()?).filter(|name| !name.is_empty());
         let batch = batch.map(|name| BatchName::new(&name)).transpose().map_err(|_| strange("a batch"))?;
         let deadline = places.time()?;
-        let rest: Rest = codec::decode_part("decode a head", &places.bytes()?).unwrap_or_else(|error| damaged(id, &error));
+        let rest: Rest =
+            codec::decode_part("decode a head", &places.bytes()?).unwrap_or_else(|error| damaged(id, &error));
         let stage = stage_of(&places.text()?)?;
         let (epoch, attempts, deaths) = (places.number()?, places.number()?, places.number()?);
         let history = codec::decode_history(&places.bytes()?).unwrap_or_else(|error| damaged(id, &error));
