@@ -4,8 +4,9 @@
 --   drop ID…              how many left the dead set
 --   forget ID EPOCH…      how many waiting jobs were removed without a trace
 --   wake KEY MOST         how many jobs held under KEY were woken
---   recover WORKER FROM   how many leases of WORKER were ended, and the rank to go on from ('' at the end)
+--   recover WORKER FROM   how many leases of WORKER were ended, and where to go on from ('0': first call, and the end)
 --   pause REASON, resume  nothing
+--   seal BATCH            nothing; makes the batch when it is missing
 local act = {}
 
 function act.cancel(id)
@@ -20,6 +21,11 @@ function act.cancel(id)
     st.cancel = true
     keep_state(id, st)
     return 'F'
+  end
+  -- It has been seen as expired since.
+  if (st.deadline or j.deadline) <= NOW then
+    finish_unrun(id, j, st, 'e')
+    return 'AE'
   end
   finish_unrun(id, j, st, 'c')
   return 'E'
@@ -64,8 +70,9 @@ function act.forget(id, epoch)
   return 1
 end
 
+-- The last to be due first: each goes ahead of its lane, and of those that an earlier call put there.
 local function wake_held(key, most)
-  local held = call('ZRANGE', P .. ':h:' .. key, 0, tonumber(most) - 1)
+  local held = call('ZRANGE', P .. ':h:' .. key, -tonumber(most), -1)
   for place = #held, 1, -1 do
     local id = held[place]
     local j, st = job(id), state(id)
@@ -75,16 +82,21 @@ local function wake_held(key, most)
   return #held
 end
 
+-- Ranks and scores move while a worker's leases are walked; a scan names whatever is there from its first call to its
+-- last.
 local function recover(worker, from)
-  local found, given = call('ZRANGE', P .. ':lease', from, from + 499), 0
-  for place = #found, 1, -1 do
-    local st = state(found[place])
-    if st.worker == worker then
-      give_back(found[place], job(found[place]), st)
-      given = given + 1
+  local scan, found, seen = call('ZSCAN', P .. ':lease', from, 'COUNT', 500), {}, {}
+  for at = 1, #scan[2], 2 do
+    local id = scan[2][at]
+    local st = state(id)
+    if st.s == 'l' and st.worker == worker and not seen[id] then
+      seen[id] = true
+      found[#found + 1] = { id, job(id), st }
     end
   end
-  return { given, #found == 500 and int(from + 500 - given) or '' }
+  table.sort(found, function(one, other) return one[2].seq > other[2].seq end)
+  for _, lost in ipairs(found) do give_back(lost[1], lost[2], lost[3]) end
+  return { #found, scan[1] }
 end
 
 local what, answer = ARGV[1], nil
@@ -100,12 +112,14 @@ elseif what == 'forget' then
 elseif what == 'wake' then
   answer = wake_held(ARGV[2], ARGV[3])
 elseif what == 'recover' then
-  answer = recover(ARGV[2], tonumber(ARGV[3]))
+  answer = recover(ARGV[2], ARGV[3])
 elseif what == 'pause' then
   call('HSET', P .. ':c', 'paused', ARGV[2])
 elseif what == 'resume' then
   call('HDEL', P .. ':c', 'paused')
   woken = true
+elseif what == 'seal' then
+  call('HSET', ensure_batch(ARGV[2]), 'sealed', 1, 'going', '')
 end
 flush()
 return answer

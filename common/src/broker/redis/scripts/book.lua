@@ -9,8 +9,8 @@
 --   :delayed zset  id by due time; :h:<hold key> zset of those released under it
 --   :lease   zset  id by the end of its lease: being in it is what running means
 --   :dead    zset  id by its place in the log: the dead set
---   :c       hash  counters: seq, cursor, bytes of records, and `paused`, the reason while the queue is
---   :b:<batch> hash  a batch; :bl:<batch>:<n> its log
+--   :c       hash  counters: seq, cursor, bytes of records, batches, and `paused`, the reason while the queue is
+--   :b:<batch> hash  a batch, `going` since when a sweep means to forget it; :bl:<batch>:<n> its log
 --   :log:<n> string  ids in the order of their ends, CHUNK a string; :o:<n> ids in the order they came
 --   :alive   hash  n of :o -> jobs of it that are left; :overdue zset of n by its earliest deadline, or earlier
 --   :past:<id> string with a life time: the mark that an id has been used
@@ -316,6 +316,7 @@ local function ensure_batch(batch)
   local key = P .. ':b:' .. batch
   if call('HSETNX', key, 'created', NOW) == 1 then
     call('HSET', key, 'first', (tonumber(call('HGET', P .. ':c', 'seq')) or 0) + 1)
+    call('HINCRBY', P .. ':c', 'batches', 1)
   end
   return key
 end
@@ -335,7 +336,8 @@ end
 local function seen_as(j, st)
   if ENDED[st.s] or st.s == 'l' then return st.s end
   if (st.deadline or j.deadline) <= NOW then return 'E' end
-  if st.s == 'd' and st.why ~= 'h' then return st.why end
+  -- What is due waits only for a worker to see it.
+  if st.s == 'd' and st.why ~= 'h' and st.due > NOW then return st.why end
   return 'q'
 end
 

@@ -16,7 +16,6 @@ local function enter(seq, deadline)
   local chunk = chunk_of(seq)
   chunks[chunk] = (chunks[chunk] or 0) + 1
   firsts[chunk] = math.min(firsts[chunk] or deadline, deadline)
-  if seq % CHUNK == 1 and seq > 1 and call('HGET', P .. ':alive', chunk_of(seq - 1)) == '0' then drop_chunk(chunk_of(seq - 1)) end
 end
 
 local function enqueue(at)
@@ -59,12 +58,17 @@ for number, mark in ipairs(call('MGET', unpack(names))) do marks[ids[number]] = 
 for at = 1, #ARGV, WORDS do answers[#answers + 1] = enqueue(at) end
 for lane, list in pairs(lists) do call_with(list, 'RPUSH', P .. ':r:' .. lane) end
 for batch, counts in pairs(batches) do
-  if counts.latest then call('HSET', P .. ':b:' .. batch, 'latest', counts.latest) end
+  if counts.latest then call('HSET', P .. ':b:' .. batch, 'latest', counts.latest, 'going', '') end
   counts.latest = 0
 end
 flush()
 for chunk, more in pairs(chunks) do
   call('HINCRBY', P .. ':alive', chunk, more)
   call('ZADD', P .. ':overdue', 'LT', firsts[chunk], chunk)
+end
+-- A chunk is not dropped while it is the newest, however empty.
+for chunk in pairs(chunks) do
+  local older = int(tonumber(chunk) - 1)
+  if call('HGET', P .. ':alive', older) == '0' then drop_chunk(older) end
 end
 return answers

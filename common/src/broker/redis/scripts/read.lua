@@ -1,28 +1,44 @@
 -- Reads what a queue holds, changing nothing. ARGV[1] says what:
---   fetch BODY ID…              of each: '' unknown, fingerprint and end of a used id, or its view (with its record)
+--   known ID…                   of each: '' unknown, or its state and its fingerprint
+--   fetch ID…                   why the queue is paused or '', then of each: '' unknown, or its state and view with record
 --   payload ID                  the payload, or ''
 --   depth                       ready, delayed, running, dead, inbox, when the oldest ready job became so (0: none), pause
---   batch NAME                  the batch's hash, or nothing
 --   results BATCH AFTER MOST BYTES   the log of the batch ('': of the queue): the last place looked at, whether there
 --                               is more, and place and view of each record found
---   list CHUNK TO MOST BYTES BATCH CODE LETTERS   of a chunk, newest first, from number TO: number and view
---   waiting CHUNK FROM MOST BYTES   of a chunk, oldest first, from number FROM: number and view with payload
---   dead FROM MOST              views of the dead set with their records, from that rank
+--   list TO MOST BYTES BATCH CODE LETTERS CHUNK…   of chunks, newest first, from number TO: why the queue is paused or '',
+--                               the number to go on from (0: these chunks are done), and of each job its number, its
+--                               state, when it came, and its view with record
+--   waiting FROM MOST BYTES CHUNK…   of chunks, oldest first, from number FROM: the number to go on from (0: these chunks
+--                               are done), and views with payload
+--   dead FROM MOST BYTES        views of the dead set with their records, from that rank
 local act = {}
 
-function act.fetch(body, ...)
+function act.known(...)
   local found = {}
   for place, id in ipairs({ ... }) do
     local j = job(id)
     if j then
-      local st = state(id)
-      found[place] = { seen_as(j, st), view(id, j, st, { body = body == '1' }) }
+      found[place] = seen_as(j, state(id)) .. j.fp
     else
       local mark, stood = past(id)
-      found[place] = mark and { stood, mark } or ''
+      found[place] = mark and stood .. mark or ''
     end
   end
   return found
+end
+
+local function pause()
+  return call('HGET', P .. ':c', 'paused') or ''
+end
+
+function act.fetch(...)
+  local found = {}
+  for place, id in ipairs({ ... }) do
+    local j = job(id)
+    local st = j and state(id)
+    found[place] = j and { seen_as(j, st), view(id, j, st, { body = true }) } or ''
+  end
+  return { pause(), found }
 end
 
 function act.payload(id)
@@ -60,84 +76,104 @@ function act.depth()
   local due, delayed = call('ZCOUNT', P .. ':delayed', '-inf', int(NOW)), call('ZCARD', P .. ':delayed')
   local first = due > 0 and tonumber(call('ZRANGE', P .. ':delayed', 0, 0, 'WITHSCORES')[2])
   if first and (oldest == 0 or first < oldest) then oldest = first end
-  local kept = call('HMGET', P .. ':c', 'dead', 'paused')
   return {
-    ready + due, delayed - due, call('ZCARD', P .. ':lease'), tonumber(kept[1]) or 0, call('LLEN', P .. ':inbox'),
-    int(oldest), kept[2] or '',
+    ready + due, delayed - due, call('ZCARD', P .. ':lease'), tonumber(call('HGET', P .. ':c', 'dead')) or 0,
+    call('LLEN', P .. ':inbox'), int(oldest), pause(),
   }
 end
 
-function act.batch(name)
-  return call('HGETALL', P .. ':b:' .. name)
+-- Adds a row unless the page is full; says whether it did. Whatever its size, the first fits.
+local function page(most, bytes)
+  local rows = {}
+  most, bytes = tonumber(most), tonumber(bytes)
+  return rows, function(size, row)
+    if #rows >= most or (#rows > 0 and size > bytes) then return false end
+    bytes = bytes - size
+    rows[#rows + 1] = row()
+    return true
+  end
 end
+
+-- At most so many places of a log are looked at in one call.
+local PLACES = 20 * CHUNK
 
 function act.results(batch, after, most, bytes)
   local name, key, place = P .. ':log', P .. ':c', 'cursor'
   if batch ~= '' then name, key, place = P .. ':bl:' .. batch, P .. ':b:' .. batch, 'bcursor' end
-  local at, last, rows, looked = tonumber(after), tonumber(call('HGET', key, 'cursor')) or 0, {}, 0
-  most, bytes = tonumber(most), tonumber(bytes)
-  while at < last and #rows < most and bytes > 0 and looked < 5000 do
-    local to = math.min(last, (floor(at / CHUNK) + 1) * CHUNK)
-    local full = false
+  local marks = call('HMGET', key, 'cursor', 'cut')
+  local last, at = tonumber(marks[1]) or 0, tonumber(after)
+  -- What is cut off the front holds nothing.
+  at = math.max(at, math.min((tonumber(marks[2]) or 0) * CHUNK, last))
+  local rows, add_row = page(most, bytes)
+  local end_of_look, full = math.min(last, at + PLACES), false
+  while at < end_of_look and not full do
+    local to = math.min(end_of_look, (floor(at / CHUNK) + 1) * CHUNK)
     each(name, at + 1, to, function(id, number)
       if full then return end
       local st = state(id)
       if ENDED[st.s] and st[place] == number then
-        local seen = view(id, job(id), st, { body = true })
-        rows[#rows + 1] = { int(number), seen }
-        bytes = bytes - #seen[21]
-        full = #rows >= most or bytes <= 0
+        full = not add_row(st.size, function() return { int(number), view(id, job(id), st, { body = true }) } end)
       end
-      at = number
+      if not full then at = number end
     end)
-    looked = looked + CHUNK
     if not full then at = to end
   end
   return { int(at), at < last and 1 or 0, rows }
 end
 
--- Calls `see(id, number, job, state)` for the jobs of a chunk within the numbers, oldest or newest first, until it says stop.
+-- Calls `see(id, number, job, state)` for the jobs of a chunk within the numbers, oldest or newest first, until it says
+-- stop; the number that it stopped at.
 local function walk(from, to, newest_first, see)
+  if to < from then return nil end
   local ids = {}
   each(P .. ':o', from, to, function(id, number) ids[#ids + 1] = { id, number } end)
   for place = 1, #ids do
     local id, number = unpack(ids[newest_first and #ids - place + 1 or place])
     local j = job(id)
-    if j and j.seq == number and see(id, number, j, state(id)) then return end
+    if j and j.seq == number and see(id, number, j, state(id)) then return number end
   end
 end
 
-function act.list(chunk, to, most, bytes, batch, code, letters)
-  local rows, from = {}, tonumber(chunk) * CHUNK + 1
-  most, bytes = tonumber(most), tonumber(bytes)
-  walk(from, math.min(from + CHUNK - 1, tonumber(to)), true, function(id, number, j, st)
-    local fits = (batch == '' or j.batch == batch) and (code == '' or st.code == code)
-    if not fits or (letters ~= '' and not string.find(letters, seen_as(j, st), 1, true)) then return false end
-    local seen = view(id, j, st, { body = true })
-    rows[#rows + 1] = { int(number), seen_as(j, st), seen }
-    bytes = bytes - #seen[21]
-    return #rows >= most or bytes <= 0
-  end)
-  return rows
+function act.list(to, most, bytes, batch, code, letters, ...)
+  local rows, add_row = page(most, bytes)
+  local function see(id, number, j, st)
+    if batch ~= '' and j.batch ~= batch then return false end
+    -- A success has a key there.
+    if code ~= '' and (st.code ~= code or st.s == 'S') then return false end
+    local seen = seen_as(j, st)
+    if letters ~= '' and not string.find(letters, seen, 1, true) then return false end
+    return not add_row(st.size or 0, function()
+      return { int(number), seen, int(j.at), view(id, j, st, { body = true }) }
+    end)
+  end
+  for _, chunk in ipairs({ ... }) do
+    local from = tonumber(chunk) * CHUNK + 1
+    local stopped = walk(from, math.min(from + CHUNK - 1, tonumber(to)), true, see)
+    if stopped then return { pause(), int(stopped), rows } end
+  end
+  return { pause(), '0', rows }
 end
 
-function act.waiting(chunk, from, most, bytes)
-  local rows, first = {}, tonumber(chunk) * CHUNK + 1
-  most, bytes = tonumber(most), tonumber(bytes)
-  walk(math.max(first, tonumber(from)), first + CHUNK - 1, false, function(id, number, j, st)
+function act.waiting(from, most, bytes, ...)
+  local rows, add_row = page(most, bytes)
+  local function see(id, _, j, st)
     if st.s ~= 'r' and st.s ~= 'd' then return false end
     local seen = view(id, j, st, { payload = true })
-    rows[#rows + 1] = { int(number), seen }
-    bytes = bytes - #seen[22]
-    return #rows >= most or bytes <= 0
-  end)
-  return rows
+    return not add_row(#seen[22], function() return seen end)
+  end
+  for _, chunk in ipairs({ ... }) do
+    local first = tonumber(chunk) * CHUNK + 1
+    local stopped = walk(math.max(first, tonumber(from)), first + CHUNK - 1, false, see)
+    if stopped then return { int(stopped), rows } end
+  end
+  return { '0', rows }
 end
 
-function act.dead(from, most)
-  local rows = {}
+function act.dead(from, most, bytes)
+  local rows, add_row = page(most, bytes)
   for _, id in ipairs(call('ZRANGE', P .. ':dead', from, from + most - 1)) do
-    rows[#rows + 1] = view(id, job(id), state(id), { body = true })
+    local st = state(id)
+    if not add_row(st.size, function() return view(id, job(id), st, { body = true }) end) then break end
   end
   return rows
 end

@@ -1,5 +1,6 @@
 -- Ends leases. ARGV: for each id, lease, kind, then by kind
---   S D C E: epoch, attempts, ended at, record, code, use, announcement ('' for none)
+--   S D C E: epoch, attempts, ended at (the worker's clock, which counts for nothing here), record, code, use,
+--     announcement ('' for none)
 --   y retry: wait in ms, attempts, '', history, '', use, ''
 --   h release: wait in ms, '', '', hold key or '', '', '', ''
 -- `code` is the cause's, or of a success the key of its stored output. Answers for each A applied, K a late success kept, S stale.
@@ -13,7 +14,7 @@ local function finish_by(id, j, st, lease, at)
   if ENDED[st.s] and (st.epoch or 0) == epoch then spend(j, st.use, -1) end
   st.attempts = tonumber(ARGV[at + 4])
   finish(id, j, st, {
-    s = ARGV[at + 2], ended = tonumber(ARGV[at + 5]), body = ARGV[at + 6], code = ARGV[at + 7],
+    s = ARGV[at + 2], ended = NOW, body = ARGV[at + 6], code = ARGV[at + 7],
     use = parse_use(ARGV[at + 8]), by = lease,
   })
   if ARGV[at + 9] ~= '' then

@@ -8,8 +8,11 @@
 --   age SUCCEEDED DEAD LIFE    buries jobs that ended longer ago than that, in ms, keeping their mark for LIFE: how many,
 --                              whether there is more, and the keys of stored outputs
 --   room LIMIT LIFE            buries the oldest successes while records take more than LIMIT bytes: as `age`
---   batches AGE NAME…          deletes those of the batches that are empty and older than AGE ms: their names
---   empty                      whether the queue holds nothing at all
+--   trim AGE BYTES             drops announcements older than AGE ms, and the oldest ones above so many bytes
+--   bytes                      of all records
+--   batches AGE GRACE NAME…    deletes those of the batches that are empty, older than AGE ms and were already so GRACE ms
+--                              ago: their names
+--   close                      deletes what is left of a queue that holds nothing; whether it did
 local act, STEP = {}, 200
 
 function act.chunks()
@@ -160,23 +163,49 @@ function act.room(limit, life)
   return { buried, more and over() and 1 or 0, outputs }
 end
 
--- `names` are the queue's oldest batches.
-function act.batches(before, ...)
+function act.trim(age, bytes)
+  local key = P .. ':results'
+  call('XTRIM', key, 'MINID', '~', int(NOW - tonumber(age)))
+  local used = call('MEMORY', 'USAGE', key, 'SAMPLES', 20) or 0
+  if used > tonumber(bytes) then call('XTRIM', key, 'MAXLEN', '~', int(floor(call('XLEN', key) * tonumber(bytes) / used))) end
+end
+
+function act.bytes()
+  return int(tonumber(call('HGET', P .. ':c', 'bytes')) or 0)
+end
+
+-- A batch is marked first and deleted later: whoever is just putting a job into it takes the mark away. One that is not
+-- here at all has been claimed and not used: that too may be happening now.
+function act.batches(age, grace, ...)
   local gone = {}
   for _, name in ipairs({ ... }) do
     local key = P .. ':b:' .. name
-    local found = call('HMGET', key, 'jobs', 'created', 'cursor')
-    if found[2] and (tonumber(found[1]) or 0) == 0 and tonumber(found[2]) <= NOW - tonumber(before) then
+    local found = call('HMGET', key, 'jobs', 'created', 'cursor', 'going')
+    local going = tonumber(found[4] or '')
+    local young = found[2] and tonumber(found[2]) > NOW - tonumber(age)
+    if young or (tonumber(found[1]) or 0) > 0 then
+      if going then call('HSET', key, 'going', '') end
+    elseif not going then
+      call('HSET', key, 'going', int(NOW))
+    elseif going <= NOW - tonumber(grace) then
       for chunk = 0, floor((tonumber(found[3]) or 0) / CHUNK) do call('DEL', P .. ':bl:' .. name .. ':' .. int(chunk)) end
       call('DEL', key)
+      if found[2] then call('HINCRBY', P .. ':c', 'batches', -1) end
       gone[#gone + 1] = name
     end
   end
   return gone
 end
 
-function act.empty()
-  if call('EXISTS', P .. ':jobs', P .. ':inbox') > 0 or call('HEXISTS', P .. ':c', 'paused') == 1 then return 0 end
+function act.close()
+  if call('EXISTS', P .. ':jobs', P .. ':inbox') > 0 then return 0 end
+  local counters = call('HMGET', P .. ':c', 'paused', 'batches', 'cut', 'cursor', 'seq')
+  if counters[1] or (tonumber(counters[2]) or 0) > 0 then return 0 end
+  local cut, cursor, seq = tonumber(counters[3]) or 0, tonumber(counters[4]) or 0, tonumber(counters[5]) or 0
+  for chunk = cut, floor(cursor / CHUNK) do call('DEL', P .. ':log:' .. int(chunk)) end
+  for _, chunk in ipairs(call('HKEYS', P .. ':alive')) do call('DEL', P .. ':o:' .. chunk) end
+  if seq > 0 then call('DEL', P .. ':o:' .. chunk_of(seq)) end
+  call('DEL', P .. ':c', P .. ':alive', P .. ':overdue', P .. ':state', P .. ':wake', P .. ':results')
   return 1
 end
 
