@@ -1,0 +1,98 @@
+//! What belongs to no queue: which queues there are, which queue a batch belongs to, workers, locks. Scripts move it
+//! (`scripts/global.lua`), by the server's clock.
+
+use std::sync::LazyLock;
+
+use deadpool_redis::redis::{Value, cmd};
+use futures_util::future::try_join_all;
+
+use super::hold::text;
+use super::link::Link;
+use super::script::{Script, When};
+use super::wire::{Places, prefix, strange};
+use crate::error::Result;
+use crate::job::{BatchName, Queue};
+
+static GLOBAL: LazyLock<Script> =
+    LazyLock::new(|| Script::new("global", When::Always, &[include_str!("scripts/global.lua")]));
+
+/// What every global key begins with.
+const PREFIX: &str = "{pq}";
+/// Batch -> queue.
+const BATCHES: &str = "{pq}:batches";
+/// Queues by when they were last used.
+const QUEUES: &str = "{pq}:queues";
+/// How many queues are asked at once: their answers are held together.
+const AT_ONCE: usize = 64;
+
+/// Runs one of the global script's actions.
+pub(super) async fn act(link: &Link, op: &'static str, args: Vec<Vec<u8>>) -> Result<Value> {
+    link.call(op, &GLOBAL, &[PREFIX.into()], args).await
+}
+
+/// Notes that a queue is used, so that everybody else finds it.
+pub(super) async fn touch(link: &Link, queue: &Queue) -> Result<()> {
+    act(link, "note a queue", vec!["touch".into(), queue.as_str().into()]).await.map(drop)
+}
+
+/// Gives the batch to the queue unless it belongs to one; the queue that has it. Repeatable.
+pub(super) async fn claim_batch(link: &Link, name: &BatchName, queue: &Queue) -> Result<Queue> {
+    let args = vec!["claim".into(), name.as_str().into(), queue.as_str().into()];
+    queue_from(&mut Places::of(Value::Array(vec![act(link, "claim a batch", args).await?]))?)
+}
+
+/// The queue a batch belongs to, if there is such a batch.
+pub(super) async fn owner(link: &Link, name: &BatchName) -> Result<Option<Queue>> {
+    let found: Option<String> =
+        link.query("find a batch", cmd("HGET").arg(BATCHES).arg(name.as_str())).await?;
+    found.map(|queue| Queue::new(&queue).map_err(|_| strange("a queue"))).transpose()
+}
+
+/// At most `most` batches from that rank on, newest first.
+pub(super) async fn newest_batches(link: &Link, from: usize, most: usize) -> Result<Vec<(BatchName, Queue)>> {
+    pairs(Places::of(act(link, "list batches", vec!["newest".into(), text(from), text(most)]).await?)?)
+}
+
+/// Batches with their queues, from an answer that has them in turn.
+pub(super) fn pairs(mut places: Places) -> Result<Vec<(BatchName, Queue)>> {
+    let mut found = Vec::with_capacity(places.left() / 2);
+    while places.left() > 0 {
+        let name = BatchName::new(&places.text()?).map_err(|_| strange("a batch"))?;
+        found.push((name, queue_from(&mut places)?));
+    }
+    Ok(found)
+}
+
+pub(super) fn queue_from(places: &mut Places) -> Result<Queue> {
+    Queue::new(&places.text()?).map_err(|_| strange("a queue"))
+}
+
+/// Every queue that was used within retention, by name.
+pub(super) async fn queues(link: &Link) -> Result<Vec<Queue>> {
+    let names: Vec<String> = link.query("list queues", cmd("ZRANGE").arg(QUEUES).arg(0).arg(-1)).await?;
+    let mut queues =
+        names.iter().map(|name| Queue::new(name).map_err(|_| strange("a queue"))).collect::<Result<Vec<_>>>()?;
+    queues.sort_unstable();
+    Ok(queues)
+}
+
+/// Asks every queue the same thing; the answers by name. An id does not tell its queue, so ids are asked for everywhere.
+///
+/// # Errors
+/// Of one queue: of the whole. Others may have done what they were told.
+pub(super) async fn everywhere(
+    link: &Link,
+    op: &'static str,
+    script: &'static Script,
+    args: Vec<Vec<u8>>,
+) -> Result<Vec<(Queue, Value)>> {
+    let mut answers = Vec::new();
+    for group in queues(link).await?.chunks(AT_ONCE) {
+        let calls = group.iter().map(|queue| {
+            let args = args.clone();
+            async move { Ok((queue.clone(), link.call(op, script, &[prefix(queue)], args).await?)) }
+        });
+        answers.extend(try_join_all(calls).await?);
+    }
+    Ok(answers)
+}
