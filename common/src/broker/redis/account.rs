@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use deadpool_redis::redis::{Value, cmd};
+use deadpool_redis::redis::{FromRedisValue, cmd};
 
 use super::global::{newest_batches, owner, queues};
 use super::hold::text;
@@ -29,7 +29,7 @@ const CAUSES: usize = 10 * GROUPS;
 pub(super) async fn batch(link: &Link, name: &BatchName) -> Result<Option<BatchView>> {
     let Some(queue) = owner(link, name).await? else { return Ok(None) };
     let found = link.query("read a batch", cmd("HGETALL").arg(key(&queue, name))).await?;
-    view(name, &queue, found)
+    view(name, &queue, &found)
 }
 
 fn key(queue: &Queue, name: &BatchName) -> Vec<u8> {
@@ -50,27 +50,15 @@ pub(super) async fn batches(link: &Link, limit: usize) -> Result<Vec<BatchView>>
         rank += names.len();
         let asks: Vec<_> = names.iter().map(|(name, queue)| cmd("HGETALL").arg(key(queue, name)).clone()).collect();
         for ((name, queue), answer) in names.iter().zip(link.pipe("list batches", &asks).await?) {
-            views.extend(view(name, queue, fields(answer?)?)?);
+            let fields = HashMap::from_redis_value(answer?).map_err(|_| strange("a batch"))?;
+            views.extend(view(name, queue, &fields)?);
         }
     }
     views.truncate(limit);
     Ok(views)
 }
 
-fn fields(answer: Value) -> Result<HashMap<String, Vec<u8>>> {
-    let answer = match answer {
-        Value::Map(pairs) => Value::Array(pairs.into_iter().flat_map(|(name, value)| [name, value]).collect()),
-        other => other,
-    };
-    let mut places = Places::of(answer)?;
-    let mut fields = HashMap::new();
-    while places.left() > 0 {
-        fields.insert(places.text()?, places.bytes()?);
-    }
-    Ok(fields)
-}
-
-fn view(name: &BatchName, queue: &Queue, fields: HashMap<String, Vec<u8>>) -> Result<Option<BatchView>> {
+fn view(name: &BatchName, queue: &Queue, fields: &HashMap<String, Vec<u8>>) -> Result<Option<BatchView>> {
     if !fields.contains_key("created") {
         return Ok(None);
     }

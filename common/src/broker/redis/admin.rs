@@ -12,14 +12,14 @@ use super::ledger::READ;
 use super::link::Link;
 use super::script::Script;
 use super::sweep::SWEEP;
-use super::wire::{Places, Seen, end_of, prefix, strange};
+use super::wire::{Places, Seen, Stage, end_of, prefix, strange};
 use super::{BOOK, Redis, book_script};
 use crate::broker::backend::{
-    Cancel, CancelCounts, Depth, Envelope, HoldKey, MAX_BATCH, QueueView, Redriven, WorkerId,
+    Cancel, CancelCounts, Depth, Envelope, HoldKey, MAX_BATCH, PAGE_BYTES, QueueView, Redriven, WorkerId,
 };
 use crate::error::{Error, Kind, Result};
 use crate::job::{BatchName, JobId, Queue};
-use crate::ledger::{Page, RESULT_BYTES};
+use crate::ledger::Page;
 use crate::time::Timestamp;
 
 static ADMIN: LazyLock<Script> = book_script!("admin");
@@ -242,10 +242,7 @@ pub(super) async fn recover(redis: &Redis, worker: &WorkerId) -> Result<u64> {
     Ok(try_join_all(given).await?.into_iter().sum())
 }
 
-/// Waiting jobs with their payloads, oldest first: at most `limit` (1 to 1,000), and about 8 MiB of payload.
-///
-/// # Errors
-/// `Config` for a cursor that is none of ours.
+/// See [`Backend::waiting`](super::Backend::waiting): chunk by chunk, oldest first; a place is the number to go on from.
 pub(super) async fn waiting(
     redis: &Redis,
     queue: &Queue,
@@ -261,18 +258,21 @@ pub(super) async fn waiting(
     left.retain(|chunk| (chunk + 1) * CHUNK >= from);
     let (mut items, mut bytes) = (Vec::new(), 0);
     for group in left.chunks(CHUNKS) {
-        let mut args = vec!["waiting".into(), text(from), text(limit - items.len()), text(RESULT_BYTES - bytes)];
+        let mut args = vec!["waiting".into(), text(from), text(limit - items.len()), text(PAGE_BYTES - bytes)];
         args.extend(group.iter().map(text));
         let mut answer = Places::of(redis.link.call(OP, &READ, &[prefix(queue)], args).await?)?;
         let next: u64 = answer.number()?;
         let mut rows = answer.list()?;
         while rows.left() > 0 {
-            let Seen { head, payload, .. } = Seen::read(queue, rows.value()?)?;
-            bytes = (bytes + payload.len()).min(RESULT_BYTES);
+            let Seen { mut head, payload, stage, due, .. } = Seen::read(queue, rows.value()?)?;
+            if stage == Stage::Delayed {
+                head.not_before = Some(due);
+            }
+            bytes = (bytes + payload.len()).min(PAGE_BYTES);
             items.push(Envelope { head, payload });
         }
         from = if next > 0 { next } else { group.last().map_or(from, |chunk| (chunk + 1) * CHUNK + 1) };
-        if next > 0 || items.len() == limit || bytes == RESULT_BYTES {
+        if next > 0 || items.len() == limit || bytes == PAGE_BYTES {
             return Ok(Page { items, next: Some(from.to_string()) });
         }
     }

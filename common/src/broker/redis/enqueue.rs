@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use super::hold::text;
 use super::script::{Script, When};
 use super::wire::{self, Places, head_rest, lane_text, state_of, strange, use_text};
-use super::{BOOK, Redis, admin};
+use super::{BOOK, Redis, global};
 use crate::broker::backend::{Enqueued, Envelope, Refusal};
 use crate::codec;
 use crate::error::Result;
@@ -33,7 +33,7 @@ pub(super) async fn enqueue(redis: &Redis, batch: &[Envelope]) -> Result<Vec<Enq
         }
         if let Some(name) = &envelope.head.batch {
             if !owners.contains_key(name) {
-                owners.insert(name, admin::claim_batch(&redis.link, name, queue).await?);
+                owners.insert(name, global::claim_batch(&redis.link, name, queue).await?);
             }
             if let Some(owner) = owners.get(name).filter(|owner| *owner != queue) {
                 answers[place] = Some(Enqueued::Refused(Refusal::OtherQueue(owner.clone())));

@@ -1,19 +1,24 @@
 //! The Redis broker, its own ledger: what a queue holds is in `scripts/book.lua`, and only scripts change it. Here: the
 //! way in. How a server is reached: `address`, `link`, `blocker`, `check`, `fault`, `script`; each step: `enqueue`,
-//! `source` (with `waker`), `hold` (with `gather`), `admin`, `ledger`; how scripts are spoken to: `wire`.
+//! `source` (with `waker`), `hold` (with `gather`), `admin`, `sweep`, `ledger` (with `list`, `account`); what belongs to
+//! no queue: `global`; how scripts are spoken to: `wire`.
 
 mod address;
+mod account;
 mod admin;
 mod blocker;
 mod check;
 mod enqueue;
 mod fault;
 mod gather;
+mod global;
 mod hold;
 mod ledger;
 mod link;
+mod list;
 mod script;
 mod source;
+mod sweep;
 #[cfg(test)]
 mod tests;
 mod waker;
@@ -27,7 +32,6 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use deadpool_redis::redis::cmd;
 use tokio::time::Instant;
 
 use self::gather::Gather;
@@ -43,7 +47,6 @@ use super::backend::{
 use crate::error::{Error, Kind, Result};
 use crate::job::{BatchName, JobId, Queue};
 use crate::ledger::Page;
-use crate::time::Timestamp;
 
 /// Where a process may be made to die, in the order a job meets them; see [`crate::crash_point!`].
 pub const CRASH_POINTS: &[&str] = &[
@@ -106,10 +109,7 @@ impl Redis {
         if self.touched.lock().unwrap_or_else(PoisonError::into_inner).get(queue).is_some_and(fresh) {
             return Ok(());
         }
-        let now = Timestamp::now().as_millis();
-        self.link
-            .query::<()>("note a queue", cmd("ZADD").arg(admin::QUEUES).arg("GT").arg(now).arg(queue.as_str()))
-            .await?;
+        global::touch(&self.link, queue).await?;
         self.touched.lock().unwrap_or_else(PoisonError::into_inner).insert(queue.clone(), Instant::now());
         Ok(())
     }
@@ -191,6 +191,6 @@ impl Backend for Redis {
     }
 
     async fn sweep(&self, retention: &Retention) -> Result<Swept> {
-        admin::sweep(self, retention).await
+        sweep::sweep(self, retention).await
     }
 }

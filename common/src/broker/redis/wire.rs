@@ -111,8 +111,6 @@ pub(super) struct Seen {
     pub(super) leased_at: Timestamp,
     pub(super) cancel: bool,
     pub(super) dropped: bool,
-    /// Whether its payload is kept.
-    pub(super) redrivable: bool,
     pub(super) ended_at: Timestamp,
     /// `c`, `p` or `e`, of a job that no worker ended.
     unrun: String,
@@ -139,7 +137,7 @@ impl Seen {
         let _why = places.text()?;
         let hold = places.text()?.parse().ok();
         let (worker, leased_at) = (places.text()?, places.time()?);
-        let (cancel, dropped, redrivable) = (places.flag()?, places.flag()?, places.flag()?);
+        let (cancel, dropped, _redrivable) = (places.flag()?, places.flag()?, places.flag()?);
         let (ended_at, unrun) = (places.time()?, places.text()?);
         let (body, payload) = (places.bytes()?, places.bytes()?);
         let lease = places.bytes()?;
@@ -174,13 +172,17 @@ impl Seen {
             leased_at,
             cancel,
             dropped,
-            redrivable,
             ended_at,
             unrun,
             body,
             payload,
             lease,
         })
+    }
+
+    /// The bytes of its encoded record.
+    pub(super) fn body_len(&self) -> usize {
+        self.body.len()
     }
 
     /// The job's record, if it has ended and the view holds it.

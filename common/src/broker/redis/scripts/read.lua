@@ -158,6 +158,8 @@ function act.waiting(from, most, bytes, ...)
   local rows, add_row = page(most, bytes)
   local function see(id, _, j, st)
     if st.s ~= 'r' and st.s ~= 'd' then return false end
+    -- Those only have to be ended yet.
+    if (st.deadline or j.deadline) <= NOW or is_cancelled(j.batch, st) then return false end
     local seen = view(id, j, st, { payload = true })
     return not add_row(#seen[22], function() return seen end)
   end
