@@ -250,9 +250,8 @@ pub(super) async fn waiting(
     limit: usize,
 ) -> Result<Page<Envelope>> {
     const OP: &str = "read waiting jobs";
-    let mut from: u64 = cursor
-        .map_or(Ok(1), str::parse)
-        .map_err(|_| Error::new(Kind::Config, OP, "not a cursor of ours"))?;
+    let mut from: u64 =
+        cursor.map_or(Ok(1), str::parse).map_err(|_| Error::new(Kind::Config, OP, "not a cursor of ours"))?;
     let limit = limit.clamp(1, MAX_BATCH);
     let mut left = chunks(&redis.link, queue).await?;
     left.retain(|chunk| (chunk + 1) * CHUNK >= from);

@@ -43,8 +43,7 @@ pub(super) async fn claim_batch(link: &Link, name: &BatchName, queue: &Queue) ->
 
 /// The queue a batch belongs to, if there is such a batch.
 pub(super) async fn owner(link: &Link, name: &BatchName) -> Result<Option<Queue>> {
-    let found: Option<String> =
-        link.query("find a batch", cmd("HGET").arg(BATCHES).arg(name.as_str())).await?;
+    let found: Option<String> = link.query("find a batch", cmd("HGET").arg(BATCHES).arg(name.as_str())).await?;
     found.map(|queue| Queue::new(&queue).map_err(|_| strange("a queue"))).transpose()
 }
 

@@ -100,7 +100,8 @@ impl Ledger for Redis {
         while rows.left() > 0 {
             let mut row = rows.list()?;
             let place = Cursor(row.number()?);
-            let record = Seen::read(&queue, row.value()?)?.record()?.ok_or_else(|| strange("a job without a record"))?;
+            let record =
+                Seen::read(&queue, row.value()?)?.record()?.ok_or_else(|| strange("a job without a record"))?;
             page.records.push((place, record));
         }
         Ok(page)

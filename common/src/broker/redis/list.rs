@@ -50,12 +50,7 @@ struct Row {
 ///
 /// # Errors
 /// `Config` for a cursor that is none of ours.
-pub(super) async fn list(
-    link: &Link,
-    filter: &JobFilter,
-    cursor: Option<&str>,
-    limit: usize,
-) -> Result<Page<JobView>> {
+pub(super) async fn list(link: &Link, filter: &JobFilter, cursor: Option<&str>, limit: usize) -> Result<Page<JobView>> {
     let mut lines = lines(link, filter, cursor).await?;
     let (mut items, mut bytes, mut read) = (Vec::new(), 0, 0);
     while items.len() < limit {
@@ -70,7 +65,8 @@ pub(super) async fn list(
             continue;
         }
         // Of jobs that came at the same moment the last queue by name has the newest.
-        let newest = lines.iter_mut().filter(|line| !line.rows.is_empty()).max_by(|one, other| one.rank().cmp(&other.rank()));
+        let newest =
+            lines.iter_mut().filter(|line| !line.rows.is_empty()).max_by(|one, other| one.rank().cmp(&other.rank()));
         let Some(row) = newest.and_then(|line| line.take(|row| items.is_empty() || bytes + row.bytes <= RESULT_BYTES))
         else {
             break;

@@ -3,8 +3,8 @@
 //! `source` (with `waker`), `hold` (with `gather`), `admin`, `sweep`, `ledger` (with `list`, `account`); what belongs to
 //! no queue: `global`; how scripts are spoken to: `wire`.
 
-mod address;
 mod account;
+mod address;
 mod admin;
 mod blocker;
 mod check;
