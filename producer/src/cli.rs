@@ -31,7 +31,7 @@ pub struct Cli {
 const EXIT_CODES: &str = "Exit codes:
   0 ok   1 failed   2 usage, settings or input wrong   3 done, but some jobs did not succeed
   4 not allowed   5 not found   6 conflict   7 unreachable   8 still pending
-  9 stopped by --max-errors   130 interrupted";
+  9 stopped by --max-errors   130 interrupted   141 the reader of a run's results has gone";
 
 /// Flags of every command.
 #[derive(Clone, Debug, Args)]

@@ -135,7 +135,7 @@ impl Printer {
 
     /// A problem, on stderr: for people, or as one JSON object when data is JSON.
     pub fn problem(&self, problem: &Problem) {
-        if problem.slug == GONE {
+        if problem.is_reader_gone() {
             return;
         }
         if self.is_json() {
@@ -185,13 +185,10 @@ fn drawn_table(headings: Option<&[&str]>, rows: &[Vec<String>], width: Option<u1
     fits.then_some(text)
 }
 
-/// The slug of the problem that a closed pipe is: nothing to say, and nothing went wrong here.
-const GONE: &str = "reader-gone";
-
 fn written(result: io::Result<()>) -> Result<()> {
     result.map_err(|error| {
         if error.kind() == io::ErrorKind::BrokenPipe {
-            return Problem::new(Exit::Done, GONE, "the reader of standard output has gone");
+            return Problem::reader_gone();
         }
         Problem::new(Exit::Failed, "output", format!("cannot write to standard output: {error}"))
     })

@@ -32,6 +32,8 @@ pub enum Exit {
     Stopped,
     /// 130: interrupted.
     Interrupted,
+    /// 141: the reader of a run's results has gone before the end, as of a program that SIGPIPE ends.
+    ReaderGone,
 }
 
 impl Exit {
@@ -49,6 +51,7 @@ impl Exit {
             Self::Pending => 8,
             Self::Stopped => 9,
             Self::Interrupted => 130,
+            Self::ReaderGone => 141,
         }
     }
 }
@@ -58,6 +61,8 @@ impl From<Exit> for ExitCode {
         Self::from(exit.code())
     }
 }
+
+const READER_GONE: &str = "reader-gone";
 
 /// Why a command cannot go on.
 #[derive(Clone, Debug)]
@@ -102,6 +107,16 @@ impl Problem {
             "hints": self.hints,
             "exit": self.exit.code(),
         })
+    }
+
+    /// That whoever read what is written has gone: nothing to say, and nothing went wrong here.
+    pub fn reader_gone() -> Self {
+        Self::new(Exit::Done, READER_GONE, "the reader has gone")
+    }
+
+    /// Whether it is [`Problem::reader_gone`].
+    pub fn is_reader_gone(&self) -> bool {
+        self.slug == READER_GONE
     }
 
     /// A wrong flag or argument.

@@ -150,6 +150,14 @@ impl Progress {
         }
     }
 
+    /// Says something beside the bar, which is back afterwards.
+    pub fn hide(&self, say: impl FnOnce()) {
+        match &self.bar {
+            Some(bar) => bar.suspend(say),
+            None => say(),
+        }
+    }
+
     /// Since it began.
     pub fn elapsed(&self) -> Duration {
         self.began.elapsed()

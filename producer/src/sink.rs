@@ -36,6 +36,16 @@ impl Sink {
         Ok(Self { lines: BufWriter::new(target), path: path.to_owned() })
     }
 
+    /// Whether `path` is something other than a file or a folder: a device or a pipe, which can only be written to.
+    pub fn is_special(path: &Path) -> bool {
+        std::fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir())
+    }
+
+    /// Writes bytes as they are.
+    pub fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
+        self.lines.write_all(bytes).map_err(|error| cannot_write(&self.path, &error))
+    }
+
     /// Writes one line.
     pub fn line(&mut self, text: &str) -> Result<()> {
         writeln!(self.lines, "{text}").map_err(|error| cannot_write(&self.path, &error))
@@ -106,7 +116,11 @@ impl Write for Target {
     }
 }
 
-fn cannot_write(path: &Path, error: &io::Error) -> Problem {
+/// What an error while writing to `path` means: a wrong argument, a reader that has gone, or trouble.
+pub(crate) fn cannot_write(path: &Path, error: &io::Error) -> Problem {
+    if error.kind() == ErrorKind::BrokenPipe {
+        return Problem::reader_gone();
+    }
     let misnamed = [ErrorKind::NotFound, ErrorKind::IsADirectory, ErrorKind::NotADirectory].contains(&error.kind());
     let exit = if misnamed { Exit::Usage } else { Exit::Failed };
     Problem::new(exit, "output", format!("cannot write {}: {error}", path.display()))

@@ -11,7 +11,8 @@ mod template;
 use std::sync::Arc;
 
 use promptq_common::codec::{self, MAX_BYTES};
-use promptq_common::job::{BatchName, Queue};
+use promptq_common::job::{BatchName, Job, Queue};
+use promptq_worker::runner::Runners;
 use sha2::{Digest, Sha256};
 
 pub use args::{InputArgs, JobArgs, Kind, OnConflict};
@@ -29,6 +30,7 @@ pub struct Input {
     sources: Vec<Source>,
     maker: Maker,
     limit: u64,
+    runners: Option<Arc<Runners>>,
 }
 
 impl Input {
@@ -43,7 +45,13 @@ impl Input {
     /// The jobs of these sources.
     pub fn new(args: &InputArgs, sources: Vec<Source>, to: Destination) -> Result<Self> {
         let maker = Maker::new(args, to)?;
-        Ok(Self { sources, maker, limit: args.limit.unwrap_or(u64::MAX) })
+        Ok(Self { sources, maker, limit: args.limit.unwrap_or(u64::MAX), runners: None })
+    }
+
+    /// The same, where rows that none of these runners can run are faults.
+    pub fn run_by(mut self, runners: Option<Arc<Runners>>) -> Self {
+        self.runners = runners;
+        self
     }
 
     /// Where jobs go.
@@ -63,7 +71,7 @@ impl Input {
 
     /// Reads from the beginning.
     pub fn read(self: &Arc<Self>) -> Reading {
-        Reading { input: Arc::clone(self), next: 0, rows: None, row: 0, prints: Vec::new() }
+        Reading { input: Arc::clone(self), next: 0, rows: None, row: 0, known: None, prints: Vec::new() }
     }
 }
 
@@ -74,6 +82,8 @@ pub struct Reading {
     next: usize,
     rows: Option<Rows>,
     row: u64,
+    /// The last model that some runner knew: most inputs name one.
+    known: Option<String>,
     prints: Vec<Print>,
 }
 
@@ -110,6 +120,7 @@ impl Reading {
             };
             self.row += 1;
             let made = row.and_then(|row| self.input.maker.make(self.row, row)).and_then(small_enough);
+            let made = made.and_then(|made| self.runnable(made));
             return Ok(Some(Item { row: self.row, place, made }));
         }
     }
@@ -131,11 +142,30 @@ impl Reading {
         done && current.is_none_or(|(rows, then)| rows.looks_like(then))
     }
 
+    fn runnable(&mut self, made: Made) -> Result<Made, Fault> {
+        let Some(runners) = &self.input.runners else { return Ok(made) };
+        let model = &made.job.work.model;
+        if model.is_none() || *model != self.known {
+            can_run(runners, &made.job)?;
+            self.known.clone_from(model);
+        }
+        Ok(made)
+    }
+
     fn close(&mut self) {
         if let Some(print) = self.rows.take().and_then(|rows| rows.print()) {
             self.prints.push(print);
         }
     }
+}
+
+/// Whether one of these runners can run the job, by the model it names.
+pub(crate) fn can_run(runners: &Runners, job: &Job) -> Result<(), Fault> {
+    let Err(failure) = runners.pick(job) else { return Ok(()) };
+    Err(match failure.detail.split_once("; hint: ") {
+        Some((what, hint)) => Fault::new(what).hint(hint),
+        None => Fault::new(failure.detail),
+    })
 }
 
 fn small_enough(made: Made) -> Result<Made, Fault> {

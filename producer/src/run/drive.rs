@@ -1,5 +1,6 @@
 //! The loop of a run: enqueueing, workers, results and signals at once; decides when to leave and with what.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,13 +11,13 @@ use promptq_common::outcome::FailureClass;
 use promptq_common::store::Store;
 use promptq_common::time::Timestamp;
 use promptq_worker::rollup;
-use promptq_worker::status::{Blocked, BlockedBy, Board};
+use promptq_worker::status::{Blocked, BlockedBy, Board, Status};
 use promptq_worker::stop::{Phase, Stop};
 use promptq_worker::{Drained, Parts, StopReason};
 use tokio::task::JoinSet;
 
 use super::follow::Follower;
-use super::summary::summary;
+use super::summary::{causes, summary};
 use crate::command::run::RunArgs;
 use crate::context::Context;
 use crate::input::Input;
@@ -49,6 +50,8 @@ pub(super) struct Drive<'a> {
     view: Option<BatchView>,
     looked: Option<Instant>,
     failing: Option<Instant>,
+    /// Limit keys whose account does not work, and was told of.
+    refused: BTreeSet<String>,
 }
 
 /// Why a run leaves.
@@ -82,6 +85,7 @@ impl<'a> Drive<'a> {
             view: None,
             looked: None,
             failing: None,
+            refused: BTreeSet::new(),
         }
     }
 
@@ -112,7 +116,11 @@ impl<'a> Drive<'a> {
         enqueueing.abort_all();
         let leave = self.drain(broker, leave, &mut workers).await;
         self.progress.clear();
-        self.told(broker, leave).await
+        let (cx, batch) = (self.cx, self.batch.clone());
+        match self.told(broker, leave).await {
+            Err(problem) if problem.is_reader_gone() => reader_gone(cx, broker, &batch).await,
+            told => told,
+        }
     }
 
     async fn drive(
@@ -184,6 +192,7 @@ impl<'a> Drive<'a> {
         self.view = broker.ledger().batch(&self.batch).await?;
         self.looked = Some(Instant::now());
         let status = self.board.as_ref().map(Board::now).unwrap_or_default();
+        self.tell_refusals(&status);
         let Some(view) = &self.view else { return Ok(None) };
         let blocked = status.blocked.first().map(reason);
         self.progress.show(view, self.total, blocked.as_deref());
@@ -192,6 +201,19 @@ impl<'a> Drive<'a> {
             return Ok(Some(Leave::TooManyDead));
         }
         Ok(status.stuck(STUCK, Timestamp::now()).cloned().map(Leave::Stuck))
+    }
+
+    /// An account that does not work is told of at once: only a person can mend it, and the run ends for it soon.
+    fn tell_refusals(&mut self, status: &Status) {
+        for blocked in &status.blocked {
+            let BlockedBy::Limit { key, class: FailureClass::Account } = &blocked.by else { continue };
+            if self.refused.insert(key.clone()) {
+                self.progress.hide(|| {
+                    let still = "asking again; with nothing else to run the run stops after";
+                    self.cx.printer.warn(&format!("{}; {still} {} s", reason(blocked), STUCK.as_secs()));
+                });
+            }
+        }
     }
 
     /// Lets the workers finish what they run, still copying results; a second signal makes them leave at once.
@@ -254,6 +276,9 @@ impl<'a> Drive<'a> {
             say(&format!("{gone} results are past their retention and gone"));
         }
         if view.counts.dead > 0 {
+            if let Some(causes) = causes(broker.ledger(), &self.batch).await? {
+                say(&causes);
+            }
             say(&format!("dead: promptq dead groups -Q {}   again: --retry-dead", self.queue));
         }
         let left = view.counts.total - view.counts.ended();
@@ -274,6 +299,14 @@ impl<'a> Drive<'a> {
             Leave::WorkersLeft(problem) | Leave::Failed(problem) => Err(problem.hint(go_on)),
         }
     }
+}
+
+/// The end of a run whose results nobody reads any more.
+async fn reader_gone(cx: &Context, broker: &Broker, batch: &BatchName) -> Result<Exit> {
+    let left = broker.ledger().batch(batch).await?.map_or(0, |view| view.counts.total - view.counts.ended());
+    let left = submit::jobs(left);
+    cx.printer.say(&format!("stopped: the reader of the results has gone; {left} left; the same command goes on"));
+    Ok(Exit::ReaderGone)
 }
 
 fn reason(blocked: &Blocked) -> String {

@@ -12,6 +12,7 @@ use promptq_common::store::Store;
 use super::output::{OutputFile, Position};
 use crate::printer::Printer;
 use crate::problem::{Exit, Problem, Result};
+use crate::sink;
 
 /// The most records read at once; fewer while lines are long, so that a page stays near [`PAGE_BYTES`].
 const PAGE: usize = 1_000;
@@ -25,6 +26,8 @@ pub(super) enum Sink {
     File(Box<OutputFile>),
     /// Standard output, from the first result on.
     Stdout(Printer, Position),
+    /// A device or a pipe, from the first result on.
+    Stream(Box<sink::Sink>, Position),
 }
 
 impl Sink {
@@ -32,7 +35,7 @@ impl Sink {
     pub(super) fn position(&self) -> &Position {
         match self {
             Self::File(file) => file.position(),
-            Self::Stdout(_, position) => position,
+            Self::Stdout(_, position) | Self::Stream(_, position) => position,
         }
     }
 
@@ -41,8 +44,13 @@ impl Sink {
             Self::File(file) => file.append(bytes, lines, cursor),
             Self::Stdout(printer, position) => {
                 printer.data(bytes)?;
-                let (length, lines) = (position.length + bytes.len() as u64, position.lines + lines);
-                *position = Position { length, cursor, lines, tail: String::new() };
+                position.pass(bytes, lines, cursor);
+                Ok(())
+            }
+            Self::Stream(stream, position) => {
+                stream.bytes(bytes)?;
+                stream.flush()?;
+                position.pass(bytes, lines, cursor);
                 Ok(())
             }
         }

@@ -12,11 +12,12 @@ use std::sync::Arc;
 
 use promptq_common::broker::{Broker, MAX_BATCH, Redriven};
 use promptq_common::config::Origin;
-use promptq_common::job::{BatchName, JobId, Queue};
+use promptq_common::job::{BatchName, Job, JobId, Queue};
 use promptq_common::ledger::JobFilter;
 use promptq_common::record::State;
 use promptq_common::store::Store;
 use promptq_common::telemetry::{Act, audit};
+use promptq_common::work::Work;
 use promptq_worker::runner::Runners;
 use promptq_worker::status::Board;
 use promptq_worker::{Parts, configured};
@@ -24,8 +25,9 @@ use promptq_worker::{Parts, configured};
 use crate::command::run::RunArgs;
 use crate::command::submit::{dry_run, sources};
 use crate::context::Context;
-use crate::input::{Destination, Input};
+use crate::input::{Destination, Input, can_run};
 use crate::problem::{Exit, Problem, Result};
+use crate::sink;
 use crate::submit::{self, Terms};
 use drive::Drive;
 use follow::{Follower, Sink};
@@ -35,18 +37,21 @@ use output::{OutputFile, Position};
 /// Runs to the end, or until it is stopped. Dies after any step: the same command again recovers the leases of the
 /// worker that signed the lock, enqueues what is missing, and cuts the output back to the last saved position.
 pub(crate) async fn run(cx: &Context, args: &RunArgs) -> Result<Exit> {
+    let (job, fleet) = (&args.input.job, args.input.job.queue.is_some());
+    // A fleet's workers have runners of their own.
+    let runners = if fleet { None } else { Some(runners(cx, job.model.as_deref())?) };
     let sources = sources(&args.input).await?;
-    let output = Some(args.output.as_path()).filter(|path| *path != Path::new("-"));
+    let is_stdout = |path: &Path| path == Path::new("-") || path == Path::new("/dev/stdout");
+    let output = Some(args.output.as_path()).filter(|path| !is_stdout(path));
     let address = cx.config.broker.url.expose();
     let identity = tokio::task::block_in_place(|| lock::identity(&args.input, &sources, address, output))?;
     let identity = if args.input.stream { JobId::fresh().to_string() } else { identity };
     let name = format!("run-{identity}");
     let mut lock = Lock::take(&name)?;
 
-    let job = &args.input.job;
     let to = destination(cx, args, &name)?;
-    let (queue, batch, fleet) = (to.queue.clone(), to.batch.clone(), job.queue.is_some());
-    let input = Arc::new(Input::new(&args.input, sources, to)?);
+    let (queue, batch) = (to.queue.clone(), to.batch.clone());
+    let input = Arc::new(Input::new(&args.input, sources, to)?.run_by(runners.clone()));
     let broker = cx.broker().await?;
     if let Some(predecessor) = lock.predecessor.as_ref().filter(|_| !fleet) {
         broker.recover(predecessor).await?;
@@ -65,7 +70,7 @@ pub(crate) async fn run(cx: &Context, args: &RunArgs) -> Result<Exit> {
         let redriven = retry_dead(broker, &batch).await?;
         cx.printer.say(&format!("{} of an earlier run tried again", submit::jobs(redriven)));
     }
-    let parts = if fleet { None } else { Some(parts(cx, args, (&queue, &batch), broker, store)?) };
+    let parts = runners.map(|runners| parts(cx, args, (&queue, &batch), (broker, store, runners)));
     if let Some(parts) = &parts {
         lock.sign(&parts.settings.worker)?;
         let count = checked.as_ref().map(|checked| submit::jobs(checked.rows));
@@ -95,6 +100,10 @@ async fn follower(
     let note = format!("{name}/output");
     let sink = match output {
         None => Sink::Stdout(cx.printer, Position::default()),
+        Some(path) if sink::Sink::is_special(path) => {
+            let stream = tokio::task::block_in_place(|| sink::Sink::create(path, true))?;
+            Sink::Stream(Box::new(stream), Position::default())
+        }
         Some(path) => {
             let known = if args.overwrite { Vec::new() } else { Follower::saved(broker, &note).await? };
             let file = tokio::task::block_in_place(|| OutputFile::open(path, &known, args.overwrite))?;
@@ -111,9 +120,8 @@ fn parts(
     cx: &Context,
     args: &RunArgs,
     (queue, batch): (&Queue, &BatchName),
-    broker: &Broker,
-    store: Option<Store>,
-) -> Result<Parts> {
+    (broker, store, runners): (&Broker, Option<Store>, Arc<Runners>),
+) -> Parts {
     let config = &cx.config;
     let mut settings = configured::settings(config);
     settings.queues = vec![(queue.clone(), 1)];
@@ -121,10 +129,22 @@ fn parts(
     settings.concurrency = args.concurrency.unwrap_or(settings.concurrency);
     settings.roll_up =
         config.settings.iter().any(|setting| setting.name == "store.url" && setting.origin != Origin::Default);
-    let mut runners = configured::runners(config);
-    runners.exec.allow_inline = true;
-    let runners = Runners::new(runners).map_err(|error| Problem::new(Exit::Usage, "config", format!("{error:#}")))?;
-    Ok(Parts { broker: broker.clone(), store, runners: Arc::new(runners), settings, board: Board::new() })
+    Parts { broker: broker.clone(), store, runners, settings, board: Board::new() }
+}
+
+/// What this run's workers can run; `model`, where a flag gives one to every row, must be among it.
+fn runners(cx: &Context, model: Option<&str>) -> Result<Arc<Runners>> {
+    let mut settings = configured::runners(&cx.config);
+    settings.exec.allow_inline = true;
+    let runners = Runners::new(settings).map_err(|error| Problem::new(Exit::Usage, "config", format!("{error:#}")))?;
+    if let Some(model) = model
+        && let Err(fault) = can_run(&runners, &Job::new(Queue::standard(), Work::prompt(Some(model), "")))
+    {
+        let problem =
+            Problem::new(Exit::Usage, "no-runner", format!("-m: {}", fault.what)).detail("nothing was enqueued");
+        return Err(fault.hint.into_iter().fold(problem, Problem::hint));
+    }
+    Ok(Arc::new(runners))
 }
 
 /// Puts every dead job of the batch back in line, before anything runs.

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::lock::{beside, claim};
 use crate::problem::{Exit, Problem, Result};
+use crate::sink::cannot_write;
 
 /// How far an output was durable at some time.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +25,15 @@ pub(super) struct Position {
     pub lines: u64,
     /// SHA-256 of the last [`TAIL`] of those bytes, hexadecimal.
     pub tail: String,
+}
+
+impl Position {
+    /// Counts what was written where nothing is gone on with.
+    pub(super) fn pass(&mut self, bytes: &[u8], lines: u64, cursor: Cursor) {
+        self.length += bytes.len() as u64;
+        self.lines += lines;
+        self.cursor = cursor;
+    }
 }
 
 /// Bytes compared to tell our own file from another.
@@ -47,12 +57,14 @@ impl OutputFile {
     /// # Errors
     /// `Conflict` when the file holds something else than this run wrote, or another process writes it.
     pub(super) fn open(path: &Path, known: &[Position], overwrite: bool) -> Result<Self> {
-        let trouble = |error: &io::Error| trouble(path, error);
+        let trouble = |error: &io::Error| cannot_write(path, error);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
         let file = file.map_err(|error| trouble(&error))?;
         claim(&file, "the output file", path)?;
         let length = file.metadata().map_err(|error| trouble(&error))?.len();
-        let mut output = Self { file, path: path.to_owned(), position: Position::default(), tail: Vec::new() };
+        // Where a symbolic link leads to: what takes the file's place later must not take the link's.
+        let real = std::fs::canonicalize(path).map_err(|error| trouble(&error))?;
+        let mut output = Self { file, path: real, position: Position::default(), tail: Vec::new() };
         if length == 0 || overwrite {
             output.cut(&Position::default()).map_err(|error| trouble(&error))?;
             sync_folder(path).map_err(|error| trouble(&error))?;
@@ -82,7 +94,7 @@ impl OutputFile {
     /// [`OutputFile::open`] cuts off.
     pub(super) fn append(&mut self, bytes: &[u8], lines: u64, cursor: Cursor) -> Result<()> {
         let written = self.file.write_all(bytes).and_then(|()| self.file.sync_data());
-        written.map_err(|error| trouble(&self.path, &error))?;
+        written.map_err(|error| cannot_write(&self.path, &error))?;
         let keep = bytes.len().min(TAIL);
         self.tail.extend_from_slice(&bytes[bytes.len() - keep..]);
         let excess = self.tail.len().saturating_sub(TAIL);
@@ -105,7 +117,7 @@ impl OutputFile {
     pub(super) fn draft(&self) -> Result<Self> {
         let path = beside(&self.path);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&path);
-        let file = file.map_err(|error| trouble(&path, &error))?;
+        let file = file.map_err(|error| cannot_write(&path, &error))?;
         claim(&file, "the output file", &path)?;
         let position = Position { tail: hex(&Sha256::digest([])), ..Position::default() };
         Ok(Self { file, path, position, tail: Vec::new() })
@@ -114,8 +126,8 @@ impl OutputFile {
     /// Puts a draft in this file's place. The caller has saved both positions, so that a crash before or after the
     /// exchange finds a file that fits.
     pub(super) fn replace(&mut self, draft: Self) -> Result<()> {
-        std::fs::rename(&draft.path, &self.path).map_err(|error| trouble(&self.path, &error))?;
-        sync_folder(&self.path).map_err(|error| trouble(&self.path, &error))?;
+        std::fs::rename(&draft.path, &self.path).map_err(|error| cannot_write(&self.path, &error))?;
+        sync_folder(&self.path).map_err(|error| cannot_write(&self.path, &error))?;
         let path = std::mem::take(&mut self.path);
         *self = Self { path, ..draft };
         Ok(())
@@ -156,11 +168,6 @@ impl OutputFile {
 fn sync_folder(path: &Path) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(folder)?.sync_all()
-}
-
-fn trouble(path: &Path, error: &io::Error) -> Problem {
-    let exit = if error.kind() == io::ErrorKind::NotFound { Exit::Usage } else { Exit::Failed };
-    Problem::new(exit, "output", format!("cannot write {}: {error}", path.display()))
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -1,10 +1,15 @@
-//! The last line of a run.
+//! The last lines of a run: what came of it, and what its dead jobs died of.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use promptq_common::ledger::BatchView;
+use promptq_common::broker::MAX_BATCH;
+use promptq_common::job::BatchName;
+use promptq_common::ledger::{BatchView, JobFilter, Ledger};
+use promptq_common::record::State;
 
+use crate::problem::Result;
 use crate::submit::{grouped, jobs};
 
 /// `done: 4,992 succeeded, 8 dead, $0.24, 10:04 → out.jsonl`; a cost that nobody knows is called so.
@@ -27,6 +32,46 @@ pub(super) fn summary(how: &str, view: &BatchView, elapsed: Duration, output: &P
     format!("{how}: {}{place}", parts.join(", "))
 }
 
+/// Causes that are named.
+const NAMED: usize = 3;
+/// Dead jobs that are looked at, the newest: more would hold up the end of a run that died whole.
+const LOOKED_AT: usize = 10_000;
+
+/// `died of: 6x content_filter, 2x context_length_exceeded`; `None` where no job is dead.
+pub(super) async fn causes(ledger: &dyn Ledger, batch: &BatchName) -> Result<Option<String>> {
+    let filter = JobFilter { batch: Some(batch.clone()), states: vec![State::Dead], ..JobFilter::default() };
+    let (mut counts, mut cursor, mut seen) = (BTreeMap::<String, u64>::new(), None, 0);
+    loop {
+        let page = ledger.list(&filter, cursor.as_deref(), MAX_BATCH).await?;
+        seen += page.items.len();
+        for job in page.items {
+            let cause = job.record.and_then(|record| record.cause);
+            *counts.entry(cause.map_or_else(|| "unknown".to_owned(), |cause| cause.code)).or_default() += 1;
+        }
+        cursor = page.next;
+        if cursor.is_none() || seen >= LOOKED_AT {
+            break;
+        }
+    }
+    Ok(named(counts, cursor.is_some()))
+}
+
+fn named(counts: BTreeMap<String, u64>, more: bool) -> Option<String> {
+    let mut counts: Vec<_> = counts.into_iter().collect();
+    counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    let others = counts.len().saturating_sub(NAMED);
+    let top = counts.into_iter().take(NAMED).map(|(code, count)| format!("{}x {code}", grouped(count)));
+    let mut text = top.collect::<Vec<_>>().join(", ");
+    if text.is_empty() {
+        return None;
+    }
+    if others > 0 {
+        text = format!("{text}, {others} other {}", if others == 1 { "cause" } else { "causes" });
+    }
+    let among = if more { format!(" (of the newest {})", grouped(LOOKED_AT as u64)) } else { String::new() };
+    Some(format!("died of{among}: {text}"))
+}
+
 fn clock(elapsed: Duration) -> String {
     let seconds = elapsed.as_secs();
     let (hours, minutes, seconds) = (seconds / 3_600, seconds / 60 % 60, seconds % 60);
@@ -35,7 +80,7 @@ fn clock(elapsed: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
-    use promptq_common::job::{BatchName, Queue};
+    use promptq_common::job::Queue;
     use promptq_common::ledger::{Counts, Cursor};
     use promptq_common::outcome::{Usage, Usd};
     use promptq_common::time::Timestamp;
@@ -60,5 +105,18 @@ mod tests {
         assert_eq!(line(&view), "done: 4,992 succeeded, 8 dead, $0.24, 10:04 → out.jsonl");
         view.cost = None;
         assert_eq!(line(&view), "done: 4,992 succeeded, 8 dead, cost unknown, 10:04 → out.jsonl");
+    }
+
+    #[test]
+    fn the_three_causes_that_count_most_are_named() {
+        let named = |counts: &[(&str, u64)], more| {
+            named(counts.iter().map(|(code, count)| ((*code).to_owned(), *count)).collect(), more)
+        };
+        assert_eq!(named(&[], false), None);
+        assert_eq!(named(&[("a", 2), ("b", 6)], false).unwrap(), "died of: 6x b, 2x a");
+        let many = [("a", 2), ("b", 6), ("c", 1), ("d", 3_000), ("e", 1)];
+        assert_eq!(named(&many[..4], false).unwrap(), "died of: 3,000x d, 6x b, 2x a, 1 other cause");
+        let cut = "died of (of the newest 10,000): 3,000x d, 6x b, 2x a, 2 other causes";
+        assert_eq!(named(&many, true).unwrap(), cut);
     }
 }

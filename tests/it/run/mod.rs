@@ -1,5 +1,6 @@
 //! `promptq run` and `submit` as processes: what they write, how they end, and how a run is gone on with after a crash.
 
+mod ends;
 mod mistakes;
 
 use std::collections::BTreeMap;

@@ -129,8 +129,8 @@ impl Runners {
         let named = model.split_once('/').and_then(|(name, _)| self.providers.get(name));
         let provider = named.or_else(|| self.providers.get(Self::PROVIDER)).ok_or_else(|| {
             let detail = format!(
-                "model {:?} needs the provider \"openai\" or one named before a slash, and this worker has {}; \
-                 hint: give it a base_url in [providers.NAME]",
+                "no runner knows the model {:?}: there are {}; hint: for a model of OpenAI or of a server like it set \
+                 OPENAI_API_KEY or OPENAI_BASE_URL, or give [providers.NAME] a base_url and write NAME/MODEL",
                 model.chars().take(80).collect::<String>(),
                 self.known()
             );
@@ -161,9 +161,13 @@ impl Runners {
         }
     }
 
+    /// Every model, or kind of model, that some runner knows.
     fn known(&self) -> String {
-        let names: Vec<_> = self.providers.keys().map(String::as_str).collect();
-        if names.is_empty() { "no provider".to_owned() } else { names.join(", ") }
+        let own = self.own.keys().chain(self.named.keys()).cloned();
+        let inline = self.exec.allow_inline.then(|| "exec:COMMAND".to_owned());
+        let providers = self.providers.keys().map(|name| format!("{name}/MODEL"));
+        let names = ["mock".to_owned()].into_iter().chain(inline).chain(own).chain(providers);
+        names.collect::<Vec<_>>().join(", ")
     }
 }
 
