@@ -136,12 +136,12 @@ fn settings_are_shown_without_their_secrets() {
     };
     ask(&["config", "show", "--origin"]).ends(0).prints(&["redis://me:***@far", "api_key\t***"]);
     ask(&["config", "show", "--json"]).ends(0);
-    ask(&["status"]).ends(2).says(&["redis://me:***@far"]);
-    ask(&["status", "--json"]).ends(2);
+    ask(&["status"]).ends(7).says(&["redis://me:***@far"]);
+    ask(&["status", "--json"]).ends(7);
     ask(&["doctor"]).ends(7);
     ask(&["status", "--broker", &format!("far:{PASSWORD}@x:y")]).ends(2);
     home.write("promptq.toml", &format!("providers.openai.api_key = \"{KEY}\"\nproviders.openai.api_ky = \"{KEY}\"\n"));
-    ask(&["status"]).ends(2).says(&["promptq.toml:2:", "did you mean providers.openai.api_key?"]);
+    ask(&["status"]).ends(7).says(&["promptq.toml:2:", "did you mean providers.openai.api_key?"]);
     home.write(
         "promptq.toml",
         &format!("providers.openai.api_key = [\"{KEY}\"]\n[broker\npassword = \"{PASSWORD}\"\n"),

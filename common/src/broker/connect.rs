@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use url::Url;
 
+use super::redis::Redis;
 use super::sqlite::Sqlite;
 use super::{Access, Backend, Broker, Survey, redis};
 use crate::error::{Error, Kind, Result};
@@ -12,7 +13,8 @@ use crate::error::{Error, Kind, Result};
 const OP: &str = "connect to the broker";
 
 impl Broker {
-    /// Connects to what `access` names: `sqlite:///path/to/file.db` (made when missing) or `memory://`.
+    /// Connects to what `access` names: `sqlite:///path/to/file.db` (made when missing),
+    /// `redis://[user:password@]host[:port][/database]`, `rediss://` for the same over TLS, or `memory://`.
     ///
     /// # Errors
     /// `Config` for an address, file system or right a person has to mend; `Unavailable` when it may work later.
@@ -25,12 +27,18 @@ impl Broker {
                 Ok(Self::new(Arc::clone(&sqlite) as Arc<dyn Backend>, sqlite))
             }
             "memory" => Ok(Self::memory()),
-            scheme @ ("redis" | "rediss" | "amqp" | "amqps") => Err(Error::new(
+            "redis" | "rediss" => {
+                let redis = Arc::new(Redis::connect(access).await?);
+                Ok(Self::new(Arc::clone(&redis) as Arc<dyn Backend>, redis))
+            }
+            scheme @ ("amqp" | "amqps") => Err(Error::new(
                 Kind::Unsupported,
                 OP,
-                format!("{scheme}:// is not supported by this version; use sqlite://"),
+                format!("{scheme}:// is not supported by this version; use redis:// or sqlite://"),
             )),
-            scheme => Err(Error::new(Kind::Config, OP, format!("no broker speaks {scheme}://; use sqlite://"))),
+            scheme => {
+                Err(Error::new(Kind::Config, OP, format!("no broker speaks {scheme}://; use redis:// or sqlite://")))
+            }
         }
     }
 }

@@ -39,7 +39,8 @@ impl Peer {
             Error::new(Kind::TimedOut, op, format!("{at}: no answer in time{}", self.perhaps_plain()))
         } else if kind == ErrorKind::Io {
             let why = format!("{at}: the connection failed{}", self.perhaps_tls(error));
-            Error::new(Kind::Unavailable, op, why).because(error.clone())
+            // As text: the driver names each cause twice.
+            Error::new(Kind::Unavailable, op, why).because(error.to_string())
         } else if kind == ErrorKind::Parse {
             let why = format!("{at}: what answers there is not Redis{}", if self.is_tls { "" } else { SPEAKS_TLS });
             Error::new(Kind::Unavailable, op, why)
