@@ -219,13 +219,12 @@ impl<'a> Drive<'a> {
     /// Lets the workers finish what they run, still copying results; a second signal makes them leave at once.
     async fn drain(&mut self, broker: &Broker, leave: Leave, workers: &mut JoinSet<anyhow::Result<Drained>>) -> Leave {
         self.stop.drain();
-        if matches!(leave, Leave::Interrupted) && !workers.is_empty() {
+        let gone = matches!(&leave, Leave::Failed(problem) if problem.is_reader_gone());
+        if (gone || matches!(leave, Leave::Interrupted)) && !workers.is_empty() {
             self.progress.clear();
-            let running = self.board.as_ref().map_or(0, |board| board.now().running);
-            self.cx.printer.say(&format!(
-                "finishing {} that run; Ctrl-C again leaves them for the next run",
-                submit::jobs(u64::from(running))
-            ));
+            let running = submit::jobs(u64::from(self.board.as_ref().map_or(0, |board| board.now().running)));
+            let again = if gone { "" } else { " again" };
+            self.cx.printer.say(&format!("finishing {running} that run; Ctrl-C{again} leaves them for the next run"));
         }
         let mut leave = leave;
         loop {
