@@ -15,6 +15,7 @@ local act = {}
 
 function act.known(...)
   local found = {}
+  prefetch(':jobs', jobs, { ... })
   for place, id in ipairs({ ... }) do
     local j = job(id)
     if j then
@@ -33,6 +34,7 @@ end
 
 function act.fetch(...)
   local found = {}
+  prefetch(':jobs', jobs, { ... })
   for place, id in ipairs({ ... }) do
     local j = job(id)
     local st = j and state(id)
@@ -126,9 +128,12 @@ end
 local function walk(from, to, newest_first, see)
   if to < from then return nil end
   local ids = {}
-  each(P .. ':o', from, to, function(id, number) ids[#ids + 1] = { id, number } end)
-  for place = 1, #ids do
-    local id, number = unpack(ids[newest_first and #ids - place + 1 or place])
+  each(P .. ':o', from, to, function(id) ids[#ids + 1] = id end)
+  prefetch(':jobs', jobs, ids)
+  prefetch(':state', states, ids)
+  for step = 1, #ids do
+    local place = newest_first and #ids - step + 1 or step
+    local id, number = ids[place], from + place - 1
     local j = job(id)
     if j and j.seq == number and see(id, number, j, state(id)) then return number end
   end

@@ -35,10 +35,14 @@ local function walk(chunk, last, see)
   local from = chunk * CHUNK + 1
   local to = math.min(from + CHUNK - 1, last)
   if to < from then return end
-  each(P .. ':o', from, to, function(id)
+  local ids = {}
+  each(P .. ':o', from, to, function(id) ids[#ids + 1] = id end)
+  prefetch(':jobs', jobs, ids)
+  prefetch(':state', states, ids)
+  for place, id in ipairs(ids) do
     local j = job(id)
-    if j then see(id, j, state(id)) end
-  end)
+    if j and j.seq == from + place - 1 then see(id, j, state(id)) end
+  end
 end
 
 function act.cancel(chunk, batch)

@@ -2,6 +2,7 @@
 
 mod check;
 mod server;
+mod upkeep;
 
 use std::sync::LazyLock;
 use std::time::Duration;
