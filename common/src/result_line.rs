@@ -12,14 +12,32 @@ use crate::outcome::{Attempt, Body, FailureClass, Usage, Usd};
 use crate::record::{Answer, End, Output, Record};
 use crate::time::Timestamp;
 
+/// The longest announcement with its answer's body: 10,000 of them, which a stream holds, are some 600 MiB, within the 1
+/// GiB that a results queue may take.
+pub const ANNOUNCED_BYTES: usize = 64 * 1024;
+
 /// One line of JSON without its newline. `body` is the answer's body where the record only names it in object
 /// storage; an inline body is taken from the record. Without either, `response.body` is null and `promptq.output`
 /// says where the body is.
 pub fn result_line(record: &Record, body: Option<&Body>) -> String {
-    let body = match record.answer.as_ref().map(|answer| &answer.output) {
-        Some(Output::Inline(inline)) => Some(inline),
-        Some(Output::Stored(_)) | None => body,
-    };
+    line(record, inline(record).or(body))
+}
+
+/// The same line for those who listen: without the body where it would have more than [`ANNOUNCED_BYTES`]. Whoever wants
+/// that one reads it by the job's id.
+pub fn announcement(record: &Record) -> String {
+    let whole = line(record, inline(record));
+    if whole.len() > ANNOUNCED_BYTES { line(record, None) } else { whole }
+}
+
+fn inline(record: &Record) -> Option<&Body> {
+    match &record.answer.as_ref()?.output {
+        Output::Inline(inline) => Some(inline),
+        Output::Stored(_) => None,
+    }
+}
+
+fn line(record: &Record, body: Option<&Body>) -> String {
     let line = Line {
         id: format!("batch_req_{}", record.id),
         custom_id: record.custom_id.as_deref(),

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use promptq_common::broker::{Access, Broker};
+use promptq_common::broker::{Access, Broker, WorkerId};
 use promptq_common::job::{BatchName, Job, JobId, Queue};
 use promptq_common::ledger::JobFilter;
 use promptq_common::record::{End, State};
@@ -224,7 +224,7 @@ async fn dies_at(armed: &str) -> bool {
     let (there, left) = (view(&ends.to().await, &name).await, view(&from, &name).await);
     assert_eq!((there.sealed, there.counts.queued, left.counts.total), (true, 3, 0), "{armed}");
     assert_eq!(ends.source_reason().await, Some(format!("moved to {}", ends.target)), "{armed}");
-    let none_left = from.ledger().note(&note_key(&ends.target)).await.unwrap();
+    let none_left = from.ledger().note(&format!("open/{}", owner(&ends.target))).await.unwrap();
     assert_eq!(none_left, None, "{armed}");
     true
 }
@@ -269,7 +269,11 @@ async fn kills_at_any_moment_lose_nothing_and_run_nothing_twice() {
             // Whatever asks at the source is given nothing, and another move may not begin.
             worker(&from).await.finds_nothing().await;
             let third = format!("sqlite://{}", ends.home.path("third.db").display());
-            ends.home.promptq(&["broker", "move", "--yes", "--to", &third]).ends(6);
+            let elsewhere = ["broker", "move", "--yes", "--to", &third];
+            ends.home.promptq(&elsewhere).ends(6).says(&["under way"]);
+            from.ledger().unlock("broker-move", &owner(&ends.target)).await.unwrap();
+            ends.home.promptq(&elsewhere).ends(6).says(&["paused by another move that has not ended"]);
+            assert_eq!(states(&Broker::connect(&Access::new(&third).unwrap()).await.unwrap()).await.len(), 0);
         }
     }
     let to = ends.to().await;
@@ -280,7 +284,7 @@ async fn kills_at_any_moment_lose_nothing_and_run_nothing_twice() {
     assert_eq!((ran.len(), ran.into_iter().collect::<HashSet<_>>()), (JOBS, sent.iter().map(|job| job.id).collect()));
 }
 
-/// Where a move notes batches that are still to be sealed.
-fn note_key(target: &str) -> String {
-    format!("open/move-{}", JobId::derived(&Queue::standard(), None, target))
+/// Who a move to `target` is, so that the same one may go on.
+fn owner(target: &str) -> WorkerId {
+    WorkerId::known(format!("move-{}", JobId::derived(&Queue::standard(), None, target)))
 }

@@ -5,6 +5,7 @@ mod access;
 mod answer;
 mod backend;
 mod connect;
+mod foreign;
 mod lease;
 pub mod memory;
 pub mod redis;
@@ -161,7 +162,12 @@ impl Broker {
 /// What backends read of a job, and its bytes; `Err` is the limit in bytes that one too large to travel is above.
 pub fn envelope(job: &Job) -> Result<Envelope, usize> {
     let payload = codec::encode_job(job).map_err(|_| codec::MAX_BYTES)?;
-    let head = Head {
+    Ok(Envelope { head: head(job), payload })
+}
+
+/// What backends read of a job.
+fn head(job: &Job) -> Head {
+    Head {
         id: job.id,
         lane: job.lane(),
         priority: job.priority,
@@ -178,8 +184,7 @@ pub fn envelope(job: &Job) -> Result<Envelope, usize> {
         epoch: 0,
         attempts: 0,
         history: crate::outcome::History::default(),
-    };
-    Ok(Envelope { head, payload })
+    }
 }
 
 /// When settling began to fail, shared by everything a broker leased.

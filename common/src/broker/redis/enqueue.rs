@@ -13,7 +13,9 @@ use crate::error::Result;
 use crate::job::{BatchName, Queue};
 
 static ENQUEUE: LazyLock<Script> =
-    LazyLock::new(|| Script::new("enqueue", When::Room, &[BOOK, include_str!("scripts/enqueue.lua")]));
+    LazyLock::new(|| Script::new("enqueue", When::Room, &[BOOK, ADMIT, include_str!("scripts/enqueue.lua")]));
+/// What every script that puts jobs in has behind the book.
+pub(super) const ADMIT: &str = include_str!("scripts/admit.lua");
 
 /// A script keeps everybody else waiting: at most this many jobs a call …
 const CALL_JOBS: usize = 200;
@@ -92,7 +94,8 @@ async fn call(redis: &Redis, queue: &Queue, batch: &[Envelope], places: &[usize]
         .collect()
 }
 
-fn item(Envelope { head, payload }: &Envelope) -> Result<[Vec<u8>; 13]> {
+/// A job as `admit.lua` reads it.
+pub(super) fn item(Envelope { head, payload }: &Envelope) -> Result<[Vec<u8>; 13]> {
     Ok([
         head.id.as_bytes().to_vec(),
         head.fingerprint.0.to_vec(),

@@ -12,7 +12,7 @@ use crate::broker::backend::{Beat, Claim, Head, Hold, LeaseId, Settled, Verdict}
 use crate::codec;
 use crate::error::Result;
 use crate::record::{Output, Record};
-use crate::result_line::result_line;
+use crate::result_line::announcement;
 
 /// The scripts of everything that is leased.
 #[derive(Debug)]
@@ -125,7 +125,7 @@ fn end(record: &Record) -> Result<[Vec<u8>; 8]> {
         codec::encode_record(record)?,
         code.into_bytes(),
         use_text(&record.history).into_bytes(),
-        result_line(record, None).into_bytes(),
+        announcement(record).into_bytes(),
     ])
 }
 

@@ -1,7 +1,7 @@
 //! The Redis broker, its own ledger: what a queue holds is in `scripts/book.lua`, and only scripts change it. Here: the
 //! way in. How a server is reached: `address`, `link`, `blocker`, `check`, `fault`, `script`; each step: `enqueue`,
-//! `source` (with `waker`), `hold` (with `gather`), `admin`, `sweep`, `ledger` (with `list`, `account`); what belongs to
-//! no queue: `global`; how scripts are spoken to: `wire`.
+//! `source` (with `waker` and `inbox`), `hold` (with `gather`), `admin`, `sweep`, `ledger` (with `list`, `account`); what
+//! belongs to no queue: `global`; how scripts are spoken to: `wire`.
 
 mod account;
 mod address;
@@ -13,6 +13,7 @@ mod fault;
 mod gather;
 mod global;
 mod hold;
+mod inbox;
 mod ledger;
 mod link;
 mod list;
@@ -56,6 +57,8 @@ pub const CRASH_POINTS: &[&str] = &[
     "redis.lease.after_call",
     "redis.settle.before_call",
     "redis.settle.after_call",
+    "redis.inbox.before_call",
+    "redis.inbox.after_call",
 ];
 
 /// A script over the book, which may run on a full server.

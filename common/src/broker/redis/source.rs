@@ -13,6 +13,7 @@ use rand::RngExt as _;
 use tokio::time::Instant;
 
 use super::hold::{Desk, RedisHold, millis, text};
+use super::inbox;
 use super::link::Link;
 use super::script::Script;
 use super::waker::{Token, Waker};
@@ -35,6 +36,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_secs(5);
 /// What is due is asked for at most this often.
 const PAUSE: Duration = Duration::from_millis(5);
+/// After an inbox could not be taken in: as long as an empty call lasts.
+const INBOX_REST: Duration = PATIENCE;
 /// How many lanes a caller is told of.
 const LANES: usize = 1_000;
 /// How many jobs one call leases at most.
@@ -74,6 +77,8 @@ pub(super) struct RedisSource {
     look_at: Instant,
     /// Whether something may be there that the last look did not see.
     stirred: bool,
+    /// Inboxes are left alone until then: the last attempt failed.
+    inbox_rest: Instant,
 }
 
 /// What the last look at a queue saw.
@@ -83,6 +88,8 @@ struct Known {
     paused: bool,
     /// Hops of the token that woke us for it.
     hops: u32,
+    /// Lines in its inbox.
+    inbox: u64,
 }
 
 impl std::fmt::Debug for RedisSource {
@@ -99,7 +106,7 @@ impl RedisSource {
             return Err(Error::new(Kind::Config, "subscribe", format!("queue {twice} is named twice")));
         }
         let prefixes: Vec<_> = terms.queues.iter().map(|(queue, _)| prefix(queue)).collect();
-        let known = |prefix: &Vec<u8>| Known { prefix: prefix.clone(), lanes: Vec::new(), paused: false, hops: 0 };
+        let known = |prefix: &Vec<u8>| Known { prefix: prefix.clone(), lanes: Vec::new(), paused: false, hops: 0, inbox: 0 };
         Ok(Self {
             link: redis.link.clone(),
             desk: Arc::clone(&redis.desk),
@@ -113,6 +120,7 @@ impl RedisSource {
             asked: Instant::now(),
             look_at: Instant::now(),
             stirred: true,
+            inbox_rest: Instant::now(),
         })
     }
 
@@ -230,7 +238,7 @@ impl RedisSource {
         let now = places.time()?;
         known.paused = !places.text()?.is_empty();
         let due = places.time()?;
-        let _inbox: u64 = places.number()?;
+        known.inbox = places.number()?;
         let mut lanes = places.list()?;
         known.lanes.clear();
         while lanes.left() > 1 && known.lanes.len() < LANES {
@@ -280,6 +288,23 @@ impl RedisSource {
         Ok(std::mem::take(&mut self.held))
     }
 
+    /// Takes in what foreign clients left in the inboxes that the last look saw. Leasing goes on when that fails: a full
+    /// server takes no more jobs and has to be drained.
+    async fn take_in(&mut self) {
+        for place in 0..self.queues.len() {
+            if self.queues[place].inbox == 0 || self.inbox_rest > Instant::now() {
+                continue;
+            }
+            match inbox::take_in(&self.link, &self.terms.queues[place].0).await {
+                Ok(_) => (self.queues[place].inbox, self.stirred) = (0, true),
+                Err(error) => {
+                    tracing::warn!(%error, queue = %self.terms.queues[place].0, "jobs of foreign clients stay in the inbox");
+                    self.inbox_rest = Instant::now() + INBOX_REST;
+                }
+            }
+        }
+    }
+
     /// Waits until a token comes, something is due, or `until`.
     async fn wait(&mut self, until: Instant) {
         let look_at = self.look_at;
@@ -304,6 +329,9 @@ impl Source for RedisSource {
         let mut deliveries = self.left_over(want).await?;
         let mut in_vain = 0;
         while deliveries.is_empty() && Instant::now() < until {
+            if want.total > 0 {
+                self.take_in().await;
+            }
             let offered = want.total > 0 && self.open(want).iter().any(|open| open.room > 0);
             if offered || (want.total > 0 && self.stirred) || self.look_at <= Instant::now() {
                 // The first look finds lanes, the second leases from them, unless others were faster.

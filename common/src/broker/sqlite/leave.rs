@@ -2,6 +2,7 @@
 
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::damage::is_unreadable;
 use super::file::Fault;
 use super::row::{JobRow, select_jobs};
 use super::tx::{Stage, Tx};
@@ -29,15 +30,15 @@ pub(super) fn waiting(conn: &Connection, queue: &Queue, after: i64, limit: usize
     let seqs = seqs(conn, queue, (after, end), limit)?;
     // The page ends where it is full, else where the window does.
     let mut next = if seqs.len() < limit { end } else { seqs.last().copied().unwrap_or(end) };
-    let mut jobs = conn.prepare_cached(select_jobs!("WHERE j.seq = ?1"))?;
-    let mut payload = conn.prepare_cached("SELECT bytes FROM payload WHERE seq = ?1")?;
     let mut page = Page { items: Vec::with_capacity(seqs.len()), next: None };
     let (mut bytes, mut last) = (0, after);
     for seq in seqs {
-        let mut rows = jobs.query([seq])?;
-        let Some(job) = rows.next()?.map(JobRow::read).transpose()? else { continue };
-        if !job.is_overdue(now) && !job.is_cancelled() {
-            let payload: Vec<u8> = payload.query_row([seq], |row| row.get(0))?;
+        // What nobody can read stays, and ends here when its turn comes.
+        let found = match whole(conn, seq) {
+            Err(fault) if is_unreadable(&fault) => None,
+            found => found?,
+        };
+        if let Some((job, payload)) = found.filter(|(job, _)| !job.is_overdue(now) && !job.is_cancelled()) {
             bytes += payload.len();
             if bytes > PAGE_BYTES && !page.items.is_empty() {
                 next = last;
@@ -59,6 +60,15 @@ fn seqs(conn: &Connection, queue: &Queue, (after, end): (i64, i64), limit: usize
     )?
     .query_map(params![after, end, queue.as_str(), i64::try_from(limit).unwrap_or(i64::MAX)], |row| row.get(0))?
     .collect()
+}
+
+/// A job and its payload; nothing where either is gone.
+fn whole(conn: &Connection, seq: i64) -> Result<Option<(JobRow, Vec<u8>)>, Fault> {
+    let mut jobs = conn.prepare_cached(select_jobs!("WHERE j.seq = ?1"))?;
+    let mut rows = jobs.query([seq])?;
+    let Some(job) = rows.next()?.map(JobRow::read).transpose()? else { return Ok(None) };
+    let mut payload = conn.prepare_cached("SELECT bytes FROM payload WHERE seq = ?1")?;
+    Ok(payload.query_row([seq], |row| row.get(0)).optional()?.map(|payload| (job, payload)))
 }
 
 fn envelope(job: JobRow, payload: Vec<u8>) -> Envelope {

@@ -295,6 +295,14 @@ local function finish(id, j, st, how)
   spend(j, how.use, 1)
 end
 
+-- About how many announcements the stream holds: their readers are a few seconds behind, not a day.
+local ANNOUNCED = 10000
+
+-- Tells foreign clients of an end.
+local function announce(text)
+  call('XADD', P .. ':results', 'MAXLEN', '~', ANNOUNCED, '*', 'result', text)
+end
+
 local UNRUN = { c = { 'C', 'cancelled_by_user' }, p = { 'C', 'purged' }, e = { 'E', 'deadline_passed' } }
 
 -- Ends a job that no worker ends.

@@ -5,9 +5,6 @@
 --   h release: wait in ms, '', '', hold key or '', '', '', ''
 -- `code` is the cause's, or of a success the key of its stored output. Answers for each A applied, K a late success kept, S stale.
 
--- About how many announcements the stream holds: their readers are a few seconds behind, not a day.
-local ANNOUNCED = 10000
-
 -- An end of the same epoch that a late success takes the place of has its history in that success: it counts once.
 local function finish_by(id, j, st, lease, at)
   local epoch = tonumber(ARGV[at + 3])
@@ -17,9 +14,7 @@ local function finish_by(id, j, st, lease, at)
     s = ARGV[at + 2], ended = NOW, body = ARGV[at + 6], code = ARGV[at + 7],
     use = parse_use(ARGV[at + 8]), by = lease,
   })
-  if ARGV[at + 9] ~= '' then
-    call('XADD', P .. ':results', 'MAXLEN', '~', ANNOUNCED, '*', 'result', ARGV[at + 9])
-  end
+  if ARGV[at + 9] ~= '' then announce(ARGV[at + 9]) end
 end
 
 local function give_up(id, j, st, at)

@@ -49,6 +49,8 @@ async fn an_unreadable_job_at_the_head_of_a_lane_is_ended_and_the_others_go_on()
         let ids: Vec<_> = jobs.iter().map(|job| job.head.id).collect();
         sqlite.enqueue(jobs).await.unwrap();
         damage(folder.path(), ids[0], sql);
+        let waiting = sqlite.waiting(&queue(), None, 10).await.unwrap().items;
+        assert_eq!(waiting.iter().map(|job| job.head.id).collect::<Vec<_>>(), ids[1..], "to move: {sql}");
         let mut source = subscribe(&sqlite, "w", LEASE).await;
         let leased = source.next(&want(10)).await.unwrap().deliveries;
         let leased_ids: Vec<_> = leased.iter().map(|job| job.head.id).collect();

@@ -1,0 +1,97 @@
+//! Jobs from clients that are not ours: a line of JSON becomes an envelope, or a job that is dead on arrival and says
+//! why. How a line gets to the broker and away again is the backend's; what it may say, `line/`.
+
+use serde_json::Value;
+
+use super::{Envelope, envelope};
+use crate::codec;
+use crate::job::{Job, JobId, Queue};
+use crate::line::{BadLine, Line, NAME_CHARS};
+use crate::outcome::FailureClass;
+use crate::record::{Cause, End, Record};
+use crate::time::Timestamp;
+use crate::work::Work;
+
+/// How much of a line that nobody can read is kept with its dead job: enough for a person to see what it was.
+pub(super) const KEPT_BYTES: usize = 64 * 1024;
+
+/// What a line comes to.
+#[derive(Clone, Debug)]
+pub(super) struct Arrival {
+    /// The job.
+    pub(super) envelope: Envelope,
+    /// Why it is dead on arrival, if it is.
+    pub(super) dead: Option<Box<Record>>,
+}
+
+impl Arrival {
+    /// Reads a line that stood in the inbox of `queue`. Its id is derived from its `idempotency_key`, else from its
+    /// `id`; one without either is a job of its own each time.
+    pub(super) fn read(line: &[u8], queue: &Queue, now: Timestamp) -> Self {
+        let parsed = std::str::from_utf8(line)
+            .map_err(|_| "the line is not UTF-8".to_owned())
+            .and_then(|text| Line::parse(text).map_err(|bad| said(&bad)))
+            .and_then(|parsed| match &parsed.terms.queue {
+                Some(other) if other != queue => Err(format!("it names queue {other} and stands in the inbox of {queue}")),
+                Some(_) | None => Ok(parsed),
+            });
+        let job = match parsed {
+            Ok(mut line) => {
+                line.terms.key = line.terms.key.or_else(|| line.custom_id.clone());
+                line.into_job(queue, now)
+            }
+            Err(why) => return Self::unreadable(line, queue, now, why),
+        };
+        match envelope(&job) {
+            Ok(envelope) => Self { envelope, dead: None },
+            Err(limit) => Self::unreadable(line, queue, now, format!("the job is larger than {limit} bytes")),
+        }
+    }
+
+    /// A line of so many bytes that was not even looked at; `start` is how it begins.
+    pub(super) fn too_large(start: &[u8], bytes: usize, queue: &Queue, now: Timestamp) -> Self {
+        let why = format!("the line has {bytes} bytes; the limit is {}", codec::MAX_BYTES);
+        Self::unreadable(start, queue, now, why)
+    }
+
+    /// The same job under an id of its own, dead, because another job has the id: a person may still have it run.
+    pub(super) fn conflicting(self, now: Timestamp) -> Self {
+        let mut envelope = self.envelope;
+        (envelope.head.id, envelope.head.keyed) = (JobId::fresh(), false);
+        let own = |job| Job { id: envelope.head.id, keyed: false, ..job };
+        if let Ok(payload) = codec::decode_job(&envelope.payload).and_then(|job| codec::encode_job(&own(job))) {
+            envelope.payload = payload;
+        }
+        let detail = "another job with other content has its id or idempotency_key";
+        let dead = Some(record(&envelope, "id_conflict", detail.to_owned(), now));
+        Self { envelope, dead }
+    }
+
+    fn unreadable(line: &[u8], queue: &Queue, now: Timestamp, why: String) -> Self {
+        let kept = line.get(..KEPT_BYTES).unwrap_or(line);
+        let mut job = Job::new(queue.clone(), Work::prompt(None, String::from_utf8_lossy(kept)));
+        (job.created_at, job.custom_id) = (now, custom_id(line));
+        let envelope = Envelope { head: super::head(&job), payload: kept.to_vec() };
+        let dead = Some(record(&envelope, "unreadable_job", why, now));
+        Self { envelope, dead }
+    }
+}
+
+fn record(envelope: &Envelope, code: &str, detail: String, now: Timestamp) -> Box<Record> {
+    let cause = Cause { class: Some(FailureClass::Fatal), code: code.to_owned(), detail, status_code: None };
+    Box::new(Record::unrun(&envelope.head, End::Dead, Some(cause), now))
+}
+
+/// A fault with its place and hint, in one line.
+fn said(bad: &BadLine) -> String {
+    let place = bad.column.map_or_else(String::new, |column| format!(" (byte {column})"));
+    let hint = bad.hint.as_ref().map_or_else(String::new, |hint| format!("; {hint}"));
+    format!("{bad}{place}{hint}")
+}
+
+/// The submitter's name for a job that is otherwise wrong, so that it can be told which one.
+fn custom_id(line: &[u8]) -> Option<String> {
+    let Ok(Value::Object(members)) = serde_json::from_slice(line) else { return None };
+    let named = ["custom_id", "id"].iter().find_map(|key| members.get(*key)?.as_str());
+    named.filter(|name| name.chars().count() <= NAME_CHARS).map(str::to_owned)
+}
