@@ -59,9 +59,9 @@ async fn look(link: &Link, queue: &Queue) -> Result<Vec<Standing>> {
     let now = Timestamp::now();
     let mut standing = Vec::with_capacity(found.left() / 3);
     while found.left() > 0 {
-        let (digest, size, line) = (found.bytes()?, found.number::<usize>()?, found.bytes()?);
-        let arrival = if size > codec::MAX_BYTES {
-            Arrival::too_large(&line, size, queue, now)
+        let (digest, bytes, line) = (found.bytes()?, found.number::<usize>()?, found.bytes()?);
+        let arrival = if bytes > codec::MAX_BYTES {
+            Arrival::too_large(&line, bytes, queue, now)
         } else {
             Arrival::read(&line, queue, now)
         };
