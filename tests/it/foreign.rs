@@ -7,17 +7,18 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use futures_util::future::join_all;
-use promptq_common::broker::{Access, Broker};
+use promptq_common::broker::{Access, Broker, Retention};
 use promptq_common::codec;
-use promptq_common::job::{JobId, Queue};
+use promptq_common::job::{Job, JobId, Queue};
 use promptq_common::ledger::JobFilter;
 use promptq_common::record::{End, State};
 use promptq_common::result_line::{ANNOUNCED_BYTES, result_line};
+use promptq_common::work::Input;
 use promptq_tests::backends::{LONG, terms};
-use promptq_tests::fixture::keyed;
+use promptq_tests::fixture::{job, keyed};
 use promptq_tests::process::{Home, Said};
 use promptq_tests::redis::{Options, RedisServer};
-use promptq_tests::steps::{Worker, eventually, list, put_one, record, state};
+use promptq_tests::steps::{Worker, eventually, list, put, put_one, record, state};
 use serde_json::{Value, json};
 
 const INBOX: &str = "{pq:default}:inbox";
@@ -34,6 +35,7 @@ fn push(server: &RedisServer, lines: &[&str]) {
     for line in lines {
         server.must(&["RPUSH", INBOX, line]);
     }
+    server.must(&["RPUSH", "{pq:default}:wake", "1"]);
 }
 
 fn inbox_length(server: &RedisServer) -> i64 {
@@ -113,7 +115,7 @@ async fn what_nobody_can_read_is_dead_with_its_cause_and_holds_up_nobody() {
     assert_eq!((&told[3]["custom_id"], &told[3]["promptq"]["state"]), (&"mine".into(), &"dead".into()));
     assert!(!whys.iter().any(|why| why.contains("secret")), "{whys:?}");
     // Put back in line it is given to a worker as it came, who cannot read it either.
-    let dead: JobId = told[0]["promptq"]["job_id"].as_str().unwrap().parse().unwrap();
+    let dead: JobId = told[4]["promptq"]["job_id"].as_str().unwrap().parse().unwrap();
     broker.redrive(&[dead]).await.unwrap();
     let again = worker.one().await;
     assert_eq!((again.head.id, again.open().is_err()), (dead, true));
@@ -156,9 +158,16 @@ async fn many_workers_take_each_line_once() {
     assert_eq!(inbox_length(&server), 0);
 }
 
+fn prompt(job: Job) -> String {
+    let Input::Prompt(prompt) = job.work.input else { panic!("a prompt") };
+    prompt.text
+}
+
 #[tokio::test]
 async fn a_worker_may_die_while_it_takes_lines_in() {
-    for armed in ["redis.inbox.before_call=return", "redis.inbox.after_call=return", "redis.inbox.after_call=1*off->return"] {
+    for armed in
+        ["redis.inbox.before_call=return", "redis.inbox.after_call=return", "redis.inbox.after_call=1*off->return"]
+    {
         let server = RedisServer::start(Options::cheap());
         let folder = tempfile::tempdir().unwrap();
         let lines: Vec<String> = (0..450).map(|n| json!({ "prompt": format!("{n}") }).to_string()).collect();
@@ -176,13 +185,46 @@ async fn a_worker_may_die_while_it_takes_lines_in() {
             promptq_tests::steps::end(delivery, End::Succeeded).await;
             // What the child submitted by itself has a key.
             if !job.keyed {
-                let promptq_common::work::Input::Prompt(prompt) = job.work.input else { panic!("a prompt") };
-                *ran.entry(prompt.text).or_default() += 1;
+                *ran.entry(prompt(job)).or_default() += 1;
             }
         }
         worker.drain().await;
         assert_eq!((ran.len(), inbox_length(&server)), (450, 0), "{armed}");
     }
+}
+
+#[tokio::test]
+async fn an_end_without_a_worker_is_announced_too() {
+    let server = RedisServer::start(Options::cheap());
+    let broker = broker(&server).await;
+    let rows = [None, Some(7), Some(300), Some(70_000), Some(1 << 40)];
+    let jobs: Vec<Job> = (rows.iter().zip(["a", "\"b\" ü", "c", "d", ""]))
+        .map(|(row, name)| Job { row: *row, custom_id: Some(name.to_owned()).filter(|name| !name.is_empty()), ..job() })
+        .collect();
+    put(&broker, &jobs).await;
+    push(&server, &[r#"{"id":"late","prompt":"hi","promptq":{"deadline":"10ms"}}"#]);
+    broker.cancel(&jobs.iter().map(|job| job.id).collect::<Vec<_>>()).await.unwrap();
+    let mut worker = worker(&broker).await;
+    let late = JobId::derived(&Queue::standard(), None, "late");
+    worker.finds_nothing().await;
+    eventually("the late one has expired", || async {
+        broker.sweep(&Retention::standard()).await.unwrap();
+        broker.ledger().fetch(&[late]).await.unwrap().remove(0).filter(|job| job.record.is_some()).map(|_| ())
+    })
+    .await;
+    let told = announced(&server);
+    for (job, line) in jobs.iter().zip(&told) {
+        let whole: Value = serde_json::from_str(&result_line(&record(&broker, job.id).await, None)).unwrap();
+        for key in ["id", "custom_id", "response", "error"] {
+            assert_eq!(line[key], whole[key], "{key}");
+        }
+        for key in ["job_id", "batch", "queue", "state", "epoch"] {
+            assert_eq!(line["promptq"][key], whole["promptq"][key], "{key}");
+        }
+    }
+    let last = told.last().unwrap();
+    let seen = (&last["custom_id"], &last["promptq"]["state"], &last["error"]["code"]);
+    assert_eq!(seen, (&"late".into(), &"expired".into(), &"deadline_passed".into()));
 }
 
 #[tokio::test]
@@ -221,10 +263,7 @@ async fn redis_py_pushes_a_job_and_reads_its_result() {
     let output = client.wait_with_output().unwrap();
     let broker = broker(&server).await;
     let twice = JobId::derived(&Queue::standard(), None, "twice");
-    let ended = eventually("the job has ended", async || {
-        (state(&broker, twice).await == State::Succeeded).then_some(())
-    });
-    ended.await;
+    assert_eq!(state(&broker, twice).await, State::Succeeded);
     worker.kill().unwrap();
     worker.wait().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();

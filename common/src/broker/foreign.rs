@@ -32,7 +32,9 @@ impl Arrival {
             .map_err(|_| "the line is not UTF-8".to_owned())
             .and_then(|text| Line::parse(text).map_err(|bad| said(&bad)))
             .and_then(|parsed| match &parsed.terms.queue {
-                Some(other) if other != queue => Err(format!("it names queue {other} and stands in the inbox of {queue}")),
+                Some(other) if other != queue => {
+                    Err(format!("it names queue {other} and stands in the inbox of {queue}"))
+                }
                 Some(_) | None => Ok(parsed),
             });
         let job = match parsed {
@@ -71,7 +73,9 @@ impl Arrival {
         let kept = line.get(..KEPT_BYTES).unwrap_or(line);
         let mut job = Job::new(queue.clone(), Work::prompt(None, String::from_utf8_lossy(kept)));
         (job.created_at, job.custom_id) = (now, custom_id(line));
-        let envelope = Envelope { head: super::head(&job), payload: kept.to_vec() };
+        // The leading zero is no version of ours: put back in line, it is never taken for a job.
+        let payload = [&[0], kept].concat();
+        let envelope = Envelope { head: super::head(&job), payload };
         let dead = Some(record(&envelope, "unreadable_job", why, now));
         Self { envelope, dead }
     }

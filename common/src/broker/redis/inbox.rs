@@ -3,12 +3,12 @@
 
 use std::sync::LazyLock;
 
+use super::BOOK;
 use super::enqueue::{ADMIT, item};
 use super::hold::text;
 use super::link::Link;
 use super::script::{Script, When};
 use super::wire::{Places, prefix};
-use super::BOOK;
 use crate::broker::foreign::{Arrival, KEPT_BYTES};
 use crate::codec;
 use crate::error::Result;
@@ -59,11 +59,11 @@ async fn look(link: &Link, queue: &Queue) -> Result<Vec<Standing>> {
     let now = Timestamp::now();
     let mut standing = Vec::with_capacity(found.left() / 3);
     while found.left() > 0 {
-        let (digest, bytes, line) = (found.bytes()?, found.number::<usize>()?, found.bytes()?);
+        let (digest, bytes, content) = (found.bytes()?, found.number::<usize>()?, found.bytes()?);
         let arrival = if bytes > codec::MAX_BYTES {
-            Arrival::too_large(&line, bytes, queue, now)
+            Arrival::too_large(&content, bytes, queue, now)
         } else {
-            Arrival::read(&line, queue, now)
+            Arrival::read(&content, queue, now)
         };
         let derived = arrival.envelope.head.keyed;
         standing.push(Standing { digest, arrival, derived });

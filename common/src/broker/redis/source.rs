@@ -106,7 +106,8 @@ impl RedisSource {
             return Err(Error::new(Kind::Config, "subscribe", format!("queue {twice} is named twice")));
         }
         let prefixes: Vec<_> = terms.queues.iter().map(|(queue, _)| prefix(queue)).collect();
-        let known = |prefix: &Vec<u8>| Known { prefix: prefix.clone(), lanes: Vec::new(), paused: false, hops: 0, inbox: 0 };
+        let known =
+            |prefix: &Vec<u8>| Known { prefix: prefix.clone(), lanes: Vec::new(), paused: false, hops: 0, inbox: 0 };
         Ok(Self {
             link: redis.link.clone(),
             desk: Arc::clone(&redis.desk),

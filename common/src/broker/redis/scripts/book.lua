@@ -303,11 +303,45 @@ local function announce(text)
   call('XADD', P .. ':results', 'MAXLEN', '~', ANNOUNCED, '*', 'result', text)
 end
 
-local UNRUN = { c = { 'C', 'cancelled_by_user' }, p = { 'C', 'purged' }, e = { 'E', 'deadline_passed' } }
+-- The submitter's name for a job, out of what scripts do not read otherwise: `Rest` in `wire.rs` behind a version, whose
+-- third place is the row and whose fourth is the name.
+local function custom_id(head)
+  local lengths = { [251] = 2, [252] = 4, [253] = 8 }
+  local function number(at)
+    local first = string.byte(head, at)
+    local value, length = first, lengths[first] or 0
+    if length > 0 then
+      value = 0
+      for place = length, 1, -1 do value = value * 256 + string.byte(head, at + place) end
+    end
+    return value, at + 1 + length
+  end
+  local at = string.byte(head, 4) == 1 and select(2, number(5)) or 5
+  if string.byte(head, at) ~= 1 then return cjson.null end
+  local length, from = number(at + 1)
+  return string.sub(head, from, from + length - 1)
+end
 
--- Ends a job that no worker ends.
+local UNRUN = {
+  c = { 'C', 'cancelled_by_user', 'cancelled by a user', 'cancelled' },
+  p = { 'C', 'purged', 'its queue was purged', 'cancelled' },
+  e = { 'E', 'deadline_passed', 'its deadline passed before it ran', 'expired' },
+}
+
+-- Ends a job that no worker ends. Its announcement holds what a script knows: the members that name it and say why.
 local function finish_unrun(id, j, st, why)
-  finish(id, j, st, { s = UNRUN[why][1], ended = NOW, use = st.use, code = UNRUN[why][2], unrun = why })
+  local letter, code, detail, state_name = unpack(UNRUN[why])
+  finish(id, j, st, { s = letter, ended = NOW, use = st.use, code = code, unrun = why })
+  local hex = string.gsub(id, '.', function(byte) return string.format('%02x', string.byte(byte)) end)
+  local name = string.gsub(hex, '^(........)(....)(....)(....)', '%1-%2-%3-%4-')
+  announce(cjson.encode({
+    id = 'batch_req_' .. name, custom_id = custom_id(j.head), response = cjson.null,
+    error = { code = code, message = detail },
+    promptq = {
+      job_id = name, batch = j.batch or cjson.null, queue = string.match(P, '^{pq:(.*)}$'), state = state_name,
+      epoch = st.epoch or 0,
+    },
+  }))
 end
 
 -- Takes a job from a worker that is gone: one death more, ahead of its lane.
