@@ -1,18 +1,20 @@
-//! A process dies at every crash point of the embedded backend, at the first passage and at a later one. Afterwards
-//! nothing that was confirmed is lost, what it left running comes back with one death more, and every count holds.
+//! A process dies at every crash point of a backend, at the first passage and at a later one; a Redis is killed right
+//! after it. Afterwards nothing that was confirmed is lost, what it left running comes back with one death more, and
+//! every count holds.
 
 use std::collections::{HashMap, HashSet};
 use std::process::Stdio;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use promptq_common::broker::sqlite::CRASH_POINTS;
+use promptq_common::broker::{redis, sqlite};
 use promptq_common::broker::{Access, Broker, Claim, Enqueued};
 use promptq_common::job::{JobId, Queue};
 use promptq_common::ledger::JobFilter;
 use promptq_common::record::{End, State};
 use promptq_tests::backends::{LONG, terms};
 use promptq_tests::fixture::{self, batch};
+use promptq_tests::redis::{Options, RedisServer};
 use promptq_tests::steps::{PATIENCE, Worker, end, list, recount, see, want};
 use tempfile::TempDir;
 use tokio::process::Command;
@@ -37,16 +39,39 @@ async fn a_process_may_die_anywhere_in_settle() {
     }
 }
 
+#[tokio::test]
+async fn a_process_and_its_redis_may_die_anywhere_in_enqueue() {
+    die_everywhere("redis.enqueue.", "return").await;
+    die_everywhere("redis.enqueue.", "2*off->return").await;
+}
+
+#[tokio::test]
+async fn a_process_and_its_redis_may_die_anywhere_in_lease() {
+    die_everywhere("redis.lease.", "return").await;
+    die_everywhere("redis.lease.", "2*off->return").await;
+}
+
+#[tokio::test]
+async fn a_process_and_its_redis_may_die_anywhere_in_settle() {
+    for passage in ["return", "1*off->return", "2*off->return", "3*off->return"] {
+        die_everywhere("redis.settle.", passage).await;
+    }
+}
+
 #[test]
 fn every_crash_point_is_met() {
     let is_met = |point: &str| ["enqueue", "lease", "settle"].iter().any(|step| point.contains(&format!(".{step}.")));
-    let missed: Vec<_> = CRASH_POINTS.iter().filter(|point| !is_met(point)).collect();
-    assert!(missed.is_empty() && CRASH_POINTS.len() >= 16, "{missed:?}");
+    let missed: Vec<_> = crash_points().filter(|point| !is_met(point)).collect();
+    assert!(missed.is_empty() && crash_points().count() >= 22, "{missed:?}");
+}
+
+fn crash_points() -> impl Iterator<Item = &'static str> {
+    sqlite::CRASH_POINTS.iter().chain(redis::CRASH_POINTS).copied()
 }
 
 /// All its points at once: much of the time is spent waiting for leases to run out.
 async fn die_everywhere(prefix: &str, passage: &str) {
-    let points = CRASH_POINTS.iter().filter(|point| point.starts_with(prefix));
+    let points = crash_points().filter(|point| point.starts_with(prefix));
     join_all(points.map(|point| die_at(point, passage))).await;
 }
 
@@ -55,7 +80,11 @@ async fn die_at(point: &str, passage: &str) {
     let once = point.contains("begin") || point.contains("commit");
     let passage = if once { passage.replace('7', "2") } else { passage.to_owned() };
     let folder = TempDir::new().unwrap();
-    let url = format!("sqlite://{}/q.db", folder.path().display());
+    let mut server = point.starts_with("redis.").then(|| RedisServer::start(Options::durable()));
+    let url = match &server {
+        Some(server) => server.url(),
+        None => format!("sqlite://{}/q.db", folder.path().display()),
+    };
     let log = folder.path().join("log");
     let armed = format!("{point}={passage}");
     let mut child = Command::new(env!("CARGO_BIN_EXE_crash_child"));
@@ -63,6 +92,9 @@ async fn die_at(point: &str, passage: &str) {
     let output = timeout(PATIENCE, child.output()).await.expect("it dies soon").unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(137), "{armed}: {said}");
+    if let Some(server) = &mut server {
+        server.restart();
+    }
     let told = Told::read(&std::fs::read_to_string(&log).unwrap_or_default());
     check(&url, &told, &armed).await;
 }

@@ -6,12 +6,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use promptq_common::broker::memory::Memory;
+use promptq_common::broker::redis::Redis;
 use promptq_common::broker::sqlite::Sqlite;
-use promptq_common::broker::{Backend, Broker, Source, Terms, WorkerId};
+use promptq_common::broker::{Access, Backend, Broker, Source, Terms, WorkerId};
 use promptq_common::job::Queue;
 use promptq_common::ledger::Ledger;
+use rand::RngExt;
 use tempfile::TempDir;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
 
+use crate::redis::{Options, RedisServer};
 use crate::steps::Worker;
 
 /// A lease short enough to be waited out.
@@ -35,6 +40,7 @@ pub struct Fixture {
 enum Home {
     Memory,
     Sqlite(TempDir),
+    Redis { server: RedisServer, _flushing: JoinSet<()> },
 }
 
 impl Fixture {
@@ -51,6 +57,31 @@ impl Fixture {
         Self::over(Arc::clone(&sqlite) as Arc<dyn Backend>, sqlite, Home::Sqlite(folder))
     }
 
+    /// On a Redis of its own. It keeps nothing over a restart: what is tested here are the steps, not the disk.
+    pub async fn redis() -> Self {
+        Self::on_redis(JoinSet::new(), RedisServer::start(Options::cheap())).await
+    }
+
+    /// On a Redis that forgets every script that was loaded, every few milliseconds.
+    pub async fn redis_flushed() -> Self {
+        let server = RedisServer::start(Options::cheap());
+        let mut connection = server.connection().expect("a server that answers");
+        let mut flushing = JoinSet::new();
+        flushing.spawn(async move {
+            while connection.call(&["SCRIPT", "FLUSH"]).is_ok() {
+                let deadline = Instant::now() + Duration::from_micros(rand::rng().random_range(0..5_000));
+                tokio::time::sleep_until(deadline).await;
+            }
+        });
+        Self::on_redis(flushing, server).await
+    }
+
+    async fn on_redis(flushing: JoinSet<()>, server: RedisServer) -> Self {
+        let redis = Arc::new(redis(&server).await);
+        let home = Home::Redis { server, _flushing: flushing };
+        Self::over(Arc::clone(&redis) as Arc<dyn Backend>, redis, home)
+    }
+
     fn over(backend: Arc<dyn Backend>, ledger: Arc<dyn Ledger>, home: Home) -> Self {
         Self { broker: Broker::new(Arc::clone(&backend), ledger), backend, home }
     }
@@ -58,11 +89,16 @@ impl Fixture {
     /// Another handle onto the same data, as another process would hold it; on memory, which has no other process,
     /// the same one.
     pub async fn second(&self) -> Broker {
-        match self.path() {
-            None => self.broker.clone(),
-            Some(path) => {
+        match &self.home {
+            Home::Memory => self.broker.clone(),
+            Home::Sqlite(folder) => {
+                let path = folder.path().join("q.db");
                 let sqlite = Arc::new(Sqlite::open(&path).await.expect("the file opens a second time"));
                 Broker::new(Arc::clone(&sqlite) as Arc<dyn Backend>, sqlite)
+            }
+            Home::Redis { server, .. } => {
+                let redis = Arc::new(redis(server).await);
+                Broker::new(Arc::clone(&redis) as Arc<dyn Backend>, redis)
             }
         }
     }
@@ -70,7 +106,7 @@ impl Fixture {
     /// The embedded file, if there is one.
     pub fn path(&self) -> Option<PathBuf> {
         match &self.home {
-            Home::Memory => None,
+            Home::Memory | Home::Redis { .. } => None,
             Home::Sqlite(folder) => Some(folder.path().join("q.db")),
         }
     }
@@ -98,6 +134,11 @@ impl Fixture {
     pub async fn source(&self, lease: Duration) -> Box<dyn Source> {
         self.backend.subscribe(terms(&[(Queue::standard(), 1)], lease)).await.expect("subscribes")
     }
+}
+
+async fn redis(server: &RedisServer) -> Redis {
+    let access = Access::new(&server.url()).expect("an address");
+    Redis::connect(&access).await.unwrap_or_else(|error| panic!("connects: {error:?}\n{}", server.log()))
 }
 
 /// What a fresh worker subscribes with.

@@ -28,6 +28,16 @@ fn sqlite_does_what_the_model_does() {
     agree(|| Box::pin(Fixture::sqlite()));
 }
 
+#[test]
+fn redis_does_what_the_model_does() {
+    agree(|| Box::pin(Fixture::redis()));
+}
+
+#[test]
+fn redis_does_what_the_model_does_while_its_scripts_are_flushed() {
+    agree(|| Box::pin(Fixture::redis_flushed()));
+}
+
 type Fresh = fn() -> std::pin::Pin<Box<dyn Future<Output = Fixture>>>;
 
 fn agree(fresh: Fresh) {
