@@ -7,8 +7,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use promptq_common::broker::{redis, sqlite};
 use promptq_common::broker::{Access, Broker, Claim, Enqueued};
+use promptq_common::broker::{redis, sqlite};
 use promptq_common::job::{JobId, Queue};
 use promptq_common::ledger::JobFilter;
 use promptq_common::record::{End, State};

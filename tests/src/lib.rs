@@ -7,6 +7,7 @@ pub mod chaos;
 pub mod fixture;
 pub mod llm;
 pub mod process;
+pub mod provider;
 pub mod proxy;
 pub mod redis;
 pub mod steps;

@@ -10,8 +10,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 
 use super::Plan;
-use super::provider::Provider;
 use crate::binary::binary;
+use crate::provider::Provider;
 
 /// Longer than the drain of a worker without jobs takes.
 const STOP: Duration = Duration::from_secs(40);

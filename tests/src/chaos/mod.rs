@@ -3,7 +3,6 @@
 
 mod fleet;
 mod promise;
-mod provider;
 mod report;
 mod server;
 mod watch;
@@ -20,11 +19,12 @@ use tempfile::TempDir;
 
 use fleet::Fleet;
 use promise::Facts;
-use provider::Provider;
 pub use report::Report;
 use server::Server;
 pub use server::Stage;
 use watch::Watch;
+
+use crate::provider::Provider;
 
 /// How hard it storms.
 #[derive(Clone, Copy, Debug)]
@@ -95,7 +95,7 @@ pub async fn storm(plan: Plan) -> anyhow::Result<Report> {
     let broker = Broker::connect(&Access::new(&server.url())?).await?;
     let batch = BatchName::new("storm")?;
     submit(&broker, &batch, plan.jobs).await?;
-    let provider = Provider::start(plan.seed).await?;
+    let provider = Provider::start(plan.seed, 20..=200).await?;
     let mut fleet = Fleet::start(&plan, &server.url(), home.path(), &provider)?;
     let mut watch = Watch::new(&broker, &batch);
 

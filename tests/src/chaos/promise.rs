@@ -6,9 +6,9 @@ use std::time::Instant;
 use promptq_common::outcome::Body;
 use promptq_common::record::{Answer, End, Output, Record};
 
-use super::provider::Call;
 use super::watch::{Watch, row};
 use super::{Kill, Plan};
+use crate::provider::Call;
 
 /// What was seen of a storm.
 #[derive(Debug)]

@@ -1,5 +1,6 @@
 //! An OpenAI-compatible provider that answers late and writes down who called for what and when.
 
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,59 +10,65 @@ use tokio::task::JoinSet;
 
 /// One call, as it was met.
 #[derive(Clone, Debug)]
-pub(super) struct Call {
+pub struct Call {
     /// Which job it was for.
-    pub(super) job: u64,
+    pub job: u64,
     /// Which worker process made it.
-    pub(super) generation: u64,
+    pub generation: u64,
     /// When its body had arrived.
-    pub(super) started: Instant,
+    pub started: Instant,
     /// Whether an answer was sent, heard or not.
-    pub(super) answered: bool,
+    pub answered: bool,
 }
 
 /// The server; gone with this value.
 #[derive(Debug)]
-pub(super) struct Provider {
+pub struct Provider {
     port: u16,
     calls: Arc<Mutex<Vec<Call>>>,
     _server: JoinSet<()>,
 }
 
 impl Provider {
-    pub(super) async fn start(seed: u64) -> anyhow::Result<Self> {
+    /// Answers each call after a time within `latency`, drawn from the seed and the job: the same however often it is
+    /// called.
+    ///
+    /// # Errors
+    /// When it cannot listen.
+    pub async fn start(seed: u64, latency: RangeInclusive<u64>) -> anyhow::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let port = listener.local_addr()?.port();
         let calls = Arc::new(Mutex::new(Vec::new()));
         let mut server = JoinSet::new();
-        server.spawn(accept(listener, Arc::clone(&calls), seed));
+        server.spawn(accept(listener, Arc::clone(&calls), Latency { seed, millis: latency }));
         Ok(Self { port, calls, _server: server })
     }
 
     /// What a worker process is told, so that its calls can be told apart.
-    pub(super) fn base_url(&self, generation: u64) -> String {
+    pub fn base_url(&self, generation: u64) -> String {
         format!("http://127.0.0.1:{}/{generation}/v1", self.port)
     }
 
-    pub(super) fn calls(&self) -> Vec<Call> {
+    /// Every call so far, in the order they came.
+    pub fn calls(&self) -> Vec<Call> {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Calls of a worker process that have no answer yet.
-    pub(super) fn open_calls(&self, generation: u64) -> u32 {
+    pub fn open_calls(&self, generation: u64) -> u32 {
         let calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
         let open = calls.iter().filter(|call| call.generation == generation && !call.answered).count();
         u32::try_from(open).unwrap_or(u32::MAX)
     }
 }
 
-async fn accept(listener: TcpListener, calls: Arc<Mutex<Vec<Call>>>, seed: u64) {
+async fn accept(listener: TcpListener, calls: Arc<Mutex<Vec<Call>>>, latency: Latency) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => {
                 let Ok((stream, _)) = accepted else { return };
-                connections.spawn(serve(stream, Arc::clone(&calls), seed));
+                connections.spawn(serve(stream, Arc::clone(&calls), latency.clone()));
             }
             Some(_) = connections.join_next() => {}
         }
@@ -69,7 +76,7 @@ async fn accept(listener: TcpListener, calls: Arc<Mutex<Vec<Call>>>, seed: u64) 
 }
 
 /// Answers one connection's calls until it ends; a caller that was killed just ends it.
-async fn serve(stream: TcpStream, calls: Arc<Mutex<Vec<Call>>>, seed: u64) {
+async fn serve(stream: TcpStream, calls: Arc<Mutex<Vec<Call>>>, latency: Latency) {
     let mut stream = BufReader::new(stream);
     while let Some((generation, job)) = read_call(&mut stream).await {
         let at = {
@@ -77,7 +84,7 @@ async fn serve(stream: TcpStream, calls: Arc<Mutex<Vec<Call>>>, seed: u64) {
             calls.push(Call { job, generation, started: Instant::now(), answered: false });
             calls.len() - 1
         };
-        tokio::time::sleep(latency(seed, job)).await;
+        tokio::time::sleep(latency(&latency, job)).await;
         calls.lock().unwrap_or_else(PoisonError::into_inner)[at].answered = true;
         if stream.write_all(answer(job).as_bytes()).await.is_err() {
             return;
@@ -85,10 +92,16 @@ async fn serve(stream: TcpStream, calls: Arc<Mutex<Vec<Call>>>, seed: u64) {
     }
 }
 
-/// 20 to 200 ms, the same for a job however often it is called.
-fn latency(seed: u64, job: u64) -> Duration {
-    let mixed = (seed ^ job.wrapping_mul(0x9E37_79B9_7F4A_7C15)).wrapping_mul(0xBF58_476D_1CE4_E5B9) >> 33;
-    Duration::from_millis(20 + mixed % 181)
+/// How long calls take, in milliseconds.
+#[derive(Clone, Debug)]
+struct Latency {
+    seed: u64,
+    millis: RangeInclusive<u64>,
+}
+
+fn latency(of: &Latency, job: u64) -> Duration {
+    let mixed = (of.seed ^ job.wrapping_mul(0x9E37_79B9_7F4A_7C15)).wrapping_mul(0xBF58_476D_1CE4_E5B9) >> 33;
+    Duration::from_millis(of.millis.start() + mixed % (of.millis.end() - of.millis.start() + 1))
 }
 
 /// The worker process and the job of the next call; `None` when the connection is over or speaks something else.
