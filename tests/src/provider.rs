@@ -62,13 +62,13 @@ impl Provider {
     }
 }
 
-async fn accept(listener: TcpListener, calls: Arc<Mutex<Vec<Call>>>, latency: Latency) {
+async fn accept(listener: TcpListener, calls: Arc<Mutex<Vec<Call>>>, drawn: Latency) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => {
                 let Ok((stream, _)) = accepted else { return };
-                connections.spawn(serve(stream, Arc::clone(&calls), latency.clone()));
+                connections.spawn(serve(stream, Arc::clone(&calls), drawn.clone()));
             }
             Some(_) = connections.join_next() => {}
         }
@@ -76,7 +76,7 @@ async fn accept(listener: TcpListener, calls: Arc<Mutex<Vec<Call>>>, latency: La
 }
 
 /// Answers one connection's calls until it ends; a caller that was killed just ends it.
-async fn serve(stream: TcpStream, calls: Arc<Mutex<Vec<Call>>>, latency: Latency) {
+async fn serve(stream: TcpStream, calls: Arc<Mutex<Vec<Call>>>, drawn: Latency) {
     let mut stream = BufReader::new(stream);
     while let Some((generation, job)) = read_call(&mut stream).await {
         let at = {
@@ -84,7 +84,7 @@ async fn serve(stream: TcpStream, calls: Arc<Mutex<Vec<Call>>>, latency: Latency
             calls.push(Call { job, generation, started: Instant::now(), answered: false });
             calls.len() - 1
         };
-        tokio::time::sleep(latency(&latency, job)).await;
+        tokio::time::sleep(latency(&drawn, job)).await;
         calls.lock().unwrap_or_else(PoisonError::into_inner)[at].answered = true;
         if stream.write_all(answer(job).as_bytes()).await.is_err() {
             return;

@@ -30,8 +30,6 @@ pub(super) const CONNECT: Duration = Duration::from_secs(5);
 /// A connection that answered nothing for so long is asked for a sign of life before it is trusted with a call:
 /// servers and firewalls close idle ones, which the driver notices only by failing.
 const STALE: Duration = Duration::from_secs(5);
-/// How often a script is loaded for one call. Above one only when the server's scripts are flushed all the time.
-const LOADS: u32 = 8;
 
 /// The way to a Redis server. Cheap to clone; its connections are shared by all clones and made when needed.
 #[derive(Clone)]
@@ -99,7 +97,7 @@ impl Link {
         })))
     }
 
-    /// Runs a script; one that the server does not know (restarted, flushed) is loaded first.
+    /// Runs a script; one that the server does not know (restarted, flushed) is sent whole.
     ///
     /// After `Unavailable` and `TimedOut` it may have run or not. Dropping the future does not keep it from running.
     pub(super) async fn call(
@@ -109,17 +107,15 @@ impl Link {
         keys: &[Vec<u8>],
         args: Vec<Vec<u8>>,
     ) -> Result<Value> {
-        let mut cmd = redis::cmd("EVALSHA");
-        cmd.arg(&script.sha).arg(keys.len()).arg(keys).arg(args);
+        let known = command("EVALSHA", &script.sha, keys, &args);
         let call = async |mut connection: MultiplexedConnection| {
-            let mut answer = cmd.query_async(&mut connection).await;
-            let mut loads = 0;
-            while loads < LOADS && answer.as_ref().is_err_and(is_unknown_script) {
-                tracing::debug!(script = script.name, "the Redis server does not know a script; loading it");
-                answer = load_and_run(script, &cmd, &mut connection).await;
-                loads += 1;
+            let answer = known.query_async(&mut connection).await;
+            if !answer.as_ref().is_err_and(is_unknown_script) {
+                return answer;
             }
-            answer
+            tracing::debug!(script = script.name, "the Redis server does not know a script; sending it whole");
+            // In one command: scripts flushed between its loading and its running would stop a large call for ever.
+            command("EVAL", &script.text, keys, &args).query_async(&mut connection).await
         };
         self.on_a_line(call).await.map_err(|error| self.peer().lift(op, &error))
     }
@@ -252,17 +248,8 @@ impl Drop for InFlight<'_> {
     }
 }
 
-/// Both in one round trip: the driver reloads scripts by itself only outside pipelines, and one at a time.
-async fn load_and_run(script: &Script, run: &Cmd, connection: &mut MultiplexedConnection) -> RedisResult<Value> {
-    let mut both = redis::Pipeline::with_capacity(2);
-    both.cmd("SCRIPT").arg("LOAD").arg(&script.text);
-    both.add_command(run.clone());
-    both.ignore_errors();
-    let mut answers: Vec<RedisResult<Value>> = both.query_async(connection).await?;
-    let answer = answers.pop().unwrap_or_else(|| Err(std::io::Error::other("no answer to a pipeline").into()));
-    // A script the server will not take (rights, memory) is the cause; that it is unknown follows from it.
-    match answers.pop() {
-        Some(Err(refused)) => Err(refused),
-        Some(Ok(_)) | None => answer,
-    }
+fn command(name: &str, script: &str, keys: &[Vec<u8>], args: &[Vec<u8>]) -> Cmd {
+    let mut cmd = redis::cmd(name);
+    cmd.arg(script).arg(keys.len()).arg(keys).arg(args);
+    cmd
 }

@@ -334,7 +334,7 @@ impl Source for RedisSource {
                 self.take_in().await;
             }
             let offered = want.total > 0 && self.open(want).iter().any(|open| open.room > 0);
-            if offered || (want.total > 0 && self.stirred) || self.look_at <= Instant::now() {
+            if offered || self.stirred || self.look_at <= Instant::now() {
                 // The first look finds lanes, the second leases from them, unless others were faster.
                 if in_vain > 1 {
                     tokio::time::sleep(PAUSE).await;
