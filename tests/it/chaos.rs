@@ -7,3 +7,9 @@ async fn a_storm_of_kills_loses_nothing_and_pays_little_twice() {
     let report = storm(Plan { jobs: 2_000, kills: 6, seed: 7, ..Plan::sqlite() }).await.unwrap();
     assert!(report.broken.is_empty(), "{report}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_storm_that_kills_redis_too_loses_nothing_and_pays_little_twice() {
+    let report = storm(Plan { seed: 7, ..Plan::redis() }).await.unwrap();
+    assert!(report.broken.is_empty(), "{report}");
+}
