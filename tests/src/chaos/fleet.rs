@@ -16,6 +16,9 @@ use crate::provider::Provider;
 /// Longer than the drain of a worker without jobs takes.
 const STOP: Duration = Duration::from_secs(40);
 
+/// A worker's exit code when it cannot reach its broker.
+const BROKER_LOST: i32 = 7;
+
 #[derive(Debug)]
 pub(super) struct Fleet {
     command: Recipe,
@@ -55,9 +58,19 @@ impl Fleet {
         self.workers[worker].generation
     }
 
+    /// Starts those again that came while the broker was down and could not connect, as a supervisor does. Nobody may
+    /// leave by itself for any other reason.
+    pub(super) fn revive(&mut self) -> anyhow::Result<()> {
+        for at in 0..self.workers.len() {
+            let Some(status) = self.workers[at].child.try_wait()? else { continue };
+            let excused = self.command.plan.server_kills > 0 && status.code() == Some(BROKER_LOST);
+            ensure!(excused, "a worker left by itself with {status}: {}", self.tails());
+            self.workers[at] = self.spawn()?;
+        }
+        Ok(())
+    }
+
     pub(super) async fn kill_and_restart(&mut self, worker: usize) -> anyhow::Result<()> {
-        let victim = &mut self.workers[worker].child;
-        ensure!(victim.try_wait()?.is_none(), "a worker left by itself: {}", self.tails());
         self.workers[worker].child.kill().await?;
         self.workers[worker] = self.spawn()?;
         Ok(())

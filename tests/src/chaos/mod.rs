@@ -106,6 +106,7 @@ pub async fn storm(plan: Plan) -> anyhow::Result<Report> {
     while watch.ended() < plan.jobs {
         look.tick().await;
         watch.look().await?;
+        fleet.revive()?;
         ensure!(begun.elapsed() < plan.deadline(), "not done in time: {}", fleet.tails());
         if server_kills < plan.server_kills && watch.ended() * (plan.server_kills + 1) > plan.jobs * (server_kills + 1)
         {
