@@ -122,6 +122,30 @@ async fn what_nobody_can_read_is_dead_with_its_cause_and_holds_up_nobody() {
 }
 
 #[tokio::test]
+async fn an_inbox_that_is_no_list_keeps_nobody_from_leasing() {
+    let server = RedisServer::start(Options::cheap());
+    let broker = broker(&server).await;
+    server.must(&["SET", INBOX, "x"]);
+    let id = put_one(&broker, job()).await;
+    assert_eq!(worker(&broker).await.drain().await, [id]);
+}
+
+#[tokio::test]
+async fn on_a_full_server_lines_stay_and_jobs_go_on() {
+    let server = RedisServer::start(Options::cheap());
+    let broker = broker(&server).await;
+    let id = put_one(&broker, job()).await;
+    push(&server, &[r#"{"id":"a","prompt":"hi"}"#]);
+    server.must(&["CONFIG", "SET", "maxmemory", "1"]);
+    let mut worker = worker(&broker).await;
+    assert_eq!(worker.drain().await, [id]);
+    assert_eq!(inbox_length(&server), 1);
+    server.must(&["CONFIG", "SET", "maxmemory", "0"]);
+    assert_eq!(worker.one().await.head.custom_id.as_deref(), Some("a"));
+    assert_eq!(server.must(&["LLEN", "{pq:default}:wake"]).number(), 0);
+}
+
+#[tokio::test]
 async fn an_id_with_other_content_is_told_apart_and_never_run_by_itself() {
     let server = RedisServer::start(Options::cheap());
     let broker = broker(&server).await;

@@ -14,6 +14,7 @@ use promptq_common::work::Work;
 use promptq_tests::backends::{LONG, terms};
 use promptq_tests::fixture::{batch, job, job_in, job_of, keyed, queue, retry};
 use promptq_tests::process::{Home, Said};
+use promptq_tests::redis::{Options, RedisServer};
 use promptq_tests::steps::{PATIENCE, Worker, list, put, put_one, see, state, view};
 use rand::RngExt as _;
 use tokio::time::sleep;
@@ -287,4 +288,32 @@ async fn kills_at_any_moment_lose_nothing_and_run_nothing_twice() {
 /// Who a move to `target` is, so that the same one may go on.
 fn owner(target: &str) -> WorkerId {
     WorkerId::known(format!("move-{}", JobId::derived(&Queue::standard(), None, target)))
+}
+
+/// From the laptop to the fleet and back: the same command, whatever the two are.
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_go_to_redis_and_come_back_as_they_were() {
+    let server = RedisServer::start(Options::cheap());
+    let ends = Ends::new();
+    let (from, name) = (ends.home.broker().await, batch("nov"));
+    let later = Job { not_before: Some(Timestamp::now() + HOUR), tenant: Some("t".into()), ..job_of(&name) };
+    put(&from, &[keyed("a", "text"), job_of(&name), later]).await;
+    from.ledger().seal(&name, &Queue::standard()).await.unwrap();
+    let mut here = worker(&from).await;
+    let tried = here.one().await;
+    let verdict = retry(&tried.head, HOUR);
+    tried.lease.settle(verdict).await.unwrap();
+    let whole = async |broker: &Broker| {
+        let page = broker.waiting(&Queue::standard(), None, 100).await.unwrap();
+        page.items.into_iter().map(|job| (job.head.id, job)).collect::<BTreeMap<_, _>>()
+    };
+    let before = whole(&from).await;
+    ends.home.promptq(&["broker", "move", "--yes", "--to", &server.url()]).ends(0);
+    let redis = Broker::connect(&Access::new(&server.url()).unwrap()).await.unwrap();
+    assert_eq!((whole(&redis).await, view(&redis, &name).await.sealed), (before.clone(), true));
+    assert_eq!(states(&from).await.len(), 0);
+    ends.home.promptq(&["broker", "move", "--yes", "--from", &server.url(), "--to", &ends.target]).ends(0);
+    let to = ends.to().await;
+    assert_eq!((whole(&to).await, view(&to, &name).await.sealed), (before, true));
+    assert_eq!((states(&redis).await.len(), view(&redis, &name).await.counts.total), (0, 0));
 }

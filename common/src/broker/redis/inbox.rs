@@ -28,7 +28,7 @@ const CALL_BYTES: usize = 1 << 20;
 
 /// A line as it stands in the inbox.
 #[derive(Debug)]
-struct Standing {
+pub(super) struct Standing {
     digest: Vec<u8>,
     arrival: Arrival,
     /// Whether its id follows from what it says, so that a repeat is the same job.
@@ -53,7 +53,7 @@ pub(super) async fn take_in(link: &Link, queue: &Queue) -> Result<usize> {
     Ok(taken)
 }
 
-async fn look(link: &Link, queue: &Queue) -> Result<Vec<Standing>> {
+pub(super) async fn look(link: &Link, queue: &Queue) -> Result<Vec<Standing>> {
     let args = [CALL_LINES, CALL_BYTES, codec::MAX_BYTES, KEPT_BYTES].map(text).to_vec();
     let mut found = Places::of(link.call("look into an inbox", &LOOK, &[prefix(queue)], args).await?)?;
     let now = Timestamp::now();
@@ -92,7 +92,7 @@ impl Standing {
 }
 
 /// What became of each, as far as the lines were still there.
-async fn take(link: &Link, queue: &Queue, standing: &[Standing]) -> Result<Vec<String>> {
+pub(super) async fn take(link: &Link, queue: &Queue, standing: &[Standing]) -> Result<Vec<String>> {
     let mut args = Vec::new();
     for line in standing {
         args.extend(line.args()?);

@@ -23,4 +23,6 @@ end
 flush_admitted()
 for _, announcement in ipairs(told) do announce(announcement) end
 if taken > 0 then call('LTRIM', P .. ':inbox', taken, -1) end
+-- Whoever pushes a token with each line leaves more than anybody needs.
+call('LTRIM', P .. ':wake', 0, 63)
 return answers

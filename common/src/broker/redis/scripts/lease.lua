@@ -106,4 +106,6 @@ for _, set in ipairs({ ':delayed', ':lease' }) do
   local first = call('ZRANGE', P .. set, 0, 0, 'WITHSCORES')[2]
   if first and (due == 0 or tonumber(first) < due) then due = tonumber(first) end
 end
-return { NOW, paused, due, call('LLEN', P .. ':inbox'), open, taken }
+-- Anybody may write there: what is no list is nothing to take in, and keeps nobody from leasing.
+local inbox = redis.pcall('LLEN', P .. ':inbox')
+return { NOW, paused, due, type(inbox) == 'number' and inbox or 0, open, taken }
