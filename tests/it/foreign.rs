@@ -136,13 +136,14 @@ async fn on_a_full_server_lines_stay_and_jobs_go_on() {
     let broker = broker(&server).await;
     let id = put_one(&broker, job()).await;
     push(&server, &[r#"{"id":"a","prompt":"hi"}"#]);
+    server.must(&[&["RPUSH", "{pq:default}:wake"][..], &["1"; 200]].concat());
     server.must(&["CONFIG", "SET", "maxmemory", "1"]);
     let mut worker = worker(&broker).await;
     assert_eq!(worker.drain().await, [id]);
     assert_eq!(inbox_length(&server), 1);
     server.must(&["CONFIG", "SET", "maxmemory", "0"]);
     assert_eq!(worker.one().await.head.custom_id.as_deref(), Some("a"));
-    assert_eq!(server.must(&["LLEN", "{pq:default}:wake"]).number(), 0);
+    assert!(server.must(&["LLEN", "{pq:default}:wake"]).number() <= 65, "tokens pile up");
 }
 
 #[tokio::test]

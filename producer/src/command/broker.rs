@@ -102,11 +102,25 @@ async fn shift(cx: &Context, args: &MoveArgs) -> Result<Exit> {
         return Ok(Exit::Done);
     }
     let target = connect(access(&to)).await?;
-    let waiting = views.iter().map(waiting).sum();
-    let mut count = Count::new(cx.printer, "moved", waiting);
     let mut moving = Move::begin(&source, &target, to.to_string()).await?;
+    let done = all(cx, args, &source, (&mut moving, &views)).await;
+    // Whatever it came to, the next move need not wait for this one.
+    let ended = moving.end().await;
+    let done = done?;
+    ended?;
+    report(cx, args, (&from, &to), &done)?;
+    refused(&done).map_or(Ok(Exit::Done), Err)
+}
+
+async fn all(
+    cx: &Context,
+    args: &MoveArgs,
+    source: &Broker,
+    (moving, views): (&mut Move<'_>, &[QueueView]),
+) -> Result<Vec<(Queue, Moved)>> {
+    let mut count = Count::new(cx.printer, "moved", views.iter().map(waiting).sum());
     let mut done: Vec<(Queue, Moved)> = Vec::new();
-    for view in &views {
+    for view in views {
         let queue = &view.queue;
         let before: u64 = done.iter().map(|(_, moved)| moved.moved).sum();
         let moved = moving.queue(queue, |here| count.show(before + here)).await.map_err(|problem| {
@@ -123,10 +137,7 @@ async fn shift(cx: &Context, args: &MoveArgs) -> Result<Exit> {
         }
         done.push((queue.clone(), moved));
     }
-    moving.end().await?;
-    drop(count);
-    report(cx, args, (&from, &to), &done)?;
-    refused(&done).map_or(Ok(Exit::Done), Err)
+    Ok(done)
 }
 
 fn address(cx: &Context, flag: &str, said: Option<&str>) -> Result<Address> {
