@@ -1,5 +1,11 @@
 //! What every measurement needs: the release programs, a home of their own, and what a process took from the machine.
 
+pub mod redis;
+/// A private Redis, as the tests have it.
+#[path = "../../tests/src/redis/mod.rs"]
+pub mod server;
+pub mod spread;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -9,24 +15,34 @@ use tempfile::TempDir;
 
 /// A folder that is home, working folder and state folder of what is measured.
 #[derive(Debug)]
-pub struct Home(TempDir);
+pub struct Home {
+    folder: TempDir,
+    broker: String,
+}
 
 impl Home {
-    /// A fresh one, with this `promptq.toml`.
+    /// A fresh one with an embedded broker, with this `promptq.toml`.
     pub fn new(config: &str) -> anyhow::Result<Self> {
-        let home = TempDir::new()?;
-        std::fs::write(home.path().join("promptq.toml"), config)?;
-        Ok(Self(home))
+        let mut home = Self::at("", config)?;
+        home.broker = format!("sqlite://{}/q.db", home.path().display());
+        Ok(home)
+    }
+
+    /// One whose programs use the broker at this URL.
+    pub fn at(broker: &str, config: &str) -> anyhow::Result<Self> {
+        let folder = TempDir::new()?;
+        std::fs::write(folder.path().join("promptq.toml"), config)?;
+        Ok(Self { folder, broker: broker.to_owned() })
     }
 
     /// Where it is.
     pub fn path(&self) -> &Path {
-        self.0.path()
+        self.folder.path()
     }
 
     /// The broker every program here uses.
-    pub fn broker(&self) -> String {
-        format!("sqlite://{}/q.db", self.path().display())
+    pub fn broker(&self) -> &str {
+        &self.broker
     }
 
     /// Starts one of the programs built beside this one; its log goes to `NAME.log` in the home.

@@ -1,11 +1,12 @@
-//! promptq's figures, printed: `benches/run [rows] [calls] [idle] [latency]`, all of them by default. Not a test: nothing
-//! is judged.
+//! promptq's figures, printed: `benches/run [rows] [calls] [idle] [latency]`, these by default, and `redis` or a part of
+//! it. Not a test: nothing is judged.
 #![expect(clippy::print_stdout, reason = "the figures are for people")]
 
 use std::io::{BufWriter, Write as _};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+use promptq_benches::redis::{self, Fsync};
 use promptq_benches::{Home, Running, Took};
 use promptq_common::broker::{Access, Broker};
 use promptq_common::job::{BatchName, Job, JobId, Queue};
@@ -20,17 +21,34 @@ async fn main() -> anyhow::Result<()> {
     if wanted.is_empty() {
         wanted = ["rows", "calls", "idle", "latency"].map(str::to_owned).to_vec();
     }
-    for what in wanted {
+    for what in wanted.into_iter().flat_map(parts) {
         match what.as_str() {
             "rows" => rows(100_000).await?,
             "million" => rows(1_000_000).await?,
             "calls" => calls(10_000).await?,
             "idle" => idle(Duration::from_secs(30)).await?,
             "latency" => latency(500).await?,
-            _ => bail!("{what} is not known; there are rows, million, calls, idle, latency"),
+            "redis-everysec" => print!("{}", redis::pairs(Fsync::Everysec, PAIRS, 20_000).await?),
+            "redis-always" => print!("{}", redis::pairs(Fsync::Always, PAIRS, 20_000).await?),
+            "redis-glance" => print!("{}", redis::pairs(Fsync::Everysec, 2, 20_000).await?),
+            "redis-latency" => print!("{}", redis::latency(500).await?),
+            "redis-idle" => print!("{}", redis::idle(100, Duration::from_secs(10)).await?),
+            "redis-memory" => print!("{}", redis::memory(100_000).await?),
+            _ => bail!("{what} is not known; there are rows, million, calls, idle, latency, {}", REDIS.join(", ")),
         }
     }
     Ok(())
+}
+
+/// `performance.md`, section 4: at least ten.
+const PAIRS: usize = 10;
+
+/// The parts of `redis`, and a quick look at the first of them.
+const REDIS: [&str; 6] =
+    ["redis-latency", "redis-idle", "redis-memory", "redis-everysec", "redis-always", "redis-glance"];
+
+fn parts(what: String) -> Vec<String> {
+    if what == "redis" { REDIS[..5].iter().map(|part| (*part).to_owned()).collect() } else { vec![what] }
 }
 
 /// `promptq run` over so many rows with a mock that answers at once.
@@ -53,7 +71,7 @@ async fn rows(count: u32) -> anyhow::Result<()> {
 /// So many calls of one second, all at once, in one worker.
 async fn calls(count: u32) -> anyhow::Result<()> {
     let home = Home::new("[mock]\nlatency = [\"1s\", \"1s\"]\n")?;
-    let broker = Broker::connect(&Access::new(&home.broker())?).await?;
+    let broker = Broker::connect(&Access::new(home.broker())?).await?;
     let batch = BatchName::new("calls")?;
     let jobs: Vec<_> = (0..count)
         .map(|row| {
@@ -105,7 +123,7 @@ async fn idle(length: Duration) -> anyhow::Result<()> {
 /// From submission in this process to the start in another, one job at a time.
 async fn latency(count: usize) -> anyhow::Result<()> {
     let home = Home::new(NO_LATENCY)?;
-    let broker = Broker::connect(&Access::new(&home.broker())?).await?;
+    let broker = Broker::connect(&Access::new(home.broker())?).await?;
     let _worker = home.start("promptq-worker", &[])?;
     // The first jobs wait for the worker to come up.
     for warm_up in 0..5 {

@@ -1,0 +1,134 @@
+//! What one job takes that comes alone, what workers take while nothing comes, and what a job takes that waits.
+
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use promptq_common::broker::{Broker, Claim, Want};
+use promptq_common::job::Job;
+use rand::RngExt as _;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::facade::{connect, jobs, put, terms, verdict};
+use super::{TEXT, figure, float, info, own_time, server_time};
+use crate::server::{Options, RedisServer};
+use crate::spread::Spread;
+
+const ONE: Want = Want { total: 1, caps: Vec::new(), rest: 1 };
+
+/// From the call of `enqueue` by one broker to the claim that lets an idle worker of another one start.
+pub async fn latency(count: usize) -> anyhow::Result<String> {
+    let server = RedisServer::start(Options::every_second());
+    let (producer, worker) = (connect(&server).await?, connect(&server).await?);
+    let (started, mut starts) = mpsc::channel(1);
+    let mut hands = JoinSet::new();
+    hands.spawn(async move {
+        let mut consumer = worker.consume(terms()).await?;
+        loop {
+            for delivery in consumer.next(&ONE).await?.deliveries {
+                let leased = Instant::now();
+                drop(delivery.open()?);
+                ensure!(matches!(delivery.lease.claim().await?, Claim::Fresh { .. }), "a claim was refused");
+                started.send((leased, Instant::now())).await?;
+                let verdict = verdict(&delivery.head, delivery.lease.id());
+                delivery.lease.settle(verdict).await?;
+            }
+        }
+        #[expect(unreachable_code, reason = "the type of what the task may fail with")]
+        anyhow::Ok(())
+    });
+    let (mut to_lease, mut to_claim, mut to_answer) = (Vec::new(), Vec::new(), Vec::new());
+    // The first ones wait for connections and scripts.
+    for job in jobs(count + 20, None)?.iter() {
+        tokio::time::sleep(Duration::from_micros(rand::rng().random_range(5_000..20_000))).await;
+        let asked = Instant::now();
+        put(&producer, std::slice::from_ref(job)).await?;
+        to_answer.push(asked.elapsed());
+        let (leased, claimed) = starts.recv().await.context("the worker broke off")?;
+        to_lease.push(leased - asked);
+        to_claim.push(claimed - asked);
+    }
+    let shown = |waits: &[Duration]| {
+        let spread = Spread::of(waits[20..].iter().map(|wait| wait.as_secs_f64() * 1e3));
+        format!("p50 {:.2} ms, p99 {:.2} ms", spread.at(50), spread.at(99))
+    };
+    Ok(format!(
+        "submit to start, an idle worker, {count} jobs 5-20 ms apart: {}\n  to the lease: {}; to the submitter's OK: {}\n",
+        shown(&to_claim),
+        shown(&to_lease),
+        shown(&to_answer)
+    ))
+}
+
+/// What the server has to do for workers that have nothing to do, each connected by itself.
+pub async fn idle(workers: usize, length: Duration) -> anyhow::Result<String> {
+    let server = RedisServer::start(Options::every_second());
+    let mut hands = JoinSet::new();
+    for _ in 0..workers {
+        let broker = connect(&server).await?;
+        hands.spawn(async move {
+            let mut consumer = broker.consume(terms()).await?;
+            loop {
+                consumer.next(&ONE).await?;
+            }
+            #[expect(unreachable_code, reason = "the type of what the task may fail with")]
+            anyhow::Ok(())
+        });
+    }
+    // They come in step; after a while they are out of it.
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    server.must(&["CONFIG", "RESETSTAT"]);
+    let (began, ours, theirs) = (Instant::now(), own_time()?, server_time(&server)?);
+    tokio::time::sleep(length).await;
+    let seconds = began.elapsed().as_secs_f64();
+    let (ours, theirs) = (own_time()? - ours, server_time(&server)? - theirs);
+    let stats = info(&server, "commandstats")?;
+    let all = figure(&info(&server, "stats")?, "total_commands_processed:")?;
+    let mut calls = Vec::new();
+    for line in stats.lines().filter_map(|line| line.strip_prefix("cmdstat_")) {
+        let (name, rest) = line.split_once(":calls=").context("a command without calls")?;
+        calls.push((name.to_owned(), rest.split(',').next().unwrap_or_default().parse::<f64>()? / seconds));
+    }
+    ensure!(hands.try_join_next().is_none(), "a worker broke off");
+    let asked = |name: &str| calls.iter().filter(|(known, _)| known == name).map(|(_, rate)| rate).sum::<f64>();
+    let clients = asked("evalsha") + asked("blpop") + asked("ping");
+    calls.sort_by(|one, other| other.1.total_cmp(&one.1));
+    let list: Vec<_> = calls.iter().take(12).map(|(name, rate)| format!("{name} {rate:.0}")).collect();
+    Ok(format!(
+        "{workers} idle workers: {clients:.0} calls of clients a second, {:.0} commands with those inside scripts; \
+         {:.2} % of a processor there, {:.2} % here\n  a second: {}\n",
+        all / seconds,
+        theirs / seconds * 100.0,
+        ours / seconds * 100.0,
+        list.join(", ")
+    ))
+}
+
+/// What a waiting job takes of the server's memory beyond its own bytes, in a batch and without.
+pub async fn memory(count: usize) -> anyhow::Result<String> {
+    let mut text = String::new();
+    for batch in [None, Some("nightly-evaluation")] {
+        let server = RedisServer::start(Options::cheap());
+        let broker = connect(&server).await?;
+        let jobs = jobs(count, batch)?;
+        let used = || figure(&info(&server, "memory")?, "used_memory:");
+        // Scripts, connections and the queue itself are there whatever waits.
+        put(&broker, &jobs[..1]).await?;
+        let before = used()?;
+        fill(&broker, &jobs[1..]).await?;
+        let payloads = jobs[1..].iter().map(|job| Ok(promptq_common::codec::encode_job(job)?.len()));
+        let payloads = payloads.sum::<anyhow::Result<usize>>()?;
+        let each = (used()? - before - float(payloads)) / float(count - 1);
+        let (kind, mean) = (batch.map_or("without a batch", |_| "in a batch"), payloads / (count - 1));
+        writeln!(text, "{count} jobs wait {kind}: {each:.0} bytes each beyond {mean} of payload ({TEXT} of prompt)")?;
+    }
+    Ok(text)
+}
+
+async fn fill(broker: &Broker, jobs: &[Job]) -> anyhow::Result<()> {
+    for window in jobs.chunks(1_000) {
+        put(broker, window).await?;
+    }
+    Ok(())
+}
