@@ -6,6 +6,7 @@ use std::process::{Command, Output};
 
 use promptq_tests::binary::binary;
 use promptq_tests::llm::Llm;
+use promptq_tests::redis::{Options, RedisServer};
 use tempfile::TempDir;
 
 /// Stands in for cargo: what it would build is built, so it only runs it.
@@ -18,6 +19,9 @@ exec promptq "$@"
 
 /// The server the README talks to.
 const SERVER: &str = "http://127.0.0.1:8081/v1";
+
+/// The Redis the README talks to.
+const REDIS: &str = "redis://127.0.0.1:6379";
 
 /// A newcomer's machine: the checked-out tree, an empty home.
 struct Machine {
@@ -85,7 +89,7 @@ fn rows() -> usize {
 
 #[test]
 fn no_shell_example_is_left_out() {
-    assert_eq!(blocks("sh").len(), 4, "a new example needs a test here");
+    assert_eq!(blocks("sh").len(), 5, "a new example needs a test here");
 }
 
 #[test]
@@ -121,6 +125,14 @@ fn submitter_and_worker_are_two_processes() {
     let said = machine.succeed(&block("promptq-worker --concurrency 8"));
     assert!(said.contains("reviews"), "{said}");
     assert_eq!(machine.lines("results.jsonl"), rows());
+}
+
+#[test]
+fn a_fleet_meets_on_redis() {
+    let server = RedisServer::start(Options::durable());
+    let machine = Machine::new();
+    machine.succeed(&block(REDIS).replace(REDIS, &server.url()));
+    assert_eq!(machine.lines("fleet.jsonl"), rows());
 }
 
 #[test]
