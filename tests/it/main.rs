@@ -12,6 +12,7 @@ mod model;
 mod moving;
 mod reach;
 mod readme;
+mod rights;
 mod run;
 mod secrets;
 mod store;

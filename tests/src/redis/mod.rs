@@ -3,6 +3,7 @@
 
 mod options;
 mod reply;
+mod rights;
 
 use std::fs::Permissions;
 use std::io::ErrorKind;
@@ -17,8 +18,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 pub use options::Options;
-pub use reply::Reply;
-use reply::{Connection, Problem};
+pub use reply::{Connection, Problem, Reply};
+pub use rights::{PASSWORD, shipped};
+
 
 /// How long a server may take until it answers: 30 ms alone, much more beside other tests or under a slow disk.
 const READY: Duration = Duration::from_secs(30);
