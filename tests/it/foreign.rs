@@ -273,10 +273,10 @@ async fn redis_py_pushes_a_job_and_reads_its_result() {
     assert!(python.exists(), "redis-py is not installed (target/tools/redis_py); hint: run tests/install/redis_py.sh");
     let server = RedisServer::start(Options::cheap());
     let home = Home::new();
-    let mut worker = home.program("promptq-worker", &["--broker", &server.url(), "--concurrency", "4"]);
+    let mut worker = home.program("promptq-worker", &["--broker", &server.url_of("promptq"), "--concurrency", "4"]);
     let mut worker = worker.stderr(Stdio::null()).spawn().unwrap();
     let mut client = Command::new(python);
-    client.args(["-c", include_str!("../src/foreign.py"), &server.url(), "default", "3"]);
+    client.args(["-c", include_str!("../src/foreign.py"), &server.url_of("promptq-foreign"), "default", "3"]);
     let mut client = client.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let line = r#"{"id": "twice", "prompt": "Say hello.", "model": "mock"}"#;
     let other = r#"{"prompt": "Sag Grüß Gott.", "model": "mock"}"#;

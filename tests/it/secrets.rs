@@ -141,7 +141,7 @@ fn settings_are_shown_without_their_secrets() {
     ask(&["doctor"]).ends(7);
     ask(&["status", "--broker", &format!("far:{PASSWORD}@x:y")]).ends(2);
     home.write("promptq.toml", &format!("providers.openai.api_key = \"{KEY}\"\nproviders.openai.api_ky = \"{KEY}\"\n"));
-    ask(&["status"]).ends(7).says(&["promptq.toml:2:", "did you mean providers.openai.api_key?"]);
+    ask(&["status"]).ends(2).says(&["promptq.toml:2:", "did you mean providers.openai.api_key?"]);
     home.write(
         "promptq.toml",
         &format!("providers.openai.api_key = [\"{KEY}\"]\n[broker\npassword = \"{PASSWORD}\"\n"),

@@ -21,7 +21,6 @@ pub use options::Options;
 pub use reply::{Connection, Problem, Reply};
 pub use rights::{PASSWORD, shipped};
 
-
 /// How long a server may take until it answers: 30 ms alone, much more beside other tests or under a slow disk.
 const READY: Duration = Duration::from_secs(30);
 
