@@ -36,8 +36,8 @@ end
 local function call_with(items, ...)
   local words = { ... }
   for from = 1, #items, 1000 do
-    local part = { unpack(words) }
-    for place = from, math.min(from + 999, #items) do part[#part + 1] = items[place] end
+    local part, length = { unpack(words) }, #words - from + 1
+    for place = from, math.min(from + 999, #items) do part[length + place] = items[place] end
     call(unpack(part))
   end
 end
@@ -121,10 +121,9 @@ local function spend(j, use, sign)
 end
 
 local function parse_use(text)
-  if text == '' then return nil end
-  local use = {}
-  for number in string.gmatch(text, '-?%d+') do use[#use + 1] = tonumber(number) end
-  return use
+  local use = { string.match(text, '(-?%d+),(-?%d+),(-?%d+),(-?%d+),(-?%d+),(%d),(%d)') }
+  for place = 1, #use do use[place] = tonumber(use[place]) end
+  return use[1] and use
 end
 
 -- Leaves one token for idle workers; `hops` is how often it may be handed on.
@@ -298,8 +297,12 @@ end
 -- About how many announcements the stream holds: their readers are a few seconds behind, not a day.
 local ANNOUNCED = 10000
 
--- Tells foreign clients of an end.
+local announced = false
+
+-- Tells foreign clients of an end. The first one of a call makes room for all of them.
 local function announce(text)
+  if announced then return call('XADD', P .. ':results', '*', 'result', text) end
+  announced = true
   call('XADD', P .. ':results', 'MAXLEN', '~', ANNOUNCED, '*', 'result', text)
 end
 

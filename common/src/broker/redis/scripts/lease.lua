@@ -87,8 +87,22 @@ local function take(lane, most)
   end
 end
 
-promote()
-reclaim()
+-- When something of that is due; 0: never.
+local function first_due()
+  local due = 0
+  for _, set in ipairs({ ':delayed', ':lease' }) do
+    local first = tonumber(call('ZRANGE', P .. set, 0, 0, 'WITHSCORES')[2])
+    if first and (due == 0 or first < due) then due = first end
+  end
+  return due
+end
+
+local due = first_due()
+local is_due = due > 0 and due <= NOW
+if is_due then
+  promote()
+  reclaim()
+end
 local paused = call('HGET', P .. ':c', 'paused') or ''
 if paused == '' then
   for at = 6, #ARGV, 2 do take(ARGV[at], tonumber(ARGV[at + 1])) end
@@ -101,11 +115,7 @@ if #open > 0 and paused == '' then
   -- all lanes are closed would wake each other for ever.
   if #taken > 0 then wake(8) elseif hops > 1 then wake(hops - 1) end
 end
-local due = 0
-for _, set in ipairs({ ':delayed', ':lease' }) do
-  local first = call('ZRANGE', P .. set, 0, 0, 'WITHSCORES')[2]
-  if first and (due == 0 or tonumber(first) < due) then due = tonumber(first) end
-end
+if is_due or #taken > 0 then due = first_due() end
 -- Anybody may write there: what is no list is nothing to take in, and keeps nobody from leasing.
 local inbox = redis.pcall('LLEN', P .. ':inbox')
 return { NOW, paused, due, type(inbox) == 'number' and inbox or 0, open, taken }
