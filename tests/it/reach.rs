@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use promptq_common::broker::{Access, Fsync, Survey, survey};
 use promptq_common::error::{Kind, Result};
-use promptq_tests::process::Home;
+use promptq_tests::process::{Home, Said};
 use promptq_tests::redis::{Options, RedisServer};
 
 async fn look(url: &str, ca: Option<&std::path::Path>) -> Result<Survey> {
@@ -73,4 +73,22 @@ async fn the_doctor_says_what_the_server_is_worth() {
     assert_eq!(seen(&accepted)["health"], "ok");
     let named = [("PROMPTQ_BROKER", secure.as_str()), ("PROMPTQ__BROKER__TLS_CA", ca.to_str().unwrap())];
     assert_eq!(seen(&named)["health"], "warning");
+}
+
+#[test]
+fn a_promise_smaller_than_it_seems_is_told_once_to_those_who_rely_on_it() {
+    let server = RedisServer::start(Options::every_second());
+    let (home, url) = (Home::new(), server.url());
+    let warned = |arguments: &[&str], durability: &str| {
+        let mut command = home.program("promptq", arguments);
+        command.env("PROMPTQ_BROKER", &url).env("PROMPTQ__BROKER__DURABILITY", durability);
+        let said = Said::of(&mut command);
+        (said.code, said.stderr.matches("up to 2 s of confirmed jobs").count())
+    };
+    home.write("prompts.txt", "one\n\ntwo\n");
+    let submit = ["submit", "prompts.txt", "--in", "lines", "-m", "mock"];
+    assert_eq!(warned(&submit, ""), (0, 1));
+    assert_eq!(warned(&["queues", "list"], ""), (0, 0));
+    assert_eq!(warned(&submit, "relaxed"), (0, 0));
+    assert_eq!(warned(&submit, "strict"), (2, 1));
 }

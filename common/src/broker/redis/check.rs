@@ -78,9 +78,9 @@ pub(super) async fn look(link: &Link) -> Result<Survey> {
 }
 
 impl Survey {
-    /// Whether the server may be used, for what `access` demands of it; says in the log what its promise is worth
-    /// when that is less than it seems and nobody asked for it.
-    pub(super) fn admit(&self, access: &Access) -> Result<()> {
+    /// Whether the server may be used, for what `access` demands of it; what it is worth, in words, when that is less
+    /// than it seems and nobody asked for it.
+    pub(super) fn admit(&self, access: &Access) -> Result<Option<String>> {
         let refuse = |kind: Kind, why: String| Err(Error::new(kind, OP, format!("{}: {why}", access.url)));
         if self.cluster {
             return refuse(Kind::Unsupported, CLUSTER.to_owned());
@@ -105,21 +105,17 @@ impl Survey {
             );
         }
         match (access.durability, self.fsync) {
-            (_, Fsync::Always) | (Some(Durability::Relaxed), _) => {}
+            (_, Fsync::Always) | (Some(Durability::Relaxed), _) => Ok(None),
             (Some(Durability::Strict), fsync) => {
-                return refuse(
-                    Kind::Config,
-                    format!("durability is strict, but {}; {}", fsync.meaning(), fsync.mend()),
-                );
+                refuse(Kind::Config, format!("durability is strict, but {}; {}", fsync.meaning(), fsync.mend()))
             }
-            (None, fsync) => tracing::warn!(
+            (None, fsync) => Ok(Some(format!(
                 "{}: {}; {}, or set broker.durability to \"relaxed\" to accept it",
                 access.url,
                 fsync.meaning(),
                 fsync.mend()
-            ),
+            ))),
         }
-        Ok(())
     }
 }
 

@@ -2,7 +2,7 @@
 //! not run: a script the server does not know. Everything else is the caller's to repeat, with its own patience.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -44,6 +44,8 @@ struct Shared {
     made: AtomicU64,
     /// What `Line::answered` counts from.
     started: Instant,
+    /// What [`Link::tell`] has not said yet.
+    untold: std::sync::Mutex<Option<String>>,
 }
 
 /// One connection's place, and the way back to it after it broke.
@@ -72,8 +74,16 @@ impl Link {
     pub(super) async fn connect(access: &Access) -> Result<Self> {
         let link = Self::new(Target::new(access).await?)?;
         let survey = check::look(&link).await?;
-        survey.admit(access)?;
+        *link.0.untold.lock().unwrap_or_else(PoisonError::into_inner) = survey.admit(access)?;
         Ok(link)
+    }
+
+    /// Says in the log, once, what the server's word is worth when that is less than it seems: for those who are about
+    /// to rely on it.
+    pub(super) fn tell(&self) {
+        if let Some(worth) = self.0.untold.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            tracing::warn!("{worth}");
+        }
     }
 
     /// Connects to nothing yet.
@@ -94,6 +104,7 @@ impl Link {
             lines: Default::default(),
             made: AtomicU64::new(1),
             started: Instant::now(),
+            untold: std::sync::Mutex::default(),
         })))
     }
 

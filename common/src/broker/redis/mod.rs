@@ -130,10 +130,12 @@ fn check_count(op: &'static str, count: usize) -> Result<()> {
 impl Backend for Redis {
     async fn enqueue(&self, batch: Vec<Envelope>) -> Result<Vec<Enqueued>> {
         check_count("enqueue jobs", batch.len())?;
+        self.link.tell();
         enqueue::enqueue(self, &batch).await
     }
 
     async fn subscribe(&self, terms: Terms) -> Result<Box<dyn Source>> {
+        self.link.tell();
         for (queue, _) in &terms.queues {
             self.touch(queue).await?;
         }
