@@ -103,8 +103,12 @@ fn lay(merged: &mut Layers, layer: Vec<(Path, Found)>) {
     }
 }
 
-/// `broker = "URL"` is short for `broker.url`.
+/// `broker = "URL"` is short for `broker.url`, and `broker.password_file` for `broker.password.file`.
 fn long_form(mut path: Path, raw: &Raw) -> Path {
+    if path == ["broker", "password_file"] {
+        path.pop();
+        path.extend(["password", "file"].map(str::to_owned));
+    }
     let short = matches!(path.as_slice(), [section] if matches!(section.as_str(), "broker" | "ledger" | "store"));
     if short && !matches!(raw, Raw::Empty) {
         path.push("url".to_owned());

@@ -231,6 +231,9 @@ fn a_login_given_apart_is_taken_letter_by_letter() {
     assert_eq!(login(&[broker, user, ("PROMPTQ__BROKER__PASSWORD", odd)]), ("a%b".to_owned(), odd.to_owned()));
     let file = ("PROMPTQ__BROKER__PASSWORD_FILE", "/run/key");
     assert_eq!(login(&[broker, file]), (String::new(), "from-a-file".to_owned()));
+    let text = "store.url = \"memory:\"\nbroker = { url = \"redis://near\", password_file = \"key\" }";
+    let named = given(&[("/etc/promptq/config.toml", text)], &[], &[]).unwrap();
+    assert_eq!(named.broker.url.expose(), "redis://:from-a-file@near");
     assert_eq!(
         login(&[("PROMPTQ_BROKER", "redis://u%40x:hunter%252@near")]),
         ("u@x".to_owned(), "hunter%2".to_owned())

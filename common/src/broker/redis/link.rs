@@ -2,8 +2,8 @@
 //! not run: a script the server does not know. Everything else is the caller's to repeat, with its own patience.
 
 use std::fmt;
-use std::sync::{Arc, PoisonError};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use deadpool_redis::redis::aio::MultiplexedConnection;
