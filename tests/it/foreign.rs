@@ -122,6 +122,17 @@ async fn what_nobody_can_read_is_dead_with_its_cause_and_holds_up_nobody() {
 }
 
 #[tokio::test]
+async fn lines_that_nobody_took_in_are_moved_as_well() {
+    let server = RedisServer::start(Options::cheap());
+    let broker = broker(&server).await;
+    let lines: Vec<String> = (0..450).map(|n| json!({ "id": n.to_string(), "prompt": "hi" }).to_string()).collect();
+    push(&server, &lines.iter().map(String::as_str).collect::<Vec<_>>());
+    put_one(&broker, job()).await;
+    let page = broker.waiting(&Queue::standard(), None, 1_000).await.unwrap();
+    assert_eq!((page.items.len(), inbox_length(&server)), (451, 0));
+}
+
+#[tokio::test]
 async fn an_inbox_that_is_no_list_keeps_nobody_from_leasing() {
     let server = RedisServer::start(Options::cheap());
     let broker = broker(&server).await;
@@ -227,7 +238,7 @@ async fn an_end_without_a_worker_is_announced_too() {
         .map(|(row, name)| Job { row: *row, custom_id: Some(name.to_owned()).filter(|name| !name.is_empty()), ..job() })
         .collect();
     put(&broker, &jobs).await;
-    push(&server, &[r#"{"id":"late","prompt":"hi","promptq":{"deadline":"10ms"}}"#]);
+    push(&server, &[r#"{"id":"late","prompt":"hi","promptq":{"deadline":"2020-01-01T00:00:00Z"}}"#]);
     broker.cancel(&jobs.iter().map(|job| job.id).collect::<Vec<_>>()).await.unwrap();
     let mut worker = worker(&broker).await;
     let late = JobId::derived(&Queue::standard(), None, "late");
@@ -273,8 +284,9 @@ async fn redis_py_pushes_a_job_and_reads_its_result() {
     assert!(python.exists(), "redis-py is not installed (target/tools/redis_py); hint: run tests/install/redis_py.sh");
     let server = RedisServer::start(Options::cheap());
     let home = Home::new();
-    let mut worker = home.program("promptq-worker", &["--broker", &server.url_of("promptq"), "--concurrency", "4"]);
-    let mut worker = worker.stderr(Stdio::null()).spawn().unwrap();
+    let worker = home.program("promptq-worker", &["--broker", &server.url_of("promptq"), "--concurrency", "4"]);
+    let mut worker = tokio::process::Command::from(worker);
+    let _worker = worker.stderr(Stdio::null()).kill_on_drop(true).spawn().unwrap();
     let mut client = Command::new(python);
     client.args(["-c", include_str!("../src/foreign.py"), &server.url_of("promptq-foreign"), "default", "3"]);
     let mut client = client.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -289,8 +301,6 @@ async fn redis_py_pushes_a_job_and_reads_its_result() {
     let broker = broker(&server).await;
     let twice = JobId::derived(&Queue::standard(), None, "twice");
     assert_eq!(state(&broker, twice).await, State::Succeeded);
-    worker.kill().unwrap();
-    worker.wait().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
     let results: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

@@ -71,7 +71,8 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     ///
     /// A page begins after the place `after`, which an earlier page gave as its `next` (`None`: at the start), and holds
     /// at most `limit` jobs (1 to [`MAX_BATCH`]) and [`PAGE_BYTES`] of payloads, or one job that is larger. It may be
-    /// short, or even empty, and have a `next`. Looking changes nothing and leases nothing. A job that waits from the
+    /// short, or even empty, and have a `next`. Looking leases nothing and changes nothing, save that
+    /// what foreign clients left for the queue becomes jobs of it first. A job that waits from the
     /// first page to the last is in at least one of them, whatever is enqueued, leased, released or forgotten meanwhile;
     /// one that comes to wait during the walk may be missed, and one may come twice. Jobs of a lane come about in the
     /// order in which they would be leased. An `after` that is no place of this backend's is an error of kind `Config`.

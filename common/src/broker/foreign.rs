@@ -99,3 +99,52 @@ fn custom_id(line: &[u8]) -> Option<String> {
     let named = ["custom_id", "id"].iter().find_map(|key| members.get(*key)?.as_str());
     named.filter(|name| name.chars().count() <= NAME_CHARS).map(str::to_owned)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(line: &str) -> Arrival {
+        Arrival::read(line.as_bytes(), &Queue::standard(), Timestamp::now())
+    }
+
+    fn why(arrival: &Arrival) -> (&str, &str) {
+        let cause = arrival.dead.as_ref().unwrap().cause.as_ref().unwrap();
+        (&cause.code, &cause.detail)
+    }
+
+    #[test]
+    fn an_id_or_a_key_makes_the_id_and_the_key_decides() {
+        let derived = |key| JobId::derived(&Queue::standard(), None, key);
+        let named = read(r#"{"id":"a","prompt":"hi"}"#).envelope.head;
+        assert_eq!((named.id, named.keyed, named.custom_id.as_deref()), (derived("a"), true, Some("a")));
+        let both = read(r#"{"id":"a","prompt":"hi","promptq":{"idempotency_key":"k"}}"#).envelope.head;
+        assert_eq!((both.id, both.custom_id.as_deref()), (derived("k"), Some("a")));
+        let plain = [read(r#"{"prompt":"hi"}"#), read(r#"{"prompt":"hi"}"#)].map(|arrival| arrival.envelope.head);
+        assert!(plain[0].id != plain[1].id && !plain[0].keyed);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_dead_and_never_taken_for_a_job() {
+        for line in ["", "{", r#"{"prompt":""}"#, r#"{"id":"x","prompt":"hi","promptq":{"queue":"other"}}"#] {
+            let arrival = read(line);
+            assert_eq!(why(&arrival).0, "unreadable_job", "{line}");
+            assert!(codec::decode_job(&arrival.envelope.payload).is_err(), "{line}");
+        }
+        let told = read(r#"{"id":"mine","prompt":"secret","colour":1}"#);
+        assert!(why(&told).1.contains("colour") && !why(&told).1.contains("secret"), "{:?}", why(&told));
+        assert_eq!(told.dead.unwrap().custom_id.as_deref(), Some("mine"));
+        let large = Arrival::too_large(&[b'x'; KEPT_BYTES + 9], 20 << 20, &Queue::standard(), Timestamp::now());
+        assert!(why(&large).1.contains("20971520 bytes") && large.envelope.payload.len() == KEPT_BYTES + 1);
+    }
+
+    #[test]
+    fn a_conflict_keeps_its_work_under_an_id_of_its_own() {
+        let first = read(r#"{"id":"a","prompt":"hi","model":"m"}"#);
+        let refused = first.clone().conflicting(Timestamp::now());
+        let (head, job) = (&refused.envelope.head, codec::decode_job(&refused.envelope.payload).unwrap());
+        assert!(head.id != first.envelope.head.id && job.id == head.id && !job.keyed && !head.keyed);
+        assert_eq!((why(&refused).0, job.work.model.as_deref()), ("id_conflict", Some("m")));
+        assert_eq!(refused.dead.as_ref().unwrap().id, head.id);
+    }
+}

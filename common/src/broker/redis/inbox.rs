@@ -4,6 +4,8 @@
 use std::sync::LazyLock;
 
 use super::BOOK;
+use deadpool_redis::redis::cmd;
+
 use super::enqueue::{ADMIT, item};
 use super::hold::text;
 use super::link::Link;
@@ -51,6 +53,19 @@ pub(super) async fn take_in(link: &Link, queue: &Queue) -> Result<usize> {
     }
     tracing::debug!(queue = queue.as_str(), taken, "took in jobs of foreign clients");
     Ok(taken)
+}
+
+/// Takes in all that stands in the inbox now.
+pub(super) async fn take_all(link: &Link, queue: &Queue) -> Result<()> {
+    let key = [prefix(queue), b":inbox".to_vec()].concat();
+    let mut left: usize = link.query("look into an inbox", cmd("LLEN").arg(key)).await?;
+    while left > 0 {
+        match take_in(link, queue).await? {
+            0 => break,
+            taken => left = left.saturating_sub(taken),
+        }
+    }
+    Ok(())
 }
 
 pub(super) async fn look(link: &Link, queue: &Queue) -> Result<Vec<Standing>> {

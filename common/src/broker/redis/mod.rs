@@ -156,6 +156,9 @@ impl Backend for Redis {
     }
 
     async fn waiting(&self, queue: &Queue, after: Option<&str>, limit: usize) -> Result<Page<Envelope>> {
+        if after.is_none() {
+            inbox::take_all(&self.link, queue).await?;
+        }
         admin::waiting(self, queue, after, limit).await
     }
 
