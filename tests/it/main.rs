@@ -8,6 +8,7 @@ mod conformance;
 mod crash;
 mod foreign;
 mod llm;
+mod messages;
 mod model;
 mod moving;
 mod reach;

@@ -10,7 +10,7 @@ use promptq_common::broker::redis::Redis;
 use promptq_common::broker::sqlite::Sqlite;
 use promptq_common::broker::{Access, Backend, Broker, Source, Terms, WorkerId};
 use promptq_common::job::Queue;
-use promptq_common::ledger::Ledger;
+use promptq_common::ledger::{Claims, Ledger};
 use rand::RngExt;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
@@ -32,6 +32,8 @@ pub struct Fixture {
     pub broker: Broker,
     /// Below the facade, for what it makes impossible: unreadable payloads, settling twice.
     pub backend: Arc<dyn Backend>,
+    /// The ledger as another broker writes into it, where it can serve one.
+    pub claims: Option<Arc<dyn Claims>>,
     home: Home,
 }
 
@@ -47,14 +49,16 @@ impl Fixture {
     /// On the memory backend.
     pub async fn memory() -> Self {
         let memory = Arc::new(Memory::new());
-        std::future::ready(Self::over(Arc::clone(&memory) as Arc<dyn Backend>, memory, Home::Memory)).await
+        let claims: Arc<dyn Claims> = Arc::clone(&memory) as Arc<dyn Claims>;
+        let fixture = Self::over(Arc::clone(&memory) as Arc<dyn Backend>, memory, Some(claims), Home::Memory);
+        std::future::ready(fixture).await
     }
 
     /// On the embedded backend, in a folder that goes with the fixture.
     pub async fn sqlite() -> Self {
         let folder = TempDir::new().expect("a temporary folder");
         let sqlite = Arc::new(Sqlite::open(&folder.path().join("q.db")).await.expect("a fresh file opens"));
-        Self::over(Arc::clone(&sqlite) as Arc<dyn Backend>, sqlite, Home::Sqlite(folder))
+        Self::over(Arc::clone(&sqlite) as Arc<dyn Backend>, sqlite, None, Home::Sqlite(folder))
     }
 
     /// On a Redis of its own. It keeps nothing over a restart: what is tested here are the steps, not the disk.
@@ -79,11 +83,12 @@ impl Fixture {
     async fn on_redis(flushing: JoinSet<()>, server: RedisServer) -> Self {
         let redis = Arc::new(redis(&server).await);
         let home = Home::Redis { server, _flushing: flushing };
-        Self::over(Arc::clone(&redis) as Arc<dyn Backend>, redis, home)
+        let claims: Arc<dyn Claims> = Arc::clone(&redis) as Arc<dyn Claims>;
+        Self::over(Arc::clone(&redis) as Arc<dyn Backend>, redis, Some(claims), home)
     }
 
-    fn over(backend: Arc<dyn Backend>, ledger: Arc<dyn Ledger>, home: Home) -> Self {
-        Self { broker: Broker::new(Arc::clone(&backend), ledger), backend, home }
+    fn over(backend: Arc<dyn Backend>, ledger: Arc<dyn Ledger>, claims: Option<Arc<dyn Claims>>, home: Home) -> Self {
+        Self { broker: Broker::new(Arc::clone(&backend), ledger), backend, claims, home }
     }
 
     /// Another handle onto the same data, as another process would hold it; on memory, which has no other process,

@@ -1,11 +1,13 @@
 //! The harness of promptq's tests: [`backends`] gives every case a fresh broker, [`fixture`] makes what goes into it,
-//! [`steps`] are the few moves every case is made of. The cases themselves are in `it/`.
+//! [`steps`] are the few moves every case is made of, [`messages`] those over a ledger that serves another broker. The
+//! cases themselves are in `it/`.
 
 pub mod backends;
 pub mod binary;
 pub mod chaos;
 pub mod fixture;
 pub mod llm;
+pub mod messages;
 pub mod process;
 pub mod provider;
 pub mod proxy;

@@ -1,5 +1,9 @@
 //! What is known of jobs and batches: records, batch counts, the dead set, notes. Reading never touches the queue.
-//! Redis and SQLite brokers are their own ledger.
+//! Redis and SQLite brokers are their own ledger; `claims` is how another broker writes into one.
+
+mod claims;
+
+pub use claims::{Claims, Opened, Raised, Registered};
 
 use std::collections::BTreeMap;
 use std::fmt;

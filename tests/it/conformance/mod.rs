@@ -3,6 +3,7 @@
 
 mod admin;
 mod cancel;
+mod claims;
 mod end;
 mod enqueue;
 mod lane;

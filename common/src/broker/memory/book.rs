@@ -5,8 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::super::backend::{Head, HoldKey, LeaseId, Redriven, WorkerId};
+use super::claims::{Away, Notices};
+use super::totals::{Batch, Totals};
 use crate::job::{BatchName, Fingerprint, JobId, Lane, Queue};
-use crate::outcome::{History, Usage, Usd};
+use crate::outcome::History;
 use crate::record::{Cause, End, Record, State};
 use crate::time::Timestamp;
 
@@ -27,6 +29,7 @@ pub(super) struct Book {
     /// Ids that were used, whose records are gone.
     pub(super) tombstones: BTreeMap<JobId, Tombstone>,
     pub(super) paused: BTreeMap<Queue, String>,
+    pub(super) notices: Notices,
     pub(super) batches: BTreeMap<BatchName, Batch>,
     pub(super) aside: super::ledger::Aside,
     last_seq: u64,
@@ -48,14 +51,33 @@ pub(super) struct Entry {
     pub(super) record: Option<(u64, Arc<Record>)>,
     /// The last lease whose verdict was applied; makes repeating it harmless.
     pub(super) settled: Option<LeaseId>,
+    /// Of a job whose message waits at another broker.
+    pub(super) away: Option<Away>,
 }
 
 /// Where a job is. Each is in exactly one place.
 #[derive(Clone, Debug)]
 pub(super) enum Place {
-    Ready { rank: i64, since: Timestamp },
-    Delayed { due: Timestamp, why: Why, hold: Option<HoldKey> },
-    Running { lease: LeaseId, worker: WorkerId, since: Timestamp, until: Timestamp, cancel: bool },
+    Ready {
+        rank: i64,
+        since: Timestamp,
+    },
+    Delayed {
+        due: Timestamp,
+        why: Why,
+        hold: Option<HoldKey>,
+    },
+    Running {
+        lease: LeaseId,
+        worker: WorkerId,
+        since: Timestamp,
+        until: Timestamp,
+        cancel: bool,
+    },
+    /// Waits at another broker, where it may be delayed like this.
+    Away {
+        wait: Option<(Timestamp, Why, Option<HoldKey>)>,
+    },
     Ended,
 }
 
@@ -75,45 +97,6 @@ pub(super) struct Tombstone {
     pub(super) ended_at: Timestamp,
 }
 
-/// A batch, and what its forgotten jobs came to.
-#[derive(Debug)]
-pub(super) struct Batch {
-    pub(super) queue: Queue,
-    pub(super) created_at: Timestamp,
-    pub(super) seq: u64,
-    pub(super) sealed: bool,
-    pub(super) cancelled: bool,
-    pub(super) past: Totals,
-}
-
-/// Ended jobs, added up.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Totals {
-    pub(super) ends: [u64; 4],
-    pub(super) usage: Usage,
-    pub(super) cost: Option<Usd>,
-    pub(super) cost_unknown: u64,
-    pub(super) last: u64,
-}
-
-impl Totals {
-    pub(super) fn add(&mut self, cursor: u64, record: &Record) {
-        self.ends[record.end as usize] += 1;
-        self.spend(record);
-        self.last = self.last.max(cursor);
-    }
-
-    /// What the record's attempts consumed, without its end.
-    pub(super) fn spend(&mut self, record: &Record) {
-        self.usage += record.history.usage;
-        match record.history.cost {
-            Some(cost) => *self.cost.get_or_insert_default() += cost,
-            None if record.history.usage != Usage::default() => self.cost_unknown += 1,
-            None => {}
-        }
-    }
-}
-
 /// Which end of its lane a job goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
@@ -128,14 +111,19 @@ impl Entry {
             Place::Running { .. } => State::Running,
             Place::Ended => self.record.as_ref().map_or(State::Dead, |(_, record)| record.end.into()),
             _ if self.head.deadline <= now => State::Expired,
-            Place::Delayed { why: Why::Scheduled, .. } => State::Scheduled,
-            Place::Delayed { why: Why::Retrying, .. } => State::Retrying,
-            Place::Delayed { why: Why::Released, .. } | Place::Ready { .. } => State::Queued,
+            Place::Away { wait: Some((due, ..)) } if *due <= now => State::Queued,
+            Place::Delayed { why: Why::Scheduled, .. } | Place::Away { wait: Some((_, Why::Scheduled, _)) } => {
+                State::Scheduled
+            }
+            Place::Delayed { why: Why::Retrying, .. } | Place::Away { wait: Some((_, Why::Retrying, _)) } => {
+                State::Retrying
+            }
+            Place::Delayed { .. } | Place::Away { .. } | Place::Ready { .. } => State::Queued,
         }
     }
 
     pub(super) fn is_waiting(&self) -> bool {
-        matches!(self.place, Place::Ready { .. } | Place::Delayed { .. })
+        matches!(self.place, Place::Ready { .. } | Place::Delayed { .. } | Place::Away { .. })
     }
 
     /// In the dead set: dead and still redrivable.
@@ -146,12 +134,30 @@ impl Entry {
     pub(super) fn end(&self) -> Option<End> {
         self.record.as_ref().map(|(_, record)| record.end)
     }
+
+    /// Notes when a job begins to wait at another broker.
+    pub(super) fn wait_from(&mut self, now: Timestamp) {
+        if let Some(away) = &mut self.away {
+            away.since = now;
+        }
+    }
+
+    /// Its allowance begins again, or one that expired would expire at once.
+    pub(super) fn renew_allowance(&mut self, now: Timestamp) {
+        let allowance = self.head.deadline.since(self.head.created_at);
+        self.head.deadline = self.head.deadline.max(now + allowance);
+    }
 }
 
 impl Book {
     /// Moves a job; the only place that touches the indexes.
     pub(super) fn put(&mut self, id: JobId, place: Place) {
         let Some(entry) = self.jobs.get_mut(&id) else { return };
+        let place = match place {
+            Place::Ready { .. } if entry.away.is_some() => Place::Away { wait: None },
+            Place::Delayed { due, why, hold } if entry.away.is_some() => Place::Away { wait: Some((due, why, hold)) },
+            place => place,
+        };
         let old = std::mem::replace(&mut entry.place, place);
         match old {
             Place::Ready { rank, .. } => {
@@ -168,7 +174,7 @@ impl Book {
             Place::Running { until, .. } => {
                 self.leases.remove(&(until, id));
             }
-            Place::Ended => {}
+            Place::Away { .. } | Place::Ended => {}
         }
         match &entry.place {
             Place::Ready { rank, .. } => {
@@ -180,12 +186,12 @@ impl Book {
             Place::Running { until, .. } => {
                 self.leases.insert((*until, id));
             }
-            Place::Ended => {}
+            Place::Away { .. } | Place::Ended => {}
         }
     }
 
     /// A job seen for the first time, waiting at the back of its lane or for its time.
-    pub(super) fn admit(&mut self, head: Head, payload: Vec<u8>, now: Timestamp) {
+    pub(super) fn admit(&mut self, head: Head, payload: Option<Vec<u8>>, away: Option<Away>, now: Timestamp) {
         self.last_seq += 1;
         let (id, seq, not_before) = (head.id, self.last_seq, head.not_before);
         if let Some(name) = head.batch.clone() {
@@ -193,8 +199,7 @@ impl Book {
         }
         self.order.insert(seq, id);
         let why = if head.attempts > 0 { Why::Retrying } else { Why::Scheduled };
-        let entry =
-            Entry { head, seq, payload: Some(payload), deaths: 0, place: Place::Ended, record: None, settled: None };
+        let entry = Entry { head, seq, payload, deaths: 0, place: Place::Ended, record: None, settled: None, away };
         self.jobs.insert(id, entry);
         match not_before {
             Some(due) if due > now => self.put(id, Place::Delayed { due, why, hold: None }),
@@ -248,6 +253,7 @@ impl Book {
     pub(super) fn bereave(&mut self, id: JobId, now: Timestamp) {
         let Some(entry) = self.jobs.get_mut(&id) else { return };
         entry.deaths += 1;
+        entry.wait_from(now);
         let cancelled = matches!(entry.place, Place::Running { cancel: true, .. });
         if cancelled {
             self.end_unrun(id, End::Cancelled, cancelled_by_user(), now);
@@ -271,6 +277,9 @@ impl Book {
         self.last_cursor += 1;
         if record.end == End::Succeeded {
             entry.payload = None;
+        }
+        if let Some(away) = &mut entry.away {
+            away.announced = false;
         }
         let (epoch, batch) = (record.epoch, entry.head.batch.clone());
         let old = entry.record.replace((self.last_cursor, Arc::new(record)));
@@ -302,21 +311,23 @@ impl Book {
             Some(_) if entry.payload.is_none() => return Redriven::Gone,
             None | Some(_) => {}
         }
+        entry.renew_allowance(now);
         let epoch = entry.head.epoch + 1;
-        // Its allowance begins again, or one that expired would expire at once.
-        let allowance = entry.head.deadline.since(entry.head.created_at);
-        entry.head.deadline = entry.head.deadline.max(now + allowance);
-        entry.head.epoch = epoch;
-        entry.head.attempts = 0;
-        entry.head.history = History::default();
+        self.begin_epoch(id, epoch);
+        self.make_ready(id, Side::Back, now);
+        Redriven::Queued { epoch }
+    }
+
+    /// Counts from zero in that epoch; the end of an earlier one no longer counts.
+    pub(super) fn begin_epoch(&mut self, id: JobId, epoch: u32) {
+        let Some(entry) = self.jobs.get_mut(&id) else { return };
+        (entry.head.epoch, entry.head.attempts, entry.head.history) = (epoch, 0, History::default());
         entry.deaths = 0;
         let (batch, old) = (entry.head.batch.clone(), entry.record.take());
         if let Some((cursor, old)) = old {
             self.log.remove(&cursor);
             self.keep_spending(batch.as_ref(), &old);
         }
-        self.make_ready(id, Side::Back, now);
-        Redriven::Queued { epoch }
     }
 
     /// An end that no longer counts was paid for all the same.

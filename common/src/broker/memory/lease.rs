@@ -150,16 +150,6 @@ struct MemoryHold {
     length: Duration,
 }
 
-impl MemoryHold {
-    /// Whether the job is running under this lease, and whether a user wants it stopped.
-    fn standing(&self, entry: &Entry) -> Option<bool> {
-        match entry.place {
-            Place::Running { lease, cancel, .. } if lease == self.lease => Some(cancel),
-            Place::Running { .. } | Place::Ready { .. } | Place::Delayed { .. } | Place::Ended => None,
-        }
-    }
-}
-
 #[async_trait]
 impl Hold for MemoryHold {
     async fn claim(&self) -> Result<Claim> {
@@ -172,7 +162,7 @@ impl Hold for MemoryHold {
         if entry.head.epoch != self.epoch {
             return Ok(Claim::Stale);
         }
-        Ok(match (self.standing(entry), &entry.place) {
+        Ok(match (standing(entry, self.lease), &entry.place) {
             (Some(true), _) => Claim::Cancelled,
             (Some(false), _) => match book.paused.get(&entry.head.lane.queue) {
                 Some(reason) => Claim::Paused { reason: reason.clone() },
@@ -180,69 +170,79 @@ impl Hold for MemoryHold {
             },
             (None, Place::Ended) => Claim::Ended(entry.state(now)),
             (None, Place::Running { until, .. }) => Claim::Taken { until: *until },
-            (None, Place::Ready { .. } | Place::Delayed { .. }) => Claim::Stale,
+            (None, Place::Ready { .. } | Place::Delayed { .. } | Place::Away { .. }) => Claim::Stale,
         })
     }
 
     async fn beat(&self) -> Result<Beat> {
         let until = self.shared.now() + self.length;
-        let mut book = self.shared.book();
-        let Some(entry) = book.jobs.get(&self.id) else { return Ok(Beat::Lost) };
-        let Some(stop) = self.standing(entry) else {
-            return Ok(if entry.record.is_some() { Beat::Ended } else { Beat::Lost });
-        };
-        let mut place = entry.place.clone();
-        if let Place::Running { until: out, .. } = &mut place {
-            *out = until;
-        }
-        book.put(self.id, place);
-        Ok(if stop { Beat::Cancelled } else { Beat::Kept })
+        Ok(beat(&mut self.shared.book(), self.id, self.lease, until))
     }
 
     async fn settle(&self, verdict: &Verdict) -> Result<Settled> {
         let now = self.shared.now();
-        let settled = settle(&mut self.shared.book(), self, verdict, now);
+        let settled = settle(&mut self.shared.book(), (self.id, self.lease), verdict, now);
         self.shared.changed.notify_waiters();
         Ok(settled)
     }
 }
 
-/// Ends a lease; what a stale one may still do is keep its success.
-fn settle(book: &mut Book, hold: &MemoryHold, verdict: &Verdict, now: Timestamp) -> Settled {
-    let Some(entry) = book.jobs.get_mut(&hold.id) else { return Settled::Stale };
-    let success = matches!(verdict, Verdict::End(record) if record.end == End::Succeeded);
-    let Some(cancel) = hold.standing(entry) else {
-        return settle_late(book, hold, verdict, success);
+/// Whether the job is running under this lease, and whether a user wants it stopped.
+pub(super) fn standing(entry: &Entry, lease: LeaseId) -> Option<bool> {
+    match entry.place {
+        Place::Running { lease: current, cancel, .. } if current == lease => Some(cancel),
+        Place::Running { .. } | Place::Ready { .. } | Place::Delayed { .. } | Place::Away { .. } | Place::Ended => None,
+    }
+}
+
+/// Extends a lease.
+pub(super) fn beat(book: &mut Book, id: JobId, lease: LeaseId, until: Timestamp) -> Beat {
+    let Some(entry) = book.jobs.get(&id) else { return Beat::Lost };
+    let Some(stop) = standing(entry, lease) else {
+        return if entry.record.is_some() { Beat::Ended } else { Beat::Lost };
     };
-    entry.settled = Some(hold.lease);
+    let mut place = entry.place.clone();
+    if let Place::Running { until: out, .. } = &mut place {
+        *out = until;
+    }
+    book.put(id, place);
+    if stop { Beat::Cancelled } else { Beat::Kept }
+}
+
+/// Ends a lease; what a stale one may still do is keep its success.
+pub(super) fn settle(book: &mut Book, (id, lease): (JobId, LeaseId), verdict: &Verdict, now: Timestamp) -> Settled {
+    let Some(entry) = book.jobs.get_mut(&id) else { return Settled::Stale };
+    let Some(cancel) = standing(entry, lease) else { return settle_late(book, (id, lease), verdict) };
+    entry.settled = Some(lease);
     match verdict {
-        Verdict::End(record) => book.end(hold.id, Record::clone(record)),
+        Verdict::End(record) => book.end(id, Record::clone(record)),
         Verdict::Retry { after, attempt } => {
             entry.head.attempts += 1;
             entry.head.history.push((**attempt).clone());
             if cancel {
-                book.end_unrun(hold.id, End::Cancelled, cancelled_by_user(), now);
+                book.end_unrun(id, End::Cancelled, cancelled_by_user(), now);
             } else {
-                book.put(hold.id, Place::Delayed { due: now + *after, why: Why::Retrying, hold: None });
+                book.put(id, Place::Delayed { due: now + *after, why: Why::Retrying, hold: None });
             }
         }
-        Verdict::Release { .. } if cancel => book.end_unrun(hold.id, End::Cancelled, cancelled_by_user(), now),
-        Verdict::Release { after, .. } if after.is_zero() => book.make_ready(hold.id, Side::Front, now),
+        Verdict::Release { .. } if cancel => book.end_unrun(id, End::Cancelled, cancelled_by_user(), now),
+        Verdict::Release { after, .. } if after.is_zero() => book.make_ready(id, Side::Front, now),
         Verdict::Release { after, hold: key } => {
-            book.put(hold.id, Place::Delayed { due: now + *after, why: Why::Released, hold: key.clone() });
+            book.put(id, Place::Delayed { due: now + *after, why: Why::Released, hold: key.clone() });
         }
     }
     Settled::Applied
 }
 
 /// The verdict of a lease that is no longer the job's.
-fn settle_late(book: &mut Book, hold: &MemoryHold, verdict: &Verdict, success: bool) -> Settled {
-    let Some(entry) = book.jobs.get(&hold.id) else { return Settled::Stale };
-    let (applied, has_success) = (entry.settled == Some(hold.lease), entry.end() == Some(End::Succeeded));
-    let own = entry.record.as_ref().is_some_and(|(_, record)| record.lease == hold.lease);
+fn settle_late(book: &mut Book, (id, lease): (JobId, LeaseId), verdict: &Verdict) -> Settled {
+    let Some(entry) = book.jobs.get(&id) else { return Settled::Stale };
+    let success = matches!(verdict, Verdict::End(record) if record.end == End::Succeeded);
+    let (applied, has_success) = (entry.settled == Some(lease), entry.end() == Some(End::Succeeded));
+    let own = entry.record.as_ref().is_some_and(|(_, record)| record.lease == lease);
     match verdict {
         Verdict::End(record) if success && !has_success => {
-            book.end(hold.id, Record::clone(record));
+            book.end(id, Record::clone(record));
             Settled::Kept
         }
         _ if applied && (!success || own) => Settled::Applied,

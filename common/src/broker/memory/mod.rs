@@ -2,10 +2,12 @@
 //! The other backends are held against it by the conformance suite. Time is tokio's, so that tests may pause it.
 
 mod book;
+mod claims;
 mod fair;
 mod lease;
 mod ledger;
 mod sweep;
+mod totals;
 mod view;
 
 use std::collections::BTreeSet;
@@ -101,11 +103,7 @@ impl Backend for Memory {
         let now = self.shared.now();
         let mut book = self.shared.book();
         book.promote(now);
-        let names: BTreeSet<Queue> = book.jobs.values().map(|entry| entry.head.lane.queue.clone()).collect();
-        let names: BTreeSet<Queue> = names.into_iter().chain(book.paused.keys().cloned()).collect();
-        let view =
-            |queue: Queue| QueueView { paused: book.paused.get(&queue).cloned(), depth: book.depth(&queue), queue };
-        Ok(names.into_iter().map(view).collect())
+        Ok(book.queues())
     }
 
     async fn pause(&self, queue: &Queue, reason: Option<&str>) -> Result<()> {
@@ -234,7 +232,7 @@ fn enqueue_one(book: &mut Book, envelope: Envelope, now: Timestamp) -> Enqueued 
     if let Some(other) = batch.filter(|batch| batch.queue != head.lane.queue) {
         return Enqueued::Refused(Refusal::OtherQueue(other.queue.clone()));
     }
-    book.admit(head, payload, now);
+    book.admit(head, Some(payload), None, now);
     Enqueued::New
 }
 
@@ -247,7 +245,7 @@ fn cancel_one(book: &mut Book, id: JobId, now: Timestamp) -> Cancel {
             *cancel = true;
             Cancel::Flagged
         }
-        Place::Ready { .. } | Place::Delayed { .. } => {
+        Place::Ready { .. } | Place::Delayed { .. } | Place::Away { .. } => {
             book.end_unrun(id, End::Cancelled, cancelled_by_user(), now);
             Cancel::Ended
         }

@@ -1,7 +1,10 @@
 //! What the memory backend's book looks like from outside: a job, a queue's depth, a batch, all counted afresh.
 
-use super::super::backend::{Depth, Envelope, PAGE_BYTES};
-use super::book::{Batch, Book, Entry, Place};
+use std::collections::BTreeSet;
+
+use super::super::backend::{Depth, Envelope, PAGE_BYTES, QueueView};
+use super::book::{Book, Entry, Place};
+use super::totals::Batch;
 use crate::job::{BatchName, Fingerprint, JobId, Queue};
 use crate::ledger::{BatchView, Counts, Cursor, JobView, Page};
 use crate::record::{End, Record, State};
@@ -47,12 +50,15 @@ impl Book {
         }
         match &entry.place {
             Place::Delayed { due, hold, .. } => (view.due, view.hold) = (Some(*due), hold.clone()),
+            Place::Away { wait: Some((due, _, hold)) } if *due > now => {
+                (view.due, view.hold) = (Some(*due), hold.clone());
+            }
             Place::Running { worker, since, cancel, .. } => {
                 view.worker = Some(worker.as_str().to_owned());
                 view.leased_at = Some(*since);
                 view.cancel_requested = *cancel;
             }
-            Place::Ready { .. } | Place::Ended => {}
+            Place::Ready { .. } | Place::Away { .. } | Place::Ended => {}
         }
         Some(view)
     }
@@ -64,7 +70,7 @@ impl Book {
         for (&seq, id) in self.order.range(after.saturating_add(1)..) {
             let Some(entry) = self.jobs.get(id).filter(|entry| {
                 let over = entry.head.deadline <= now || self.is_cancelled(&entry.head);
-                entry.head.lane.queue == *queue && entry.is_waiting() && !over
+                entry.head.lane.queue == *queue && entry.is_waiting() && entry.away.is_none() && !over
             }) else {
                 continue;
             };
@@ -84,6 +90,17 @@ impl Book {
         page
     }
 
+    /// Every queue that has jobs or is paused, by name.
+    pub(super) fn queues(&self) -> Vec<QueueView> {
+        let used = self.jobs.values().map(|entry| &entry.head.lane.queue);
+        let names: BTreeSet<&Queue> = used.chain(self.paused.keys()).collect();
+        names.into_iter().map(|queue| self.queue(queue)).collect()
+    }
+
+    pub(super) fn queue(&self, queue: &Queue) -> QueueView {
+        QueueView { queue: queue.clone(), paused: self.paused.get(queue).cloned(), depth: self.depth(queue) }
+    }
+
     pub(super) fn depth(&self, queue: &Queue) -> Depth {
         let mut depth = Depth::default();
         for entry in self.jobs.values().filter(|entry| entry.head.lane.queue == *queue) {
@@ -94,6 +111,7 @@ impl Book {
                 }
                 Place::Delayed { .. } => depth.delayed += 1,
                 Place::Running { .. } => depth.running += 1,
+                Place::Away { .. } => {}
                 Place::Ended => depth.dead += u64::from(entry.is_dead()),
             }
         }

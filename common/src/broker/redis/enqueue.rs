@@ -7,7 +7,7 @@ use super::hold::text;
 use super::script::{Script, When};
 use super::wire::{self, Places, head_rest, lane_text, state_of, strange, use_text};
 use super::{BOOK, Redis, global};
-use crate::broker::backend::{Enqueued, Envelope, Refusal};
+use crate::broker::backend::{Enqueued, Envelope, Head, Refusal};
 use crate::codec;
 use crate::error::Result;
 use crate::job::{BatchName, Queue};
@@ -74,7 +74,7 @@ fn calls<'a>(batch: &[Envelope], places: &'a [usize]) -> Vec<&'a [usize]> {
 async fn call(redis: &Redis, queue: &Queue, batch: &[Envelope], places: &[usize]) -> Result<Vec<Enqueued>> {
     let mut args = Vec::with_capacity(places.len() * 13);
     for &place in places {
-        args.extend(item(&batch[place])?);
+        args.extend(item(&batch[place].head, batch[place].payload.clone())?);
     }
     crate::crash_point!("redis.enqueue.before_call");
     let answer = redis.link.call("enqueue jobs", &ENQUEUE, &[wire::prefix(queue)], args).await?;
@@ -95,7 +95,7 @@ async fn call(redis: &Redis, queue: &Queue, batch: &[Envelope], places: &[usize]
 }
 
 /// A job as `admit.lua` reads it.
-pub(super) fn item(Envelope { head, payload }: &Envelope) -> Result<[Vec<u8>; 13]> {
+pub(super) fn item(head: &Head, payload: Vec<u8>) -> Result<[Vec<u8>; 13]> {
     Ok([
         head.id.as_bytes().to_vec(),
         head.fingerprint.0.to_vec(),
@@ -105,7 +105,7 @@ pub(super) fn item(Envelope { head, payload }: &Envelope) -> Result<[Vec<u8>; 13
         lane_text(&head.lane).into_bytes(),
         head.batch.as_ref().map(|name| name.as_str().into()).unwrap_or_default(),
         head_rest(head)?,
-        payload.clone(),
+        payload,
         text(head.epoch),
         text(head.attempts),
         codec::encode_history(&head.history)?,

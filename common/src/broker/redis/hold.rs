@@ -6,11 +6,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use deadpool_redis::redis::Value;
 
+use super::admin::one;
 use super::gather::Gather;
 use super::wire::{Places, end_letter, end_of, strange, use_text};
 use crate::broker::backend::{Beat, Claim, Head, Hold, LeaseId, Settled, Verdict};
 use crate::codec;
 use crate::error::Result;
+use crate::job::JobId;
 use crate::record::{Output, Record};
 use crate::result_line::announcement;
 
@@ -20,6 +22,8 @@ pub(super) struct Desk {
     pub(super) claims: Gather,
     pub(super) beats: Gather,
     pub(super) settles: Gather,
+    /// What another broker asks of its ledger: `claims.lua`.
+    pub(super) messages: Gather,
 }
 
 /// A lease on a job.
@@ -33,62 +37,12 @@ pub(super) struct RedisHold {
     pub(super) length: Duration,
 }
 
-impl RedisHold {
-    fn names(&self) -> Vec<Vec<u8>> {
-        vec![self.head.id.as_bytes().to_vec(), self.lease.as_bytes().to_vec()]
-    }
-
-    /// The verdict as `settle.lua` reads it. `TooLarge` when the record cannot be stored.
-    fn item(&self, verdict: &Verdict) -> Result<Vec<Vec<u8>>> {
-        let mut item = self.names();
-        item.extend(match verdict {
-            Verdict::End(record) => end(record)?,
-            Verdict::Retry { after, attempt } => {
-                let mut history = self.head.history.clone();
-                history.push((**attempt).clone());
-                let consumed = use_text(&history);
-                [
-                    "y".into(),
-                    millis(*after),
-                    text(self.head.attempts.saturating_add(1)),
-                    Vec::new(),
-                    codec::encode_history(&history)?,
-                    Vec::new(),
-                    consumed.into_bytes(),
-                    Vec::new(),
-                ]
-            }
-            Verdict::Release { after, hold } => {
-                let key = hold.as_ref().map(ToString::to_string).unwrap_or_default();
-                let none = Vec::new;
-                ["h".into(), millis(*after), none(), none(), key.into_bytes(), none(), none(), none()]
-            }
-        });
-        Ok(item)
-    }
-}
-
-#[async_trait]
-impl Hold for RedisHold {
-    async fn claim(&self) -> Result<Claim> {
-        let mut item = self.names();
-        item.push(text(self.head.epoch));
-        let mut answer = Places::of(self.desk.claims.ask(self.key.clone(), item).await?)?;
-        Ok(match answer.text()?.as_str() {
-            "E" => Claim::Ended(end_of(&answer.text()?)?.into()),
-            "C" => Claim::Cancelled,
-            "P" => Claim::Paused { reason: answer.text()? },
-            "F" => Claim::Fresh { deaths: answer.number()? },
-            "T" => Claim::Taken { until: answer.time()? },
-            "X" => Claim::Stale,
-            _ => return Err(strange("a claim")),
-        })
-    }
-
-    async fn beat(&self) -> Result<Beat> {
-        let mut item = self.names();
-        item.push(millis(self.length));
-        Ok(match letter(self.desk.beats.ask(self.key.clone(), item).await?)?.as_str() {
+impl Desk {
+    /// What a heartbeat says.
+    pub(super) async fn beat(&self, key: Vec<u8>, id: JobId, lease: LeaseId, length: Duration) -> Result<Beat> {
+        let mut item = names(id, lease);
+        item.push(millis(length));
+        Ok(match letter(self.beats.ask(key, item).await?)?.as_str() {
             "K" => Beat::Kept,
             "C" => Beat::Cancelled,
             "E" => Beat::Ended,
@@ -97,10 +51,10 @@ impl Hold for RedisHold {
         })
     }
 
-    async fn settle(&self, verdict: &Verdict) -> Result<Settled> {
-        let item = self.item(verdict)?;
+    /// What became of a verdict, as [`verdict_words`] wrote it.
+    pub(super) async fn settle(&self, key: Vec<u8>, item: Vec<Vec<u8>>) -> Result<Settled> {
         crate::crash_point!("redis.settle.before_call");
-        let answer = letter(self.desk.settles.ask(self.key.clone(), item).await?)?;
+        let answer = letter(self.settles.ask(key, item).await?)?;
         crate::crash_point!("redis.settle.after_call");
         Ok(match answer.as_str() {
             "A" => Settled::Applied,
@@ -111,7 +65,77 @@ impl Hold for RedisHold {
     }
 }
 
-fn end(record: &Record) -> Result<[Vec<u8>; 8]> {
+/// What comes with a verdict where the broker is another: no announcement, and the payload for a redrive.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Elsewhere<'a>(pub(super) Option<&'a [u8]>);
+
+/// The verdict as `settle.lua` reads it. `TooLarge` when the record cannot be stored.
+pub(super) fn verdict_words(
+    head: &Head,
+    lease: LeaseId,
+    verdict: &Verdict,
+    elsewhere: Option<Elsewhere<'_>>,
+) -> Result<Vec<Vec<u8>>> {
+    let mut item = names(head.id, lease);
+    let none = Vec::new;
+    item.extend(match verdict {
+        Verdict::End(record) => {
+            let told = if elsewhere.is_some() { none() } else { announcement(record).into_bytes() };
+            let payload = elsewhere.and_then(|Elsewhere(payload)| payload).map(<[u8]>::to_vec).unwrap_or_default();
+            end(record, told, payload)?
+        }
+        Verdict::Retry { after, attempt } => {
+            let mut history = head.history.clone();
+            history.push((**attempt).clone());
+            let (attempts, consumed) = (text(head.attempts.saturating_add(1)), use_text(&history).into_bytes());
+            let history = codec::encode_history(&history)?;
+            ["y".into(), millis(*after), attempts, none(), history, none(), consumed, none(), none()]
+        }
+        Verdict::Release { after, hold } => {
+            let key = hold.as_ref().map(ToString::to_string).unwrap_or_default().into_bytes();
+            ["h".into(), millis(*after), none(), none(), key, none(), none(), none(), none()]
+        }
+    });
+    Ok(item)
+}
+
+fn names(id: JobId, lease: LeaseId) -> Vec<Vec<u8>> {
+    vec![id.as_bytes().to_vec(), lease.as_bytes().to_vec()]
+}
+
+/// What `claim.lua` says, and `claims.lua` of an opened message, from the front of `answer`.
+pub(super) fn claim_from(answer: &mut Places) -> Result<Claim> {
+    let (letter, mut what) = (answer.text()?, one(answer.value().unwrap_or(Value::Nil))?);
+    Ok(match letter.as_str() {
+        "E" => Claim::Ended(end_of(&what.text()?)?.into()),
+        "C" => Claim::Cancelled,
+        "P" => Claim::Paused { reason: what.text()? },
+        "F" => Claim::Fresh { deaths: what.number()? },
+        "T" => Claim::Taken { until: what.time()? },
+        "X" => Claim::Stale,
+        _ => return Err(strange("a claim")),
+    })
+}
+
+#[async_trait]
+impl Hold for RedisHold {
+    async fn claim(&self) -> Result<Claim> {
+        let mut item = names(self.head.id, self.lease);
+        item.push(text(self.head.epoch));
+        claim_from(&mut Places::of(self.desk.claims.ask(self.key.clone(), item).await?)?)
+    }
+
+    async fn beat(&self) -> Result<Beat> {
+        self.desk.beat(self.key.clone(), self.head.id, self.lease, self.length).await
+    }
+
+    async fn settle(&self, verdict: &Verdict) -> Result<Settled> {
+        let item = verdict_words(&self.head, self.lease, verdict, None)?;
+        self.desk.settle(self.key.clone(), item).await
+    }
+}
+
+fn end(record: &Record, told: Vec<u8>, payload: Vec<u8>) -> Result<[Vec<u8>; 9]> {
     let stored = record.answer.as_ref().and_then(|answer| match &answer.output {
         Output::Stored(stored) => Some(stored.key.clone()),
         Output::Inline(_) => None,
@@ -125,7 +149,8 @@ fn end(record: &Record) -> Result<[Vec<u8>; 8]> {
         codec::encode_record(record)?,
         code.into_bytes(),
         use_text(&record.history).into_bytes(),
-        announcement(record).into_bytes(),
+        told,
+        payload,
     ])
 }
 

@@ -11,6 +11,7 @@ use super::hold::text;
 use super::link::Link;
 use super::script::{Script, When};
 use super::wire::{Places, prefix};
+use crate::broker::backend::Envelope;
 use crate::broker::foreign::{Arrival, KEPT_BYTES};
 use crate::codec;
 use crate::error::Result;
@@ -101,7 +102,8 @@ impl Standing {
         };
         let mut args =
             vec![self.digest.clone(), text(u8::from(self.derived)), body, code.into_bytes(), told.into_bytes()];
-        args.extend(item(&self.arrival.envelope)?);
+        let Envelope { head, payload } = &self.arrival.envelope;
+        args.extend(item(head, payload.clone())?);
         Ok(args)
     }
 }

@@ -8,6 +8,7 @@ mod address;
 mod admin;
 mod blocker;
 mod check;
+mod claims;
 mod enqueue;
 mod fault;
 mod gather;
@@ -27,6 +28,7 @@ mod wire;
 
 pub(super) use check::survey;
 pub use check::{Fsync, Survey};
+pub use claims::CRASH_POINTS as CLAIMS_CRASH_POINTS;
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
@@ -102,6 +104,7 @@ impl Redis {
             claims: Gather::start(link.clone(), "claim a job", &CLAIM),
             beats: Gather::start(link.clone(), "beat", &BEAT),
             settles: Gather::start(link.clone(), "settle", &SETTLE),
+            messages: Gather::start(link.clone(), "claim a message", &claims::CLAIMS),
         };
         Ok(Self { link, desk: Arc::new(desk), touched: Mutex::default() })
     }

@@ -95,6 +95,8 @@ fn is_cost_unknown(history: &History) -> bool {
 pub(super) enum Stage {
     Ready,
     Delayed,
+    /// Its message waits at another broker.
+    Away,
     Running,
     Ended(End),
 }
@@ -205,6 +207,11 @@ impl Seen {
     pub(super) fn into_view(self, state: State, paused: Option<String>) -> Result<JobView> {
         let record = self.record()?;
         let running = self.stage == Stage::Running;
+        let delayed = match self.stage {
+            Stage::Delayed => true,
+            Stage::Away => self.due > Timestamp::from_millis(0),
+            Stage::Ready | Stage::Running | Stage::Ended(_) => false,
+        };
         let Self { head, .. } = self;
         Ok(JobView {
             id: head.id,
@@ -222,8 +229,8 @@ impl Seen {
             deaths: self.deaths,
             created_at: head.created_at,
             deadline: head.deadline,
-            due: (self.stage == Stage::Delayed).then_some(self.due),
-            hold: self.hold.filter(|_| self.stage == Stage::Delayed),
+            due: delayed.then_some(self.due),
+            hold: self.hold.filter(|_| delayed),
             worker: running.then_some(self.worker),
             leased_at: running.then_some(self.leased_at),
             cancel_requested: running && self.cancel,
@@ -244,6 +251,7 @@ fn stage_of(letter: &str) -> Result<Stage> {
     Ok(match letter {
         "r" => Stage::Ready,
         "d" => Stage::Delayed,
+        "a" => Stage::Away,
         "l" => Stage::Running,
         ended => Stage::Ended(end_of(ended)?),
     })

@@ -63,7 +63,7 @@ end
 function act.forget(id, epoch)
   local j = job(id)
   local st = j and state(id)
-  if not j or (st.s ~= 'r' and st.s ~= 'd') or (st.epoch or 0) ~= tonumber(epoch) then return 0 end
+  if not j or (st.s ~= 'r' and st.s ~= 'd' and st.s ~= 'a') or (st.epoch or 0) ~= tonumber(epoch) then return 0 end
   leave(id, j, st)
   if j.batch then add(batches, j.batch, 'total', -1) end
   erase(id, j)

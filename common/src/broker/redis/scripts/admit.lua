@@ -7,6 +7,7 @@ local lists, chunks, firsts, marks = {}, {}, {}, {}
 local function place(id, j, due, attempts)
   local st = states[id] or { s = 'r' }
   if due > NOW then return make_delayed(id, j, st, due, attempts > 0 and 'y' or 's') end
+  if j.away then return make_away(id, j, st) end
   local list = lists[j.lane] or {}
   lists[j.lane], list[#list + 1] = list, id .. '\0'
   count(j, 'r', 1)
@@ -19,8 +20,9 @@ local function enter(seq, deadline)
   firsts[chunk] = math.min(firsts[chunk] or deadline, deadline)
 end
 
--- Puts the job at ARGV[at] in, or finds that it is known. `dead`: nil, or how it has ended already (see `finish`).
-local function admit(at, dead)
+-- Puts the job at ARGV[at] in, or finds that it is known. `dead`: nil, or how it has ended already (see `finish`);
+-- `away`: true when it comes as a message, which has the payload.
+local function admit(at, dead, away)
   local id, fp, deadline = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
   local created, due, lane, batch = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4]), ARGV[at + 5], ARGV[at + 6]
   local payload, epoch, attempts = ARGV[at + 8], tonumber(ARGV[at + 9]), tonumber(ARGV[at + 10])
@@ -30,13 +32,11 @@ local function admit(at, dead)
   if mark then return string.sub(mark, 2) == fp and 'K' .. string.sub(mark, 1, 1) or 'C' end
   if batch ~= '' and not batches[batch] then ensure_batch(batch) end
   local seq = append(P .. ':c', 'seq', P .. ':o', id)
-  local big = #payload > INLINE
-  if big then call('HSET', P .. ':big', id, payload) end
   local j = {
     fp = fp, seq = seq, at = NOW, deadline = deadline, age = NOW - created, lane = lane, batch = batch ~= '' and batch,
-    head = ARGV[at + 7], payload = big or payload,
+    head = ARGV[at + 7], payload = false, away = away,
   }
-  keep_job(id, j)
+  if away then keep_job(id, j) else keep_payload(id, j, payload) end
   enter(seq, deadline)
   if j.batch then
     add(batches, batch, 'total', 1)

@@ -9,11 +9,13 @@
 --   :delayed zset  id by due time; :h:<hold key> zset of those released under it
 --   :lease   zset  id by the end of its lease: being in it is what running means
 --   :dead    zset  id by its place in the log: the dead set
---   :c       hash  counters: seq, cursor, bytes of records, batches, and `paused`, the reason while the queue is
+--   :c       hash  counters: seq, cursor, bytes of records, batches, `paused`, the reason while the queue is, and
+--            `purged`, when messages of another broker were
 --   :b:<batch> hash  a batch, `going` since when a sweep means to forget it; :bl:<batch>:<n> its log
 --   :log:<n> string  ids in the order of their ends, CHUNK a string; :o:<n> ids in the order they came
 --   :alive   hash  n of :o -> jobs of it that are left; :overdue zset of n by its earliest deadline, or earlier
 --   :past:<id> string with a life time: the mark that an id has been used
+--   :stop:<id> string with a life time: cancelled before its message was seen (see `claims.lua`)
 --   :wake    list  tokens that idle workers wait for; :results stream of announcements; :inbox list of foreign jobs
 
 local P = KEYS[1]
@@ -54,7 +56,7 @@ local function prefetch(field, cache, ids)
 end
 
 -- fp, seq, at (enqueued), deadline, age (at - created), lane, batch or false, head, payload: a string, true when it is
--- in :big, false when it is gone.
+-- in :big, false when it is gone; away: true when it waits as a message of another broker.
 local function job(id)
   local j = jobs[id]
   if j == nil then
@@ -63,7 +65,10 @@ local function job(id)
     jobs[id] = j
   end
   if j and not j.seq then
-    j = { fp = j[1], seq = j[2], at = j[3], deadline = j[4], age = j[5], lane = j[6], batch = j[7], head = j[8], payload = j[9] }
+    j = {
+      fp = j[1], seq = j[2], at = j[3], deadline = j[4], age = j[5], lane = j[6], batch = j[7], head = j[8], payload = j[9],
+      away = j[10],
+    }
     jobs[id] = j
   end
   return j or nil
@@ -73,11 +78,13 @@ local function keep_job(id, j)
   jobs[id], changed_jobs[id] = j, true
 end
 
--- s: r ready, d delayed, l leased, S D C E ended. gen: of its entry in the lane. since: when it became ready.
--- delayed: due, why (s scheduled, y retrying, h released), hold. leased: lease, worker, leased, cancel, batch.
+-- s: r ready, d delayed, a away, l leased, S D C E ended. gen: of its entry in the lane. since: when it became ready.
+-- delayed, and some that are away: due, why (s scheduled, y retrying, h released), hold. leased: lease, worker, leased,
+-- cancel, batch.
 -- epoch, attempts, deaths, deadline (a redriven job's), history, use (consumed so far, see `spend`): absent means 0 or none. settled: the last lease
 -- whose verdict was applied. ended: cursor, bcursor, ended, size, code, by (the lease that wrote the record), use,
--- and unrun (c, p or e: cancelled, purged, expired) where no worker wrote one; dropped.
+-- and unrun (c, p or e: cancelled, purged, expired) where no worker wrote one; dropped. Of a job that is away when it
+-- waits: unconfirmed and raised (its message may not be durable yet), spared (from its batch's cancel), and ended: announced.
 local function state(id)
   local st = states[id]
   if st == nil then
@@ -98,7 +105,9 @@ local function add(table, name, field, by)
   counts[field] = (counts[field] or 0) + by
 end
 
-local FIELD = { r = 'queued', d = 'delayed', l = 'running', S = 'succeeded', D = 'dead', C = 'cancelled', E = 'expired' }
+local FIELD = {
+  r = 'queued', d = 'delayed', a = 'queued', l = 'running', S = 'succeeded', D = 'dead', C = 'cancelled', E = 'expired',
+}
 
 local function count(j, stage, by)
   if j.batch then add(batches, j.batch, FIELD[stage], by) end
@@ -135,7 +144,8 @@ local function flush_jobs()
   local items = {}
   for id in pairs(changed_jobs) do
     local j = jobs[id]
-    items[#items + 1], items[#items + 2] = id, pack({ j.fp, j.seq, j.at, j.deadline, j.age, j.lane, j.batch, j.head, j.payload })
+    items[#items + 1] = id
+    items[#items + 1] = pack({ j.fp, j.seq, j.at, j.deadline, j.age, j.lane, j.batch, j.head, j.payload, j.away })
   end
   call_with(items, 'HSET', P .. ':jobs')
   items = {}
@@ -228,10 +238,19 @@ local function leave(id, j, st)
   end
   st.due, st.why, st.hold, st.lease, st.worker, st.leased, st.cancel, st.batch = nil, nil, nil, nil, nil, nil, nil, nil
   st.cursor, st.bcursor, st.ended, st.size, st.code, st.by, st.unrun, st.dropped = nil, nil, nil, nil, nil, nil, nil, nil
+  st.announced = nil
+end
+
+-- A job whose message waits at another broker is in no lane and in no set.
+local function make_away(id, j, st, due, why, hold)
+  st.s, st.since, st.due, st.why, st.hold = 'a', NOW, due, why, hold
+  keep_state(id, st)
+  count(j, 'a', 1)
 end
 
 -- Puts a job that is nowhere into its lane: in front or at the back.
 local function make_ready(id, j, st, front, since)
+  if j.away then return make_away(id, j, st) end
   st.s, st.since, st.gen = 'r', since, ((st.gen or 0) + 1) % 256
   keep_state(id, st)
   call(front and 'LPUSH' or 'RPUSH', P .. ':r:' .. j.lane, id .. string.char(st.gen))
@@ -239,6 +258,7 @@ local function make_ready(id, j, st, front, since)
 end
 
 local function make_delayed(id, j, st, due, why, hold)
+  if j.away then return make_away(id, j, st, due, why, hold) end
   st.s, st.due, st.why, st.hold = 'd', due, why, hold
   keep_state(id, st)
   call('ZADD', P .. ':delayed', due, id)
@@ -251,6 +271,13 @@ end
 local function payload_of(id, j)
   if j.payload == true then return call('HGET', P .. ':big', id) or '' end
   return j.payload or ''
+end
+
+local function keep_payload(id, j, payload)
+  local big = #payload > INLINE
+  if big then call('HSET', P .. ':big', id, payload) end
+  j.payload = big or payload
+  keep_job(id, j)
 end
 
 local function drop_payload(id, j)
@@ -273,7 +300,7 @@ end
 -- Whether a user stopped the job: by itself, or with its batch. One redriven from a cancelled batch runs all the same:
 -- whoever redrove it asked for that.
 local function is_cancelled(batch, st)
-  return st.cancel or ((st.epoch or 0) == 0 and is_stopped(batch))
+  return st.cancel or ((st.epoch or 0) == 0 and not st.spared and is_stopped(batch))
 end
 
 -- Ends a job wherever it is; the caller has made sure that it has no success. `how`: s, ended, use, and either body and
@@ -335,6 +362,8 @@ local UNRUN = {
 local function finish_unrun(id, j, st, why)
   local letter, code, detail, state_name = unpack(UNRUN[why])
   finish(id, j, st, { s = letter, ended = NOW, use = st.use, code = code, unrun = why })
+  -- Whoever carries its message tells of it.
+  if j.away then return end
   local hex = string.gsub(id, '.', function(byte) return string.format('%02x', string.byte(byte)) end)
   local name = string.gsub(hex, '^(........)(....)(....)(....)', '%1-%2-%3-%4-')
   announce(cjson.encode({
@@ -368,11 +397,13 @@ end
 
 -- What a caller is told of a job: fixed places, '' for what is not there.
 local function view(id, j, st, with)
+  -- Nothing here notices when a message falls due.
+  local delayed = st.due and (st.s == 'd' or st.due > NOW)
   local body = with.body and ENDED[st.s] and call('HGET', P .. ':body', id)
   return {
     id, j.lane, j.batch or '', st.deadline or j.deadline, j.head, st.s, st.epoch or 0, st.attempts or 0, st.deaths or 0,
-    st.history or '', st.due or 0, st.why or '', st.hold or '', st.worker or '', st.leased or 0, st.cancel and 1 or 0,
-    st.dropped and 1 or 0, j.payload and 1 or 0, st.ended or 0, st.unrun or '', body or '',
+    st.history or '', delayed and st.due or 0, st.why or '', delayed and st.hold or '', st.worker or '',
+    st.leased or 0, st.cancel and 1 or 0, st.dropped and 1 or 0, j.payload and 1 or 0, st.ended or 0, st.unrun or '', body or '',
     with.payload and payload_of(id, j) or '', st.lease or '', st.since or j.at, j.fp, j.at - j.age,
   }
 end
@@ -382,7 +413,7 @@ local function seen_as(j, st)
   if ENDED[st.s] or st.s == 'l' then return st.s end
   if (st.deadline or j.deadline) <= NOW then return 'E' end
   -- What is due waits only for a worker to see it.
-  if st.s == 'd' and st.why ~= 'h' and st.due > NOW then return st.why end
+  if st.due and st.why ~= 'h' and st.due > NOW then return st.why end
   return 'q'
 end
 

@@ -1,9 +1,10 @@
 -- Ends leases. ARGV: for each id, lease, kind, then by kind
 --   S D C E: epoch, attempts, ended at (the worker's clock, which counts for nothing here), record, code, use,
---     announcement ('' for none)
---   y retry: wait in ms, attempts, '', history, '', use, ''
---   h release: wait in ms, '', '', hold key or '', '', '', ''
+--     announcement ('' for none), payload ('' for none: it is here, or not needed)
+--   y retry: wait in ms, attempts, '', history, '', use, '', ''
+--   h release: wait in ms, '', '', hold key or '', '', '', '', ''
 -- `code` is the cause's, or of a success the key of its stored output. Answers for each A applied, K a late success kept, S stale.
+local WORDS = 11
 
 -- An end of the same epoch that a late success takes the place of has its history in that success: it counts once.
 local function finish_by(id, j, st, lease, at)
@@ -15,6 +16,7 @@ local function finish_by(id, j, st, lease, at)
     use = parse_use(ARGV[at + 8]), by = lease,
   })
   if ARGV[at + 9] ~= '' then announce(ARGV[at + 9]) end
+  if st.s ~= 'S' and not j.payload and ARGV[at + 10] ~= '' then keep_payload(id, j, ARGV[at + 10]) end
 end
 
 local function give_up(id, j, st, at)
@@ -52,9 +54,9 @@ local function settle(at)
 end
 
 local ids, answers = {}, {}
-for at = 1, #ARGV, 10 do ids[#ids + 1] = ARGV[at] end
+for at = 1, #ARGV, WORDS do ids[#ids + 1] = ARGV[at] end
 prefetch(':jobs', jobs, ids)
 prefetch(':state', states, ids)
-for at = 1, #ARGV, 10 do answers[#answers + 1] = settle(at) end
+for at = 1, #ARGV, WORDS do answers[#answers + 1] = settle(at) end
 flush()
 return answers

@@ -64,7 +64,7 @@ end
 function act.purge(chunk, last)
   local ended = 0
   walk(tonumber(chunk), tonumber(last), function(id, j, st)
-    if st.s ~= 'r' and st.s ~= 'd' then return end
+    if st.s ~= 'r' and st.s ~= 'd' and st.s ~= 'a' then return end
     finish_unrun(id, j, st, 'p')
     ended = ended + 1
   end)

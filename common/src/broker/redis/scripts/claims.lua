@@ -1,0 +1,219 @@
+-- What another broker asks of its ledger: who may run the jobs its messages stand for. ARGV: questions one after another,
+-- each a word and what belongs to it; one answer each. JOB is what `admit.lua` says, without payload.
+--   register JOB              N new, A again (never confirmed), K and its state, C conflict
+--   confirm ID EPOCH          nothing
+--   open JOB LEASE WORKER LENGTH   as `claim.lua`, save that a job that may not run any more ends here: that answer, what
+--                             belongs to it, and as 0 or 1 whether its end is not announced, and its payload not kept
+--   announced ID EPOCH END    nothing
+--   keep ID EPOCH PAYLOAD     1, or 0 when the job has been put back in line
+--   raise ID                  P and its view with payload, R restored and its epoch, W waiting, S succeeded, G gone, U unknown
+--   published ID EPOCH        nothing
+--   cancel ID LIFE            as `admin.lua`, but F of an id that is not known: it ends if it is opened within LIFE ms
+--   purge                     nothing
+--   reclaim MOST              how many claims that ran out have ended
+local ARITY = {
+  register = WORDS, confirm = 2, open = WORDS + 3, announced = 3, keep = 3, raise = 1, published = 2, cancel = 2, purge = 0,
+  reclaim = 1,
+}
+local act = {}
+
+function act.register(at)
+  local id = ARGV[at]
+  local st = job(id) and state(id)
+  local answer = admit(at, nil, true)
+  if answer == 'N' then
+    state(id).unconfirmed = true
+  elseif st and st.unconfirmed and answer ~= 'C' and not ENDED[string.sub(answer, 2)] then
+    return 'A'
+  end
+  return answer
+end
+
+-- Takes a mark away from a job that is still in that epoch.
+local function unmark(at, name)
+  local id = ARGV[at]
+  local st = job(id) and state(id)
+  if not st or not st[name] or (st.epoch or 0) ~= tonumber(ARGV[at + 1]) then return end
+  st[name] = nil
+  keep_state(id, st)
+end
+
+function act.confirm(at)
+  unmark(at, 'unconfirmed')
+end
+
+function act.published(at)
+  unmark(at, 'raised')
+end
+
+-- When the claim on a job runs out.
+local function till_of(id)
+  return leases_until[id] or tonumber(call('ZSCORE', P .. ':lease', id)) or 0
+end
+
+-- Why this message may not have a new claim, if it is for what became of its job.
+local function find(m, j, st, lease, length)
+  local epoch, attempts = st.epoch or 0, st.attempts or 0
+  if st.s == 'S' or (ENDED[st.s] and epoch == m.epoch) then return { 'E', st.s } end
+  if epoch > m.epoch or (epoch == m.epoch and attempts > m.attempts) then return { 'X', '' } end
+  if st.s ~= 'l' then return nil end
+  if st.lease == lease then
+    leases_until[m.id] = NOW + length
+    return is_cancelled(j.batch, st) and { 'C', '' } or { 'F', st.deaths or 0 }
+  end
+  local till = till_of(m.id)
+  if till > NOW then return { 'T', till } end
+  give_back(m.id, j, st)
+  return ENDED[st.s] and { 'E', st.s } or nil
+end
+
+-- A message may be ahead of the ledger: a retry's copy is published before its claim ends.
+local function adopt(m, j, st)
+  if (st.epoch or 0) < m.epoch then
+    leave(m.id, j, st)
+    st.epoch, st.deadline, st.attempts, st.deaths, st.history, st.use = m.epoch, m.deadline, nil, nil, nil, nil
+    make_away(m.id, j, st)
+  end
+  if (st.attempts or 0) < m.attempts then
+    st.attempts, st.history, st.use = m.attempts, m.history, m.use
+    keep_state(m.id, st)
+  end
+end
+
+local paused, purged = unpack(call('HMGET', P .. ':c', 'paused', 'purged'))
+purged = tonumber(purged or 0)
+
+-- Ends a job that may not run any more, or gives the claim unless the queue is paused.
+local function grant(m, j, st, lease, worker, length)
+  adopt(m, j, st)
+  local why = is_cancelled(j.batch, st) and 'c' or st.since < purged and 'p' or (st.deadline or j.deadline) <= NOW and 'e'
+  if why then
+    finish_unrun(m.id, j, st, why)
+    return { 'E', st.s }
+  end
+  if paused then return { 'P', paused } end
+  leave(m.id, j, st)
+  st.s, st.lease, st.worker, st.leased, st.batch = 'l', lease, worker, NOW, j.batch or nil
+  st.unconfirmed, st.raised = nil, nil
+  keep_state(m.id, st)
+  leases_until[m.id] = NOW + length
+  count(j, 'l', 1)
+  return { 'F', st.deaths or 0 }
+end
+
+function act.open(at)
+  local history, more = ARGV[at + 11], at + WORDS
+  local m = {
+    id = ARGV[at], deadline = tonumber(ARGV[at + 2]), epoch = tonumber(ARGV[at + 9]), attempts = tonumber(ARGV[at + 10]),
+    history = history ~= '' and history or nil, use = parse_use(ARGV[at + 12]),
+  }
+  local known = job(m.id)
+  if not known then
+    if marks[m.id] then return { 'E', string.sub(marks[m.id], 1, 1), 0, 0 } end
+    admit(at, nil, true)
+    state(m.id).since = tonumber(ARGV[at + 3])
+  end
+  local j, st = job(m.id), state(m.id)
+  if not known and call('DEL', P .. ':stop:' .. m.id) == 1 then finish_unrun(m.id, j, st, 'c') end
+  local lease, worker, length = ARGV[more], ARGV[more + 1], tonumber(ARGV[more + 2])
+  local answer = find(m, j, st, lease, length) or grant(m, j, st, lease, worker, length)
+  answer[3] = ENDED[st.s] and not st.announced and 1 or 0
+  answer[4] = answer[1] == 'E' and st.unrun and not j.payload and 1 or 0
+  return answer
+end
+
+-- A success is one whatever its epoch.
+function act.announced(at)
+  local id, epoch, how = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2]
+  local st = job(id) and state(id)
+  if not st or st.s ~= how or (how ~= 'S' and (st.epoch or 0) ~= epoch) then return end
+  st.announced = true
+  keep_state(id, st)
+end
+
+function act.keep(at)
+  local id, epoch = ARGV[at], tonumber(ARGV[at + 1])
+  local j = job(id)
+  if not j then return 1 end
+  local st = state(id)
+  if st.unrun and not j.payload then keep_payload(id, j, ARGV[at + 2]) end
+  return (ENDED[st.s] or (st.epoch or 0) > epoch) and 1 or 0
+end
+
+function act.raise(at)
+  local id = ARGV[at]
+  local j = job(id)
+  if not j then return { past(id) and 'G' or 'U', '' } end
+  local st = state(id)
+  if st.s == 'S' then return { 'S', '' } end
+  local deadline = st.deadline or j.deadline
+  local waits = not ENDED[st.s] and (st.s ~= 'a' or deadline > NOW)
+  if not waits then
+    if not j.payload and ENDED[st.s] and not st.unrun then return { 'G', '' } end
+    -- What was consumed goes into the next record of the same epoch.
+    if not j.payload and st.unrun then spend(j, st.use, -1) end
+    leave(id, j, st)
+    -- Its allowance begins again, or one that expired would expire at once.
+    st.deadline = math.max(deadline, NOW + deadline - (j.at - j.age))
+    make_away(id, j, st)
+    call('ZADD', P .. ':overdue', 'LT', int(st.deadline), chunk_of(j.seq))
+    if not j.payload then
+      st.spared = true
+      return { 'R', st.epoch or 0 }
+    end
+    st.epoch, st.attempts, st.deaths, st.history, st.use, st.raised = (st.epoch or 0) + 1, nil, nil, nil, nil, true
+  end
+  if not st.raised then return { 'W', '' } end
+  return { 'P', view(id, j, st, { payload = true }) }
+end
+
+function act.cancel(at)
+  local id = ARGV[at]
+  local j = job(id)
+  local st = j and state(id)
+  if not j then
+    local _, stood = past(id)
+    if stood then return 'A' .. stood end
+    call('SET', P .. ':stop:' .. id, 1, 'PX', ARGV[at + 1])
+    return 'F'
+  end
+  if ENDED[st.s] then return 'A' .. st.s end
+  if st.s == 'l' then
+    st.cancel = true
+    keep_state(id, st)
+    return 'F'
+  end
+  -- It has been seen as expired since.
+  if (st.deadline or j.deadline) <= NOW then
+    finish_unrun(id, j, st, 'e')
+    return 'AE'
+  end
+  finish_unrun(id, j, st, 'c')
+  return 'E'
+end
+
+function act.purge()
+  call('HSET', P .. ':c', 'purged', int(NOW))
+end
+
+function act.reclaim(at)
+  local lost = call('ZRANGEBYSCORE', P .. ':lease', '-inf', int(NOW), 'LIMIT', 0, ARGV[at])
+  for _, id in ipairs(lost) do give_back(id, job(id), state(id)) end
+  return #lost
+end
+
+local ids, answers, at = {}, {}, 1
+while at <= #ARGV do
+  local words = ARITY[ARGV[at]]
+  if words > 0 and ARGV[at] ~= 'reclaim' then ids[#ids + 1] = ARGV[at + 1] end
+  at = at + 1 + words
+end
+look_up(ids)
+if #ids > 0 then prefetch(':state', states, ids) end
+at = 1
+while at <= #ARGV do
+  answers[#answers + 1] = act[ARGV[at]](at + 1) or ''
+  at = at + 1 + ARITY[ARGV[at]]
+end
+flush_admitted()
+return answers

@@ -1,0 +1,100 @@
+//! Cases of a ledger that serves another broker, on every ledger that can.
+
+mod ending;
+mod entering;
+mod opening;
+mod steering;
+
+macro_rules! on {
+    ($backend:ident $($area:ident $case:ident)*) => {
+        mod $backend {
+            use promptq_tests::backends::Fixture;
+
+            $(
+                #[tokio::test]
+                async fn $case() {
+                    super::$area::$case(Fixture::$backend().await).await;
+                }
+            )*
+        }
+    };
+}
+
+macro_rules! cases {
+    ($($area:ident { $($case:ident)* })*) => {
+        on!(memory $($($area $case)*)*);
+        on!(redis $($($area $case)*)*);
+        on!(redis_flushed $($($area $case)*)*);
+    };
+}
+
+cases! {
+    entering {
+        a_registered_job_is_new_then_again_then_known
+        a_registration_with_another_body_is_a_conflict
+        a_registration_into_a_batch_of_another_queue_says_whose_it_is
+        opening_a_message_says_that_it_was_published
+        an_id_whose_record_is_gone_is_still_known
+        too_many_at_once_are_refused_whole
+        a_delayed_job_is_shown_as_scheduled
+        what_waits_elsewhere_is_leased_to_nobody_here
+    }
+    opening {
+        a_job_never_seen_is_entered_and_may_run
+        a_second_copy_is_told_until_when_it_is_taken
+        a_copy_of_an_ended_job_is_told_so
+        asking_again_with_the_same_lease_is_the_same_claim
+        a_claim_that_ran_out_is_a_death
+        a_death_is_counted_once
+        a_beaten_claim_does_not_run_out
+        a_claim_that_was_taken_over_is_lost
+        a_claim_that_ran_out_and_was_not_taken_over_still_counts
+        a_copy_of_an_earlier_attempt_is_stale
+        a_copy_of_an_earlier_epoch_is_stale
+        a_retry_that_was_published_but_not_noted_runs_when_the_claim_has_run_out
+        the_old_copy_of_a_retry_that_was_not_noted_may_run_first
+        a_message_of_a_later_epoch_than_known_begins_that_epoch
+        a_job_past_its_deadline_ends_when_it_is_opened
+        recover_ends_a_workers_claims_with_a_death_each
+        a_sweep_ends_claims_that_ran_out
+    }
+    ending {
+        a_success_is_recorded_counted_and_ends_the_claim
+        repeating_an_end_has_no_second_effect
+        a_retry_keeps_its_attempt_and_history
+        repeating_a_retry_spends_one_attempt
+        a_release_spends_nothing
+        a_late_success_ends_a_job_that_waits
+        a_late_success_ends_a_job_that_another_runs
+        a_late_success_replaces_every_other_end
+        a_late_success_of_an_earlier_epoch_is_kept
+        a_stale_settle_changes_nothing
+        a_success_is_never_replaced
+        an_end_is_announced_once_and_a_later_one_again
+        a_dead_job_keeps_its_payload
+        a_payload_is_not_kept_of_a_success
+        batch_counts_follow_every_path
+    }
+    steering {
+        a_waiting_job_is_cancelled_at_once_and_its_message_meets_it
+        a_running_job_learns_of_a_cancel_with_its_next_beat
+        a_cancelled_job_given_back_does_not_run_again
+        a_cancelled_job_whose_worker_died_ends
+        a_job_never_seen_is_cancelled_when_it_surfaces
+        a_cancelled_batch_stops_what_waits_and_what_comes_later
+        a_paused_queue_gives_no_claims
+        a_purge_meets_what_was_created_before_it
+        a_purge_lets_what_runs_go_on
+        a_redrive_is_published_in_two_steps
+        a_redrive_that_died_in_the_middle_is_found_again
+        a_redriven_message_that_runs_needs_no_second_copy
+        a_redrive_of_a_job_whose_message_still_waits_takes_its_end_back
+        a_job_of_a_cancelled_batch_that_is_put_back_runs
+        a_payload_handed_over_too_late_says_that_the_message_is_needed
+        what_cannot_be_redriven_is_said
+        a_sweep_ends_what_passed_its_deadline
+        an_expired_job_that_is_redriven_may_run
+        a_forgotten_job_was_never_there
+        queues_stand_with_what_runs_and_what_is_dead
+    }
+}
