@@ -12,4 +12,5 @@ pub mod process;
 pub mod provider;
 pub mod proxy;
 pub mod redis;
+pub mod site;
 pub mod steps;
