@@ -109,7 +109,6 @@ async fn claim(case: &Case<'_>, lease: &Lease, desk: &Desk) -> Step {
             let detail = format!("{deaths} workers died, or lost their lease, while running it");
             Step::Settle(case.dead(FailureClass::Crashed, "crash_loop", &detail))
         }
-        Ok(Claim::Fresh { .. }) if case.head.deadline <= case.started_at => Step::Settle(case.expired()),
         Ok(Claim::Fresh { .. }) => Step::Go,
         Ok(Claim::Cancelled) => Step::Settle(case.cancelled(None)),
         Ok(Claim::Paused { .. }) => Step::Settle(release(PAUSED, None)),

@@ -45,11 +45,6 @@ impl Case<'_> {
         self.unrun(End::Dead, Some(cause_of(&Failure::new(class, code, detail))))
     }
 
-    /// Its deadline passed before it ran.
-    pub(crate) fn expired(&self) -> Verdict {
-        self.unrun(End::Expired, Some(plain("deadline_passed", "its deadline passed before it ran")))
-    }
-
     /// A user stopped it; `cut` is the run that was stopped, where it may have been billed.
     pub(crate) fn cancelled(&self, cut: Option<&Failure>) -> Verdict {
         let mut record = self.record(End::Cancelled, Some(plain("cancelled_by_user", "cancelled by a user")));

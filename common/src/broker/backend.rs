@@ -97,7 +97,8 @@ pub trait Source: Send + fmt::Debug {
     /// An answer stops before its payloads come to more than [`LEASE_BYTES`], yet holds one job at least; what it left
     /// behind waits for the next call, not leased.
     /// Returns when it leased something, or with nothing after at most a second, so that `lanes_seen` stays fresh.
-    /// Jobs whose lease has run out are given to the caller again like any other, with one death more.
+    /// Jobs whose lease has run out are given to the caller again like any other, with one death more. Jobs past their
+    /// deadline are ended instead, by the backend's clock: a worker's may be wrong and is asked nowhere.
     ///
     /// Cancel-safe: what was being leased when the future is dropped is kept for the next call.
     async fn next(&mut self, want: &Want) -> Result<Leased>;

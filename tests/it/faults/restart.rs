@@ -61,10 +61,12 @@ async fn a_redis_that_loads_its_data_is_waited_for_and_named() {
     let worker = site.worker(1, &site.setup());
     put(&site.broker().await, &jobs(1..=1)).await;
     called(&site, 1).await;
-    for n in 0..3_000 {
-        site.server.must(&["SET", &format!("something else {n}"), "x"]);
+    let mut connection = site.server.connection().unwrap();
+    for n in 0..2_000 {
+        connection.call(&["SET", &format!("something else {n}"), "x"]).unwrap();
     }
-    site.server.start_again(&["key-load-delay 1000"]);
+    // 4 s, command by command.
+    site.server.start_again(&["key-load-delay 2000"]);
     let refused = site.promptq(&["queues", "list"]).output().unwrap();
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert_eq!(refused.status.code(), Some(7), "{said}");

@@ -31,7 +31,8 @@ async fn a_full_server_takes_no_jobs_and_gives_out_those_it_has() {
     let (count, error) = fill(&broker).await;
     assert!(count > 20, "{count} jobs, then {error}");
     assert!(error.to_string().contains("maxmemory"), "{error}");
-    let said = site.promptq(&["submit", "-m", "mock", "one more"]).output().unwrap();
+    std::fs::write(site.path("row.jsonl"), "{\"prompt\":\"one more\"}\n").unwrap();
+    let said = site.promptq(&["submit", "-m", "mock", "row.jsonl"]).output().unwrap();
     let said = String::from_utf8_lossy(&said.stderr).into_owned();
     assert_eq!(said.matches("error").count(), 1, "one error: {said}");
     assert!(said.contains("maxmemory"), "{said}");

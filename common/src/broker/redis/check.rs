@@ -65,6 +65,10 @@ pub(super) async fn look(link: &Link) -> Result<Survey> {
     let said = |name: &str| info.get(name).copied();
     let version =
         said("redis_version").ok_or_else(|| refused(Kind::Unsupported, link, "what answers there is not Redis"))?;
+    // Until then it says that it keeps no append-only file, whatever it is set to.
+    if said("loading") == Some("1") {
+        return Err(refused(Kind::Unavailable, link, "the Redis server is loading its data"));
+    }
     let (round_trip, clock_ahead_ms) = clock(link).await?;
     Ok(Survey {
         version: version.to_owned(),
