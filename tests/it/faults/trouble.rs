@@ -31,13 +31,13 @@ async fn a_full_server_takes_no_jobs_and_gives_out_those_it_has() {
     let (count, error) = fill(&broker).await;
     assert!(count > 20, "{count} jobs, then {error}");
     assert!(error.to_string().contains("maxmemory"), "{error}");
+    // Full all the while: what is freed is taken by somebody else, down to the last byte.
+    site.server.must(&["CONFIG", "SET", "maxmemory", "1mb"]);
     std::fs::write(site.path("row.jsonl"), "{\"prompt\":\"one more\"}\n").unwrap();
     let said = site.promptq(&["submit", "-m", "mock", "row.jsonl"]).output().unwrap();
     let said = String::from_utf8_lossy(&said.stderr).into_owned();
     assert_eq!(said.matches("error").count(), 1, "one error: {said}");
     assert!(said.contains("maxmemory"), "{said}");
-    // Full all the while: what is freed is taken by somebody else.
-    site.server.must(&["CONFIG", "SET", "maxmemory", "1mb"]);
     let worker = site.worker(1, &Setup { slots: 8, ..site.setup() });
     all_end_once(&broker, count).await;
     site.server.must(&["CONFIG", "SET", "maxmemory", "0"]);
