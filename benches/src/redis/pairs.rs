@@ -53,9 +53,9 @@ fn server(fsync: Fsync) -> RedisServer {
 async fn limit_alone(book: &mut Book, fsync: Fsync, count: usize, batch: usize) -> anyhow::Result<()> {
     let server = server(fsync);
     let rate = clocked(&server, count, limit::enqueue(&server, count, batch)).await?;
-    book.note(0, format!("limit enqueue, {batch} a call"), rate);
+    book.note(0, format!("limit enqueue, {batch:>3} a call"), rate);
     let rate = clocked(&server, count, limit::drain(&server, batch)).await?;
-    book.note(1, format!("limit drain, {batch} a call"), rate);
+    book.note(1, format!("limit drain, {batch:>3} a call"), rate);
     limit::check(&server, count)
 }
 
@@ -97,7 +97,7 @@ impl Book {
 
     fn beside(&self, row: u8) -> Option<&Vec<Rate>> {
         let (row, verb) = if matches!(row, 0 | 2 | 5) { (0, "enqueue") } else { (1, "drain") };
-        self.0.get(&(row, format!("limit {verb}, {BESIDE} a call")))
+        self.0.get(&(row, format!("limit {verb}, {BESIDE:>3} a call")))
     }
 
     fn table(&self, fsync: Fsync, pairs: usize, count: usize) -> String {
