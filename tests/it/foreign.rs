@@ -242,6 +242,8 @@ async fn an_end_without_a_worker_is_announced_too() {
     broker.cancel(&jobs.iter().map(|job| job.id).collect::<Vec<_>>()).await.unwrap();
     let mut worker = worker(&broker).await;
     let late = JobId::derived(&Queue::standard(), None, "late");
+    // Taken in all the same, and not leased before it is late.
+    broker.pause(&Queue::standard(), Some("until it is late")).await.unwrap();
     worker.finds_nothing().await;
     eventually("the late one has expired", || async {
         broker.sweep(&Retention::standard()).await.unwrap();

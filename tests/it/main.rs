@@ -14,6 +14,7 @@ mod model;
 mod moving;
 mod reach;
 mod readme;
+mod redis;
 mod rights;
 mod run;
 mod secrets;

@@ -130,7 +130,8 @@ async fn forward(from: &TcpStream, to: &TcpStream, mut network: watch::Receiver<
         };
         // What was read as the network changed is subject to the change.
         let Ok(now) = network.wait_for(|now| !held(*now)).await.map(|now| *now) else { return };
-        if now == Network::HalfOpen {
+        // What was held back when the connection is cut is never delivered.
+        if matches!(now, Network::HalfOpen | Network::Cut) {
             return std::future::pending().await;
         }
         if let Network::Slow(delay) = now {

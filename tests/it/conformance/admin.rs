@@ -99,3 +99,11 @@ pub(crate) async fn a_purge_of_many_ends_them_all(f: Fixture) {
     assert_eq!(f.broker.purge(&Queue::standard()).await.unwrap(), 2_500);
     assert!(f.worker().await.consumer.next(&want(9)).await.unwrap().deliveries.is_empty());
 }
+
+pub(crate) async fn a_worker_that_saw_jobs_before_a_pause_gets_none(f: Fixture) {
+    put_one(&f.broker, job()).await;
+    let mut worker = f.worker().await;
+    assert_eq!(worker.consumer.next(&want(0)).await.unwrap().lanes_seen, [job().lane()]);
+    f.broker.pause(&Queue::standard(), Some("x")).await.unwrap();
+    worker.finds_nothing().await;
+}

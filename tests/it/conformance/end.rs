@@ -175,3 +175,14 @@ pub(crate) async fn depth_counts_by_state(f: Fixture) {
     let other = f.broker.depth(&fixture::queue("other")).await.unwrap();
     assert_eq!(other, promptq_common::broker::Depth::default());
 }
+
+pub(crate) async fn an_idle_worker_is_there_when_a_delayed_job_is_due(f: Fixture) {
+    let mut worker = f.worker().await;
+    worker.finds_nothing().await;
+    let due = Timestamp::now() + MOMENT;
+    let late = Job { not_before: Some(due + LONG), ..job() };
+    let jobs = [Job { not_before: Some(due), ..job() }, late];
+    let ((), delivery) = tokio::join!(put(&f.broker, &jobs), worker.one());
+    assert_eq!(delivery.head.id, jobs[0].id);
+    assert!(Timestamp::now().since(due) < Duration::from_secs(2), "{:?}", Timestamp::now().since(due));
+}

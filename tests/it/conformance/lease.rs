@@ -213,3 +213,11 @@ async fn drain_gently(worker: &mut Worker, answered: &mut Vec<promptq_common::jo
         assert!(settled.iter().all(|one| *one == Settled::Applied));
     }
 }
+
+pub(crate) async fn an_idle_worker_gets_a_dead_ones_job_when_its_lease_ends(f: Fixture) {
+    put_one(&f.broker, job()).await;
+    drop(f.hasty_worker().await.one().await);
+    let since = Instant::now();
+    let _again = f.worker().await.one().await;
+    assert!(since.elapsed() < SHORT + Duration::from_secs(2), "{:?}", since.elapsed());
+}

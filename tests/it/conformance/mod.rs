@@ -74,6 +74,7 @@ cases! {
         jobs_of_other_queues_are_not_leased
         a_queue_may_be_subscribed_to_before_it_exists
         two_handles_drain_everything_exactly_once
+        an_idle_worker_gets_a_dead_ones_job_when_its_lease_ends
     }
     lane {
         a_held_back_lane_is_never_leased_and_an_open_one_beside_it_always_is
@@ -106,6 +107,8 @@ cases! {
         repeating_a_retry_spends_one_attempt
         repeating_a_release_takes_the_job_from_nobody
         repeating_a_late_success_keeps_it_once
+        a_late_success_of_a_dropped_job_is_kept
+        a_late_success_of_an_earlier_epoch_adds_to_what_the_later_one_consumed
     }
     end {
         every_end_is_what_is_seen_of_the_job
@@ -120,6 +123,7 @@ cases! {
         a_batch_adds_up_usage_and_cost_of_every_attempt
         an_unknown_cost_is_counted_as_such
         depth_counts_by_state
+        an_idle_worker_is_there_when_a_delayed_job_is_due
     }
     redrive {
         redrive_begins_a_new_epoch_at_zero
@@ -132,6 +136,9 @@ cases! {
         a_redriven_job_that_was_delayed_may_run_at_once
         a_dropped_job_is_gone_from_the_dead_but_keeps_its_record
         the_dead_are_grouped_by_cause
+        a_redriven_job_that_is_cancelled_shows_that_end
+        a_job_that_died_before_its_cancel_was_seen_runs_when_redriven
+        a_job_redriven_from_a_cancelled_batch_runs
     }
     cancel {
         a_waiting_job_is_cancelled_at_once
@@ -153,6 +160,7 @@ cases! {
         queues_are_listed_by_name_with_their_depth
         every_call_over_many_jobs_has_a_bound
         a_purge_of_many_ends_them_all
+        a_worker_that_saw_jobs_before_a_pause_gets_none
     }
     moving {
         what_waits_is_given_whole_and_as_it_stands
@@ -163,6 +171,8 @@ cases! {
         only_what_waits_in_that_epoch_is_forgotten
         a_lease_of_a_forgotten_job_is_stale
         a_job_put_in_elsewhere_keeps_what_it_has_behind_it
+        what_stands_behind_a_forgotten_job_is_leased
+        a_forgotten_job_that_comes_again_begins_anew
     }
     ledger {
         a_list_is_narrowed_by_every_filter

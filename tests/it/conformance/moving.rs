@@ -205,3 +205,26 @@ pub(crate) async fn a_job_put_in_elsewhere_keeps_what_it_has_behind_it(f: Fixtur
     assert_eq!(again.open().unwrap().id, id);
     assert_eq!(end(again, End::Succeeded).await, Settled::Applied);
 }
+
+pub(crate) async fn what_stands_behind_a_forgotten_job_is_leased(f: Fixture) {
+    let sent = jobs(3);
+    put(&f.broker, &sent).await;
+    assert_eq!(f.backend.forget(&[(sent[0].id, 0), (sent[1].id, 0)]).await.unwrap(), 2);
+    assert_eq!(f.worker().await.one().await.head.id, sent[2].id);
+}
+
+pub(crate) async fn a_forgotten_job_that_comes_again_begins_anew(f: Fixture) {
+    let sent = keyed("key", "text");
+    put(&f.broker, std::slice::from_ref(&sent)).await;
+    let mut worker = f.worker().await;
+    worker.ends_one(End::Dead).await;
+    f.broker.redrive(&[sent.id]).await.unwrap();
+    let tried = worker.one().await;
+    let again = retry(&tried.head, Duration::ZERO);
+    tried.lease.settle(again).await.unwrap();
+    assert_eq!(f.backend.forget(&[(sent.id, 1)]).await.unwrap(), 1);
+    put(&f.broker, std::slice::from_ref(&sent)).await;
+    let anew = worker.one().await;
+    assert_eq!((anew.head.id, anew.head.epoch, anew.head.attempts), (sent.id, 0, 0));
+    assert_eq!(anew.lease.claim().await.unwrap(), Claim::Fresh { deaths: 0 });
+}

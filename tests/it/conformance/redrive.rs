@@ -162,3 +162,46 @@ pub(crate) async fn the_dead_are_grouped_by_cause(f: Fixture) {
     let filter = JobFilter { code: Some("refused".into()), ..JobFilter::default() };
     assert_eq!(list(&f.broker, &filter, 10).await.iter().map(|job| Some(job.id)).collect::<Vec<_>>(), [late]);
 }
+
+pub(crate) async fn a_redriven_job_that_is_cancelled_shows_that_end(f: Fixture) {
+    let id = put_one(&f.broker, job_of(&batch("b"))).await;
+    f.worker().await.ends_one(End::Dead).await;
+    let broken = JobFilter { code: Some("broken".into()), ..JobFilter::default() };
+    assert_eq!(list(&f.broker, &broken, 10).await.len(), 1);
+    f.broker.redrive(&[id]).await.unwrap();
+    assert!(list(&f.broker, &broken, 10).await.is_empty(), "while it waits it has died of nothing");
+    f.broker.cancel(&[id]).await.unwrap();
+    let record = see(&f.broker, id).await.record.unwrap();
+    assert_eq!((record.end, record.epoch, record.attempts), (End::Cancelled, 1, 0));
+    let code = record.cause.unwrap().code;
+    let cancelled = JobFilter { code: Some(code), ..JobFilter::default() };
+    assert_eq!(list(&f.broker, &cancelled, 10).await.len(), 1);
+    recount(&f.broker, &batch("b")).await;
+}
+
+pub(crate) async fn a_job_that_died_before_its_cancel_was_seen_runs_when_redriven(f: Fixture) {
+    let id = put_one(&f.broker, job()).await;
+    let mut worker = f.worker().await;
+    let running = worker.one().await;
+    f.broker.cancel(&[id]).await.unwrap();
+    end(running, End::Dead).await;
+    assert_eq!(f.broker.redrive(&[id]).await.unwrap(), [Redriven::Queued { epoch: 1 }]);
+    let again = worker.one().await;
+    assert_eq!(again.lease.claim().await.unwrap(), Claim::Fresh { deaths: 0 });
+    assert_eq!(again.lease.beat().await.unwrap(), promptq_common::broker::Beat::Kept);
+    assert_eq!(end(again, End::Succeeded).await, promptq_common::broker::Settled::Applied);
+}
+
+pub(crate) async fn a_job_redriven_from_a_cancelled_batch_runs(f: Fixture) {
+    let name = batch("b");
+    let id = put_one(&f.broker, job_of(&name)).await;
+    f.broker.cancel_batch(&name).await.unwrap();
+    f.broker.redrive(&[id]).await.unwrap();
+    let mut worker = f.worker().await;
+    let again = worker.one().await;
+    assert_eq!(again.lease.claim().await.unwrap(), Claim::Fresh { deaths: 0 });
+    assert_eq!(again.lease.beat().await.unwrap(), promptq_common::broker::Beat::Kept);
+    again.lease.settle(fixture::release()).await.unwrap();
+    assert_eq!(worker.ends_one(End::Succeeded).await, id);
+    recount(&f.broker, &name).await;
+}

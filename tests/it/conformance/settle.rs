@@ -9,7 +9,7 @@ use promptq_common::record::{End, State};
 use promptq_common::time::Timestamp;
 use promptq_tests::backends::{Fixture, LONG, SHORT};
 use promptq_tests::fixture::{self, COST, USAGE, batch, job, job_of, release, retry};
-use promptq_tests::steps::{end, put_one, record, recount, results, see, state, want};
+use promptq_tests::steps::{end, put_one, record, recount, results, see, state, view, want};
 
 const MOMENT: Duration = Duration::from_millis(150);
 
@@ -281,4 +281,25 @@ fn sorted(ids: &[JobId]) -> Vec<JobId> {
     let mut ids = ids.to_vec();
     ids.sort_unstable();
     ids
+}
+
+pub(crate) async fn a_late_success_of_a_dropped_job_is_kept(f: Fixture) {
+    let (id, (late, running)) = overtaken(&f).await;
+    end(running.1, End::Dead).await;
+    assert_eq!(f.broker.drop_dead(&[id]).await.unwrap(), 1);
+    assert_eq!(end(late, End::Succeeded).await, Settled::Kept);
+    won(&f, id).await;
+    assert_eq!(view(&f.broker, &batch("b")).await.counts.dead, 0);
+}
+
+pub(crate) async fn a_late_success_of_an_earlier_epoch_adds_to_what_the_later_one_consumed(f: Fixture) {
+    let (id, (late, running)) = overtaken(&f).await;
+    end(running.1, End::Dead).await;
+    f.broker.redrive(&[id]).await.unwrap();
+    f.worker().await.ends_one(End::Dead).await;
+    assert_eq!(end(late, End::Succeeded).await, Settled::Kept);
+    // The success has the end of its own epoch behind it in its history or not; the other epoch's stays beside it.
+    let sums = view(&f.broker, &batch("b")).await;
+    assert_eq!(sums.usage.input_tokens, 3 * USAGE.input_tokens);
+    won(&f, id).await;
 }

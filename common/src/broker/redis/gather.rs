@@ -2,7 +2,7 @@
 //! caller alone waits for nobody. What is asked and answered is the callers' affair.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use deadpool_redis::redis::Value;
 use futures_util::future::join_all;
@@ -56,12 +56,6 @@ impl Gather {
         let (reply, answer) = oneshot::channel();
         self.asks.send(Ask { key, item, reply }).await.map_err(|_| gone(self.op))?;
         answer.await.map_err(|_| gone(self.op))?
-    }
-}
-
-impl Drop for Gather {
-    fn drop(&mut self) {
-        self._carrier.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
     }
 }
 

@@ -159,7 +159,7 @@ fn letter(answer: Value) -> Result<String> {
 }
 
 /// A number as scripts read it.
-pub(super) fn text(number: impl ToString) -> Vec<u8> {
+pub(super) fn text(number: impl ToString + Copy) -> Vec<u8> {
     number.to_string().into_bytes()
 }
 

@@ -216,15 +216,14 @@ impl RedisSource {
         }
     }
 
-    /// Gives back what calls without an answer may have leased.
+    /// Gives back what calls without an answer may have leased. A queue in which that cannot be done holds up no other:
+    /// what was leased there comes back when it runs out.
     async fn disown(&mut self) -> Result<()> {
         while let Some(Call { place, leases }) = self.lost.last() {
-            let mut rank = b"0".to_vec();
-            while !rank.is_empty() {
-                let args = vec![self.terms.worker.as_str().into(), leases.clone(), rank];
-                let key = self.queues[*place].prefix.clone();
-                let answer = self.link.call("give leases back", &DISOWN, &[key], args).await?;
-                rank = Places::of(Value::Array(vec![answer]))?.bytes()?;
+            match give_back(&self.link, &self.queues[*place].prefix, &self.terms, leases).await {
+                Err(error) if error.is_transient() => return Err(error),
+                Err(error) => tracing::warn!(%error, "leases that nobody heard of could not be given back"),
+                Ok(()) => {}
             }
             self.lost.pop();
         }
@@ -363,6 +362,17 @@ impl Source for RedisSource {
 async fn release(jobs: impl Iterator<Item = &RawDelivery>) -> Result<()> {
     let verdict = Verdict::Release { after: Duration::ZERO, hold: None };
     try_join_all(jobs.map(|job| job.hold.settle(&verdict))).await.map(drop)
+}
+
+/// Gives back what a call for these leases took from the queue with this prefix, if it took anything.
+async fn give_back(link: &Link, prefix: &[u8], terms: &Terms, leases: &[u8]) -> Result<()> {
+    let mut rank = b"0".to_vec();
+    while !rank.is_empty() {
+        let args = vec![terms.worker.as_str().into(), leases.to_vec(), rank];
+        let answer = link.call("give leases back", &DISOWN, &[prefix.to_vec()], args).await?;
+        rank = Places::of(Value::Array(vec![answer]))?.bytes()?;
+    }
+    Ok(())
 }
 
 fn lease_args(terms: &Terms, hops: u32, leases: &[u8], lanes: &[(&Lane, u32)]) -> Vec<Vec<u8>> {

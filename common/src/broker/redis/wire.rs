@@ -310,10 +310,12 @@ pub(super) struct Places(std::vec::IntoIter<Value>);
 impl Places {
     /// An answer that is a list.
     pub(super) fn of(value: Value) -> Result<Self> {
-        match value {
-            Value::Array(values) => Ok(Self(values.into_iter())),
-            Value::Nil => Ok(Self(Vec::new().into_iter())),
-            _ => Err(strange("an answer that is no list")),
+        if let Value::Array(values) = value {
+            Ok(Self(values.into_iter()))
+        } else if value == Value::Nil {
+            Ok(Self(Vec::new().into_iter()))
+        } else {
+            Err(strange("an answer that is no list"))
         }
     }
 
@@ -332,12 +334,17 @@ impl Places {
     }
 
     pub(super) fn bytes(&mut self) -> Result<Vec<u8>> {
-        match self.value()? {
-            Value::BulkString(bytes) => Ok(bytes),
-            Value::SimpleString(text) => Ok(text.into_bytes()),
-            Value::Int(number) => Ok(number.to_string().into_bytes()),
-            Value::Nil => Ok(Vec::new()),
-            _ => Err(strange("a value of another kind")),
+        let value = self.value()?;
+        if let Value::BulkString(bytes) = value {
+            Ok(bytes)
+        } else if let Value::SimpleString(text) = value {
+            Ok(text.into_bytes())
+        } else if let Value::Int(number) = value {
+            Ok(number.to_string().into_bytes())
+        } else if value == Value::Nil {
+            Ok(Vec::new())
+        } else {
+            Err(strange("a value of another kind"))
         }
     }
 

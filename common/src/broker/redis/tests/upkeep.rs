@@ -74,6 +74,11 @@ async fn a_queue_nobody_uses_leaves_nothing_behind() {
     redis.pause(&queue, Some("later")).await.unwrap();
     assert_eq!(run(&redis, &queue, &["close"]).await, Value::Int(0), "a pause is kept");
     redis.pause(&queue, None).await.unwrap();
+    redis.seal(&BatchName::new("b").unwrap(), &queue).await.unwrap();
+    assert_eq!(run(&redis, &queue, &["close"]).await, Value::Int(0), "a batch is kept");
+    for _ in 0..2 {
+        run(&redis, &queue, &["batches", "0", "0", "b"]).await;
+    }
     assert_eq!(run(&redis, &queue, &["close"]).await, Value::Int(1));
     let left: Vec<String> = must(&redis.link, &["KEYS", "{pq:q}*"]).await;
     assert!(left.is_empty(), "{left:?}");
