@@ -44,7 +44,7 @@ async fn one_that_is_refused_fails_alone() {
     let broken = jobs[11].head.id;
     let script = "return redis.call('HSET', '{pq:default}:state', ARGV[1], string.char(0xc1))";
     // Bytes that are no state of a job, under an id that is no text.
-    let hex: String = broken.as_bytes().iter().map(|byte| format!("\\{byte:03}")).collect();
+    let hex = broken.as_bytes().iter().fold(String::new(), |hex, byte| hex + &format!("\\{byte:03}"));
     setup.server.must(&["EVAL", &script.replace("ARGV[1]", &format!("\"{hex}\"")), "0"]);
     for (job, settled) in jobs.iter().zip(join_all(jobs.iter().map(succeed)).await) {
         if job.head.id == broken {
