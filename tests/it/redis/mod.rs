@@ -50,10 +50,7 @@ impl Setup {
 
     /// Until the server has leased so many.
     async fn until_running(&self, count: u64) {
-        eventually("so many are leased", || async {
-            (self.running().await == count).then_some(())
-        })
-        .await;
+        eventually("so many are leased", || async { (self.running().await == count).then_some(()) }).await;
     }
 
     /// Until so many wait at the server for tokens.

@@ -37,7 +37,8 @@ async fn lost_answer(setup: &Setup, count: usize) -> (Box<dyn Source>, Vec<JobId
     let mut source = setup.shaky_source(LONG).await;
     setup.proxy.set(Network::Deaf);
     let wanted = want(count);
-    let (answer, ()) = tokio::join!(source.next(&wanted), eat_the_answer(setup, setup.until_running(already + count as u64)));
+    let (answer, ()) =
+        tokio::join!(source.next(&wanted), eat_the_answer(setup, setup.until_running(already + count as u64)));
     assert!(answer.is_err_and(|error| error.is_transient()));
     assert_eq!(setup.running().await, already + count as u64, "leased to a worker that does not know");
     setup.proxy.set(Network::Whole);
