@@ -116,6 +116,14 @@ impl Fixture {
         }
     }
 
+    /// What does not fit together below the facade, where the fixture can look there; empty is good.
+    pub fn faults(&self) -> Vec<String> {
+        match &self.home {
+            Home::Redis { server, .. } if !std::thread::panicking() => server.faults(),
+            Home::Memory | Home::Sqlite(_) | Home::Redis { .. } => Vec::new(),
+        }
+    }
+
     /// What is known of jobs.
     pub fn ledger(&self) -> &dyn Ledger {
         self.broker.ledger()
@@ -138,6 +146,14 @@ impl Fixture {
     /// A subscription below the facade, on the standard queue.
     pub async fn source(&self, lease: Duration) -> Box<dyn Source> {
         self.backend.subscribe(terms(&[(Queue::standard(), 1)], lease)).await.expect("subscribes")
+    }
+}
+
+/// A case is not over before everything that it left behind fits together.
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        let faults = self.faults();
+        assert!(std::thread::panicking() || faults.is_empty(), "what is left does not fit together: {faults:#?}");
     }
 }
 

@@ -1,5 +1,6 @@
 //! URL to backend: the only place that lists them.
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -78,7 +79,10 @@ pub fn is_local(url: &str) -> bool {
     }
     match parsed.host() {
         None => true,
-        Some(url::Host::Domain(name)) => name.is_empty() || name == "localhost",
+        // To a URL whose scheme it does not know, 127.0.0.1 is a name like any other.
+        Some(url::Host::Domain(name)) => {
+            name.is_empty() || name == "localhost" || name.parse::<Ipv4Addr>().is_ok_and(|ip| ip.is_loopback())
+        }
         Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
         Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
     }
@@ -114,5 +118,14 @@ mod tests {
         assert_eq!(path("sqlite:///a%20b.db"), Some("/a b.db".into()));
         assert_eq!(path("sqlite:///dir/"), None);
         assert_eq!(path("sqlite:///q.db?mode=ro"), None);
+    }
+    #[test]
+    fn what_is_behind_a_loopback_address_is_on_this_machine() {
+        for url in ["redis://127.0.0.1:6379", "rediss://127.8.0.1", "redis://localhost/3", "redis://[::1]", "memory://"] {
+            assert!(is_local(url), "{url}");
+        }
+        for url in ["redis://10.0.0.1", "redis://127.0.0.1.example.org", "redis://[::2]", "redis://redis", "no URL"] {
+            assert!(!is_local(url), "{url}");
+        }
     }
 }

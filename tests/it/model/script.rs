@@ -92,7 +92,9 @@ impl Script {
                 same!(self.f.backend.drop_dead(&[id]).await.unwrap(), u64::from(dead), "dropped");
             }
         }
-        self.compare().await
+        self.compare().await?;
+        same!(self.f.faults(), Vec::<String>::new(), "what does not fit together");
+        Ok(())
     }
 
     fn job(&self, n: usize) -> Option<JobId> {

@@ -126,7 +126,8 @@ pub async fn storm(plan: Plan) -> anyhow::Result<Report> {
     let took = begun.elapsed();
     fleet.stop().await?;
     let facts = Facts { plan, begun, calls: provider.calls(), kills };
-    let faults = facts.broken_promises(&watch).await?;
+    let mut faults = facts.broken_promises(&watch).await?;
+    faults.extend(server.faults());
     Ok(Report::new(facts, took, faults))
 }
 

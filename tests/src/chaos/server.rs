@@ -48,6 +48,14 @@ impl Server {
         }
     }
 
+    /// What does not fit together in it, where one can look.
+    pub(super) fn faults(&self) -> Vec<String> {
+        match self {
+            Self::Sqlite(_) => Vec::new(),
+            Self::Redis(server) => server.faults(),
+        }
+    }
+
     /// Kills it with -9 and starts it again on its data; a file is no process.
     pub(super) fn kill_and_restart(&mut self) {
         match self {

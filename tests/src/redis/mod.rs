@@ -1,6 +1,7 @@
 //! A real Redis for one test: on a port of its own, in a private folder, killed, stopped and started again on demand,
 //! and gone with the test however that ends.
 
+mod audit;
 mod options;
 mod reply;
 mod rights;
