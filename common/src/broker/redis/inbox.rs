@@ -3,7 +3,6 @@
 
 use std::sync::LazyLock;
 
-use super::BOOK;
 use deadpool_redis::redis::cmd;
 
 use super::enqueue::{ADMIT, item};
@@ -11,6 +10,7 @@ use super::hold::text;
 use super::link::Link;
 use super::script::{Script, When};
 use super::wire::{Places, prefix};
+use super::{BOOK, global};
 use crate::broker::backend::Envelope;
 use crate::broker::foreign::{Arrival, KEPT_BYTES};
 use crate::codec;
@@ -44,6 +44,8 @@ pub(super) async fn take_in(link: &Link, queue: &Queue) -> Result<usize> {
     if standing.is_empty() {
         return Ok(0);
     }
+    // Long after it was subscribed to, a queue that nobody used may be on no list any more.
+    global::touch(link, queue).await?;
     let mut answers = take(link, queue, &standing).await?;
     let mut taken = answers.iter().filter(|answer| *answer != "C").count();
     if let Some(conflict) = answers.iter().position(|answer| answer == "C") {

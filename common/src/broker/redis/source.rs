@@ -27,7 +27,7 @@ use crate::job::{Lane, Queue};
 use crate::time::Timestamp;
 
 static LEASE: LazyLock<Script> = book_script!("lease");
-static DISOWN: LazyLock<Script> = book_script!("disown");
+pub(super) static DISOWN: LazyLock<Script> = book_script!("disown");
 
 /// An empty call lasts at most this long.
 const PATIENCE: Duration = Duration::from_secs(1);

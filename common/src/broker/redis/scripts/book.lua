@@ -326,11 +326,12 @@ local ANNOUNCED = 10000
 
 local announced = false
 
--- Tells foreign clients of an end. The first one of a call makes room for all of them.
+-- Tells foreign clients of an end. The first one of a call makes room for all of them. Anybody may write there: what is
+-- no stream tells nobody, and stops no step halfway.
 local function announce(text)
-  if announced then return call('XADD', P .. ':results', '*', 'result', text) end
+  if announced then return redis.pcall('XADD', P .. ':results', '*', 'result', text) end
   announced = true
-  call('XADD', P .. ':results', 'MAXLEN', '~', ANNOUNCED, '*', 'result', text)
+  redis.pcall('XADD', P .. ':results', 'MAXLEN', '~', ANNOUNCED, '*', 'result', text)
 end
 
 -- The submitter's name for a job, out of what scripts do not read otherwise: `Rest` in `wire.rs` behind a version, whose

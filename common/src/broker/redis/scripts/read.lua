@@ -49,13 +49,17 @@ function act.payload(id)
 end
 
 -- When the oldest ready job of a lane became so: jobs put in front of their lane stand before older ones, so the first
--- LOOK entries are looked at.
-local LOOK = 50
+-- LOOK entries are looked at; of many lanes fewer each, LOOKS in all, but never less than two.
+local LOOK, LOOKS = 50, 2000
 
-local function oldest_of(lane)
-  local oldest = nil
-  for _, entry in ipairs(call('LRANGE', P .. ':r:' .. lane, 0, LOOK - 1)) do
-    local id = string.sub(entry, 1, 16)
+local function oldest_of(lane, most)
+  local oldest, ids = nil, {}
+  local entries = call('LRANGE', P .. ':r:' .. lane, 0, most - 1)
+  for place, entry in ipairs(entries) do ids[place] = string.sub(entry, 1, 16) end
+  prefetch(':jobs', jobs, ids)
+  prefetch(':state', states, ids)
+  for place, entry in ipairs(entries) do
+    local id = ids[place]
     local j = job(id)
     local st = j and state(id)
     if j and st.s == 'r' and (st.gen or 0) == string.byte(entry, 17) then
@@ -69,9 +73,10 @@ end
 function act.depth()
   local ready, oldest = 0, 0
   local found = call('HGETALL', P .. ':lanes')
+  local most = math.max(2, math.min(LOOK, floor(LOOKS * 2 / #found)))
   for at = 1, #found, 2 do
     ready = ready + tonumber(found[at + 1])
-    local since = oldest_of(found[at])
+    local since = oldest_of(found[at], most)
     if since and (oldest == 0 or since < oldest) then oldest = since end
   end
   -- Without a worker nobody has promoted what is due, yet it could be leased.

@@ -6,15 +6,17 @@ use deadpool_redis::redis::Value;
 
 use super::super::global::{act, claim_batch, owner, queues};
 use super::super::hold::text;
+use super::super::source::DISOWN;
 use super::super::sweep::SWEEP;
 use super::super::wire::prefix;
 use super::super::{Redis, sweep};
 use super::{OP, must};
-use crate::broker::backend::{Backend, Retention, Terms, Want, WorkerId};
+use crate::broker::backend::{Backend, Cancel, RawDelivery, Retention, Source, Terms, Want, WorkerId};
 use crate::broker::envelope;
 use crate::broker::redis::tests::server::Server;
 use crate::job::{BatchName, Job, Queue};
 use crate::ledger::Ledger;
+use crate::record::State;
 use crate::work::Work;
 
 const NONE: Retention =
@@ -31,6 +33,52 @@ async fn put(redis: &Redis, jobs: &[Job]) {
 async fn run(redis: &Redis, queue: &Queue, words: &[&str]) -> Value {
     let args = words.iter().map(|word| word.as_bytes().to_vec()).collect();
     redis.link.call(OP, &SWEEP, &[prefix(queue)], args).await.unwrap()
+}
+
+async fn subscribe(redis: &Redis, worker: &WorkerId, queue: &Queue) -> Box<dyn Source> {
+    let terms = Terms { worker: worker.clone(), queues: vec![(queue.clone(), 1)], lease: Duration::from_secs(60) };
+    redis.subscribe(terms).await.unwrap()
+}
+
+async fn lease(source: &mut Box<dyn Source>, total: u32) -> Vec<RawDelivery> {
+    source.next(&Want { total, caps: Vec::new(), rest: total }).await.unwrap().deliveries
+}
+
+async fn state(redis: &Redis, job: &Job) -> State {
+    redis.fetch(&[job.id]).await.unwrap()[0].as_ref().unwrap().state
+}
+
+#[tokio::test]
+async fn a_job_cancelled_before_its_lost_lease_is_given_back_does_not_wait_again() {
+    let server = Server::start(&[]);
+    let redis = Redis::connect(&server.access()).await.unwrap();
+    let (queue, worker) = (Queue::new("q").unwrap(), WorkerId::random("lost"));
+    let jobs = [job(&queue), job(&queue)];
+    put(&redis, &jobs).await;
+    let leased = lease(&mut subscribe(&redis, &worker, &queue).await, 2).await;
+    assert_eq!(redis.cancel(&[jobs[0].id]).await.unwrap(), [Cancel::Flagged]);
+    let leases = leased.iter().flat_map(|job| *job.lease.as_bytes()).collect();
+    let args = vec![worker.as_str().into(), leases, text(0)];
+    redis.link.call(OP, &DISOWN, &[prefix(&queue)], args).await.unwrap();
+    assert_eq!((state(&redis, &jobs[0]).await, state(&redis, &jobs[1]).await), (State::Cancelled, State::Queued));
+    let depth = redis.depth(&queue).await.unwrap();
+    assert_eq!((depth.ready, depth.running), (1, 0));
+}
+
+#[tokio::test]
+async fn announcements_that_have_no_place_keep_no_job_from_its_way() {
+    let server = Server::start(&[]);
+    let redis = Redis::connect(&server.access()).await.unwrap();
+    let queue = Queue::new("q").unwrap();
+    must::<Value>(&redis.link, &["SET", "{pq:q}:results", "of somebody else"]).await;
+    let [first, mut late, last] = [job(&queue), job(&queue), job(&queue)];
+    late.deadline = late.created_at;
+    put(&redis, &[first.clone(), late.clone(), last.clone()]).await;
+    let leased = lease(&mut subscribe(&redis, &WorkerId::random("w"), &queue).await, 3).await;
+    let ids: Vec<_> = leased.iter().map(|job| job.head.id).collect();
+    assert_eq!(ids, [first.id, last.id]);
+    assert_eq!(state(&redis, &late).await, State::Expired);
+    assert_eq!(redis.depth(&queue).await.unwrap().ready, 0);
 }
 
 #[tokio::test]
