@@ -121,7 +121,8 @@ mod tests {
     }
     #[test]
     fn what_is_behind_a_loopback_address_is_on_this_machine() {
-        for url in ["redis://127.0.0.1:6379", "rediss://127.8.0.1", "redis://localhost/3", "redis://[::1]", "memory://"] {
+        for url in ["redis://127.0.0.1:6379", "rediss://127.8.0.1", "redis://localhost/3", "redis://[::1]", "memory://"]
+        {
             assert!(is_local(url), "{url}");
         }
         for url in ["redis://10.0.0.1", "redis://127.0.0.1.example.org", "redis://[::2]", "redis://redis", "no URL"] {

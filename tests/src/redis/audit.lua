@@ -134,12 +134,13 @@ for _, key in ipairs(call('KEYS', P .. ':o:*')) do
   if not chunks_counted[string.sub(key, #P + 4)] then fault('%s holds nothing and stays', key) end
 end
 
-local batch_keys = call('KEYS', P .. ':b:*')
-same('batches', c.batches, #batch_keys)
-for _, key in ipairs(batch_keys) do
+local batch_count = 0
+for _, key in ipairs(call('KEYS', P .. ':b:*')) do
   local name = string.sub(key, #P + 4)
   local found, there = pairs_of(call('HGETALL', key)), per_batch[name] or { jobs = 0 }
   per_batch[name] = nil
+  -- A sweep marks those too that were claimed and never used.
+  if found.created then batch_count = batch_count + 1 end
   same('jobs of batch ' .. name, found.jobs, there.jobs)
   local total = 0
   for stage, field in pairs(FIELD) do
@@ -153,5 +154,6 @@ for _, key in ipairs(batch_keys) do
   end
   same('total of batch ' .. name, found.total, total)
 end
+same('batches', c.batches, batch_count)
 for name in pairs(per_batch) do fault('batch %s has jobs and no counts', name) end
 return faults
