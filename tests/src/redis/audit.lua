@@ -142,9 +142,11 @@ for _, key in ipairs(call('KEYS', P .. ':b:*')) do
   -- A sweep marks those too that were claimed and never used.
   if found.created then batch_count = batch_count + 1 end
   same('jobs of batch ' .. name, found.jobs, there.jobs)
-  local total = 0
+  local total, summed = 0, {}
   for stage, field in pairs(FIELD) do
-    total = total + (tonumber(found[field]) or 0)
+    -- What waits here and what waits at another broker are counted together.
+    if not summed[field] then total = total + (tonumber(found[field]) or 0) end
+    summed[field] = true
     -- What was forgotten stays in the counts of ends.
     if not ENDED[stage] then
       same(field .. ' of batch ' .. name, found[field], there[field])
