@@ -95,17 +95,17 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         4 => (0..2_u8, 0..3_usize, proptest::bool::weighted(0.7))
             .prop_map(|(batch, copies, confirm)| Op::Register { batch, copies, confirm }),
-        2 => Just(Op::Publish),
+        3 => Just(Op::Publish),
         16 => (any(), 0..2_usize, proptest::bool::weighted(0.3))
             .prop_map(|(copy, worker, brief)| Op::Open { copy, worker, brief }),
         2 => any().prop_map(|lease| Op::Beat { lease }),
         12 => (any(), how).prop_map(|(lease, how)| Op::Settle { lease, how }),
         2 => any().prop_map(|lease| Op::HalfRetry { lease }),
         3 => any().prop_map(|copy| Op::Keep { copy }),
-        2 => any().prop_map(|job| Op::Announce { job }),
+        3 => any().prop_map(|job| Op::Announce { job }),
         3 => any().prop_map(|job| Op::Cancel { job }),
         1 => (0..2_u8).prop_map(|batch| Op::CancelBatch { batch }),
-        1 => Just(Op::Purge),
+        2 => Just(Op::Purge),
         7 => (any(), 1..4_u8).prop_map(|(job, steps)| Op::Raise { job, steps }),
         1 => any().prop_map(|job| Op::Drop { job }),
         1 => (0..2_usize).prop_map(|worker| Op::Recover { worker }),

@@ -209,8 +209,9 @@ impl Script {
         let found = self.claims().settle(head, run.token.lease, &verdict, payload).await.unwrap();
         same!(found, self.world.settle(&run.token, how), "settle");
         self.copies.extend(copy);
-        let place = lease % self.runs.len();
-        self.runs[place].verdict = Some((verdict, found));
+        if let Some(place) = place(self.runs.len(), lease) {
+            self.runs[place].verdict = Some((verdict, found));
+        }
         Ok(())
     }
 
@@ -339,8 +340,14 @@ impl Run {
     }
 }
 
+/// Every other number means one of the newest few: what is about one job then meets more often.
+fn place(len: usize, n: usize) -> Option<usize> {
+    let among = if n.is_multiple_of(2) { len.min(3) } else { len };
+    (len > 0).then(|| len - 1 - (n / 2) % among)
+}
+
 fn at<T>(all: &[T], n: usize) -> Option<&T> {
-    (!all.is_empty()).then(|| &all[n % all.len()])
+    place(all.len(), n).map(|place| &all[place])
 }
 
 fn token(head: &Head, lease: LeaseId) -> Token {

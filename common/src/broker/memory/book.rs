@@ -81,6 +81,17 @@ pub(super) enum Place {
     Ended,
 }
 
+impl Place {
+    /// The same for a job whose message waits at another broker.
+    fn elsewhere(self) -> Self {
+        match self {
+            Self::Ready { .. } => Self::Away { wait: None },
+            Self::Delayed { due, why, hold } => Self::Away { wait: Some((due, why, hold)) },
+            Self::Running { .. } | Self::Away { .. } | Self::Ended => self,
+        }
+    }
+}
+
 /// Why a job waits for a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Why {
@@ -153,11 +164,7 @@ impl Book {
     /// Moves a job; the only place that touches the indexes.
     pub(super) fn put(&mut self, id: JobId, place: Place) {
         let Some(entry) = self.jobs.get_mut(&id) else { return };
-        let place = match place {
-            Place::Ready { .. } if entry.away.is_some() => Place::Away { wait: None },
-            Place::Delayed { due, why, hold } if entry.away.is_some() => Place::Away { wait: Some((due, why, hold)) },
-            place => place,
-        };
+        let place = if entry.away.is_some() { place.elsewhere() } else { place };
         let old = std::mem::replace(&mut entry.place, place);
         match old {
             Place::Ready { rank, .. } => {

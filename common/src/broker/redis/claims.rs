@@ -73,7 +73,7 @@ impl Claims for Redis {
 
     async fn confirm(&self, jobs: &[&Head]) -> Result<()> {
         check_count("confirm jobs", jobs.len())?;
-        self.ask_all(("confirm jobs", &CLAIMS, "confirm"), jobs, this_epoch).await.map(drop)
+        self.ask_all(("confirm jobs", &CLAIMS, "confirm"), jobs, |head| Ok(this_epoch(head))).await.map(drop)
     }
 
     async fn open(&self, job: &Head, lease: LeaseId, worker: &WorkerId, length: Duration) -> Result<Opened> {
@@ -135,7 +135,7 @@ impl Claims for Redis {
 
     async fn published(&self, jobs: &[&Head]) -> Result<()> {
         check_count("mark published jobs", jobs.len())?;
-        self.ask_all(("mark published jobs", &CLAIMS, "published"), jobs, this_epoch).await.map(drop)
+        self.ask_all(("mark published jobs", &CLAIMS, "published"), jobs, |head| Ok(this_epoch(head))).await.map(drop)
     }
 
     async fn cancel(&self, ids: &[JobId], queues: &[Queue]) -> Result<Vec<Cancel>> {
@@ -190,7 +190,7 @@ impl Claims for Redis {
     async fn sweep(&self, retention: &Retention) -> Result<Swept> {
         let mut more = false;
         for (_, ended) in everywhere(&self.link, "sweep", &CLAIMS, vec!["reclaim".into(), text(STEP)]).await? {
-            more |= Places::of(ended)?.number::<i64>()? >= STEP as i64;
+            more |= Places::of(ended)?.number::<u64>()? >= STEP as u64;
         }
         let mut swept = sweep::sweep(self, retention).await?;
         swept.more |= more;
@@ -252,8 +252,8 @@ fn message(head: &Head) -> Result<Vec<Vec<u8>>> {
     Ok(item(head, Vec::new())?.into())
 }
 
-fn this_epoch(head: &Head) -> Result<Vec<Vec<u8>>> {
-    Ok(vec![head.id.as_bytes().to_vec(), text(head.epoch)])
+fn this_epoch(head: &Head) -> Vec<Vec<u8>> {
+    vec![head.id.as_bytes().to_vec(), text(head.epoch)]
 }
 
 fn registered(said: &str) -> Result<Registered> {
