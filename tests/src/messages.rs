@@ -8,6 +8,7 @@ use promptq_common::job::Job;
 use promptq_common::ledger::{Claims, Opened, Raised, Registered};
 use promptq_common::outcome::FailureClass;
 use promptq_common::record::End;
+use promptq_common::time::Timestamp;
 
 use crate::backends::{Fixture, LONG};
 use crate::fixture;
@@ -136,4 +137,12 @@ pub fn stale() -> Opened {
 /// What backends read of a message.
 pub fn heads(messages: &[Envelope]) -> Vec<&Head> {
     messages.iter().map(|message| &message.head).collect()
+}
+
+/// Until what was claimed for `length` has run out, and what comes is later than what was: times are whole milliseconds.
+pub async fn run_out(length: Duration) {
+    let deadline = Timestamp::now() + length + Duration::from_millis(2);
+    while Timestamp::now() <= deadline {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }

@@ -7,10 +7,9 @@ use promptq_common::job::{BatchName, Job, JobId, Queue};
 use promptq_common::ledger::{Claims, Raised, Registered};
 use promptq_common::outcome::FailureClass;
 use promptq_common::record::{End, State};
-use promptq_common::time::Timestamp;
 use promptq_tests::backends::{Fixture, LONG};
 use promptq_tests::fixture::{self, USAGE};
-use promptq_tests::messages::message;
+use promptq_tests::messages::{message, run_out};
 
 use super::world::{Model, Place, Raise, Token, World};
 use super::{How, Op};
@@ -104,10 +103,10 @@ impl Script {
             }
             Op::CancelBatch { batch } => self.cancel_batch(batch).await?,
             Op::Purge => {
-                moment().await;
+                run_out(BRIEF).await;
                 let found = self.claims().purge(&Queue::standard()).await.unwrap();
                 same!(found, self.world.purge(), "purged");
-                moment().await;
+                run_out(BRIEF).await;
             }
             Op::Raise { job, steps } => self.raise(job, steps).await?,
             Op::Drop { job } => {
@@ -167,7 +166,7 @@ impl Script {
             self.runs.push(Run { token, message, verdict: None });
         }
         if brief {
-            moment().await;
+            run_out(BRIEF).await;
         }
         Ok(())
     }
@@ -179,7 +178,7 @@ impl Script {
         let found = self.claims().beat(&run.message.head, run.token.lease, length).await.unwrap();
         same!(found, self.world.beat(&run.token), "beat");
         if lapsed {
-            moment().await;
+            run_out(BRIEF).await;
         }
         Ok(())
     }
@@ -352,14 +351,6 @@ fn at<T>(all: &[T], n: usize) -> Option<&T> {
 
 fn token(head: &Head, lease: LeaseId) -> Token {
     Token { job: head.id, lease, epoch: head.epoch, attempts: head.attempts }
-}
-
-/// Until whatever was claimed briefly has run out, and what comes is later than what was: times are whole milliseconds.
-async fn moment() {
-    let deadline = Timestamp::now() + BRIEF * 2;
-    while Timestamp::now() <= deadline {
-        tokio::time::sleep(BRIEF).await;
-    }
 }
 
 fn name(batch: u8) -> BatchName {

@@ -10,7 +10,7 @@ use promptq_common::record::{End, State};
 use promptq_common::time::Timestamp;
 use promptq_tests::backends::{Fixture, LONG, SHORT};
 use promptq_tests::fixture::{attempt, batch, job, job_of, keyed};
-use promptq_tests::messages::{Carrier, Run, ended, message, stale};
+use promptq_tests::messages::{Carrier, Run, ended, message, run_out, stale};
 use promptq_tests::steps::{eventually, recount, see, state};
 
 /// Runs a message once its claim has run out, and says after how many deaths. Nothing else may be told of it before.
@@ -67,7 +67,7 @@ pub(crate) async fn asking_again_with_the_same_lease_is_the_same_claim(f: Fixtur
         assert_eq!(again.claim, Claim::Fresh { deaths: 0 });
     }
     // Also when the answer was so long in coming that the claim has run out meanwhile.
-    tokio::time::sleep(SHORT + Duration::from_millis(50)).await;
+    run_out(SHORT).await;
     let again = by.claims.open(&message.head, run.lease, &by.worker, LONG).await.unwrap();
     assert_eq!(again.claim, Claim::Fresh { deaths: 0 });
     assert!(matches!(by.told(&message).await.claim, Claim::Taken { .. }));
@@ -128,8 +128,8 @@ pub(crate) async fn a_claim_that_was_taken_over_is_lost(f: Fixture) {
 pub(crate) async fn a_claim_that_ran_out_and_was_not_taken_over_still_counts(f: Fixture) {
     let by = Carrier::on(&f);
     let message = by.register(&job()).await;
-    let slow = by.run_for(&message, Duration::from_millis(1), 0).await;
-    tokio::time::sleep(Duration::from_millis(10)).await;
+    let slow = by.run_for(&message, SHORT, 0).await;
+    run_out(SHORT).await;
     assert_eq!(slow.end(End::Dead).await, Settled::Applied);
     assert_eq!(state(&f.broker, message.head.id).await, State::Dead);
 }

@@ -9,17 +9,15 @@ use promptq_common::record::{End, State};
 use promptq_common::time::Timestamp;
 use promptq_tests::backends::{Fixture, LONG, SHORT};
 use promptq_tests::fixture::{batch, job, job_of, queue, release};
-use promptq_tests::messages::{Carrier, message, stale};
+use promptq_tests::messages::{Carrier, message, run_out, stale};
 use promptq_tests::steps::{eventually, record, recount, see, state, view};
+
+/// So that what is created next is later than what was.
+const MOMENT: Duration = Duration::from_millis(1);
 
 /// What the first copy of a message hears whose job was ended while it waited.
 fn ended_meanwhile(how: State) -> Opened {
     Opened { claim: Claim::Ended(how), announce: true, keep: true }
-}
-
-/// Until what is created now is later than what was before: times are whole milliseconds.
-async fn moment() {
-    tokio::time::sleep(Duration::from_millis(5)).await;
 }
 
 pub(crate) async fn a_waiting_job_is_cancelled_at_once_and_its_message_meets_it(f: Fixture) {
@@ -126,11 +124,11 @@ pub(crate) async fn a_purge_meets_what_was_created_before_it(f: Fixture) {
     let by = Carrier::on(&f);
     let (seen, never_seen) = (by.register(&job_of(&batch("b"))).await, message(&job()));
     let elsewhere = by.register(&Job { queue: queue("other"), ..job() }).await;
-    moment().await;
+    run_out(MOMENT).await;
     assert_eq!(by.claims.purge(&Queue::standard()).await.unwrap(), 1);
-    moment().await;
+    run_out(MOMENT).await;
     assert_eq!(by.claims.purge(&Queue::standard()).await.unwrap(), 0);
-    moment().await;
+    run_out(MOMENT).await;
     let later = [message(&job()), by.register(&job_of(&batch("b"))).await];
     for purged in [&seen, &never_seen] {
         assert_eq!(by.told(purged).await, ended_meanwhile(State::Cancelled));
@@ -146,10 +144,10 @@ pub(crate) async fn a_purge_lets_what_runs_go_on(f: Fixture) {
     let by = Carrier::on(&f);
     let message = by.register(&job()).await;
     let run = by.run(&message).await;
-    moment().await;
+    run_out(MOMENT).await;
     assert_eq!(by.claims.purge(&Queue::standard()).await.unwrap(), 0);
     assert_eq!(by.claims.beat(&message.head, run.lease, LONG).await.unwrap(), Beat::Kept);
-    moment().await;
+    run_out(MOMENT).await;
     let copy = run.retries().await;
     by.run(&copy).await.end(End::Dead).await;
     let anew = by.raise_anew(&copy).await;
@@ -290,7 +288,7 @@ pub(crate) async fn an_expired_job_that_is_redriven_may_run(f: Fixture) {
     };
     let (met, waits, unswept) =
         (by.register(&brief(1)).await, by.register(&brief(2)).await, by.register(&brief(3)).await);
-    tokio::time::sleep(Duration::from_millis(450)).await;
+    run_out(Duration::from_millis(450)).await;
     assert_eq!(by.told(&met).await, ended_meanwhile(State::Expired));
     assert!(by.claims.keep(&met.head, &met.payload).await.unwrap());
     by.claims.cancel(&[waits.head.id], &[]).await.unwrap();
