@@ -88,10 +88,9 @@ impl Carrier {
 
     /// Raises one job whose message must be published anew.
     pub async fn raise_anew(&self, message: &Envelope) -> Envelope {
-        match self.raise(message).await {
-            Raised::Publish(message) => *message,
-            other => panic!("raised as {other:?}"),
-        }
+        let raised = self.raise(message).await;
+        let Raised::Publish(message) = raised else { panic!("raised as {raised:?}") };
+        *message
     }
 }
 

@@ -83,11 +83,11 @@ async fn check(url: &str, log: &str, armed: &str) {
 }
 
 /// Every copy that was not acknowledged comes back, the newest first or last: one runs unless the job has ended.
-async fn surface(ledger: &Redis, message: &Envelope, (found, copied): (&HashMap<JobId, State>, bool), armed: &str) {
+async fn surface(ledger: &Redis, message: &Envelope, (found, retried): (&HashMap<JobId, State>, bool), armed: &str) {
     let id = message.head.id;
     let worker = WorkerId::random("heir");
     let mut copies = vec![message.clone()];
-    if copied {
+    if retried {
         let mut copy = message.clone();
         let attempt = fixture::attempt(&copy.head, Some(FailureClass::Transient));
         copy.head.attempts += 1;
@@ -109,7 +109,7 @@ async fn surface(ledger: &Redis, message: &Envelope, (found, copied): (&HashMap<
                 ledger.settle(&copy.head, lease, &verdict, Some(&copy.payload)).await.unwrap();
             }
             Claim::Ended(_) | Claim::Stale => {}
-            other => panic!("{armed}: {id} is told {other:?}"),
+            Claim::Cancelled | Claim::Paused { .. } | Claim::Taken { .. } => panic!("{armed}: {id} is told {opened:?}"),
         }
     }
 }
