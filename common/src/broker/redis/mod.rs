@@ -75,7 +75,7 @@ macro_rules! book_script {
 use book_script;
 
 /// What every script over jobs begins with.
-const BOOK: &str = include_str!("scripts/book.lua");
+const BOOK: &str = concat!(include_str!("scripts/book.lua"), "\n", include_str!("scripts/moves.lua"));
 
 static CLAIM: LazyLock<Script> = book_script!("claim");
 static BEAT: LazyLock<Script> = book_script!("beat");

@@ -101,7 +101,7 @@ pub(super) enum Stage {
     Ended(End),
 }
 
-/// A job as scripts show it: `view` in `book.lua`.
+/// A job as scripts show it: `view` in `moves.lua`.
 #[derive(Debug)]
 pub(super) struct Seen {
     pub(super) head: Head,
@@ -278,7 +278,7 @@ pub(super) fn end_letter(end: End) -> &'static str {
     }
 }
 
-/// A state as people see it: `seen_as` in `book.lua`.
+/// A state as people see it: `seen_as` in `moves.lua`.
 pub(super) fn state_of(letter: &str) -> Result<State> {
     Ok(match letter {
         "s" => State::Scheduled,
