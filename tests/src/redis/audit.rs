@@ -4,7 +4,11 @@
 use super::{RedisServer, Reply};
 
 /// The shapes, as the scripts under test know them.
-const BOOK: &str = include_str!("../../../common/src/broker/redis/scripts/book.lua");
+const BOOK: &str = concat!(
+    include_str!("../../../common/src/broker/redis/scripts/book.lua"),
+    "\n",
+    include_str!("../../../common/src/broker/redis/scripts/moves.lua")
+);
 const AUDIT: &str = include_str!("audit.lua");
 
 impl RedisServer {
