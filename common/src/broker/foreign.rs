@@ -73,8 +73,7 @@ impl Arrival {
         let kept = line.get(..KEPT_BYTES).unwrap_or(line);
         let mut job = Job::new(queue.clone(), Work::prompt(None, String::from_utf8_lossy(kept)));
         (job.created_at, job.custom_id) = (now, custom_id(line));
-        // The leading zero is no version of ours: put back in line, it is never taken for a job.
-        let payload = [&[0], kept].concat();
+        let payload = [&[codec::UNREADABLE], kept].concat();
         let envelope = Envelope { head: super::head(&job), payload };
         let dead = Some(record(&envelope, "unreadable_job", why, now));
         Self { envelope, dead }

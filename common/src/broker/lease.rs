@@ -102,7 +102,9 @@ impl Lease {
         loop {
             let error = match self.hold.settle(&verdict).await {
                 Ok(settled) => {
-                    self.trouble.note(false);
+                    if self.trouble.note(false) {
+                        tracing::info!("settling works again");
+                    }
                     return Ok(settled);
                 }
                 Err(error) => error,
@@ -111,8 +113,12 @@ impl Lease {
                 (Kind::Closed, _) => return Err(error),
                 (Kind::TooLarge, Verdict::End(record)) if record.answer.is_some() => give_up_answer(record, &error),
                 _ => {
-                    self.trouble.note(true);
-                    tracing::warn!(%error, "settling failed; trying again");
+                    // Once for all jobs: a worker of many slots would say the same for each, several times a second.
+                    if self.trouble.note(true) {
+                        tracing::warn!(%error, "settling failed; trying again until it works");
+                    } else {
+                        tracing::debug!(%error, "settling failed; trying again");
+                    }
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(Duration::from_secs(2));
                 }

@@ -203,12 +203,13 @@ impl Default for Trouble {
 }
 
 impl Trouble {
-    fn note(&self, failed: bool) {
+    /// Notes how a settlement went; whether that is news.
+    fn note(&self, failed: bool) -> bool {
         use std::sync::atomic::Ordering::Relaxed;
         if failed {
-            let _kept = self.since.compare_exchange(0, self.millis(), Relaxed, Relaxed);
+            self.since.compare_exchange(0, self.millis(), Relaxed, Relaxed).is_ok()
         } else {
-            self.since.store(0, Relaxed);
+            self.since.swap(0, Relaxed) != 0
         }
     }
 

@@ -13,6 +13,9 @@ use crate::time::Timestamp;
 /// The largest encoded job or record, in bytes: 16 MiB, the smallest message limit among current brokers.
 pub const MAX_BYTES: usize = 16 * 1024 * 1024;
 
+/// Begins the payload of a line that nobody could read, kept for people to see: no version of a job.
+pub(crate) const UNREADABLE: u8 = 0;
+
 const JOB_V1: u8 = 1;
 const RECORD_V1: u8 = 1;
 const HISTORY_V1: u8 = 1;
@@ -29,6 +32,11 @@ pub fn encode_job(job: &Job) -> Result<Vec<u8>> {
 pub fn decode_job(bytes: &[u8]) -> Result<Job> {
     if bytes.first() == Some(&b'{') {
         return decode_line(bytes);
+    }
+    if bytes.first() == Some(&UNREADABLE) {
+        let why =
+            "it came from a foreign client as a line that nobody could read; push a mended line and drop this job";
+        return Err(Error::new(Kind::Corrupt, "decode a job", why));
     }
     decode("decode a job", JOB_V1, bytes)
 }

@@ -109,6 +109,7 @@ async fn shift(cx: &Context, args: &MoveArgs) -> Result<Exit> {
     let done = done?;
     ended?;
     report(cx, args, (&from, &to), &done)?;
+    warn_of_pauses(cx, &target, &done).await?;
     refused(&done).map_or(Ok(Exit::Done), Err)
 }
 
@@ -200,8 +201,20 @@ fn report(cx: &Context, args: &MoveArgs, (from, to): (&Address, &Address), done:
         let kept: Vec<String> =
             kept.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{} {what}", grouped(*n))).collect();
         let kept = if kept.is_empty() { "nothing".to_owned() } else { kept.join(", ") };
-        let paused = if args.resume { "" } else { "; the queue stays paused there" };
+        let paused = if args.resume { String::new() } else { format!("; the queue stays paused at {from}") };
         cx.printer.line(&format!("queue {queue}: {} moved to {to}; left behind: {kept}{paused}", jobs(moved.moved)))?;
+    }
+    Ok(())
+}
+
+/// Tells of queues that are paused where their jobs went: by an earlier move the other way, as a rule.
+async fn warn_of_pauses(cx: &Context, target: &Broker, done: &[(Queue, Moved)]) -> Result<()> {
+    for view in target.queues().await? {
+        let Some(reason) = view.paused.filter(|_| done.iter().any(|(queue, _)| *queue == view.queue)) else { continue };
+        let queue = &view.queue;
+        cx.printer.warn(&format!(
+            "queue {queue} is paused where its jobs went ({reason}): promptq queues resume {queue} there lets them run"
+        ));
     }
     Ok(())
 }

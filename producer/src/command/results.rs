@@ -13,6 +13,7 @@ use promptq_common::record::{End, Output, Record, State};
 use promptq_common::result_line::{answer_text, result_line};
 
 use crate::context::Context;
+use crate::patience::outlast;
 use crate::problem::{Exit, Problem, Result};
 use crate::sink::Sink;
 
@@ -98,12 +99,12 @@ async fn whole(cx: &Context, args: &Args, name: &BatchName, writer: &mut Writer<
     let mut cursor = Cursor(args.after.unwrap_or(0));
     loop {
         // Looked at before the records: a batch that has ended by then has all of them below.
-        let over = match ledger.batch(name).await? {
+        let over = match outlast(&cx.printer, async || ledger.batch(name).await).await? {
             Some(batch) => batch.sealed && batch.counts.ended() == batch.counts.total,
             None => true,
         };
         loop {
-            let page = ledger.results(&scope, cursor, PAGE).await?;
+            let page = outlast(&cx.printer, async || ledger.results(&scope, cursor, PAGE).await).await?;
             let records: Vec<Record> = page.records.into_iter().map(|(_, record)| record).collect();
             write(cx, args, records, writer).await?;
             cursor = page.next;

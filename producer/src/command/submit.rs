@@ -14,6 +14,7 @@ use crate::cli::Output;
 use crate::context::Context;
 use crate::input::args::length;
 use crate::input::{Destination, Input, InputArgs, Source};
+use crate::patience::outlast;
 use crate::printer::Format;
 use crate::problem::{Exit, Problem, Result};
 use crate::progress::{Mode, Progress};
@@ -155,7 +156,7 @@ async fn wait(
     let until = longest.map(|longest| Instant::now() + longest);
     let mut progress = Progress::new(mode, cx.printer);
     loop {
-        let Some(view) = broker.ledger().batch(batch).await? else {
+        let Some(view) = outlast(&cx.printer, async || broker.ledger().batch(batch).await).await? else {
             return Err(Problem::new(Exit::NotFound, "not-found", format!("batch {batch} is gone")));
         };
         progress.show(&view, 0, None);
