@@ -133,7 +133,7 @@ mod tests {
         let told = read(r#"{"id":"mine","prompt":"secret","colour":1}"#);
         assert!(why(&told).1.contains("colour") && !why(&told).1.contains("secret"), "{:?}", why(&told));
         assert_eq!(told.dead.unwrap().custom_id.as_deref(), Some("mine"));
-        let large = Arrival::too_large(&[b'x'; KEPT_BYTES + 9], 20 << 20, &Queue::standard(), Timestamp::now());
+        let large = Arrival::too_large(&vec![b'x'; KEPT_BYTES + 9], 20 << 20, &Queue::standard(), Timestamp::now());
         assert!(why(&large).1.contains("20971520 bytes") && large.envelope.payload.len() == KEPT_BYTES + 1);
     }
 

@@ -186,7 +186,7 @@ async fn a_job_past_its_deadline_expires() {
     let mut late = job("m", "late");
     late.deadline = Timestamp::now() + Duration::from_millis(20);
     rig.broker.enqueue(&[late.clone()]).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(30)).await;
+    sleep(Duration::from_millis(30)).await;
     rig.start();
     assert_eq!(rig.ends(&[late.id]).await, [End::Expired]);
     assert_eq!(runner.started(), 0);

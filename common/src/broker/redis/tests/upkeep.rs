@@ -57,8 +57,8 @@ async fn a_job_cancelled_before_its_lost_lease_is_given_back_does_not_wait_again
     put(&redis, &jobs).await;
     let leased = lease(&mut subscribe(&redis, &worker, &queue).await, 2).await;
     assert_eq!(redis.cancel(&[jobs[0].id]).await.unwrap(), [Cancel::Flagged]);
-    let leases = leased.iter().flat_map(|job| *job.lease.as_bytes()).collect();
-    let args = vec![worker.as_str().into(), leases, text(0)];
+    let lost_ids = leased.iter().flat_map(|job| *job.lease.as_bytes()).collect();
+    let args = vec![worker.as_str().into(), lost_ids, text(0)];
     redis.link.call(OP, &DISOWN, &[prefix(&queue)], args).await.unwrap();
     assert_eq!((state(&redis, &jobs[0]).await, state(&redis, &jobs[1]).await), (State::Cancelled, State::Queued));
     let depth = redis.depth(&queue).await.unwrap();
