@@ -10,6 +10,7 @@ pub mod filter;
 pub mod input;
 pub mod list;
 pub mod moving;
+pub mod pace;
 mod patience;
 pub mod pick;
 pub mod printer;

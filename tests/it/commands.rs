@@ -271,6 +271,18 @@ async fn the_dead_are_grouped_put_back_and_forgotten() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_dead_come_back_no_faster_than_asked() {
+    let home = Home::new();
+    let broker = home.broker().await;
+    dead(&broker, 6).await;
+    home.promptq(&["dead", "redrive", "--all", "--yes", "--rate", "5"]).ends(2).says(&["5/s"]);
+    let began = std::time::Instant::now();
+    let all = home.promptq(&["dead", "redrive", "--all", "--yes", "--rate", "5/s", "--json"]).ends(0).json();
+    assert_eq!(all["queued"], 6);
+    assert!(began.elapsed().as_millis() >= 1_000, "{:?}", began.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_success_is_never_retried() {
     let home = Home::new();
     let broker = home.broker().await;

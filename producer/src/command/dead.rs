@@ -15,6 +15,7 @@ use crate::confirm::{Deed, allowed};
 use crate::context::Context;
 use crate::filter;
 use crate::list::{Column, List, ago, cell, thousands};
+use crate::pace::{Pace, Steps};
 use crate::pick::{self, Pick};
 use crate::printer::Format;
 use crate::problem::{Exit, Problem, Result};
@@ -58,7 +59,14 @@ pub enum Action {
         output: ListOutput,
     },
     /// Put dead jobs back in their queue, attempts at zero
-    Redrive(Chosen),
+    Redrive {
+        /// Which.
+        #[command(flatten)]
+        chosen: Chosen,
+        /// No faster than this, such as 5/s, 300/m or 1000/h; stopped early, the rest stays dead
+        #[arg(long, value_name = "RATE")]
+        rate: Option<Pace>,
+    },
     /// Forget dead jobs: they can no longer be put back
     Drop(Chosen),
 }
@@ -102,7 +110,7 @@ impl Args {
     pub fn format(&self) -> Format {
         match &self.action {
             Action::List { output, .. } | Action::Groups { output, .. } => output.output.format(),
-            Action::Redrive(chosen) | Action::Drop(chosen) => chosen.output.format(),
+            Action::Redrive { chosen, .. } | Action::Drop(chosen) => chosen.output.format(),
         }
     }
 }
@@ -115,7 +123,7 @@ pub async fn run(cx: &Context, args: &Args) -> Result<Exit> {
             Ok(Exit::Done)
         }
         Action::Groups { queue, output } => groups(cx, queue.as_ref(), &output.fields).await,
-        Action::Redrive(chosen) => redrive(cx, chosen).await,
+        Action::Redrive { chosen, rate } => redrive(cx, chosen, *rate).await,
         Action::Drop(chosen) => drop_jobs(cx, chosen).await,
     }
 }
@@ -248,13 +256,20 @@ impl Target {
     }
 }
 
-async fn redrive(cx: &Context, chosen: &Chosen) -> Result<Exit> {
+async fn redrive(cx: &Context, chosen: &Chosen, rate: Option<Pace>) -> Result<Exit> {
     let Some(mut target) = target(cx, chosen, "redrive").await? else { return Ok(Exit::Done) };
     let (mut back, mut cursor, mut last) = (Back::default(), None, false);
+    let mut steps = rate.map(Pace::begin);
     while !last {
         let ids;
         (ids, last) = target.next(cx, &mut cursor).await?;
-        back.put(cx, &ids).await?;
+        let size = steps.as_ref().map_or(MAX_BATCH, Steps::size).min(MAX_BATCH);
+        for ids in ids.chunks(size) {
+            if let Some(steps) = &mut steps {
+                steps.wait(ids.len()).await;
+            }
+            back.put(cx, ids).await?;
+        }
     }
     let reason = chosen.confirm.reason.as_deref();
     back.finish(cx, &Act { action: "redrive", subject: &subject(chosen), reason, count: 0 })
