@@ -289,6 +289,13 @@ impl History {
     /// How many attempts are kept in detail.
     pub const KEPT: usize = 10;
 
+    /// Whether something was consumed at a cost nobody knows.
+    pub fn is_cost_unknown(&self) -> bool {
+        let unpriced = |attempt: &Attempt| attempt.cost.is_none() && attempt.usage != Usage::default();
+        let consumed = self.usage != Usage::default() || self.unknown_billed > 0;
+        consumed && (self.cost.is_none() || self.recent.iter().any(unpriced))
+    }
+
     /// Adds an attempt to the sums and the list.
     pub fn push(&mut self, attempt: Attempt) {
         self.usage += attempt.usage;

@@ -71,7 +71,7 @@ pub(super) fn head_rest(head: &Head) -> Result<Vec<u8>> {
 /// What attempts consumed, as scripts add it up: see `SPENT` in `book.lua`. Empty for nothing.
 pub(super) fn use_text(history: &History) -> String {
     let Usage { input_tokens, output_tokens, cached_tokens, reasoning_tokens } = history.usage;
-    let unknown = is_cost_unknown(history);
+    let unknown = history.is_cost_unknown();
     if history.usage == Usage::default() && history.cost.is_none() && !unknown {
         return String::new();
     }
@@ -81,13 +81,6 @@ pub(super) fn use_text(history: &History) -> String {
         u8::from(history.cost.is_some()),
         u8::from(unknown)
     )
-}
-
-/// Whether something was consumed at a cost nobody knows.
-fn is_cost_unknown(history: &History) -> bool {
-    let consumed = history.usage != Usage::default() || history.unknown_billed > 0;
-    let unpriced = history.recent.iter().any(|attempt| attempt.cost.is_none() && attempt.usage != Usage::default());
-    consumed && (history.cost.is_none() || unpriced)
 }
 
 /// Where a job is.

@@ -256,7 +256,7 @@ impl<'a> Tx<'a> {
             change.cost += sign * cost.as_nanos();
             change.cost_known += sign;
         }
-        if is_cost_unknown(history) {
+        if history.is_cost_unknown() {
             change.cost_unknown += sign;
         }
     }
@@ -336,17 +336,6 @@ fn flush_batch(conn: &Connection, id: i64, change: &BatchChange) -> rusqlite::Re
         change.last
     ])?;
     Ok(())
-}
-
-/// Whether something was consumed at a cost nobody knows.
-fn is_cost_unknown(history: &History) -> bool {
-    let consumed = history.usage != crate::outcome::Usage::default() || history.unknown_billed > 0;
-    consumed
-        && (history.cost.is_none()
-            || history
-                .recent
-                .iter()
-                .any(|attempt| attempt.cost.is_none() && attempt.usage != crate::outcome::Usage::default()))
 }
 
 /// A stage's column among a lane's counters.

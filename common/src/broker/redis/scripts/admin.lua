@@ -10,25 +10,7 @@
 local act = {}
 
 function act.cancel(id)
-  local j = job(id)
-  if not j then
-    local _, stood = past(id)
-    return stood and 'A' .. stood or 'U'
-  end
-  local st = state(id)
-  if ENDED[st.s] then return 'A' .. st.s end
-  if st.s == 'l' then
-    st.cancel = true
-    keep_state(id, st)
-    return 'F'
-  end
-  -- It has been seen as expired since.
-  if (st.deadline or j.deadline) <= NOW then
-    finish_unrun(id, j, st, 'e')
-    return 'AE'
-  end
-  finish_unrun(id, j, st, 'c')
-  return 'E'
+  return cancel(id) or 'U'
 end
 
 function act.redrive(id)

@@ -169,27 +169,10 @@ end
 
 function act.cancel(at)
   local id = ARGV[at]
-  local j = job(id)
-  local st = j and state(id)
-  if not j then
-    local _, stood = past(id)
-    if stood then return 'A' .. stood end
-    call('SET', P .. ':stop:' .. id, 1, 'PX', ARGV[at + 1])
-    return 'F'
-  end
-  if ENDED[st.s] then return 'A' .. st.s end
-  if st.s == 'l' then
-    st.cancel = true
-    keep_state(id, st)
-    return 'F'
-  end
-  -- It has been seen as expired since.
-  if (st.deadline or j.deadline) <= NOW then
-    finish_unrun(id, j, st, 'e')
-    return 'AE'
-  end
-  finish_unrun(id, j, st, 'c')
-  return 'E'
+  local said = cancel(id)
+  if said then return said end
+  call('SET', P .. ':stop:' .. id, 1, 'PX', ARGV[at + 1])
+  return 'F'
 end
 
 function act.purge()

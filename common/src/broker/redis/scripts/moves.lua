@@ -207,6 +207,29 @@ local function past(id)
   if bytes then return string.sub(bytes, 2), string.sub(bytes, 1, 1) end
 end
 
+-- Stops a job for a user: E ended, F flagged, A and its state; nil for an id that was never seen.
+local function cancel(id)
+  local j = job(id)
+  if not j then
+    local _, stood = past(id)
+    return stood and 'A' .. stood
+  end
+  local st = state(id)
+  if ENDED[st.s] then return 'A' .. st.s end
+  if st.s == 'l' then
+    st.cancel = true
+    keep_state(id, st)
+    return 'F'
+  end
+  -- It has been seen as expired since.
+  if (st.deadline or j.deadline) <= NOW then
+    finish_unrun(id, j, st, 'e')
+    return 'AE'
+  end
+  finish_unrun(id, j, st, 'c')
+  return 'E'
+end
+
 -- Forgets a chunk of numbers that no job has any more; the newest stays, for jobs still to come.
 local function drop_chunk(chunk)
   if chunk == chunk_of(tonumber(call('HGET', P .. ':c', 'seq'))) then return end
