@@ -4,8 +4,10 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use super::amqp;
 use crate::config::Address;
 use crate::error::{Error, Kind, Result};
+use crate::store::Store;
 
 /// Everything that is needed to connect to a broker.
 #[derive(Clone, Debug)]
@@ -16,6 +18,22 @@ pub struct Access {
     pub tls_ca: Option<PathBuf>,
     /// What a confirmation must be worth; `None` is [`Durability::Relaxed`] that nobody asked for, which is told.
     pub durability: Option<Durability>,
+    /// What is particular to RabbitMQ.
+    pub amqp: amqp::Settings,
+    /// Where records are kept, for a broker that keeps none.
+    pub beside: Beside,
+}
+
+/// The ledger beside a broker that is not its own.
+#[derive(Clone, Debug, Default)]
+pub enum Beside {
+    /// None was named.
+    #[default]
+    Nothing,
+    /// A Redis server or an embedded file.
+    Ledger(Box<Access>),
+    /// Object storage, which cannot claim.
+    Store(Store),
 }
 
 /// What a confirmed job must survive, on brokers where that is a setting of theirs.
@@ -40,7 +58,7 @@ impl Access {
                 format!("the address {why}; write one such as sqlite:///var/lib/promptq.db or redis://host:6379"),
             )
         })?;
-        Ok(Self { url, tls_ca: None, durability: None })
+        Ok(Self { url, tls_ca: None, durability: None, amqp: amqp::Settings::default(), beside: Beside::Nothing })
     }
 }
 

@@ -2,6 +2,7 @@
 //! What a backend must do is `backend.rs`; which URL means which backend is `connect.rs`.
 
 mod access;
+pub mod amqp;
 mod answer;
 mod backend;
 mod connect;
@@ -16,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-pub use access::{Access, Durability};
+pub use access::{Access, Beside, Durability};
 pub use backend::{
     Backend, Beat, Cancel, CancelCounts, Claim, Depth, Enqueued, Envelope, Head, Hold, HoldKey, LEASE_BYTES, LeaseId,
     Leased, MAX_BATCH, PAGE_BYTES, QueueView, RawDelivery, Redriven, Refusal, Retention, Settled, Source, Swept, Terms,

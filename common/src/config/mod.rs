@@ -176,7 +176,13 @@ pub enum LogFormat {
 impl Broker {
     /// What to connect with.
     pub fn access(&self) -> Access {
-        Access { url: self.url.clone(), tls_ca: self.tls_ca.clone(), durability: self.durability }
+        Access {
+            url: self.url.clone(),
+            tls_ca: self.tls_ca.clone(),
+            durability: self.durability,
+            amqp: crate::broker::amqp::Settings::default(),
+            beside: crate::broker::Beside::Nothing,
+        }
     }
 }
 
