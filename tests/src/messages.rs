@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use promptq_common::broker::{Claim, Envelope, Head, LeaseId, Settled, Verdict, WorkerId, envelope};
 use promptq_common::job::Job;
-use promptq_common::ledger::{Claims, Opened, Raised, Registered};
+use promptq_common::ledger::{Asked, Claims, Opened, Raised, Registered};
 use promptq_common::outcome::FailureClass;
 use promptq_common::record::End;
 use promptq_common::time::Timestamp;
@@ -56,7 +56,13 @@ impl Carrier {
     /// Opens a message under a new lease of this length.
     pub async fn open_for(&self, message: &Envelope, length: Duration) -> (LeaseId, Opened) {
         let lease = LeaseId::random();
-        (lease, self.claims.open(&message.head, lease, &self.worker, length).await.expect("opens"))
+        (lease, self.open_as(message, lease, length).await)
+    }
+
+    /// Opens a message under this lease.
+    pub async fn open_as(&self, message: &Envelope, lease: LeaseId, length: Duration) -> Opened {
+        let asked = Asked { lease, worker: &self.worker, length, redelivered: false };
+        self.claims.open(&message.head, &asked).await.expect("opens")
     }
 
     /// What is said of a message that surfaces now.

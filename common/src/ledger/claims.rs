@@ -33,7 +33,7 @@ pub trait Claims: Ledger {
     /// purge are met here: such a job ends now, and is told as `Ended`.
     ///
     /// Only `Fresh` and `Cancelled` hold a claim. Asked again with the same lease, it is the same claim.
-    async fn open(&self, job: &Head, lease: LeaseId, worker: &WorkerId, length: Duration) -> Result<Opened>;
+    async fn open(&self, job: &Head, asked: &Asked<'_>) -> Result<Opened>;
 
     /// Extends a claim to `length` from now. Anything but `Kept` is final.
     async fn beat(&self, job: &Head, lease: LeaseId, length: Duration) -> Result<Beat>;
@@ -88,6 +88,19 @@ pub trait Claims: Ledger {
 
     /// Every queue this ledger knows, as [`Claims::standing`] shows it, by name.
     async fn standings(&self) -> Result<Vec<QueueView>>;
+}
+
+/// Who asks to run a message, and what its broker says of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// The new claim's token.
+    pub lease: LeaseId,
+    /// Who would run it.
+    pub worker: &'a WorkerId,
+    /// How long the claim lasts without a beat.
+    pub length: Duration,
+    /// Whether the broker may have delivered this message before, which is how a ledger without claims knows of deaths.
+    pub redelivered: bool,
 }
 
 /// The answer to one registered job.

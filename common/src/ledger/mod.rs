@@ -3,7 +3,7 @@
 
 mod claims;
 
-pub use claims::{Claims, Opened, Raised, Registered};
+pub use claims::{Asked, Claims, Opened, Raised, Registered};
 
 use std::collections::BTreeMap;
 use std::fmt;

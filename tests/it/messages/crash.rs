@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 use promptq_common::broker::redis::{CLAIMS_CRASH_POINTS, CRASH_POINTS, Redis};
 use promptq_common::broker::{Access, Broker, Claim, Envelope, LeaseId, WorkerId};
 use promptq_common::job::JobId;
-use promptq_common::ledger::{Claims, JobFilter, Registered};
+use promptq_common::ledger::{Asked, Claims, JobFilter, Registered};
 use promptq_common::outcome::FailureClass;
 use promptq_common::record::{End, State};
 use promptq_tests::backends::LONG;
@@ -97,7 +97,8 @@ async fn surface(ledger: &Redis, message: &Envelope, (found, retried): (&HashMap
     for copy in copies {
         let lease = LeaseId::random();
         let opened = eventually("no dead worker claims it", async || {
-            let opened = ledger.open(&copy.head, lease, &worker, LONG).await.unwrap();
+            let asked = Asked { lease, worker: &worker, length: LONG, redelivered: true };
+            let opened = ledger.open(&copy.head, &asked).await.unwrap();
             (!matches!(opened.claim, Claim::Taken { .. })).then_some(opened)
         })
         .await;

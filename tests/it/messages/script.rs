@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use promptq_common::broker::{Cancel, Claim, Envelope, Head, LeaseId, Retention, Settled, Verdict, WorkerId};
 use promptq_common::job::{BatchName, Job, JobId, Queue};
-use promptq_common::ledger::{Claims, Raised, Registered};
+use promptq_common::ledger::{Asked, Claims, Raised, Registered};
 use promptq_common::outcome::FailureClass;
 use promptq_common::record::{End, State};
 use promptq_tests::backends::{Fixture, LONG};
@@ -154,7 +154,8 @@ impl Script {
         let Some(copy) = at(&self.copies, copy) else { return Ok(()) };
         let (message, lease) = (copy.clone(), LeaseId::random());
         let length = if brief { BRIEF } else { LONG };
-        let found = self.claims().open(&message.head, lease, &self.workers[worker], length).await.unwrap();
+        let asked = Asked { lease, worker: &self.workers[worker], length, redelivered: false };
+        let found = self.claims().open(&message.head, &asked).await.unwrap();
         let token = token(&message.head, lease);
         let (claim, announce, keep) = self.world.open(&token, worker, brief);
         match (&found.claim, &claim) {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use promptq_common::broker::redis::Redis;
 use promptq_common::broker::{Access, Claim, Envelope, LeaseId, Settled, Verdict, WorkerId};
-use promptq_common::ledger::Claims;
+use promptq_common::ledger::{Asked, Claims};
 use promptq_common::outcome::FailureClass;
 use promptq_common::record::End;
 use promptq_tests::fixture;
@@ -31,7 +31,8 @@ async fn main() -> anyhow::Result<()> {
         ledger.confirm(&heads(&messages)).await?;
         for (place, message) in messages.iter().enumerate() {
             let lease = LeaseId::random();
-            let opened = ledger.open(&message.head, lease, &worker, LEASE).await?;
+            let asked = Asked { lease, worker: &worker, length: LEASE, redelivered: false };
+            let opened = ledger.open(&message.head, &asked).await?;
             anyhow::ensure!(opened.claim == Claim::Fresh { deaths: 0 }, "{opened:?}");
             // The last one of a round is left behind, as by a worker that runs it still.
             if place < 2 {

@@ -14,7 +14,7 @@ use super::lease::{beat, settle, standing};
 use super::{Memory, cancel_one, check_size};
 use crate::error::Result;
 use crate::job::{BatchName, JobId, Queue};
-use crate::ledger::{Claims, Opened, Raised, Registered};
+use crate::ledger::{Asked, Claims, Opened, Raised, Registered};
 use crate::record::{End, Record};
 use crate::time::Timestamp;
 
@@ -42,13 +42,6 @@ pub(super) struct Notices {
     purged: BTreeMap<Queue, Timestamp>,
 }
 
-/// Who asks for a claim.
-struct Asked<'a> {
-    lease: LeaseId,
-    worker: &'a WorkerId,
-    until: Timestamp,
-}
-
 #[async_trait]
 impl Claims for Memory {
     async fn register(&self, jobs: &[&Head]) -> Result<Vec<Registered>> {
@@ -63,10 +56,9 @@ impl Claims for Memory {
         Ok(())
     }
 
-    async fn open(&self, job: &Head, lease: LeaseId, worker: &WorkerId, length: Duration) -> Result<Opened> {
+    async fn open(&self, job: &Head, asked: &Asked<'_>) -> Result<Opened> {
         let now = self.shared.now();
-        let asked = Asked { lease, worker, until: now + length };
-        Ok(self.shared.book().open(job, &asked, now))
+        Ok(self.shared.book().open(job, asked, now))
     }
 
     async fn beat(&self, job: &Head, lease: LeaseId, length: Duration) -> Result<Beat> {
@@ -247,7 +239,7 @@ impl Book {
         }
         if let Some(stop) = standing(entry, asked.lease) {
             let deaths = entry.deaths;
-            beat(self, head.id, asked.lease, asked.until);
+            beat(self, head.id, asked.lease, now + asked.length);
             return Some(if stop { Claim::Cancelled } else { Claim::Fresh { deaths } });
         }
         let Place::Running { until, .. } = entry.place else { return None };
@@ -282,7 +274,7 @@ impl Book {
         if let Some(reason) = self.paused.get(&head.lane.queue) {
             return Claim::Paused { reason: reason.clone() };
         }
-        let (lease, worker, until, deaths) = (asked.lease, asked.worker.clone(), asked.until, entry.deaths);
+        let (lease, worker, until, deaths) = (asked.lease, asked.worker.clone(), now + asked.length, entry.deaths);
         self.put(id, Place::Running { lease, worker, since: now, until, cancel: false });
         if let Some(away) = self.jobs.get_mut(&id).and_then(|entry| entry.away.as_mut()) {
             (away.unconfirmed, away.raised) = (false, false);

@@ -23,7 +23,7 @@ use crate::broker::backend::{
 use crate::codec;
 use crate::error::{Error, Kind, Result};
 use crate::job::{BatchName, JobId, Queue};
-use crate::ledger::{Claims, Opened, Raised, Registered};
+use crate::ledger::{Asked, Claims, Opened, Raised, Registered};
 use crate::record::Record;
 
 /// Where a process may be made to die besides [`super::CRASH_POINTS`] of settling; see [`crate::crash_point!`].
@@ -76,11 +76,11 @@ impl Claims for Redis {
         self.ask_all(("confirm jobs", &CLAIMS, "confirm"), jobs, |head| Ok(this_epoch(head))).await.map(drop)
     }
 
-    async fn open(&self, job: &Head, lease: LeaseId, worker: &WorkerId, length: Duration) -> Result<Opened> {
+    async fn open(&self, job: &Head, asked: &Asked<'_>) -> Result<Opened> {
         self.touch(&job.lane.queue).await?;
         let mut words = vec!["open".into()];
         words.extend(message(job)?);
-        words.extend([lease.as_bytes().to_vec(), worker.as_str().into(), millis(length)]);
+        words.extend([asked.lease.as_bytes().to_vec(), asked.worker.as_str().into(), millis(asked.length)]);
         crate::crash_point!("redis.open.before_call");
         let answer = self.desk.messages.ask(prefix(&job.lane.queue), words).await?;
         crate::crash_point!("redis.open.after_call");

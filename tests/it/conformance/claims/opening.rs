@@ -63,12 +63,12 @@ pub(crate) async fn asking_again_with_the_same_lease_is_the_same_claim(f: Fixtur
     let message = by.register(&job_of(&batch("b"))).await;
     let run = by.run_for(&message, SHORT, 0).await;
     for _ in 0..3 {
-        let again = by.claims.open(&message.head, run.lease, &by.worker, SHORT).await.unwrap();
+        let again = by.open_as(&message, run.lease, SHORT).await;
         assert_eq!(again.claim, Claim::Fresh { deaths: 0 });
     }
     // Also when the answer was so long in coming that the claim has run out meanwhile.
     run_out(SHORT).await;
-    let again = by.claims.open(&message.head, run.lease, &by.worker, LONG).await.unwrap();
+    let again = by.open_as(&message, run.lease, LONG).await;
     assert_eq!(again.claim, Claim::Fresh { deaths: 0 });
     assert!(matches!(by.told(&message).await.claim, Claim::Taken { .. }));
     assert_eq!(run.end(End::Succeeded).await, Settled::Applied);

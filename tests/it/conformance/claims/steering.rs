@@ -41,7 +41,7 @@ pub(crate) async fn a_running_job_learns_of_a_cancel_with_its_next_beat(f: Fixtu
     assert_eq!(by.claims.cancel(&[message.head.id], &[]).await.unwrap(), [Cancel::Flagged]);
     assert!(see(&f.broker, message.head.id).await.cancel_requested);
     assert_eq!(by.claims.beat(&message.head, run.lease, LONG).await.unwrap(), Beat::Cancelled);
-    let again = by.claims.open(&message.head, run.lease, &by.worker, LONG).await.unwrap();
+    let again = by.open_as(&message, run.lease, LONG).await;
     assert_eq!(again.claim, Claim::Cancelled);
     assert_eq!(run.end(End::Cancelled).await, Settled::Applied);
     assert_eq!(state(&f.broker, message.head.id).await, State::Cancelled);
