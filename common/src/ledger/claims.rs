@@ -12,6 +12,7 @@ use crate::broker::{
 use crate::error::Result;
 use crate::job::{BatchName, JobId, Queue};
 use crate::record::{Record, State};
+use crate::time::Timestamp;
 
 /// A ledger for a broker that only carries messages. A job *waits* here while its message waits there: it counts as
 /// queued, and nothing here gives it out. The right to run it is a *claim*, which is a lease of the ledger's own.
@@ -82,6 +83,13 @@ pub trait Claims: Ledger {
 
     /// Bounded upkeep: claims that ran out, deadlines that passed, retention. Call until `more` is false.
     async fn sweep(&self, retention: &Retention) -> Result<Swept>;
+
+    /// The ledger's clock, by which claims run out and deadlines pass.
+    async fn now(&self) -> Result<Timestamp>;
+
+    /// Notes that a queue is used, so that [`Claims::standings`] lists it while nothing of it is known. Repeat it while
+    /// that is so: a ledger may forget a queue that has been empty for a while. Cheap to repeat.
+    async fn touch(&self, queue: &Queue) -> Result<()>;
 
     /// A queue's pause, and how many of its jobs run and are dead. What waits is the broker's to count.
     async fn standing(&self, queue: &Queue) -> Result<QueueView>;

@@ -1,6 +1,6 @@
 //! The memory backend as the ledger of another broker: the plainest statement of what a claim is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -40,6 +40,8 @@ pub(super) struct Notices {
     /// Cancelled before they were seen, and until when that is remembered.
     stops: BTreeMap<(Queue, JobId), Timestamp>,
     purged: BTreeMap<Queue, Timestamp>,
+    /// Queues that messages are expected in.
+    pub(super) used: BTreeSet<Queue>,
 }
 
 #[async_trait]
@@ -151,6 +153,15 @@ impl Claims for Memory {
         book.reclaim(now);
         book.notices.stops.retain(|_, until| *until > now);
         Ok(book.sweep(retention, now))
+    }
+
+    async fn now(&self) -> Result<Timestamp> {
+        Ok(self.shared.now())
+    }
+
+    async fn touch(&self, queue: &Queue) -> Result<()> {
+        self.shared.book().notices.used.insert(queue.clone());
+        Ok(())
     }
 
     async fn standing(&self, queue: &Queue) -> Result<QueueView> {

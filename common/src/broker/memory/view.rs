@@ -90,10 +90,10 @@ impl Book {
         page
     }
 
-    /// Every queue that has jobs or is paused, by name.
+    /// Every queue that has jobs, is paused or was said to be used, by name.
     pub(super) fn queues(&self) -> Vec<QueueView> {
         let used = self.jobs.values().map(|entry| &entry.head.lane.queue);
-        let names: BTreeSet<&Queue> = used.chain(self.paused.keys()).collect();
+        let names: BTreeSet<&Queue> = used.chain(self.paused.keys()).chain(&self.notices.used).collect();
         names.into_iter().map(|queue| self.queue(queue)).collect()
     }
 

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use deadpool_redis::redis::Value;
+use deadpool_redis::redis::{Value, cmd};
 use futures_util::future::try_join_all;
 
 use super::admin::{self, one};
@@ -25,6 +25,7 @@ use crate::error::{Error, Kind, Result};
 use crate::job::{BatchName, JobId, Queue};
 use crate::ledger::{Asked, Claims, Opened, Raised, Registered};
 use crate::record::Record;
+use crate::time::Timestamp;
 
 /// Where a process may be made to die besides [`super::CRASH_POINTS`] of settling; see [`crate::crash_point!`].
 pub const CRASH_POINTS: &[&str] = &["redis.open.before_call", "redis.open.after_call"];
@@ -195,6 +196,15 @@ impl Claims for Redis {
         let mut swept = sweep::sweep(self, retention).await?;
         swept.more |= more;
         Ok(swept)
+    }
+
+    async fn now(&self) -> Result<Timestamp> {
+        let (seconds, micros): (i64, i64) = self.link.query("read the ledger's clock", &cmd("TIME")).await?;
+        Ok(Timestamp::from_millis(seconds.saturating_mul(1_000).saturating_add(micros / 1_000)))
+    }
+
+    async fn touch(&self, queue: &Queue) -> Result<()> {
+        Self::touch(self, queue).await
     }
 
     async fn standing(&self, queue: &Queue) -> Result<QueueView> {

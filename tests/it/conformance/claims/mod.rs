@@ -96,5 +96,7 @@ cases! {
         an_expired_job_that_is_redriven_may_run
         a_forgotten_job_was_never_there
         queues_stand_with_what_runs_and_what_is_dead
+        a_queue_that_is_used_stands_before_it_has_jobs
+        claims_run_out_by_the_ledgers_clock
     }
 }

@@ -334,3 +334,26 @@ pub(crate) async fn queues_stand_with_what_runs_and_what_is_dead(f: Fixture) {
     let names: Vec<_> = by.claims.standings().await.unwrap().into_iter().map(|one| one.queue.to_string()).collect();
     assert_eq!(names, ["default", "other"]);
 }
+
+pub(crate) async fn a_queue_that_is_used_stands_before_it_has_jobs(f: Fixture) {
+    let by = Carrier::on(&f);
+    for _ in 0..2 {
+        by.claims.touch(&queue("b")).await.unwrap();
+        by.claims.touch(&queue("a")).await.unwrap();
+    }
+    let standings = by.claims.standings().await.unwrap();
+    let names: Vec<_> = standings.iter().map(|one| one.queue.as_str()).collect();
+    assert_eq!(names, ["a", "b"]);
+    let depth = &standings[0].depth;
+    assert_eq!((depth.running, depth.dead, depth.ready, depth.delayed), (0, 0, 0, 0));
+}
+
+pub(crate) async fn claims_run_out_by_the_ledgers_clock(f: Fixture) {
+    let by = Carrier::on(&f);
+    let message = by.register(&job()).await;
+    let before = by.claims.now().await.unwrap();
+    let _run = by.run(&message).await;
+    let after = by.claims.now().await.unwrap();
+    let Claim::Taken { until } = by.told(&message).await.claim else { panic!("it may not run") };
+    assert!((before + LONG..=after + LONG).contains(&until), "{before} {until} {after}");
+}
