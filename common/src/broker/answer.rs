@@ -6,6 +6,30 @@ use crate::job::Queue;
 use crate::record::State;
 use crate::time::Timestamp;
 
+/// What declaring a queue at a broker that needs it came to: names of the broker's own queues and exchanges.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Declared {
+    /// Made now.
+    pub made: Vec<String>,
+    /// There already.
+    pub there: Vec<String>,
+    /// There, but not as it would be made now, and why; it stays as it is.
+    pub differs: Vec<Remark>,
+    /// Lanes of models that are no longer declared, deleted.
+    pub pruned: Vec<String>,
+    /// Such lanes that stay for now, and why.
+    pub left: Vec<Remark>,
+}
+
+/// Something at a broker that is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Remark {
+    /// Its name there.
+    pub name: String,
+    /// Why, for people.
+    pub why: String,
+}
+
 /// The answer to one enqueued job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Enqueued {

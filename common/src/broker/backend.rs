@@ -11,10 +11,10 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use super::answer::{
-    Beat, Cancel, CancelCounts, Claim, Depth, Enqueued, QueueView, Redriven, Refusal, Settled, Swept,
+    Beat, Cancel, CancelCounts, Claim, Declared, Depth, Enqueued, QueueView, Redriven, Refusal, Remark, Settled, Swept,
 };
 use crate::error::Result;
-use crate::job::{BatchName, Fingerprint, JobId, Lane, Priority, Queue};
+use crate::job::{BatchName, Fingerprint, JobId, Lane, ModelName, Priority, Queue};
 use crate::ledger::Page;
 use crate::outcome::{Attempt, History};
 use crate::record::Record;
@@ -87,6 +87,13 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
 
     /// Bounded upkeep: expires waiting jobs whose deadline passed, applies retention. Call until `more` is false.
     async fn sweep(&self, retention: &Retention) -> Result<Swept>;
+
+    /// Makes what the queue needs at a broker where that is not made by the way, with lanes of their own for `models`.
+    /// With `prune`, lanes of models not among them are given up, those that hold nothing at once. Idempotent.
+    /// `None` from a broker that needs nothing of the kind.
+    async fn declare(&self, _queue: &Queue, _models: &[ModelName], _prune: bool) -> Result<Option<Declared>> {
+        Ok(None)
+    }
 }
 
 /// A worker's subscription.

@@ -19,9 +19,9 @@ use std::time::Duration;
 
 pub use access::{Access, Beside, Durability};
 pub use backend::{
-    Backend, Beat, Cancel, CancelCounts, Claim, Depth, Enqueued, Envelope, Head, Hold, HoldKey, LEASE_BYTES, LeaseId,
-    Leased, MAX_BATCH, PAGE_BYTES, QueueView, RawDelivery, Redriven, Refusal, Retention, Settled, Source, Swept, Terms,
-    Verdict, Want, WorkerId,
+    Backend, Beat, Cancel, CancelCounts, Claim, Declared, Depth, Enqueued, Envelope, Head, Hold, HoldKey, LEASE_BYTES,
+    LeaseId, Leased, MAX_BATCH, PAGE_BYTES, QueueView, RawDelivery, Redriven, Refusal, Remark, Retention, Settled,
+    Source, Swept, Terms, Verdict, Want, WorkerId,
 };
 pub(crate) use connect::sqlite_path;
 pub use connect::{default_path, embedded_file, is_local, survey};
@@ -32,7 +32,7 @@ use tokio::time::Instant;
 
 use crate::codec;
 use crate::error::Result;
-use crate::job::{BatchName, Job, JobId, Queue};
+use crate::job::{BatchName, Job, JobId, ModelName, Queue};
 use crate::ledger::{Ledger, Page};
 
 /// A connection to a broker and its ledger. Cheap to clone.
@@ -157,6 +157,11 @@ impl Broker {
     /// See [`Backend::sweep`].
     pub async fn sweep(&self, retention: &Retention) -> Result<Swept> {
         self.backend.sweep(retention).await
+    }
+
+    /// See [`Backend::declare`].
+    pub async fn declare(&self, queue: &Queue, models: &[ModelName], prune: bool) -> Result<Option<Declared>> {
+        self.backend.declare(queue, models, prune).await
     }
 }
 

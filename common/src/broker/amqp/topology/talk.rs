@@ -1,0 +1,164 @@
+//! Asking a server for exchanges, queues and bindings over one channel after another, as a refusal closes the one it
+//! came over. What a refusal means here is the asker's affair; every other failure is an error.
+
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::types::{FieldTable, ShortString};
+use lapin::{Channel, ErrorKind};
+
+use super::wanted::{Binding, Exchange, WantedQueue};
+use crate::error::{Error, Kind, Result};
+
+/// What channels are opened on.
+pub(in crate::broker::amqp) type Link = lapin::Connection;
+
+const OP: &str = "declare the topology";
+
+/// One channel after another.
+pub(super) struct Talk<'a> {
+    link: &'a Link,
+    channel: Channel,
+}
+
+/// Why the server would not, and closed the channel.
+#[derive(Debug)]
+pub(super) struct Refused {
+    /// Its reply code, such as 404.
+    pub(super) code: u16,
+    /// Its words.
+    pub(super) said: String,
+}
+
+/// What a look at a queue shows: jobs that a consumer holds are not in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Look {
+    pub(super) ready: u32,
+    pub(super) consumers: u32,
+}
+
+impl<'a> Talk<'a> {
+    pub(super) async fn open(link: &'a Link) -> Result<Self> {
+        Ok(Self { link, channel: channel(link).await? })
+    }
+
+    /// Closes the channel, which would else stay until the connection goes.
+    pub(super) async fn close(self) {
+        // A channel that is closed already is what is wanted.
+        drop(self.channel.close(200, "done".into()).await);
+    }
+
+    /// Looks for a queue; `None` where there is none.
+    pub(super) async fn look(&mut self, name: &str) -> Result<Option<Look>> {
+        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let answer = self.channel.queue_declare(name.into(), options, FieldTable::default()).await;
+        match self.hear(answer).await? {
+            Ok(queue) => Ok(Some(Look { ready: queue.message_count(), consumers: queue.consumer_count() })),
+            Err(refused) if refused.code == 404 => Ok(None),
+            Err(refused) => Err(refused.error()),
+        }
+    }
+
+    /// Looks for an exchange.
+    pub(super) async fn finds(&mut self, exchange: &Exchange) -> Result<bool> {
+        let options = ExchangeDeclareOptions { passive: true, ..exchange.options };
+        match self.declare(exchange, options).await? {
+            Ok(()) => Ok(true),
+            Err(refused) if refused.code == 404 => Ok(false),
+            Err(refused) => Err(refused.error()),
+        }
+    }
+
+    /// Makes an exchange; nothing happens when there is one just like it.
+    pub(super) async fn make_exchange(&mut self, exchange: &Exchange) -> Result<Result<(), Refused>> {
+        self.declare(exchange, exchange.options).await
+    }
+
+    /// Makes a queue; nothing happens when there is one just like it.
+    pub(super) async fn make_queue(&mut self, queue: &WantedQueue) -> Result<Result<(), Refused>> {
+        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        let answer = self.channel.queue_declare(short(&queue.name), options, queue.arguments.clone()).await;
+        Ok(self.hear(answer).await?.map(drop))
+    }
+
+    /// Leads a binding's messages to the queue; nothing happens when it does so already.
+    pub(super) async fn bind(&mut self, queue: &str, binding: &Binding) -> Result<Result<(), Refused>> {
+        let Binding { exchange, key, arguments } = binding;
+        let options = QueueBindOptions::default();
+        let answer =
+            self.channel.queue_bind(short(queue), short(exchange), short(key), options, arguments.clone()).await;
+        self.hear(answer).await
+    }
+
+    /// Ends a binding; nothing happens when there is none.
+    pub(super) async fn unbind(&mut self, queue: &str, binding: &Binding) -> Result<Result<(), Refused>> {
+        let Binding { exchange, key, arguments } = binding;
+        let answer = self.channel.queue_unbind(short(queue), short(exchange), short(key), arguments.clone()).await;
+        self.hear(answer).await
+    }
+
+    /// Deletes a queue with everything in it.
+    pub(super) async fn delete(&mut self, queue: &str) -> Result<Result<(), Refused>> {
+        let answer = self.channel.queue_delete(short(queue), QueueDeleteOptions::default()).await;
+        Ok(self.hear(answer).await?.map(drop))
+    }
+
+    async fn declare(&mut self, exchange: &Exchange, options: ExchangeDeclareOptions) -> Result<Result<(), Refused>> {
+        let (name, kind) = (short(&exchange.name), exchange.kind.clone());
+        let answer = self.channel.exchange_declare(name, kind, options, exchange.arguments.clone()).await;
+        self.hear(answer).await
+    }
+
+    /// Tells a refusal, after which the talk goes on over a new channel, from a failure, after which it does not.
+    async fn hear<T>(&mut self, answer: lapin::Result<T>) -> Result<Result<T, Refused>> {
+        let error = match answer {
+            Ok(answer) => return Ok(Ok(answer)),
+            Err(error) => error,
+        };
+        let Some(refused) = refusal(&error) else { return Err(lift(&error)) };
+        self.channel = channel(self.link).await?;
+        Ok(Err(refused))
+    }
+}
+
+impl Refused {
+    /// The error it is to somebody who had no reason to expect it.
+    pub(super) fn error(&self) -> Error {
+        match self.code {
+            403 => Error::new(
+                Kind::Config,
+                OP,
+                format!("this user may not ({}); run `promptq queues declare` as a user that may", self.said),
+            ),
+            406 => Error::new(
+                Kind::Config,
+                OP,
+                format!(
+                    "it is there with other arguments ({}); `promptq queues declare` shows all that differ",
+                    self.said
+                ),
+            ),
+            // A queue whose node is down is also "not found", and cannot be made.
+            _ => Error::new(Kind::Unavailable, OP, self.said.clone()),
+        }
+    }
+}
+
+async fn channel(link: &Link) -> Result<Channel> {
+    link.create_channel().await.map_err(|error| lift(&error))
+}
+
+/// What closed the channel alone.
+fn refusal(error: &lapin::Error) -> Option<Refused> {
+    let ErrorKind::ProtocolError(said) = error.kind() else { return None };
+    error
+        .is_amqp_soft_error()
+        .then(|| Refused { code: said.get_id(), said: said.get_message().as_str().chars().take(300).collect() })
+}
+
+fn lift(error: &lapin::Error) -> Error {
+    Error::new(Kind::Unavailable, OP, "the connection failed").because(error.to_string())
+}
+
+/// Names of ours are far below the 255 bytes that fit.
+fn short(name: &str) -> ShortString {
+    name.into()
+}
