@@ -1,7 +1,7 @@
 //! What a command works with: settings, the printer, and connections made when first asked for.
 
 use promptq_common::broker::{Access, Broker, embedded_file};
-use promptq_common::config::{Address, Config};
+use promptq_common::config::{Address, Config, Ledger};
 use promptq_common::store::Store;
 use tokio::sync::OnceCell;
 
@@ -27,7 +27,16 @@ impl Context {
 
     /// The broker, connected on first use. Cancel-safe.
     pub async fn broker(&self) -> Result<&Broker> {
-        self.broker.get_or_try_init(|| connect(self.config.broker.access())).await
+        self.broker.get_or_try_init(async || connect(self.access().await?).await).await
+    }
+
+    /// What to connect to the broker with, its ledger's store opened. Cancel-safe.
+    pub async fn access(&self) -> Result<Access> {
+        let store = match &self.config.ledger {
+            Some(Ledger::Store) => Some(self.store().await?),
+            Some(Ledger::Elsewhere { .. }) | None => None,
+        };
+        Ok(self.config.access(store))
     }
 
     /// The broker, for a command that only looks or acts on what is there: an embedded file must exist. Cancel-safe.

@@ -27,7 +27,7 @@ pub struct Cli {
     /// Where jobs wait, such as `sqlite:///path/to/file.db` (`PROMPTQ_BROKER`)
     #[arg(long, value_name = "URL")]
     broker: Option<String>,
-    /// Where records are kept, for brokers that keep none (`PROMPTQ_LEDGER`)
+    /// Where records are kept, for RabbitMQ: `redis://…`, `sqlite://…` or store (`PROMPTQ_LEDGER`)
     #[arg(long, value_name = "URL")]
     ledger: Option<String>,
     /// Where large answers go, such as `s3://bucket/prefix` (`PROMPTQ_STORE`)

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use promptq_common::broker::{Broker, WorkerId};
-use promptq_common::config::{Address, Config};
+use promptq_common::config::{Address, Config, Ledger};
 use promptq_common::error::Result;
 use promptq_common::store::Store;
 use url::Url;
@@ -15,7 +15,11 @@ use crate::settings::Settings;
 pub fn settings(config: &Config) -> Settings {
     let worker = &config.worker;
     let identity = WorkerId::random(&worker.name);
-    let disks = [Some(&config.broker.url), config.store.url.as_ref()].into_iter().flatten().filter_map(folder);
+    let ledger = match &config.ledger {
+        Some(Ledger::Elsewhere { url, .. }) => Some(url),
+        Some(Ledger::Store) | None => None,
+    };
+    let disks = [Some(&config.broker.url), ledger, config.store.url.as_ref()].into_iter().flatten().filter_map(folder);
     Settings {
         concurrency: worker.concurrency,
         lease: worker.lease,
@@ -58,16 +62,21 @@ pub fn runners(config: &Config) -> RunnerSettings {
     }
 }
 
-/// Connects to the broker, and opens the store when one is configured.
+/// Opens the store when one is configured, and connects to the broker and its ledger. What that ledger cannot promise
+/// is logged.
 ///
 /// # Errors
 /// `Config` for what a person has to mend; `Unavailable` when it may work later.
 pub async fn connect(config: &Config) -> Result<(Broker, Option<Store>)> {
-    let broker = Broker::connect(&config.broker.access()).await?;
     let store = match &config.store.url {
         Some(url) => Some(Store::open(url.expose()).await?),
         None => None,
     };
+    let access = config.access(store.as_ref());
+    let broker = Broker::connect(&access).await?;
+    if let Some(caveat) = access.caveat() {
+        tracing::warn!("{caveat}");
+    }
     Ok((broker, store))
 }
 

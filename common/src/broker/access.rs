@@ -62,6 +62,25 @@ impl Access {
     }
 }
 
+impl Access {
+    /// What the ledger beside this broker cannot promise, in a sentence; `None` where there is nothing to say.
+    pub fn caveat(&self) -> Option<&'static str> {
+        match &self.beside {
+            _ if !matches!(self.url.scheme(), "amqp" | "amqps") => None,
+            Beside::Store(_) => Some(
+                "records are kept in object storage, which cannot say who runs a job: two copies of one message may \
+                 both be paid, a job submitted again while it waits is not recognised, and one that kills its workers \
+                 is given up a death later; a Redis server as ledger promises all three",
+            ),
+            Beside::Ledger(ledger) if ledger.url.scheme() == "sqlite" => Some(
+                "records are kept in a file of this host: every worker and every command for this broker must run \
+                 here; a Redis server as ledger serves any number of hosts",
+            ),
+            Beside::Nothing | Beside::Ledger(_) => None,
+        }
+    }
+}
+
 impl fmt::Display for Durability {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())

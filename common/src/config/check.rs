@@ -1,7 +1,10 @@
 //! What settings must be to each other.
 
+use super::places::is_rabbitmq;
 use super::reader::Reader;
-use super::{Config, Store};
+use super::{Address, Config, Ledger, Store};
+use crate::broker::Durability;
+use crate::broker::amqp::QueueType;
 use crate::config::error::ConfigError;
 
 /// Adds what does not fit together to the reader's errors.
@@ -34,13 +37,41 @@ pub(super) fn check(config: &Config, r: &mut Reader<'_>) {
     }
 }
 
-/// SQLite and Redis are their own ledgers.
+/// SQLite and Redis are their own ledgers; RabbitMQ needs one that is not.
 fn ledger(config: &Config, r: &mut Reader<'_>) {
-    let Some(ledger) = &config.ledger else { return };
-    let is_own = matches!(config.broker.url.scheme(), "sqlite" | "memory" | "redis" | "rediss");
-    if is_own && *ledger != config.broker.url {
-        r.wrong(&["ledger", "url"], "is of no use: this broker keeps its own records; leave it out");
+    let broker = &config.broker.url;
+    let path = ["ledger", "url"];
+    if !is_rabbitmq(broker) {
+        let is_itself = |ledger: &Ledger| matches!(ledger, Ledger::Elsewhere { url, .. } if url == broker);
+        if config.ledger.as_ref().is_some_and(|ledger| !is_itself(ledger)) {
+            let what = "ledger.url is of no use: this broker keeps its own records; leave it out";
+            let error = ConfigError::new(r.origin(&path), what);
+            r.errors.push(error.hint("to move to RabbitMQ, name that as the broker, and `broker move --from URL`"));
+        }
+        return;
     }
+    match &config.ledger {
+        Some(Ledger::Elsewhere { url, .. }) => match url.scheme() {
+            "redis" | "rediss" | "sqlite" => {}
+            "memory" => r.wrong(&path, "ends with each process: no other would see what it recorded"),
+            "amqp" | "amqps" => r.wrong(&path, "cannot be RabbitMQ, which keeps no records: name redis:// or sqlite://"),
+            scheme => r.wrong(&path, &format!("cannot be {scheme}://: name redis:// or sqlite://, or \"store\"")),
+        },
+        Some(Ledger::Store) => match config.store.url.as_ref().map(Address::scheme) {
+            Some("memory") => r.wrong(&["store", "url"], "ends with each process: it cannot be the ledger as well"),
+            Some(_) => {}
+            None => missing(r, &path, "ledger.url is the store, but there is none"),
+        },
+        None => missing(r, &["broker", "url"], "RabbitMQ carries jobs and keeps no records: it needs a ledger beside it"),
+    }
+    if config.broker.amqp.queues == QueueType::Classic && config.broker.durability == Some(Durability::Strict) {
+        r.wrong(&["broker", "queue_type"], "must be \"quorum\": classic queues may lose confirmed jobs with the power");
+    }
+}
+
+fn missing(r: &mut Reader<'_>, path: &[&str], what: &str) {
+    let error = ConfigError::new(r.origin(path), what).slug("store-missing");
+    r.errors.push(error.hint("--ledger redis://HOST:6379, or --store s3://bucket/prefix, which promises less"));
 }
 
 /// Protocol, section 8: hosts that share a broker must share what its jobs leave behind.
@@ -60,7 +91,8 @@ fn shared(config: &Config, r: &mut Reader<'_>) {
     if !shared && url.as_ref().is_some_and(|url| url.scheme() == "file") {
         private(&["store", "url"], "a folder");
     }
-    if !shared && config.ledger.as_ref().is_some_and(|ledger| ledger.scheme() == "sqlite") {
+    let is_file = |ledger: &Ledger| matches!(ledger, Ledger::Elsewhere { url, .. } if url.scheme() == "sqlite");
+    if !shared && config.ledger.as_ref().is_some_and(is_file) {
         private(&["ledger", "url"], "a file");
     }
 }

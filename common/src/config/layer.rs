@@ -103,9 +103,9 @@ fn lay(merged: &mut Layers, layer: Vec<(Path, Found)>) {
     }
 }
 
-/// `broker = "URL"` is short for `broker.url`, and `broker.password_file` for `broker.password.file`.
+/// `broker = "URL"` is short for `broker.url`, and `broker.password_file` for `broker.password.file`; so for the ledger.
 fn long_form(mut path: Path, raw: &Raw) -> Path {
-    if path == ["broker", "password_file"] {
+    if path == ["broker", "password_file"] || path == ["ledger", "password_file"] {
         path.pop();
         path.extend(["password", "file"].map(str::to_owned));
     }

@@ -6,6 +6,7 @@ mod check;
 mod environment;
 mod error;
 mod layer;
+mod places;
 mod reader;
 mod resolve;
 #[cfg(test)]
@@ -17,7 +18,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
-use crate::broker::{Access, Durability, Retention};
+use crate::broker::{Access, Beside, Durability, Retention, amqp};
 use crate::job::{Backoff, Queue};
 
 pub use address::{Address, redact_url};
@@ -33,7 +34,7 @@ pub struct Config {
     /// Where jobs wait.
     pub broker: Broker,
     /// Where records are kept, when that is not the broker.
-    pub ledger: Option<Address>,
+    pub ledger: Option<Ledger>,
     /// Where large answers and roll-ups go.
     pub store: Store,
     /// How a worker works.
@@ -69,6 +70,22 @@ pub struct Broker {
     pub tls_ca: Option<PathBuf>,
     /// What a confirmation must be worth.
     pub durability: Option<Durability>,
+    /// What is particular to RabbitMQ.
+    pub amqp: amqp::Settings,
+}
+
+/// Section `ledger`: for a broker that keeps no records.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ledger {
+    /// What section `store` names; also where RabbitMQ has a store and no ledger.
+    Store,
+    /// A Redis server or an embedded file.
+    Elsewhere {
+        /// With user and password in it, where they were given apart.
+        url: Address,
+        /// A file of PEM certificates to trust instead of the system's.
+        tls_ca: Option<PathBuf>,
+    },
 }
 
 /// Section `store`.
@@ -173,20 +190,25 @@ pub enum LogFormat {
     Json,
 }
 
-impl Broker {
-    /// What to connect with.
-    pub fn access(&self) -> Access {
-        Access {
-            url: self.url.clone(),
-            tls_ca: self.tls_ca.clone(),
-            durability: self.durability,
-            amqp: crate::broker::amqp::Settings::default(),
-            beside: crate::broker::Beside::Nothing,
-        }
-    }
-}
-
 impl Config {
+    /// What to connect with. `store` is what section `store` names, opened; without it a ledger that is kept there is
+    /// missing.
+    pub fn access(&self, store: Option<&crate::store::Store>) -> Access {
+        let Broker { url, tls_ca, durability, amqp, .. } = self.broker.clone();
+        let beside = match &self.ledger {
+            None => Beside::Nothing,
+            Some(Ledger::Store) => store.cloned().map_or(Beside::Nothing, Beside::Store),
+            Some(Ledger::Elsewhere { url, tls_ca }) => Beside::Ledger(Box::new(Access {
+                url: url.clone(),
+                tls_ca: tls_ca.clone(),
+                durability,
+                amqp: amqp.clone(),
+                beside: Beside::Nothing,
+            })),
+        };
+        Access { url, tls_ca, durability, amqp, beside }
+    }
+
     /// The policy of a queue: its own, or the standard one.
     pub fn queue(&self, name: &Queue) -> QueuePolicy {
         self.queues.get(name).cloned().unwrap_or_else(QueuePolicy::standard)

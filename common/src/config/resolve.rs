@@ -1,27 +1,25 @@
-//! The sections, one function each: every setting's name, kind, bounds and default.
+//! The sections, one function each: every setting's name, kind, bounds and default. What names a place to connect to
+//! is `places.rs`.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf, absolute};
 use std::time::Duration;
 
-use secrecy::{ExposeSecret, SecretString};
 use tracing::level_filters::LevelFilter;
-use url::Url;
 
-use super::address::{Address, redact_url};
+use super::address::redact_url;
 use super::environment::host_of;
 use super::error::ConfigErrors;
 use super::layer::{Sources, merge};
 use super::reader::Reader;
-use super::{Broker, Config, Exec, LogFormat, Mock, Provider, QueuePolicy, Store, Telemetry, Worker, check};
-use crate::broker::{Durability, Retention, default_path, is_local, sqlite_path};
+use super::{Config, Exec, LogFormat, Mock, Provider, QueuePolicy, Telemetry, Worker, check, places};
+use crate::broker::Retention;
 use crate::job::{Backoff, Queue};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3_600);
 const DAY: Duration = Duration::from_secs(86_400);
 /// The longest time `parse_duration` takes.
-const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
+pub(super) const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// Everything that was said as one [`Config`], or everything that is wrong with it. Reads nothing but `sources`.
 pub fn resolve(sources: &Sources<'_>) -> Result<Config, ConfigErrors> {
@@ -29,10 +27,8 @@ pub fn resolve(sources: &Sources<'_>) -> Result<Config, ConfigErrors> {
     let layers = merge(sources, &mut errors);
     let mut r = Reader::new(sources, layers, errors);
     let r = &mut r;
-    let broker = broker(r, sources);
+    let (broker, ledger, store) = places::places(r, sources);
     let config = Config {
-        ledger: address(r, &["ledger", "url"]),
-        store: store(r, sources, &broker),
         worker: worker(r, sources),
         retention: retention(r),
         queues: queues(r),
@@ -46,6 +42,8 @@ pub fn resolve(sources: &Sources<'_>) -> Result<Config, ConfigErrors> {
         mock: mock(r),
         telemetry: telemetry(r),
         broker,
+        ledger,
+        store,
         settings: Vec::new(),
         files: sources.files.iter().map(|(path, _)| path.clone()).collect(),
     };
@@ -56,88 +54,6 @@ pub fn resolve(sources: &Sources<'_>) -> Result<Config, ConfigErrors> {
         return Ok(Config { settings: std::mem::take(&mut r.settings), ..config });
     }
     Err(ConfigErrors(std::mem::take(&mut r.errors)))
-}
-
-fn address(r: &mut Reader<'_>, path: &[&str]) -> Option<Address> {
-    let text = r.masked(path, redact_url)?;
-    match Address::new(&text) {
-        Ok(address) => Some(address),
-        Err(why) => {
-            r.wrong(path, &why);
-            None
-        }
-    }
-}
-
-fn broker(r: &mut Reader<'_>, sources: &Sources<'_>) -> Broker {
-    let said = address(r, &["broker", "url"]);
-    let user = r.text(&["broker", "user"]);
-    let password = r.secret(&["broker", "password"]);
-    let url = said.unwrap_or_else(|| default_broker(sources));
-    r.stands_for(&["broker", "url"], url.to_string());
-    let login = password.as_ref().map(SecretString::expose_secret);
-    let url = match url.clone().with_login(user.as_deref(), login) {
-        Ok(url) => url,
-        Err(why) => {
-            r.wrong(&["broker", if user.is_some() { "user" } else { "password" }], &format!("is of no use: {why}"));
-            url
-        }
-    };
-    let tls_ca = r.path(&["broker", "tls_ca"]);
-    if tls_ca.is_some() && !matches!(url.scheme(), "rediss" | "amqps") {
-        r.wrong(&["broker", "tls_ca"], "is of no use: the broker's URL names no TLS, as rediss:// does");
-    }
-    Broker { local: is_local(url.expose()), url, tls_ca, durability: durability(r) }
-}
-
-fn durability(r: &mut Reader<'_>) -> Option<Durability> {
-    r.parsed(&["broker", "durability"], None, |word| {
-        let known = [Durability::Relaxed, Durability::Strict];
-        let meant = known.into_iter().find(|durability| durability.as_str() == word);
-        meant.ok_or_else(|| "must be \"relaxed\" or \"strict\"".to_owned())
-    })
-}
-
-/// `$XDG_STATE_HOME/promptq/default.db`, as a URL.
-fn default_broker(sources: &Sources<'_>) -> Address {
-    let said = |name: &str| sources.environment.get(name).map(String::as_str).filter(|value| !value.is_empty());
-    let path = sources.folder.join(default_path(said("XDG_STATE_HOME"), said("HOME")));
-    let url = file_url(&path).map(|url| url.replacen("file:", "sqlite:", 1));
-    url.and_then(|url| Address::new(&url)).unwrap_or_else(|_| memory())
-}
-
-fn memory() -> Address {
-    Address::new("memory:").unwrap_or_else(|why| unreachable!("{why}"))
-}
-
-fn file_url(path: &Path) -> Result<String, String> {
-    let path = absolute(path).map_err(|error| error.to_string())?;
-    Url::from_file_path(&path).map(String::from).map_err(|()| format!("{} has no URL", path.display()))
-}
-
-fn store(r: &mut Reader<'_>, sources: &Sources<'_>, broker: &Broker) -> Store {
-    let mut url = address(r, &["store", "url"]);
-    if url.is_none() && broker.local {
-        url = beside(&broker.url, &sources.folder);
-        r.stands_for(&["store", "url"], url.as_ref().map(ToString::to_string));
-    }
-    Store {
-        url,
-        shared: r.boolean(&["store", "shared"], false),
-        // Protocol, section 8; above 8 MiB a record would outgrow a broker's message.
-        inline_up_to: r.size(&["store", "inline_up_to"], 8 << 20, 64 << 10),
-    }
-}
-
-/// A folder beside the database: `/x/default.db` keeps its answers in `/x/default.db.store/`.
-fn beside(broker: &Address, folder: &Path) -> Option<Address> {
-    if broker.scheme() == "memory" {
-        return Some(memory());
-    }
-    let url = Url::parse(broker.expose()).ok()?;
-    let mut file = folder.join(sqlite_path(&url).ok()?).into_os_string();
-    file.push(".store");
-    Address::new(&file_url(&PathBuf::from(file)).ok()?).ok()
 }
 
 fn worker(r: &mut Reader<'_>, sources: &Sources<'_>) -> Worker {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use secrecy::ExposeSecret;
 
 use super::*;
+use crate::broker::Beside;
 
 const HOME: (&str, &str) = ("HOME", "/home/me");
 
@@ -193,6 +194,19 @@ fn settings_must_fit_each_other() {
         ("queues.a.backoff = { first = \"2m\", max = \"1m\" }", "at most its max"),
         ("mock = { errors = 0.6, throttled = 0.6 }", "together must be at most 1"),
         ("ledger = \"redis://localhost\"", "keeps its own records"),
+        ("ledger = \"store\"", "keeps its own records"),
+        ("broker = \"amqp://localhost\"", "it needs a ledger beside it"),
+        ("broker = \"amqp://far\"\nledger = \"store\"", "the store, but there is none"),
+        ("broker = \"amqp://far\"\nledger = \"amqp://far\"", "cannot be RabbitMQ"),
+        ("broker = \"amqp://far\"\nledger = \"s3://bucket\"", "cannot be s3://"),
+        ("broker = \"amqp://localhost\"\nledger = \"memory:\"", "ends with each process"),
+        ("broker = \"amqp://localhost\"\nstore = \"memory:\"", "cannot be the ledger as well"),
+        ("broker = \"amqp://far\"\nledger = \"sqlite:///l.db\"", "store.shared = true"),
+        ("broker = \"amqps://far\"\nledger = { user = \"me\" }", "ledger.user is of no use"),
+        (
+            "broker = { url = \"amqp://far\", queue_type = \"classic\", durability = \"strict\" }\nledger = \"redis://l\"",
+            "must be \"quorum\"",
+        ),
         ("broker = \"redis://localhost\"\nledger = \"redis://other\"\nstore = \"memory:\"", "keeps its own records"),
         ("broker = \"amqp://far\"\nstore = \"file:///data\"", "store.shared = true"),
         ("broker = \"redis://far\"\nledger = \"sqlite:///l.db\"", "store.shared = true"),
@@ -203,6 +217,87 @@ fn settings_must_fit_each_other() {
     let shared = file("broker = \"amqp://far\"\nstore = { url = \"file:///data\", shared = true }").unwrap();
     assert!(shared.store.shared && !shared.broker.local);
     assert!(file("worker.allow_exec = true").unwrap().worker.allow_exec);
+}
+
+#[test]
+fn rabbitmq_has_the_ledger_that_was_named_else_the_store_that_was() {
+    let server = |url: &str| Some(Ledger::Elsewhere { url: Address::new(url).unwrap(), tls_ca: None });
+    for (text, ledger) in [
+        ("broker = \"amqp://far\"\nledger = \"redis://near\"", server("redis://near")),
+        ("broker = \"amqp://far\"\nledger = \"redis://near\"\nstore = \"s3://bucket\"", server("redis://near")),
+        ("broker = \"amqp://[::1]\"\nledger = \"sqlite:///l.db\"", server("sqlite:///l.db")),
+        ("broker = \"amqp://far\"\nstore = \"s3://bucket\"", Some(Ledger::Store)),
+        ("broker = \"amqp://far\"\nstore = \"s3://bucket\"\nledger = \"store\"", Some(Ledger::Store)),
+        // A folder that nobody named is a ledger only where somebody says so.
+        ("broker = \"amqp://localhost\"\nledger = \"store\"", Some(Ledger::Store)),
+        ("broker = \"redis://far\"\nstore = \"s3://bucket\"", None),
+    ] {
+        assert_eq!(file(text).unwrap().ledger, ledger, "{text}");
+    }
+    let config = file("broker = \"amqp://far\"\nstore = \"s3://bucket\"").unwrap();
+    let shown = config.settings.iter().find(|setting| setting.name == "ledger.url").unwrap();
+    assert_eq!((shown.value.as_str(), &shown.origin), (Some("store"), &Origin::Default));
+    assert!(matches!(config.access(None).beside, Beside::Nothing));
+    assert!(matches!(config.access(Some(&crate::store::Store::memory())).beside, Beside::Store(_)));
+    let errors = given(&[], &[("PROMPTQ_BROKER", "amqp://me:hunter2@far")], &[]).unwrap_err();
+    assert!(errors.starts_with("env PROMPTQ_BROKER: RabbitMQ carries jobs") && errors.contains("--ledger"), "{errors}");
+}
+
+#[test]
+fn a_ledger_has_a_login_and_certificates_of_its_own() {
+    let text = "broker = { url = \"amqps://far\", user = \"b\", tls_ca = \"b.pem\", durability = \"strict\" }\n[ledger]\n\
+        url = \"rediss://near/2\"\nuser = \"l\"\npassword_file = \"key\"\ntls_ca = \"l.pem\"";
+    let config = file(text).unwrap();
+    let access = config.access(None);
+    assert_eq!((access.url.expose(), access.tls_ca), ("amqps://b@far", Some("/etc/promptq/b.pem".into())));
+    let Beside::Ledger(ledger) = access.beside else { panic!("{:?}", access.beside) };
+    assert_eq!((ledger.url.expose(), ledger.tls_ca), ("rediss://l:from-a-file@near/2", Some("/etc/promptq/l.pem".into())));
+    assert_eq!(ledger.durability, Some(Durability::Strict));
+    let other = given(&[("p.toml", text)], &[("PROMPTQ_LEDGER", "rediss://other")], &[]).unwrap();
+    let plain = Ledger::Elsewhere { url: Address::new("rediss://other").unwrap(), tls_ca: None };
+    assert_eq!(other.ledger, Some(plain));
+}
+
+#[test]
+fn what_is_particular_to_rabbitmq_has_bounds() {
+    let text = |setting: &str| format!("broker = {{ url = \"amqp://far\", {setting} }}\nledger = \"redis://near\"");
+    let amqp = |setting: &str| file(&text(setting)).unwrap().broker.amqp;
+    assert_eq!(amqp("user = \"u\""), amqp::Settings::default());
+    assert_eq!(amqp("queue_type = \"classic\"").queues, amqp::QueueType::Classic);
+    assert_eq!(amqp("consumer_timeout = \"8h\"").consumer_timeout, Duration::from_secs(28_800));
+    assert_eq!(amqp("delay_levels = [\"50ms\", \"1s\"]").levels, [50, 1_000].map(Duration::from_millis));
+    let env = [("PROMPTQ__BROKER__DELAY_LEVELS", "2s, 1m")];
+    let said = given(&[("p.toml", &text("user = \"u\""))], &env, &[]).unwrap().broker.amqp.levels;
+    assert_eq!(said, [2, 60].map(Duration::from_secs));
+    for (setting, part) in [
+        ("queue_type = \"stream\"", "\"quorum\" or \"classic\""),
+        ("consumer_timeout = \"10ms\"", "must be from 1s"),
+        ("delay_levels = []", "must be 1 to 16"),
+        ("delay_levels = [\"0s\"]", "from 1ms to 6h"),
+        ("delay_levels = [\"1s\", \"7h\"]", "from 1ms to 6h"),
+        ("delay_levels = [\"1s\", \"1s\"]", "must rise"),
+        ("delay_levels = [\"1s\", \"soon\"]", "\"soon\" is not a length of time"),
+        ("delay_levels = [\"50ms\"]", "must end with 1s or more"),
+    ] {
+        refused(file(&text(setting)), &[&format!("broker.{}", setting.split(' ').next().unwrap()), part]);
+    }
+    let many = format!("delay_levels = [{}]", (1..=17).map(|n| format!("\"{n}s\"")).collect::<Vec<_>>().join(","));
+    refused(file(&text(&many)), &["must be 1 to 16"]);
+}
+
+#[test]
+fn a_server_on_this_machine_has_one_folder_wherever_its_clients_are_started() {
+    let store = |broker: &str| {
+        let text = format!("broker = \"{broker}\"\n");
+        let ledger = if broker.starts_with("amqp") { "ledger = \"sqlite:///l.db\"" } else { "" };
+        file(&(text + ledger)).unwrap().store.url.unwrap().expose().to_owned()
+    };
+    let at = |name: &str| format!("file:///home/me/.local/state/promptq/{name}.store");
+    assert_eq!(store("redis://127.0.0.1"), at("redis-6379"));
+    assert_eq!(store("redis://me:hunter2@localhost:6379/0"), at("redis-6379"));
+    assert_eq!(store("rediss://[::1]:7000/3"), at("redis-7000-3"));
+    assert_eq!(store("amqp://localhost/%2Fprod"), at("rabbitmq-5672-%252Fprod"));
+    assert_eq!(store("amqps://127.0.0.1"), at("rabbitmq-5671"));
 }
 
 #[test]
@@ -229,6 +324,9 @@ fn a_login_given_apart_is_taken_letter_by_letter() {
     let broker = ("PROMPTQ_BROKER", "rediss://near:6380/2");
     let user = ("PROMPTQ__BROKER__USER", "a%b");
     assert_eq!(login(&[broker, user, ("PROMPTQ__BROKER__PASSWORD", odd)]), ("a%b".to_owned(), odd.to_owned()));
+    let rabbit = ("PROMPTQ_BROKER", "amqps://near:5671/%2Fprod");
+    let odd_login = [rabbit, user, ("PROMPTQ__BROKER__PASSWORD", odd), ("PROMPTQ_LEDGER", "redis://l")];
+    assert_eq!(login(&odd_login), ("a%b".to_owned(), odd.to_owned()));
     let file = ("PROMPTQ__BROKER__PASSWORD_FILE", "/run/key");
     assert_eq!(login(&[broker, file]), (String::new(), "from-a-file".to_owned()));
     let text = "store.url = \"memory:\"\nbroker = { url = \"redis://near\", password_file = \"key\" }";
@@ -244,13 +342,13 @@ fn a_login_given_apart_is_taken_letter_by_letter() {
 fn what_a_brokers_confirmation_must_be_worth_is_a_setting() {
     let text =
         "store.url = \"memory:\"\nbroker = { url = \"rediss://near\", tls_ca = \"ca.pem\", durability = \"strict\" }";
-    let access = file(text).unwrap().broker.access();
+    let access = file(text).unwrap().access(None);
     assert_eq!((access.tls_ca, access.durability), (Some("/etc/promptq/ca.pem".into()), Some(Durability::Strict)));
     let env = [("PROMPTQ__BROKER__TLS_CA", "mine.pem"), ("PROMPTQ__BROKER__DURABILITY", "relaxed")];
-    let access = given(&[("/etc/promptq/config.toml", text)], &env, &[]).unwrap().broker.access();
+    let access = given(&[("/etc/promptq/config.toml", text)], &env, &[]).unwrap().access(None);
     assert_eq!((access.tls_ca, access.durability), (Some("/run/mine.pem".into()), Some(Durability::Relaxed)));
     // Another server has another certificate; what its word must be worth stays.
-    let other = given(&[("p.toml", text)], &[], &[("broker.url", "rediss://other")]).unwrap().broker.access();
+    let other = given(&[("p.toml", text)], &[], &[("broker.url", "rediss://other")]).unwrap().access(None);
     assert_eq!((other.tls_ca, other.durability), (None, Some(Durability::Strict)));
     assert_eq!(given(&[], &[], &[]).unwrap().broker.durability, None);
 }

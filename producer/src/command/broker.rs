@@ -95,7 +95,8 @@ async fn shift(cx: &Context, args: &MoveArgs) -> Result<Exit> {
     }
     must_exist(&from)?;
     // Certificates and durability are as configured, whichever side they are for.
-    let access = |url: &Address| Access { url: url.clone(), ..cx.config.broker.access() };
+    let configured = cx.access().await?;
+    let access = |url: &Address| Access { url: url.clone(), ..configured.clone() };
     let source = connect(access(&from)).await?;
     let views = chosen(&source, &args.queues, &under_way(&to.to_string())).await?;
     if !allowed(cx, &args.confirm, &deed(&views, &to)).await? {

@@ -219,7 +219,7 @@ async fn workers(cx: &Context) -> Finding {
 /// What the broker's server says of itself; nothing where there is none, or where it was not reached, which the
 /// broker's own check tells.
 async fn server(cx: &Context) -> Option<Finding> {
-    let access = cx.config.broker.access();
+    let access = cx.config.access(None);
     let survey = tokio::time::timeout(PATIENCE, broker::survey(&access)).await.ok()?.ok()??;
     let Survey { version, policy, fsync, round_trip, clock_ahead_ms, .. } = &survey;
     let what = format!(

@@ -5,6 +5,7 @@ mod level;
 #[expect(dead_code, unused_imports, reason = "the backend that declares them is built beside it")]
 mod topology;
 
+use std::fmt;
 use std::time::Duration;
 
 /// What is particular to RabbitMQ.
@@ -26,6 +27,22 @@ pub enum QueueType {
     Quorum,
     /// On one node; may lose confirmed messages with the power.
     Classic,
+}
+
+impl QueueType {
+    /// The setting's word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Quorum => "quorum",
+            Self::Classic => "classic",
+        }
+    }
+}
+
+impl fmt::Display for QueueType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
 }
 
 impl Default for Settings {
