@@ -54,7 +54,9 @@ fn ledger(config: &Config, r: &mut Reader<'_>) {
         Some(Ledger::Elsewhere { url, .. }) => match url.scheme() {
             "redis" | "rediss" | "sqlite" => {}
             "memory" => r.wrong(&path, "ends with each process: no other would see what it recorded"),
-            "amqp" | "amqps" => r.wrong(&path, "cannot be RabbitMQ, which keeps no records: name redis:// or sqlite://"),
+            "amqp" | "amqps" => {
+                r.wrong(&path, "cannot be RabbitMQ, which keeps no records: name redis:// or sqlite://")
+            }
             scheme => r.wrong(&path, &format!("cannot be {scheme}://: name redis:// or sqlite://, or \"store\"")),
         },
         Some(Ledger::Store) => match config.store.url.as_ref().map(Address::scheme) {
@@ -62,7 +64,9 @@ fn ledger(config: &Config, r: &mut Reader<'_>) {
             Some(_) => {}
             None => missing(r, &path, "ledger.url is the store, but there is none"),
         },
-        None => missing(r, &["broker", "url"], "RabbitMQ carries jobs and keeps no records: it needs a ledger beside it"),
+        None => {
+            missing(r, &["broker", "url"], "RabbitMQ carries jobs and keeps no records: it needs a ledger beside it")
+        }
     }
     if config.broker.amqp.queues == QueueType::Classic && config.broker.durability == Some(Durability::Strict) {
         r.wrong(&["broker", "queue_type"], "must be \"quorum\": classic queues may lose confirmed jobs with the power");

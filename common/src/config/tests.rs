@@ -251,7 +251,10 @@ fn a_ledger_has_a_login_and_certificates_of_its_own() {
     let access = config.access(None);
     assert_eq!((access.url.expose(), access.tls_ca), ("amqps://b@far", Some("/etc/promptq/b.pem".into())));
     let Beside::Ledger(ledger) = access.beside else { panic!("{:?}", access.beside) };
-    assert_eq!((ledger.url.expose(), ledger.tls_ca), ("rediss://l:from-a-file@near/2", Some("/etc/promptq/l.pem".into())));
+    assert_eq!(
+        (ledger.url.expose(), ledger.tls_ca),
+        ("rediss://l:from-a-file@near/2", Some("/etc/promptq/l.pem".into()))
+    );
     assert_eq!(ledger.durability, Some(Durability::Strict));
     let other = given(&[("p.toml", text)], &[("PROMPTQ_LEDGER", "rediss://other")], &[]).unwrap();
     let plain = Ledger::Elsewhere { url: Address::new("rediss://other").unwrap(), tls_ca: None };
