@@ -1,9 +1,18 @@
 //! The RabbitMQ broker: it carries jobs as messages, and keeps what is known of them in a ledger beside it.
 
+mod address;
+mod dial;
+mod fault;
 #[cfg_attr(not(test), expect(dead_code, reason = "the backend that sends messages to these levels is built beside it"))]
 mod level;
+#[cfg_attr(not(test), expect(dead_code, reason = "the backend above it comes next"))]
+mod link;
+#[cfg_attr(not(test), expect(dead_code, reason = "the backend above it comes next"))]
+mod publisher;
 #[expect(dead_code, unused_imports, reason = "the backend that declares them is built beside it")]
 mod topology;
+mod trouble;
+mod window;
 
 use std::fmt;
 use std::time::Duration;

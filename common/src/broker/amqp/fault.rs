@@ -1,0 +1,194 @@
+//! What the driver's and the server's errors mean: whether to try again, and what a person should read. Keeps what was
+//! sent, and every password, out of the words.
+
+use std::io::{
+    self,
+    ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, TimedOut, UnexpectedEof},
+};
+
+use lapin::ErrorKind;
+use rustls::CertificateError;
+
+use crate::error::{Error, Kind};
+
+/// Whom an error is about, as it may be shown.
+#[derive(Clone, Debug)]
+pub(super) struct Peer {
+    /// The URL without its password.
+    pub(super) shown: String,
+    pub(super) user: String,
+    pub(super) vhost: String,
+    pub(super) is_tls: bool,
+}
+
+impl Peer {
+    /// The error of this crate for one of the driver's, on a connection that was open.
+    pub(super) fn lift(&self, op: &'static str, error: &lapin::Error) -> Error {
+        let (kind, why) = self.reading(error);
+        self.error(kind, op, &why)
+    }
+
+    /// The same for what a connection ended with: another one is made, so that it may work later.
+    pub(super) fn lost(&self, op: &'static str, error: &lapin::Error) -> Error {
+        self.error(Kind::Unavailable, op, &self.reading(error).1)
+    }
+
+    fn reading(&self, error: &lapin::Error) -> (Kind, String) {
+        let plain = |text: &str| (Kind::Unavailable, text.to_owned());
+        if let ErrorKind::ProtocolError(said) = error.kind() {
+            self.refusal(said.get_id(), said.get_message().as_str())
+        } else if let ErrorKind::IOError(cause) = error.kind() {
+            (Kind::Unavailable, format!("the connection failed ({cause})"))
+        } else if let ErrorKind::MissingHeartbeatError = error.kind() {
+            plain("the server gave no sign of life for two heartbeats")
+        } else if let ErrorKind::ChannelsLimitReached = error.kind() {
+            plain("the server lets this connection have no more channels; raise its channel_max")
+        } else if let ErrorKind::ParsingError(_) | ErrorKind::SerialisationError(_) = error.kind() {
+            (Kind::Corrupt, format!("what was said cannot be read: {error}"))
+        } else {
+            // A channel or connection that was closed before; why, was told to whom it happened.
+            plain("the connection was lost")
+        }
+    }
+
+    /// The error of this crate for one of the driver's while it connects.
+    pub(super) fn lift_dial(&self, op: &'static str, error: &lapin::Error) -> Error {
+        let (kind, why) = if let ErrorKind::IOError(cause) = error.kind() {
+            self.unreached(cause)
+        } else if let ErrorKind::ParsingError(_) | ErrorKind::InvalidProtocolVersion(_) = error.kind() {
+            (Kind::Unavailable, format!("what answers there is not RabbitMQ{}", self.perhaps_tls()))
+        } else if let ErrorKind::InvalidConnectionState(_) = error.kind() {
+            (Kind::Unavailable, format!("the server hung up while connecting{}", self.perhaps_tls()))
+        } else {
+            self.reading(error)
+        };
+        self.error(kind, op, &why)
+    }
+
+    /// An error about this server in words of our own.
+    pub(super) fn error(&self, kind: Kind, op: &'static str, why: &str) -> Error {
+        Error::new(kind, op, format!("{}: {why}", self.shown))
+    }
+
+    /// No answer within the time that connecting may take.
+    pub(super) fn silent(&self, op: &'static str) -> Error {
+        self.error(Kind::TimedOut, op, &format!("no answer in time{}{}", self.perhaps_tls(), self.perhaps_plain()))
+    }
+
+    fn unreached(&self, cause: &io::Error) -> (Kind, String) {
+        if let Some(broken) = cause.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            return (Kind::Config, of_tls(broken));
+        }
+        let kind = cause.kind();
+        if kind == ConnectionRefused {
+            let why = "nothing listens there (connection refused); start RabbitMQ, or check host and port";
+            (Kind::Unavailable, why.to_owned())
+        } else if kind == TimedOut {
+            (Kind::TimedOut, format!("no answer in time; check host, port and firewall{}", self.perhaps_plain()))
+        } else if [ConnectionAborted, ConnectionReset, UnexpectedEof].contains(&kind) {
+            let hint = if self.is_tls { self.perhaps_plain() } else { self.perhaps_tls() };
+            (Kind::Unavailable, format!("the server hung up while connecting{hint}"))
+        } else {
+            (Kind::Unavailable, format!("it cannot be reached ({cause})"))
+        }
+    }
+
+    /// What the server closed a channel or a connection with.
+    fn refusal(&self, code: u16, said: &str) -> (Kind, String) {
+        let told = quotable(said);
+        match code {
+            403 if said.contains("Login was refused") || said.contains("login refused") => (
+                Kind::Config,
+                format!("the server refuses user {} or the password; check broker.user and broker.password", self.user),
+            ),
+            403 => (Kind::Config, self.lacks(&told)),
+            402 | 530 if said.contains("limit") => (Kind::Unavailable, format!("the server takes no more: {told}")),
+            402 | 530 if said.contains("vhost") => (Kind::Config, self.bad_vhost(said, &told)),
+            404 => (Kind::NotFound, format!("{told}; run `promptq queues declare` if the topology is not there yet")),
+            405 => (Kind::Conflict, format!("another connection has it for itself: {told}")),
+            406 => precondition(said, &told),
+            311 => (Kind::TooLarge, format!("the server takes nothing so large: {told}")),
+            320 => (Kind::Unavailable, format!("the server closes its connections: {told}")),
+            503 | 530 | 540 => (Kind::Unsupported, format!("the server will not do it: {told}")),
+            // 501 to 506 and 541: whatever it was, a new connection is the way on.
+            _ => (Kind::Unavailable, format!("the server gave the connection up: {told}")),
+        }
+    }
+
+    fn lacks(&self, told: &str) -> String {
+        format!(
+            "user {} has too few rights in virtual host {}: {told}; give it those of deploy/rabbitmq",
+            self.user, self.vhost
+        )
+    }
+
+    fn bad_vhost(&self, said: &str, told: &str) -> String {
+        if said.contains("not found") {
+            format!(
+                "there is no virtual host {:?}; add it (rabbitmqctl add_vhost), or name another behind the host",
+                self.vhost
+            )
+        } else if said.contains("refused") {
+            format!(
+                "user {} may not use virtual host {:?}; give it rights there (rabbitmqctl set_permissions)",
+                self.user, self.vhost
+            )
+        } else {
+            told.to_owned()
+        }
+    }
+
+    /// A port with TLS hangs up on what is none, or answers with an alert.
+    fn perhaps_tls(&self) -> &'static str {
+        if self.is_tls { "" } else { "; if the port speaks TLS, write amqps://" }
+    }
+
+    fn perhaps_plain(&self) -> &'static str {
+        if self.is_tls { "; if the port speaks no TLS, write amqp://" } else { "" }
+    }
+}
+
+fn precondition(said: &str, told: &str) -> (Kind, String) {
+    if said.contains("timed out") {
+        let mend = "set broker.consumer_timeout to what the server's consumer_timeout is";
+        (Kind::Unavailable, format!("a delivery stayed open for longer than the server allows; {mend}"))
+    } else if said.contains("larger than") {
+        (Kind::TooLarge, format!("the server takes nothing so large: {told}"))
+    } else if said.contains("inequivalent arg") {
+        (Kind::Conflict, format!("it is there with other arguments: {told}; delete it, or use another virtual host"))
+    } else if said.contains("unknown delivery tag") {
+        (Kind::Unavailable, "the delivery is no longer ours".to_owned())
+    } else {
+        (Kind::Unsupported, format!("the server refuses it: {told}"))
+    }
+}
+
+/// What the server closed with, if it did.
+pub(super) fn code(error: &lapin::Error) -> Option<u16> {
+    if let ErrorKind::ProtocolError(said) = error.kind() { Some(said.get_id()) } else { None }
+}
+
+/// The exchange that a refusal names.
+pub(super) fn exchange(error: &lapin::Error) -> Option<String> {
+    let ErrorKind::ProtocolError(said) = error.kind() else { return None };
+    let (_, rest) = said.get_message().as_str().split_once("exchange '")?;
+    rest.split_once('\'').map(|(name, _)| name.to_owned())
+}
+
+/// What a server said, not endlessly and on one line.
+fn quotable(said: &str) -> String {
+    said.chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect()
+}
+
+fn of_tls(error: &rustls::Error) -> String {
+    use CertificateError::{NotValidForName, NotValidForNameContext};
+    if let rustls::Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. }) = error {
+        "the server's certificate is for another host name; use the name it is for".to_owned()
+    } else if let rustls::Error::InvalidCertificate(why) = error {
+        format!("the server's certificate is not trusted ({why:?}); set broker.tls_ca to the file of its CA")
+    } else if let rustls::Error::InvalidMessage(_) = error {
+        "the port speaks no TLS; write amqp://".to_owned()
+    } else {
+        format!("TLS: {error}")
+    }
+}

@@ -1,0 +1,180 @@
+//! The way to a RabbitMQ server: two connections, one consumes and acks, the other publishes, each made again for as
+//! long as somebody wants it. Both live on one thread of their own, which no job's work can keep from its heartbeats.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lapin::{Channel, Connection};
+use tokio::sync::{oneshot, watch};
+use tokio::time::timeout;
+
+use super::address::{OP, Target};
+use super::dial::Line;
+use super::fault::Peer;
+use super::publisher::{self, Desk, Publisher};
+use crate::broker::Access;
+use crate::error::{Error, Kind, Result};
+
+/// The names of the connections in the server's list.
+const CONSUME: &str = "consume";
+const PUBLISH: &str = "publish";
+/// How long a lost connection is waited for; settles and producers have a longer patience of their own.
+const WAIT: Duration = Duration::from_secs(10);
+
+/// The way to a RabbitMQ server. Cheap to clone; when the last clone is dropped, the connections close.
+#[derive(Clone)]
+pub(super) struct Link(Arc<Shared>);
+
+struct Shared {
+    peer: Peer,
+    /// The consuming connection, while there is one.
+    open: watch::Receiver<Option<Arc<Connection>>>,
+    states: watch::Receiver<State>,
+    publisher: Publisher,
+    /// Dropped with the last clone, which is what the thread waits for.
+    _stop: watch::Sender<()>,
+}
+
+/// How the consuming connection is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct State {
+    /// Rises with each new connection, from 1: deliveries of an earlier one cannot be acked any more.
+    pub(super) generation: u64,
+    pub(super) up: bool,
+}
+
+impl Link {
+    /// Opens both connections.
+    ///
+    /// # Errors
+    /// `Config` for the address, login, virtual host or certificates; `Unavailable` or `TimedOut` when it may work
+    /// later.
+    pub(super) async fn connect(access: &Access) -> Result<Self> {
+        let target = Target::new(access).await?;
+        let peer = target.peer.clone();
+        let (stop, stopped) = watch::channel(());
+        let (tell, told) = oneshot::channel();
+        let (show_open, open) = watch::channel(None);
+        let (show_state, states) = watch::channel(State { generation: 0, up: false });
+        let (publisher, desk) = publisher::pair(peer.clone());
+        let keeper = Keeper { target, stopped, open: show_open, state: show_state };
+        std::thread::Builder::new()
+            .name("promptq-amqp".to_owned())
+            .spawn(move || run(keeper, desk, tell))
+            .map_err(|error| Error::new(Kind::Unavailable, OP, "no thread can be started").because(error))?;
+        told.await.map_err(|_| Error::new(Kind::Closed, OP, "the thread of the connections ended"))??;
+        Ok(Self(Arc::new(Shared { peer, open, states, publisher, _stop: stop })))
+    }
+
+    /// A new channel on the consuming connection. Waits up to 10 s for a connection. Cancel-safe.
+    ///
+    /// # Errors
+    /// `Unavailable` when there is none, or it has no channel to spare.
+    pub(super) async fn channel(&self) -> Result<Channel> {
+        const OP: &str = "open a channel at RabbitMQ";
+        let absent = || self.0.peer.error(Kind::Unavailable, OP, "the connection was lost and is not back yet");
+        let mut open = self.0.open.clone();
+        let making = async {
+            let connection = open.wait_for(Option::is_some).await.ok().and_then(|open| open.clone());
+            let connection = connection.ok_or_else(absent)?;
+            connection.create_channel().await.map_err(|error| self.0.peer.lift(OP, &error))
+        };
+        timeout(WAIT, making).await.unwrap_or_else(|_| Err(absent()))
+    }
+
+    /// Changes whenever the consuming connection was lost or is there again.
+    pub(super) fn states(&self) -> watch::Receiver<State> {
+        self.0.states.clone()
+    }
+
+    /// What publishes, on the other connection.
+    pub(super) fn publisher(&self) -> &Publisher {
+        &self.0.publisher
+    }
+
+    /// Whom errors are about.
+    pub(super) fn peer(&self) -> &Peer {
+        &self.0.peer
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Link").field(&self.0.peer.shown).finish()
+    }
+}
+
+/// The thread: both connections until nobody wants them, then an orderly end.
+fn run(keeper: Keeper, desk: Desk, tell: oneshot::Sender<Result<()>>) {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let error = Error::new(Kind::Unavailable, OP, "no runtime can be started").because(error);
+            return drop(tell.send(Err(error)));
+        }
+    };
+    runtime.block_on(serve(keeper, desk, tell));
+    // A name that is still being looked up is not waited for.
+    runtime.shutdown_background();
+}
+
+async fn serve(keeper: Keeper, desk: Desk, tell: oneshot::Sender<Result<()>>) {
+    let (target, mut stopped) = (keeper.target.clone(), keeper.stopped.clone());
+    let both = async { tokio::try_join!(Line::dial(&target, CONSUME), Line::dial(&target, PUBLISH)) };
+    let dialled = tokio::select! {
+        biased;
+        () = gone(&mut stopped) => return,
+        dialled = both => dialled,
+    };
+    match dialled {
+        Err(error) => drop(tell.send(Err(error))),
+        Ok((consuming, publishing)) => {
+            let keeping = keeper.keep(consuming, tell);
+            tokio::join!(keeping, desk.serve(publishing, PUBLISH, &target, stopped));
+        }
+    }
+}
+
+/// Waits until nobody wants the link any more. Cancel-safe.
+pub(super) async fn gone(stopped: &mut watch::Receiver<()>) {
+    while stopped.changed().await.is_ok() {}
+}
+
+/// Keeps the consuming connection.
+struct Keeper {
+    target: Target,
+    stopped: watch::Receiver<()>,
+    open: watch::Sender<Option<Arc<Connection>>>,
+    state: watch::Sender<State>,
+}
+
+impl Keeper {
+    /// Makes it again whenever it is lost. Tells when the first is there to be used.
+    async fn keep(self, first: Line, tell: oneshot::Sender<Result<()>>) {
+        let Self { target, mut stopped, open, state } = self;
+        let (mut line, mut tell) = (first, Some(tell));
+        loop {
+            open.send_replace(Some(Arc::clone(line.connection())));
+            state.send_modify(|state| *state = State { generation: state.generation + 1, up: true });
+            if tell.take().is_some_and(|tell| tell.send(Ok(())).is_err()) {
+                return line.close().await;
+            }
+            let lost = tokio::select! {
+                biased;
+                () = gone(&mut stopped) => None,
+                error = line.lost(&target) => Some(error),
+            };
+            open.send_replace(None);
+            let Some(error) = lost else { return line.close().await };
+            tracing::warn!("{error}; connecting again");
+            state.send_modify(|state| state.up = false);
+            drop(line);
+            line = tokio::select! {
+                biased;
+                () = gone(&mut stopped) => return,
+                line = Line::redial(&target, CONSUME) => line,
+            };
+        }
+    }
+}

@@ -1,0 +1,436 @@
+//! Publishing: one owner of the channel, who sends what has gathered as a window, waits until every confirm of it is
+//! in, and tells each caller what became of its message. Nothing is sent twice by itself.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::future::{pending, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::task::Poll;
+use std::time::Duration;
+
+use futures_util::future::{FusedFuture, FutureExt, join_all};
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::types::ShortString;
+use lapin::{BasicProperties, Channel, Confirmation};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::address::Target;
+use super::dial::{CONNECT, Line, News};
+use super::fault::{self, Peer};
+use super::link::gone;
+use super::trouble::{GRACE, Trouble};
+use super::window::{Fate, Request, Verdict, gather, judge, mark_of, marked, returned};
+use crate::error::{Error, Kind, Result};
+
+const OP: &str = "publish to RabbitMQ";
+
+/// A quorum queue that elects a leader confirms after seconds; what is not confirmed by then is the caller's to repeat.
+const CONFIRM: Duration = Duration::from_secs(15);
+/// What may wait beside the window that is on its way: another one, and its successor while it is answered.
+const WAITING: usize = 1_024;
+const WAITING_BYTES: usize = 8 << 20;
+/// What a message takes besides its body.
+const OVERHEAD: usize = 1 << 10;
+
+/// One message, and where it goes.
+pub(super) struct Message {
+    pub(super) exchange: String,
+    pub(super) key: String,
+    pub(super) properties: BasicProperties,
+    pub(super) body: Vec<u8>,
+    /// Whether it comes back when no queue takes it; without, it is taken and gone.
+    pub(super) mandatory: bool,
+}
+
+/// What became of a message that the server answered for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sent {
+    /// It is in every queue it was routed to, as safe as those keep it.
+    Taken,
+    /// No queue took it.
+    Returned,
+}
+
+/// Where messages are put in to be published.
+pub(super) struct Publisher {
+    inbox: mpsc::Sender<Request>,
+    weights: Arc<Semaphore>,
+    trouble: Trouble,
+    marks: AtomicU64,
+    peer: Peer,
+}
+
+/// The other side: publishes, on the link's thread.
+pub(super) struct Desk {
+    inbox: mpsc::Receiver<Request>,
+    /// What did not fit into the last window.
+    held: VecDeque<Request>,
+    trouble: Trouble,
+    peer: Peer,
+    is_blocked: bool,
+    /// How many messages still go alone, to find the one that the server closes the channel for.
+    careful: usize,
+}
+
+/// A publisher and who does its work.
+pub(super) fn pair(peer: Peer) -> (Publisher, Desk) {
+    let (sender, inbox) = mpsc::channel(WAITING);
+    let (trouble, weights) = (Trouble::default(), Arc::new(Semaphore::new(WAITING_BYTES)));
+    let desk = Desk {
+        inbox,
+        held: VecDeque::new(),
+        trouble: trouble.clone(),
+        peer: peer.clone(),
+        is_blocked: false,
+        careful: 0,
+    };
+    (Publisher { inbox: sender, weights, trouble, marks: AtomicU64::new(0), peer }, desk)
+}
+
+impl Publisher {
+    /// Publishes, and waits until the server has confirmed it. After a dropped future it was published or not.
+    ///
+    /// # Errors
+    /// `Unavailable` and `TimedOut`: it may have been taken or not, and may be sent again; also when the queue is full
+    /// or the server takes nothing for now. `Config`, `NotFound`, `TooLarge`, `Unsupported`: it was refused.
+    pub(super) async fn publish(&self, message: Message) -> Result<Sent> {
+        let answer = self.put(message).await?;
+        answer.await.unwrap_or_else(|_| Err(self.closed()))
+    }
+
+    /// One answer each, in order.
+    pub(super) async fn publish_all(&self, messages: Vec<Message>) -> Vec<Result<Sent>> {
+        let mut waiting = Vec::with_capacity(messages.len());
+        for message in messages {
+            waiting.push(self.put(message).await);
+        }
+        let mut answers = Vec::with_capacity(waiting.len());
+        for answer in waiting {
+            answers.push(match answer {
+                Ok(answer) => answer.await.unwrap_or_else(|_| Err(self.closed())),
+                Err(error) => Err(error),
+            });
+        }
+        answers
+    }
+
+    /// For how long nothing could be published (the connection lost or blocked, queues full), `None` while it works.
+    pub(super) fn trouble(&self) -> Option<Duration> {
+        self.trouble.lasting()
+    }
+
+    /// Waits for room, and puts it in.
+    async fn put(&self, message: Message) -> Result<oneshot::Receiver<Result<Sent>>> {
+        let short = |text: String| {
+            let too_long =
+                |_| self.peer.error(Kind::TooLarge, OP, "a routing key or exchange is longer than 255 bytes");
+            ShortString::try_new(text).map_err(too_long)
+        };
+        let properties = if message.mandatory {
+            marked(message.properties, self.marks.fetch_add(1, Relaxed))
+        } else {
+            message.properties
+        };
+        let weight = u32::try_from((message.body.len() + OVERHEAD).min(WAITING_BYTES)).unwrap_or(u32::MAX);
+        let (answer, answered) = oneshot::channel();
+        let request = Request {
+            exchange: short(message.exchange)?,
+            key: short(message.key)?,
+            mark: message.mandatory.then(|| mark_of(&properties)).flatten(),
+            properties,
+            body: message.body,
+            answer,
+            _weight: Arc::clone(&self.weights).acquire_many_owned(weight).await.map_err(|_| self.closed())?,
+        };
+        self.inbox.send(request).await.map_err(|_| self.closed())?;
+        Ok(answered)
+    }
+
+    fn closed(&self) -> Error {
+        self.peer.error(Kind::Closed, OP, "the connection is closed")
+    }
+}
+
+/// What a channel was left for.
+enum After {
+    /// It is gone, or of no use any more.
+    Renew,
+    Lost(Error),
+}
+
+impl Desk {
+    /// Publishes on `first` and on what comes after it, until nobody wants it any more.
+    pub(super) async fn serve(mut self, first: Line, role: &str, target: &Target, mut stopped: watch::Receiver<()>) {
+        let mut line = first;
+        loop {
+            let lost = tokio::select! {
+                biased;
+                () = gone(&mut stopped) => None,
+                error = self.on_line(&mut line, target) => Some(error),
+            };
+            let Some(error) = lost else { return line.close().await };
+            tracing::warn!("{error}; connecting again");
+            self.trouble.stuck(error);
+            self.is_blocked = false;
+            drop(line);
+            line = tokio::select! {
+                biased;
+                () = gone(&mut stopped) => return,
+                line = Line::redial(target, role) => line,
+                () = self.turn_away() => return,
+            };
+            self.trouble.free();
+        }
+    }
+
+    /// Publishes on one connection until it is lost.
+    async fn on_line(&mut self, line: &mut Line, target: &Target) -> Error {
+        loop {
+            let channel = match self.open(line).await {
+                Ok(channel) => channel,
+                Err(error) => return error,
+            };
+            if let After::Lost(error) = self.on_channel(line, target, &channel).await {
+                return error;
+            }
+            if let Err(error) = self.sit_out(line, target).await {
+                return error;
+            }
+        }
+    }
+
+    async fn open(&self, line: &Line) -> Result<Channel> {
+        let opening = async {
+            let channel = line.connection().create_channel().await?;
+            channel.confirm_select(ConfirmSelectOptions::default()).await?;
+            Ok(channel)
+        };
+        match timeout(CONNECT, opening).await {
+            Ok(opened) => opened.map_err(|error| self.peer.lost(OP, &error)),
+            Err(_) => Err(self.peer.error(Kind::Unavailable, OP, "the server opens no channel in time")),
+        }
+    }
+
+    async fn on_channel(&mut self, line: &mut Line, target: &Target, channel: &Channel) -> After {
+        loop {
+            let request = tokio::select! {
+                biased;
+                news = line.news(target) => match self.note(news) {
+                    Err(error) => return After::Lost(error),
+                    Ok(()) => None,
+                },
+                request = next(&mut self.held, &mut self.inbox) => Some(request),
+            };
+            if let Some(request) = request {
+                let most = if self.careful > 0 { 1 } else { usize::MAX };
+                self.careful = self.careful.saturating_sub(1);
+                let window = gather(request, &mut self.held, &mut self.inbox, most);
+                if let Some(after) = self.send(line, target, channel, window).await {
+                    return after;
+                }
+            } else if let Err(error) = self.sit_out(line, target).await {
+                return After::Lost(error);
+            }
+        }
+    }
+
+    /// Waits until the server takes something again, if it does not; answers those who wait for too long.
+    async fn sit_out(&mut self, line: &mut Line, target: &Target) -> Result<()> {
+        while self.is_blocked {
+            let news = tokio::select! {
+                biased;
+                news = line.news(target) => news,
+                () = self.turn_away() => continue,
+            };
+            self.note(news)?;
+        }
+        Ok(())
+    }
+
+    /// Takes note of what is new; `Err` when the connection is lost.
+    fn note(&mut self, news: News) -> Result<()> {
+        match news {
+            News::Blocked(why) => {
+                let why = format!("the server takes nothing for now ({why}); free its memory or disk");
+                let error = self.peer.error(Kind::Unavailable, OP, &why);
+                if !self.is_blocked {
+                    tracing::warn!("{error}");
+                }
+                self.trouble.stuck(error);
+                self.is_blocked = true;
+            }
+            News::Unblocked => {
+                tracing::info!("{}: the server takes messages again", self.peer.shown);
+                self.trouble.free();
+                self.is_blocked = false;
+            }
+            News::Lost(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Answers those who have waited for longer than a trouble is sat out, and those who come while it lasts. Never
+    /// ends by itself. Cancel-safe.
+    async fn turn_away(&mut self) {
+        loop {
+            let Some((_, left)) = self.trouble.stuck_for() else { return pending().await };
+            sleep(left).await;
+            let request = next(&mut self.held, &mut self.inbox).await;
+            if let Some((error, _)) = self.trouble.stuck_for() {
+                tell(request, Err(error));
+            } else {
+                self.held.push_front(request);
+            }
+        }
+    }
+
+    /// Sends one window and answers for it. `Some` when the channel is not to be used any more.
+    async fn send(
+        &mut self,
+        line: &mut Line,
+        target: &Target,
+        channel: &Channel,
+        window: Vec<Request>,
+    ) -> Option<After> {
+        let fates: Vec<_> = window.iter().map(|_| RefCell::new(None)).collect();
+        let (mut late, mut lost) = (false, None);
+        {
+            let mut sending = pin!(fly(channel, &window, &fates));
+            let mut deadline = Instant::now() + CONFIRM;
+            loop {
+                let news = tokio::select! {
+                    biased;
+                    () = &mut sending => break,
+                    news = line.news(target) => news,
+                    () = sleep_until(deadline) => { late = true; break },
+                };
+                if let Err(error) = self.note(news) {
+                    // What was confirmed before it was lost is.
+                    _ = sending.as_mut().now_or_never();
+                    lost = Some(error);
+                    break;
+                }
+                let now = Instant::now();
+                deadline = if self.is_blocked { deadline.min(now + GRACE) } else { now + CONFIRM };
+            }
+        }
+        let fates: Vec<Fate> = fates.into_iter().map(|fate| fate.into_inner().unwrap_or(Fate::Silent)).collect();
+        self.answer(window, &fates, lost.as_ref());
+        match lost {
+            Some(error) => Some(After::Lost(error)),
+            None if late || !channel.status().connected() => Some(After::Renew),
+            None => None,
+        }
+    }
+
+    /// Tells everybody what became of its message.
+    fn answer(&mut self, window: Vec<Request>, fates: &[Fate], lost: Option<&Error>) {
+        let marks: Vec<_> = window.iter().map(|request| request.mark.clone()).collect();
+        let verdicts = judge(&marks, fates);
+        if verdicts.iter().any(|verdict| matches!(verdict, Verdict::Taken | Verdict::Returned)) {
+            self.trouble.taken();
+        } else if verdicts.iter().any(|verdict| matches!(verdict, Verdict::Refused | Verdict::Silent)) {
+            self.trouble.refused();
+        }
+        // The first to fail says only that the channel is closed, if it was sent after that.
+        let errors = || fates.iter().filter_map(|fate| if let Fate::Failed(error) = fate { Some(error) } else { None });
+        let cause = errors().find(|error| fault::code(error).is_some()).or_else(|| errors().next());
+        let alone = window.len() == 1;
+        if !alone && cause.is_some_and(|cause| fault::code(cause).is_some() && fault::exchange(cause).is_none()) {
+            self.careful = window.len();
+        }
+        for (request, verdict) in window.into_iter().zip(verdicts) {
+            let answer = match (verdict, lost) {
+                (Verdict::Taken, _) => Ok(Sent::Taken),
+                (Verdict::Returned, _) => Ok(Sent::Returned),
+                (Verdict::Refused, _) => Err(self.full(&request)),
+                (Verdict::Failed | Verdict::Silent, Some(lost)) => Err(lost.shared()),
+                (Verdict::Silent, None) => Err(self.unconfirmed()),
+                (Verdict::Failed, None) => Err(self.failed(&request, cause, alone)),
+            };
+            tell(request, answer);
+        }
+    }
+
+    fn full(&self, request: &Request) -> Error {
+        let why = format!(
+            "the queue for {:?} is full or cannot take it; workers make room, or raise its limit",
+            request.key.as_str()
+        );
+        self.peer.error(Kind::Unavailable, OP, &why)
+    }
+
+    fn unconfirmed(&self) -> Error {
+        if self.is_blocked
+            && let Some((error, _)) = self.trouble.stuck_for()
+        {
+            return error;
+        }
+        self.peer.error(Kind::TimedOut, OP, "not confirmed in time; whether it was taken is unknown")
+    }
+
+    /// For one whose channel ended: it is to blame if it was alone on it, or went where the server says.
+    fn failed(&self, request: &Request, cause: Option<&lapin::Error>, alone: bool) -> Error {
+        let Some(cause) = cause else {
+            return self.peer.error(Kind::Unavailable, OP, "whether it was taken is unknown; another failed with it");
+        };
+        let named = fault::exchange(cause).is_some_and(|exchange| exchange == request.exchange.as_str());
+        if alone || named || fault::code(cause).is_none() {
+            self.peer.lift(OP, cause)
+        } else {
+            self.peer.error(Kind::Unavailable, OP, "the server closed the channel because of another message on it")
+        }
+    }
+}
+
+/// Publishes all in order, and waits for every confirm.
+async fn fly(channel: &Channel, window: &[Request], fates: &[RefCell<Option<Fate>>]) {
+    let each = window.iter().zip(fates);
+    let mut each: Vec<_> = each.map(|(request, fate)| Box::pin(fly_one(channel, request, fate).fuse())).collect();
+    // The first look at each is what sends it: one after the other, whatever order they end in.
+    poll_fn(|context| {
+        for one in &mut each {
+            _ = one.poll_unpin(context);
+        }
+        Poll::Ready(())
+    })
+    .await;
+    each.retain(|one| !one.is_terminated());
+    join_all(each).await;
+}
+
+async fn fly_one(channel: &Channel, request: &Request, fate: &RefCell<Option<Fate>>) {
+    let options = BasicPublishOptions { mandatory: request.mark.is_some(), immediate: false };
+    let (exchange, key) = (request.exchange.clone(), request.key.clone());
+    let sending =
+        async { channel.basic_publish(exchange, key, options, &request.body, request.properties.clone()).await?.await };
+    let came = match sending.await {
+        Ok(Confirmation::Ack(message)) => Fate::Acked(returned(message)),
+        Ok(Confirmation::Nack(message)) => Fate::Nacked(returned(message)),
+        // Never on a channel that confirms.
+        Ok(Confirmation::NotRequested) => Fate::Silent,
+        Err(error) => Fate::Failed(error),
+    };
+    *fate.borrow_mut() = Some(came);
+}
+
+/// The next to be published. Cancel-safe.
+async fn next(held: &mut VecDeque<Request>, inbox: &mut mpsc::Receiver<Request>) -> Request {
+    match held.pop_front() {
+        Some(request) => request,
+        None => match inbox.recv().await {
+            Some(request) => request,
+            // The link is going; its thread hears of it by itself.
+            None => pending().await,
+        },
+    }
+}
+
+fn tell(request: Request, answer: Result<Sent>) {
+    if request.answer.send(answer).is_err() {
+        tracing::trace!("nobody waits for a confirm any more");
+    }
+}

@@ -1,0 +1,142 @@
+//! Messages that are published together, and what became of each. Pure but for the answers: a window is judged as a
+//! whole, because the driver hands a returned message to whichever confirm comes next.
+
+use std::collections::{HashSet, VecDeque};
+
+use lapin::BasicProperties;
+use lapin::message::BasicReturnMessage;
+use lapin::types::{AMQPValue, LongString, ShortString};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+
+use super::publisher::Sent;
+use crate::error::Result;
+
+/// What the server's confirms come in anyway under load; more would only make the first wait for the last.
+const MOST: usize = 500;
+/// So that one window is on its way within the confirm time-out on a slow network too.
+const MOST_BYTES: usize = 4 << 20;
+/// The header that tells a message without an id from others, should it come back.
+const MARK: &str = "pq-mark";
+
+/// One message on its way, and who waits for it.
+pub(super) struct Request {
+    pub(super) exchange: ShortString,
+    pub(super) key: ShortString,
+    pub(super) properties: BasicProperties,
+    pub(super) body: Vec<u8>,
+    /// What it is known by when it comes back; `None` when it cannot.
+    pub(super) mark: Option<String>,
+    pub(super) answer: oneshot::Sender<Result<Sent>>,
+    /// Its share of the memory that waiting messages may take.
+    pub(super) _weight: OwnedSemaphorePermit,
+}
+
+/// What the server said of one message.
+pub(super) enum Fate {
+    /// Confirmed; perhaps with a message that came back, whose it may be or not.
+    Acked(Option<String>),
+    /// The queue refused it.
+    Nacked(Option<String>),
+    /// The channel or connection ended first.
+    Failed(lapin::Error),
+    /// Nothing within the time allowed.
+    Silent,
+}
+
+/// What is to be told of one message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Taken,
+    Returned,
+    Refused,
+    /// The channel or connection ended first.
+    Failed,
+    Silent,
+}
+
+/// What it is known by when it comes back.
+pub(super) fn mark_of(properties: &BasicProperties) -> Option<String> {
+    if let Some(id) = properties.message_id() {
+        return Some(format!("id {id}"));
+    }
+    let headers = properties.headers().as_ref()?;
+    match headers.inner().get(MARK) {
+        Some(AMQPValue::LongString(mark)) => Some(format!("mark {}", String::from_utf8_lossy(mark.as_bytes()))),
+        Some(_) | None => None,
+    }
+}
+
+/// The same message with something it is known by.
+pub(super) fn marked(properties: BasicProperties, number: u64) -> BasicProperties {
+    if properties.message_id().is_some() {
+        return properties;
+    }
+    let mut headers = properties.headers().clone().unwrap_or_default();
+    headers.insert(MARK.into(), AMQPValue::LongString(LongString::from(number.to_string())));
+    properties.with_headers(headers)
+}
+
+/// What a confirm carried.
+pub(super) fn returned(message: Option<BasicReturnMessage>) -> Option<String> {
+    // One without a mark is of no message that could be asked about; that one came back still counts.
+    message.map(|message| mark_of(&message.properties).unwrap_or_default())
+}
+
+/// The next messages to go together: in order, but that one with the id of another in the window waits for the next.
+/// Leaves out whom nobody waits for any more. `held` is what earlier windows left.
+pub(super) fn gather(
+    first: Request,
+    held: &mut VecDeque<Request>,
+    inbox: &mut mpsc::Receiver<Request>,
+    most: usize,
+) -> Vec<Request> {
+    let (mut window, mut bytes) = (Vec::new(), 0);
+    let (mut marks, mut left) = (HashSet::new(), VecDeque::new());
+    let mut next = Some(first);
+    while let Some(request) = next.take().or_else(|| held.pop_front()).or_else(|| inbox.try_recv().ok()) {
+        if request.answer.is_closed() {
+            continue;
+        }
+        let size = request.body.len();
+        if !window.is_empty() && bytes + size > MOST_BYTES {
+            left.push_back(request);
+            break;
+        }
+        if request.mark.as_ref().is_some_and(|mark| !marks.insert(mark.clone())) {
+            left.push_back(request);
+            continue;
+        }
+        bytes += size;
+        window.push(request);
+        if window.len() >= most.min(MOST) {
+            break;
+        }
+    }
+    left.append(held);
+    *held = left;
+    window
+}
+
+/// One verdict per message. Which confirm carried a returned message says nothing; that it was carried by one of this
+/// window says that it is of this window, and once every confirm is in, none is missing.
+pub(super) fn judge(marks: &[Option<String>], fates: &[Fate]) -> Vec<Verdict> {
+    let mut back = HashSet::new();
+    for fate in fates {
+        if let Fate::Acked(Some(mark)) | Fate::Nacked(Some(mark)) = fate {
+            back.insert(mark.as_str());
+        }
+    }
+    let whole = fates.iter().all(|fate| matches!(fate, Fate::Acked(_) | Fate::Nacked(_)));
+    let verdict = |(mark, fate): (&Option<String>, &Fate)| match fate {
+        Fate::Failed(_) => Verdict::Failed,
+        Fate::Silent => Verdict::Silent,
+        Fate::Nacked(_) => Verdict::Refused,
+        Fate::Acked(_) => match mark {
+            Some(mark) if back.contains(mark.as_str()) => Verdict::Returned,
+            // Its own return may be one that no confirm was there to carry.
+            Some(_) if !whole && !back.is_empty() => Verdict::Failed,
+            Some(_) | None => Verdict::Taken,
+        },
+    };
+    marks.iter().zip(fates).map(verdict).collect()
+}
