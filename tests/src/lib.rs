@@ -11,6 +11,7 @@ pub mod messages;
 pub mod process;
 pub mod provider;
 pub mod proxy;
+pub mod rabbit;
 pub mod redis;
 pub mod site;
 pub mod steps;

@@ -2,6 +2,7 @@
 //! and gone with the test however that ends.
 
 mod audit;
+pub(crate) mod certificates;
 mod options;
 mod reply;
 mod rights;

@@ -5,6 +5,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use super::certificates;
+
 /// A server's settings; from one of the constructors, with more lines where a test needs them.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -91,25 +93,10 @@ impl Options {
         })
     }
 
-    /// Two authorities, and a certificate for `localhost` by the first.
+    /// What TLS needs, where it is spoken.
     pub(super) fn write_certificates(&self, folder: &Path) {
-        if !self.tls {
-            return;
+        if self.tls {
+            certificates::write(folder);
         }
-        let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"];
-        for (name, subject) in [("ca", "/CN=promptq tests"), ("other-ca", "/CN=somebody else")] {
-            let files = ["-keyout", &format!("{name}.key"), "-out", &format!("{name}.pem"), "-subj", subject];
-            openssl(folder, &[&["req", "-x509"], &key[..], &files].concat());
-        }
-        let names = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-addext", "basicConstraints=CA:FALSE"];
-        let files = ["-keyout", "server.key", "-out", "server.pem", "-subj", "/CN=localhost"];
-        let signer = ["-CA", "ca.pem", "-CAkey", "ca.key"];
-        openssl(folder, &[&["req", "-x509"], &key[..], &files, &names, &signer].concat());
     }
-}
-
-fn openssl(folder: &Path, arguments: &[&str]) {
-    let output = Command::new("openssl").args(arguments).current_dir(folder).stdin(Stdio::null()).output();
-    let output = output.unwrap_or_else(|error| panic!("openssl: {error}; run: apt-get install openssl"));
-    assert!(output.status.success(), "openssl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
