@@ -2,10 +2,11 @@
 //! why. How a line gets to the broker and away again is the backend's; what it may say, `line/`.
 
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 
 use super::{Envelope, envelope};
 use crate::codec;
-use crate::job::{Job, JobId, Queue};
+use crate::job::{Job, JobId, Priority, Queue};
 use crate::line::{BadLine, Line, NAME_CHARS};
 use crate::outcome::FailureClass;
 use crate::record::{Cause, End, Record};
@@ -22,6 +23,35 @@ pub(super) struct Arrival {
     pub(super) envelope: Envelope,
     /// Why it is dead on arrival, if it is.
     pub(super) dead: Option<Box<Record>>,
+}
+
+/// What a message says of its line beside the body.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Labels {
+    /// What its id is derived from, unless the line says.
+    pub(super) key: Option<String>,
+    /// The model, for a line that names none.
+    pub(super) model: Option<String>,
+    /// The priority, 0 to 9.
+    pub(super) priority: Option<u8>,
+    /// Not before this: a moment, or a length of time.
+    pub(super) not_before: Option<String>,
+}
+
+impl Labels {
+    fn onto(self, mut line: Line) -> Result<Line, String> {
+        line.terms.key = line.terms.key.or(self.key);
+        if line.work.model.is_none() {
+            line.work.model = self.model;
+        }
+        if let (None, Some(priority)) = (line.terms.priority, self.priority) {
+            line.terms.priority = Some(Priority::new(priority)?);
+        }
+        if let (None, Some(text)) = (line.terms.not_before, self.not_before) {
+            line.terms.not_before = Some(text.parse()?);
+        }
+        Ok(line)
+    }
 }
 
 impl Arrival {
@@ -48,6 +78,50 @@ impl Arrival {
             Ok(envelope) => Self { envelope, dead: None },
             Err(limit) => Self::unreadable(line, queue, now, format!("the job is larger than {limit} bytes")),
         }
+    }
+
+    /// Reads a line that came as a message for `queue`, with what the message says of it beside. The labels yield to
+    /// what the line says itself; without any id or key it is dead.
+    pub(super) fn message(body: &[u8], queue: &Queue, labels: Labels, now: Timestamp) -> Self {
+        let parsed = std::str::from_utf8(body)
+            .map_err(|_| "the body is not UTF-8".to_owned())
+            .and_then(|text| Line::parse(text).map_err(|bad| said(&bad)))
+            .and_then(|line| labels.onto(line).map_err(|why| format!("a header of the message is wrong: {why}")))
+            .and_then(|line| match &line.terms.queue {
+                Some(other) if other != queue => Err(format!("it names queue {other} and came for {queue}")),
+                Some(_) | None => Ok(line),
+            });
+        let mut line = match parsed {
+            Ok(line) => line,
+            Err(why) => return Self::strange(body, queue, why, now),
+        };
+        line.terms.key = line.terms.key.or_else(|| line.custom_id.clone());
+        let nameless = line.terms.key.is_none();
+        if nameless {
+            line.terms.key = Some(content_key(body));
+        }
+        let envelope = match envelope(&line.into_job(queue, now)) {
+            Ok(envelope) => envelope,
+            Err(limit) => return Self::strange(body, queue, format!("the job is larger than {limit} bytes"), now),
+        };
+        let dead = nameless.then(|| {
+            let detail = "the message has no message_id, nor correlation_id with reply_to, and its line has no id: \
+                          nobody could tell a repetition from a new job";
+            record(&envelope, "no_id", detail.to_owned(), now)
+        });
+        Self { envelope, dead }
+    }
+
+    /// Something for `queue` that nobody can read, dead under an id that its content gives: should it come again, it is
+    /// the same dead job.
+    pub(super) fn strange(body: &[u8], queue: &Queue, why: String, now: Timestamp) -> Self {
+        let mut arrival = Self::unreadable(body, queue, now, why);
+        let id = JobId::derived(queue, None, &content_key(body));
+        arrival.envelope.head.id = id;
+        if let Some(record) = &mut arrival.dead {
+            record.id = id;
+        }
+        arrival
     }
 
     /// A line of so many bytes that was not even looked at; `start` is how it begins.
@@ -78,6 +152,12 @@ impl Arrival {
         let dead = Some(record(&envelope, "unreadable_job", why, now));
         Self { envelope, dead }
     }
+}
+
+/// What stands for the id of something that has none.
+fn content_key(body: &[u8]) -> String {
+    let digest = Sha256::digest(body);
+    digest.iter().fold("content:".to_owned(), |key, byte| key + &format!("{byte:02x}"))
 }
 
 fn record(envelope: &Envelope, code: &str, detail: String, now: Timestamp) -> Box<Record> {

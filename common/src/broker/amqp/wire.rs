@@ -1,0 +1,194 @@
+//! Jobs as messages: what travels in the body, what in the properties, and how a foreign client's message is read.
+//! Where a message goes is the topology's.
+
+use lapin::BasicProperties;
+use lapin::message::Delivery;
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+
+use super::topology;
+use crate::broker::backend::{Envelope, Head};
+use crate::broker::foreign::{Arrival, Labels};
+use crate::codec;
+use crate::error::{Error, Kind, Result};
+use crate::job::{JobId, Queue};
+use crate::record::Record;
+use crate::time::Timestamp;
+
+/// The content type of our own messages.
+const OURS: &str = "application/x-promptq-job";
+/// Of those of foreign clients, and of every result.
+const JSON: &str = "application/json";
+/// The header of a message that may stand in its queue already.
+const DUPLICATE: &str = "pq-dup";
+/// Messages survive a restart of the server.
+const PERSISTENT: u8 = 2;
+const BODY_V1: u8 = 1;
+
+/// A job as it came, or goes.
+#[derive(Clone, Debug)]
+pub(super) struct Parcel {
+    pub(super) envelope: Envelope,
+    /// Who waits for the result, if the client said so.
+    pub(super) reply: Option<Reply>,
+}
+
+/// Where a foreign client wants its result.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Reply {
+    /// Its queue.
+    pub(super) to: String,
+    /// What it calls the request.
+    pub(super) correlation: Option<String>,
+}
+
+/// What a delivery comes to.
+#[derive(Debug)]
+pub(super) struct Read {
+    pub(super) parcel: Parcel,
+    /// Why the job is dead on arrival, if it is.
+    pub(super) dead: Option<Box<Record>>,
+    /// Not ours, and told to wait for a length of time: what it means has to be fixed before it waits.
+    pub(super) foreign: bool,
+}
+
+impl Parcel {
+    /// The properties of this job's message, and its body.
+    ///
+    /// # Errors
+    /// `TooLarge` when the head alone is beyond the codec's limit.
+    pub(super) fn message(&self, duplicate: bool) -> Result<(BasicProperties, Vec<u8>)> {
+        let Envelope { head, payload } = &self.envelope;
+        let encoded = codec::encode_part("encode a head", head)?;
+        let length = u32::try_from(encoded.len())
+            .map_err(|_| Error::new(Kind::TooLarge, "encode a head", "more than 4 GiB"))?;
+        let mut body = Vec::with_capacity(5 + encoded.len() + payload.len());
+        body.push(BODY_V1);
+        body.extend(length.to_be_bytes());
+        body.extend(encoded);
+        body.extend(payload);
+        let mut headers = FieldTable::default();
+        headers.insert("pq-epoch".into(), AMQPValue::LongUInt(head.epoch));
+        headers.insert("pq-attempts".into(), AMQPValue::LongUInt(head.attempts));
+        if duplicate {
+            headers.insert(DUPLICATE.into(), AMQPValue::Boolean(true));
+        }
+        let mut properties = BasicProperties::default()
+            .with_content_type(OURS.into())
+            .with_headers(headers)
+            .with_delivery_mode(PERSISTENT)
+            .with_message_id(head.id.to_string().into())
+            .with_priority(head.priority.get())
+            .with_timestamp(u64::try_from(head.created_at.as_millis() / 1_000).unwrap_or(0));
+        if let Some(reply) = &self.reply {
+            properties = properties.with_reply_to(short(&reply.to));
+            if let Some(correlation) = &reply.correlation {
+                properties = properties.with_correlation_id(short(correlation));
+            }
+        }
+        Ok((properties, body))
+    }
+}
+
+/// Reads what was delivered for `queue`. It always comes to a job, if only to one that is dead and says why.
+pub(super) fn read(delivery: &Delivery, queue: &Queue, now: Timestamp) -> Read {
+    let properties = &delivery.properties;
+    let content_type = properties.content_type().as_ref().map_or("", ShortString::as_str);
+    let reply = reply(properties);
+    if content_type == OURS {
+        return match ours(&delivery.data) {
+            Ok(envelope) => Read { parcel: Parcel { envelope, reply }, dead: None, foreign: false },
+            Err(error) => arrived(Arrival::strange(&delivery.data, queue, error.to_string(), now), reply),
+        };
+    }
+    let sent = properties.timestamp().and_then(|seconds| i64::try_from(seconds).ok());
+    let now = sent.map_or(now, |seconds| Timestamp::from_millis(seconds.saturating_mul(1_000)).min(now));
+    let kind = content_type.split(';').next().unwrap_or_default().trim();
+    arrived(
+        if kind.eq_ignore_ascii_case(JSON) {
+            Arrival::message(&delivery.data, queue, labels(properties), now)
+        } else {
+            let why = format!("its content_type is {content_type:?}; a foreign client's job is {JSON}");
+            Arrival::strange(&delivery.data, queue, why, now)
+        },
+        reply,
+    )
+}
+
+fn arrived(arrival: Arrival, reply: Option<Reply>) -> Read {
+    Read { parcel: Parcel { envelope: arrival.envelope, reply }, dead: arrival.dead, foreign: true }
+}
+
+fn ours(body: &[u8]) -> Result<Envelope> {
+    let bad = |why: &str| Error::new(Kind::Corrupt, "read a message", why);
+    let (version, rest) = body.split_first().ok_or_else(|| bad("it is empty"))?;
+    if *version != BODY_V1 {
+        return Err(bad("a newer promptq wrote it; update this one"));
+    }
+    let (length, rest) = rest.split_first_chunk::<4>().ok_or_else(|| bad("it is cut short"))?;
+    let length = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
+    let (head, payload) = rest.split_at_checked(length).ok_or_else(|| bad("it is cut short"))?;
+    let head: Head = codec::decode_part("decode a head", head)?;
+    Ok(Envelope { head, payload: payload.to_vec() })
+}
+
+/// Where the result is wanted. A queue of ours is nobody's to write into, and is as good as none.
+fn reply(properties: &BasicProperties) -> Option<Reply> {
+    let to = properties.reply_to().as_ref()?.as_str();
+    if to.is_empty() || topology::is_ours(to) {
+        return None;
+    }
+    let correlation = properties.correlation_id().as_ref().map(|id| id.as_str().to_owned());
+    Some(Reply { to: to.to_owned(), correlation })
+}
+
+fn labels(properties: &BasicProperties) -> Labels {
+    let text = |value: &Option<ShortString>| {
+        value.as_ref().map(ShortString::as_str).filter(|text| !text.is_empty()).map(str::to_owned)
+    };
+    let key = text(properties.message_id()).or_else(|| {
+        let (to, correlation) = (text(properties.reply_to())?, text(properties.correlation_id())?);
+        Some(format!("{to}\n{correlation}"))
+    });
+    let headers = properties.headers().as_ref().map(FieldTable::inner);
+    let header = |name: &str| headers.and_then(|headers| headers.get(name)).and_then(as_text);
+    Labels {
+        key,
+        model: header("model"),
+        priority: header("priority").and_then(|text| text.parse().ok()).or(*properties.priority()),
+        not_before: header("not_before"),
+    }
+}
+
+/// The text in a header; a number as its digits.
+#[expect(clippy::wildcard_enum_match_arm, reason = "nothing else is text or a whole number")]
+fn as_text(value: &AMQPValue) -> Option<String> {
+    Some(match value {
+        AMQPValue::LongString(text) => text.to_string(),
+        AMQPValue::ShortString(text) => text.to_string(),
+        AMQPValue::ShortShortInt(n) => n.to_string(),
+        AMQPValue::ShortShortUInt(n) => n.to_string(),
+        AMQPValue::ShortInt(n) => n.to_string(),
+        AMQPValue::ShortUInt(n) => n.to_string(),
+        AMQPValue::LongInt(n) => n.to_string(),
+        AMQPValue::LongUInt(n) => n.to_string(),
+        AMQPValue::LongLongInt(n) => n.to_string(),
+        _ => return None,
+    })
+}
+
+/// The properties of a result: a JSON message under this job's id.
+pub(super) fn result(id: JobId, correlation: Option<&str>) -> BasicProperties {
+    let properties = BasicProperties::default()
+        .with_content_type(JSON.into())
+        .with_delivery_mode(PERSISTENT)
+        .with_message_id(id.to_string().into());
+    match correlation {
+        Some(correlation) => properties.with_correlation_id(short(correlation)),
+        None => properties,
+    }
+}
+
+/// What came as a short string goes as one; nothing longer reaches this.
+fn short(text: &str) -> ShortString {
+    ShortString::try_new(text).unwrap_or_default()
+}
