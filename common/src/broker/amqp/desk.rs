@@ -1,0 +1,292 @@
+//! What a subscription has in hand: which messages it was given and has not answered for, and the claims on them.
+//! How a claim ends is `hold.rs`; a message that stays long is `swap.rs`.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::hold::AmqpHold;
+use super::post::Post;
+use super::slip::Slip;
+use super::wire::{Parcel, Read};
+use crate::broker::backend::{Claim, LeaseId, RawDelivery, Terms, Verdict, WorkerId};
+use crate::error::Error;
+use crate::job::JobId;
+use crate::record::Record;
+
+/// How many ended jobs may wait for their announcement; a further end waits until there is room.
+const FINISHING: usize = 2_000;
+/// A message that could not be answered for goes back after this.
+const REST: Duration = Duration::from_secs(1);
+
+/// A subscription's messages in hand.
+#[derive(Debug)]
+pub(super) struct Desk {
+    pub(super) post: Arc<Post>,
+    pub(super) worker: WorkerId,
+    pub(super) lease: Duration,
+    hands: Mutex<HashMap<JobId, Hand>>,
+    /// What goes on after a job has ended for its worker: announcing, acknowledging, replying.
+    tasks: Mutex<JoinSet<()>>,
+    pub(super) finishing: Arc<Semaphore>,
+}
+
+/// A message that was delivered and not looked at yet.
+#[derive(Debug)]
+pub(super) struct Item {
+    pub(super) parcel: Parcel,
+    /// How it ended before it came, if it did.
+    pub(super) dead: Option<Box<Record>>,
+    /// What it is claimed with. Kept over attempts: asked again with the same lease, it is the same claim.
+    pub(super) lease: LeaseId,
+    /// Whether it was delivered before.
+    pub(super) redelivered: bool,
+    /// Whether it came from this worker's hold queue.
+    pub(super) held: bool,
+    pub(super) slip: Slip,
+    pub(super) since: Instant,
+}
+
+#[derive(Debug)]
+enum Hand {
+    /// The ledger is being asked.
+    Opening,
+    /// It runs here.
+    Held(Arc<Held>),
+}
+
+/// A claimed job and its message.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) parcel: Parcel,
+    pub(super) lease: LeaseId,
+    state: Mutex<HeldState>,
+}
+
+#[derive(Debug)]
+struct HeldState {
+    /// `None` once it was answered for.
+    slip: Option<Slip>,
+    /// When the claim runs out unless it is beaten.
+    until: Instant,
+    /// Since when a copy is on its way to the hold queue.
+    swapping: Option<Instant>,
+}
+
+/// What came of opening a message.
+#[derive(Debug)]
+pub(super) enum Opening {
+    /// It may run, or has to be settled.
+    Granted(RawDelivery),
+    /// It was answered for: nothing to do.
+    Gone,
+    /// Its queue is paused.
+    Paused(Box<Item>),
+    /// The ledger did not answer.
+    Failed(Box<Item>, Error),
+}
+
+impl Item {
+    pub(super) fn new(read: Read, slip: Slip, redelivered: bool, held: bool) -> Self {
+        let lease = LeaseId::random();
+        Self { parcel: read.parcel, dead: read.dead, lease, redelivered, held, slip, since: Instant::now() }
+    }
+}
+
+impl Desk {
+    pub(super) fn new(post: Arc<Post>, terms: &Terms) -> Arc<Self> {
+        Arc::new(Self {
+            post,
+            worker: terms.worker.clone(),
+            lease: terms.lease,
+            hands: Mutex::default(),
+            tasks: Mutex::default(),
+            finishing: Arc::new(Semaphore::new(FINISHING)),
+        })
+    }
+
+    /// Asks the ledger whether a message may run, and answers for it if not.
+    pub(super) async fn open(self: Arc<Self>, item: Item) -> Opening {
+        let id = item.parcel.envelope.head.id;
+        let Some(item) = self.enter(item).await else { return Opening::Gone };
+        let opened = self.ask(item).await;
+        if !matches!(opened, Opening::Granted(_)) {
+            let mut hands = self.hands();
+            if matches!(hands.get(&id), Some(Hand::Opening)) {
+                hands.remove(&id);
+            }
+        }
+        opened
+    }
+
+    /// Notes a message as being opened; `None` when a copy of it is in hand already and this one was answered for.
+    async fn enter(&self, item: Item) -> Option<Item> {
+        let head = &item.parcel.envelope.head;
+        let held = match self.hands().entry(head.id) {
+            Entry::Vacant(place) => {
+                place.insert(Hand::Opening);
+                return Some(item);
+            }
+            Entry::Occupied(place) => match place.get() {
+                Hand::Held(held) => Some(Arc::clone(held)),
+                Hand::Opening => None,
+            },
+        };
+        match held {
+            // The message of a job that runs here came again: its channel was lost, or it was swapped.
+            Some(held) if held.parcel.envelope.head.epoch == head.epoch && (item.held || held.is_orphan()) => {
+                if let Some(old) = held.replace(item.slip) {
+                    old.ack().await;
+                }
+            }
+            _ => self.post.park(item.parcel, item.slip, self.lease).await,
+        }
+        None
+    }
+
+    async fn ask(self: &Arc<Self>, item: Item) -> Opening {
+        let head = &item.parcel.envelope.head;
+        crate::crash_point!("amqp.open.before_ledger");
+        let asked = self.post.claims.open(head, item.lease, &self.worker, self.lease, item.redelivered).await;
+        crate::crash_point!("amqp.open.after_ledger");
+        let opened = match asked {
+            Ok(opened) => opened,
+            Err(error) => return Opening::Failed(Box::new(item), error),
+        };
+        match opened.claim {
+            Claim::Fresh { .. } | Claim::Cancelled => self.grant(item, opened.claim).await,
+            Claim::Paused { .. } => Opening::Paused(Box::new(item)),
+            Claim::Taken { until } => {
+                let wait = until.since(self.post.clock.now());
+                self.post.park(item.parcel, item.slip, wait).await;
+                Opening::Gone
+            }
+            Claim::Ended(_) | Claim::Stale => {
+                if let Err(error) = self.post.conclude(&item.parcel, &opened).await {
+                    tracing::warn!(%error, job = %item.parcel.envelope.head.id, "an ended job is not announced yet");
+                    tokio::time::sleep(REST).await;
+                    item.slip.give_back().await;
+                } else {
+                    item.slip.ack().await;
+                }
+                Opening::Gone
+            }
+        }
+    }
+
+    /// Takes a claimed job in hand.
+    async fn grant(self: &Arc<Self>, item: Item, claim: Claim) -> Opening {
+        let Item { parcel, dead, lease, slip, .. } = item;
+        let (head, payload) = (parcel.envelope.head.clone(), parcel.envelope.payload.clone());
+        let state = HeldState { slip: Some(slip), until: Instant::now() + self.lease, swapping: None };
+        let held = Arc::new(Held { parcel, lease, state: Mutex::new(state) });
+        self.hands().insert(head.id, Hand::Held(Arc::clone(&held)));
+        let hold = Box::new(AmqpHold { desk: Arc::clone(self), held, claim });
+        if let Some(mut record) = dead {
+            record.lease = lease;
+            // Without an answer the claim runs out, and the next to get the message ends it.
+            if let Err(error) = crate::broker::Hold::settle(&*hold, &Verdict::End(record)).await {
+                tracing::warn!(%error, job = %head.id, "a job that nobody can read is not recorded yet");
+            }
+            return Opening::Gone;
+        }
+        Opening::Granted(RawDelivery { head, payload, lease, hold })
+    }
+
+    /// Takes a job out of hand, with what answers for its message if that is still there to be answered for.
+    pub(super) fn let_go(&self, held: &Arc<Held>) -> Option<Slip> {
+        let mut hands = self.hands();
+        if matches!(hands.get(&held.id()), Some(Hand::Held(here)) if Arc::ptr_eq(here, held)) {
+            hands.remove(&held.id());
+        }
+        held.state().slip.take()
+    }
+
+    /// Jobs in hand, for which `pick` holds.
+    pub(super) fn held(&self, pick: impl Fn(&Held) -> bool) -> Vec<Arc<Held>> {
+        let held = |hand: &Hand| match hand {
+            Hand::Held(held) if pick(held) => Some(Arc::clone(held)),
+            Hand::Held(_) | Hand::Opening => None,
+        };
+        self.hands().values().filter_map(held).collect()
+    }
+
+    /// How many messages are in hand.
+    pub(super) fn count(&self) -> usize {
+        self.hands().len()
+    }
+
+    /// Gives back the messages of claims that ran out: whoever gets them finds that, and a death more.
+    pub(super) async fn expire(&self) {
+        let now = Instant::now();
+        for held in self.held(|held| held.state().until <= now) {
+            if let Some(slip) = self.let_go(&held) {
+                slip.give_back().await;
+            }
+        }
+    }
+
+    /// Goes on with something after its caller has been answered. What is under way is bounded by `finishing`.
+    pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(work);
+    }
+
+    /// Waits until what was spawned is done, `patience` at the longest.
+    pub(super) async fn finish(&self, patience: Duration) {
+        let mut tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        let done = async { while tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(patience, done).await.is_err() {
+            tracing::warn!("some results are not announced yet; whoever gets their messages next does it");
+        }
+    }
+
+    fn hands(&self) -> MutexGuard<'_, HashMap<JobId, Hand>> {
+        self.hands.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Held {
+    pub(super) fn id(&self) -> JobId {
+        self.parcel.envelope.head.id
+    }
+
+    /// Its claim was extended.
+    pub(super) fn beaten(&self, length: Duration) {
+        self.state().until = Instant::now() + length;
+    }
+
+    /// Whether its message has been given to somebody else, or will be.
+    pub(super) fn is_orphan(&self) -> bool {
+        !self.state().slip.as_ref().is_some_and(Slip::is_usable)
+    }
+
+    /// Whether its message has been in hand for longer than `age`, and no copy is on its way since then.
+    pub(super) fn is_old(&self, age: Duration) -> bool {
+        let state = self.state();
+        let swapping = state.swapping.is_some_and(|since| since.elapsed() < age / 2);
+        !swapping && state.slip.as_ref().is_some_and(|slip| slip.age() >= age)
+    }
+
+    /// A copy of its message is on its way to this worker.
+    pub(super) fn swapping(&self) {
+        self.state().swapping = Some(Instant::now());
+    }
+
+    /// Another copy of the message stands for it from now on; the old one is to be acknowledged.
+    fn replace(&self, slip: Slip) -> Option<Slip> {
+        let mut state = self.state();
+        state.swapping = None;
+        state.slip.replace(slip)
+    }
+
+    fn state(&self) -> MutexGuard<'_, HeldState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

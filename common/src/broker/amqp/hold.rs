@@ -1,0 +1,142 @@
+//! The right to run one job whose message is in hand: heartbeats go to the ledger, ends to the ledger first and to
+//! RabbitMQ afterwards, retries the other way round.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::desk::{Desk, Held};
+use super::slip::Slip;
+use super::wire::Parcel;
+use crate::broker::backend::{Beat, Claim, Envelope, Head, Hold, Settled, Verdict};
+use crate::error::Result;
+use crate::outcome::Attempt;
+use crate::record::{End, Record};
+
+/// Protocol, section 2: a released job waits at most so long, since nothing can wake it.
+const LONGEST_RELEASE: Duration = Duration::from_secs(600);
+/// Between attempts to announce a result.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// A claimed job.
+#[derive(Debug)]
+pub(super) struct AmqpHold {
+    pub(super) desk: Arc<Desk>,
+    pub(super) held: Arc<Held>,
+    /// What the ledger said when the message was opened, just before it was handed out.
+    pub(super) claim: Claim,
+}
+
+#[async_trait]
+impl Hold for AmqpHold {
+    async fn claim(&self) -> Result<Claim> {
+        Ok(self.claim.clone())
+    }
+
+    async fn beat(&self) -> Result<Beat> {
+        let length = self.desk.lease;
+        let said = self.desk.post.claims.beat(self.head(), self.held.lease, length).await?;
+        if said == Beat::Kept {
+            self.held.beaten(length);
+        }
+        Ok(said)
+    }
+
+    async fn settle(&self, verdict: &Verdict) -> Result<Settled> {
+        match verdict {
+            Verdict::End(record) => self.end(verdict, record).await,
+            Verdict::Retry { after, attempt } => self.retry(verdict, *after, attempt).await,
+            Verdict::Release { after, .. } => self.release(verdict, (*after).min(LONGEST_RELEASE)).await,
+        }
+    }
+}
+
+impl AmqpHold {
+    fn head(&self) -> &Head {
+        &self.held.parcel.envelope.head
+    }
+
+    /// Ledger, announcement, acknowledgement, reply; the caller waits for the ledger alone.
+    async fn end(&self, verdict: &Verdict, record: &Record) -> Result<Settled> {
+        let permit = Arc::clone(&self.desk.finishing).acquire_owned().await;
+        crate::crash_point!("amqp.end.before_ledger");
+        let payload = (record.end != End::Succeeded).then_some(self.held.parcel.envelope.payload.as_slice());
+        let settled = self.desk.post.claims.settle(self.head(), self.held.lease, verdict, payload).await?;
+        crate::crash_point!("amqp.end.after_ledger");
+        let slip = self.desk.let_go(&self.held);
+        let (desk, held, record) = (Arc::clone(&self.desk), Arc::clone(&self.held), record.clone());
+        self.desk.spawn(async move {
+            match settled {
+                Settled::Applied | Settled::Kept => finish(&desk, &held.parcel, &record, slip).await,
+                Settled::Stale => give_back(slip).await,
+            }
+            drop(permit);
+        });
+        Ok(settled)
+    }
+
+    /// The copy first: were the ledger first and this process gone, the old message would be stale and the job lost.
+    async fn retry(&self, verdict: &Verdict, after: Duration, attempt: &Attempt) -> Result<Settled> {
+        let mut head = self.head().clone();
+        head.attempts = head.attempts.saturating_add(1);
+        head.history.push(attempt.clone());
+        self.copy(head, after).await?;
+        crate::crash_point!("amqp.retry.after_publish");
+        let settled = self.desk.post.claims.settle(self.head(), self.held.lease, verdict, None).await?;
+        crate::crash_point!("amqp.retry.after_ledger");
+        if let Some(slip) = self.desk.let_go(&self.held) {
+            slip.ack().await;
+        }
+        Ok(settled)
+    }
+
+    /// The ledger first: no copy can become stale by that.
+    async fn release(&self, verdict: &Verdict, after: Duration) -> Result<Settled> {
+        let settled = self.desk.post.claims.settle(self.head(), self.held.lease, verdict, None).await?;
+        crate::crash_point!("amqp.release.after_ledger");
+        let slip = self.desk.let_go(&self.held);
+        if after.is_zero() || settled != Settled::Applied {
+            give_back(slip).await;
+        } else if let Some(slip) = slip {
+            self.desk.post.park(self.held.parcel.clone(), slip, after).await;
+            crate::crash_point!("amqp.release.after_publish");
+        }
+        Ok(settled)
+    }
+
+    async fn copy(&self, mut head: Head, after: Duration) -> Result<()> {
+        let post = &self.desk.post;
+        head.not_before = (!after.is_zero()).then(|| post.clock.now() + after);
+        let Parcel { envelope: Envelope { payload, .. }, reply } = self.held.parcel.clone();
+        post.send(&Parcel { envelope: Envelope { head, payload }, reply }, after).await
+    }
+}
+
+/// Announces a result until that is done or its message has gone to somebody else, who will do it.
+async fn finish(desk: &Desk, parcel: &Parcel, record: &Record, slip: Option<Slip>) {
+    let mut pause = PAUSES.0;
+    while let Err(error) = desk.post.announce(record).await {
+        if !slip.as_ref().is_some_and(Slip::is_usable) {
+            tracing::debug!(%error, job = %record.id, "a result is announced by whoever gets its message next");
+            return;
+        }
+        tracing::debug!(%error, job = %record.id, "a result is not announced yet");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSES.1);
+    }
+    crate::crash_point!("amqp.end.after_announcement");
+    if let Some(slip) = slip {
+        slip.ack().await;
+    }
+    crate::crash_point!("amqp.end.after_ack");
+    if let Some(reply) = &parcel.reply {
+        desk.post.reply(reply, record).await;
+    }
+}
+
+async fn give_back(slip: Option<Slip>) {
+    if let Some(slip) = slip {
+        slip.give_back().await;
+    }
+}

@@ -1,0 +1,161 @@
+//! The way out: jobs to their lanes and delay queues, results to those who listen, with the ledger's clock.
+//! One per connection, shared by its subscriptions and commands.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use super::link::Link;
+use super::publisher::{Message, Sent};
+use super::slip::Slip;
+use super::wire::{self, Parcel, Reply};
+use super::{Settings, level, topology};
+use crate::broker::backend::Head;
+use crate::error::{Error, Kind, Result};
+use crate::job::{JobId, Queue};
+use crate::ledger::{Claims, Opened};
+use crate::record::Record;
+use crate::result_line::announcement;
+use crate::time::Timestamp;
+
+/// A connection and the ledger beside it.
+#[derive(Debug)]
+pub(super) struct Post {
+    pub(super) link: Link,
+    pub(super) claims: Arc<dyn Claims>,
+    pub(super) settings: Settings,
+    pub(super) clock: Clock,
+}
+
+/// The ledger's clock, as far as this process knows it: a worker's own may be wrong.
+#[derive(Debug, Default)]
+pub(super) struct Clock {
+    /// Milliseconds by which it is ahead of ours.
+    ahead: AtomicI64,
+}
+
+impl Clock {
+    pub(super) fn now(&self) -> Timestamp {
+        Timestamp::from_millis(Timestamp::now().as_millis() + self.ahead.load(Ordering::Relaxed))
+    }
+
+    /// Compares with the ledger's.
+    pub(super) async fn set(&self, claims: &dyn Claims) -> Result<()> {
+        let theirs = claims.now().await?;
+        self.ahead.store(theirs.as_millis() - Timestamp::now().as_millis(), Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+impl Post {
+    /// How long this job has to wait yet.
+    pub(super) fn wait(&self, head: &Head) -> Duration {
+        head.not_before.map_or(Duration::ZERO, |at| at.since(self.clock.now()))
+    }
+
+    /// The message that takes a job to its lane, or first to the delay queue that fits `wait`.
+    ///
+    /// # Errors
+    /// `TooLarge` for a head that cannot travel.
+    pub(super) fn to_lane(&self, parcel: &Parcel, wait: Duration, duplicate: bool) -> Result<Message> {
+        let (properties, body) = parcel.message(duplicate)?;
+        let key = topology::key(&parcel.envelope.head.lane);
+        if wait.is_zero() {
+            return Ok(Message { exchange: topology::IN.to_owned(), key, properties, body, mandatory: true });
+        }
+        let level = level::next(&self.settings.levels, wait);
+        let properties = level::label(properties, level);
+        Ok(Message { exchange: topology::DELAY.to_owned(), key, properties, body, mandatory: true })
+    }
+
+    /// Sends a job on its way and waits until that is durable.
+    ///
+    /// # Errors
+    /// `NotFound` when no queue took it; else what publishing said.
+    pub(super) async fn send(&self, parcel: &Parcel, wait: Duration) -> Result<()> {
+        match self.link.publisher().publish(self.to_lane(parcel, wait, false)?).await? {
+            Sent::Taken => Ok(()),
+            Sent::Returned => {
+                let queue = &parcel.envelope.head.lane.queue;
+                let why = format!("RabbitMQ has no queue for {queue}; hint: run `promptq queues declare {queue}`");
+                Err(Error::new(Kind::NotFound, "send a job", why))
+            }
+        }
+    }
+
+    /// Has a message wait, and takes it off its queue. When that fails, it goes back.
+    pub(super) async fn park(&self, mut parcel: Parcel, slip: Slip, wait: Duration) {
+        let head = &mut parcel.envelope.head;
+        head.not_before = head.not_before.max(Some(self.clock.now() + wait));
+        crate::crash_point!("amqp.park.before_publish");
+        match self.send(&parcel, wait.max(Duration::from_millis(1))).await {
+            Ok(()) => {
+                crate::crash_point!("amqp.park.after_publish");
+                slip.ack().await;
+            }
+            Err(error) => {
+                tracing::warn!(%error, job = %parcel.envelope.head.id, "a job that has to wait was not moved");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                slip.give_back().await;
+            }
+        }
+    }
+
+    /// Tells those who listen to the results of a queue.
+    pub(super) async fn announce(&self, record: &Record) -> Result<()> {
+        let message = Message {
+            exchange: String::new(),
+            key: topology::results_queue(&record.queue),
+            properties: wire::result(record.id, None),
+            body: announcement(record).into_bytes(),
+            mandatory: true,
+        };
+        match self.link.publisher().publish(message).await? {
+            Sent::Taken => {}
+            Sent::Returned => self.nobody_listens(&record.queue),
+        }
+        self.claims.announced(record).await
+    }
+
+    fn nobody_listens(&self, queue: &Queue) {
+        tracing::debug!(%queue, "there is no results queue; results are in the ledger");
+    }
+
+    /// Answers the client that sent a job, if it asked for that and is still there.
+    pub(super) async fn reply(&self, reply: &Reply, record: &Record) {
+        let message = Message {
+            exchange: String::new(),
+            key: reply.to.clone(),
+            properties: wire::result(record.id, reply.correlation.as_deref()),
+            body: announcement(record).into_bytes(),
+            mandatory: true,
+        };
+        match self.link.publisher().publish(message).await {
+            Ok(Sent::Taken) => {}
+            Ok(Sent::Returned) => tracing::info!(job = %record.id, "nobody waits for this reply any more"),
+            Err(error) => tracing::info!(%error, job = %record.id, "a reply was not sent"),
+        }
+    }
+
+    /// What is left to do for a message whose job has ended, before it is acknowledged.
+    pub(super) async fn conclude(&self, parcel: &Parcel, opened: &Opened) -> Result<()> {
+        let head = &parcel.envelope.head;
+        if opened.keep && !self.claims.keep(head, &parcel.envelope.payload).await? {
+            return Err(Error::new(Kind::Unavailable, "end a message", "its job was put back in line meanwhile"));
+        }
+        if opened.announce
+            && let Some(record) = self.record(head.id).await?
+        {
+            self.announce(&record).await?;
+            if let Some(reply) = &parcel.reply {
+                self.reply(reply, &record).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn record(&self, id: JobId) -> Result<Option<Record>> {
+        let view = self.claims.fetch(&[id]).await?.into_iter().next().flatten();
+        Ok(view.and_then(|view| view.record).map(|record| *record))
+    }
+}

@@ -1,0 +1,61 @@
+//! What answers for one delivery: it can be acknowledged or given back, once. Dropped, the server gives the message back
+//! when the channel ends.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use lapin::acker::Acker;
+use lapin::options::{BasicAckOptions, BasicNackOptions};
+use tokio::time::Instant;
+
+/// A delivery that nobody answered for yet.
+#[derive(Debug)]
+pub(super) struct Slip {
+    acker: Acker,
+    since: Instant,
+    _counted: Counted,
+}
+
+/// One of the deliveries of a consumer that are not answered for.
+#[derive(Debug)]
+struct Counted(Arc<AtomicU32>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Slip {
+    /// For a delivery that is counted in `count` until it is answered for.
+    pub(super) fn new(acker: Acker, count: &Arc<AtomicU32>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self { acker, since: Instant::now(), _counted: Counted(Arc::clone(count)) }
+    }
+
+    /// Whether the channel it came by is still there.
+    pub(super) fn is_usable(&self) -> bool {
+        self.acker.usable()
+    }
+
+    /// How long the message has been in hand.
+    pub(super) fn age(&self) -> Duration {
+        self.since.elapsed()
+    }
+
+    /// Removes the message from its queue. Where the channel is gone, the message comes again and meets the ledger.
+    pub(super) async fn ack(self) {
+        if let Err(error) = self.acker.ack(BasicAckOptions::default()).await {
+            tracing::debug!(%error, "an acknowledgement was not sent");
+        }
+    }
+
+    /// Puts the message back in its queue, ahead of others.
+    pub(super) async fn give_back(self) {
+        let options = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
+        if let Err(error) = self.acker.nack(options).await {
+            tracing::debug!(%error, "a message was not given back");
+        }
+    }
+}
