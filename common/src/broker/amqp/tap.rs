@@ -1,0 +1,244 @@
+//! The consumers of a subscription: one a lane queue, each with its own prefetch, on one channel that is opened again
+//! whenever it was lost. Which queue gets how much is the source's; what becomes of a delivery, too.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use lapin::message::Delivery;
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::types::FieldTable;
+use lapin::{Channel, Consumer};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use super::link::Link;
+use super::topology;
+
+/// How many deliveries may wait between the consumers and the source; those beyond wait in the driver, within the prefetch.
+const WAITING: usize = 1_024;
+/// A queue that is not there, or would not be consumed, is tried again after this.
+const REST: Duration = Duration::from_secs(1);
+/// How long a closing channel may take.
+const CLOSING: Duration = Duration::from_secs(2);
+
+/// What is consumed: queue names and how many unanswered deliveries each may have; 0 is as many as there are.
+pub(super) type Plan = BTreeMap<Arc<str>, u16>;
+
+/// A delivery, and the queue it came from.
+#[derive(Debug)]
+pub(super) struct Arrival {
+    pub(super) queue: Arc<str>,
+    pub(super) delivery: Delivery,
+    /// Where it is counted until it is answered for.
+    pub(super) count: Arc<AtomicU32>,
+}
+
+/// The consumers of a subscription.
+#[derive(Debug)]
+pub(super) struct Tap {
+    plan: watch::Sender<Plan>,
+    arrivals: mpsc::Receiver<Arrival>,
+    counts: Counts,
+    task: JoinSet<()>,
+}
+
+/// Unanswered deliveries by queue, of the present channel.
+type Counts = Arc<Mutex<HashMap<Arc<str>, Arc<AtomicU32>>>>;
+
+impl Tap {
+    /// Consumes nothing yet.
+    pub(super) fn open(link: Link) -> Self {
+        let (plan, plans) = watch::channel(Plan::new());
+        let (sender, arrivals) = mpsc::channel(WAITING);
+        let (counts, mut task) = (Counts::default(), JoinSet::new());
+        task.spawn(run(link, plans, sender, Arc::clone(&counts)));
+        Self { plan, arrivals, counts, task }
+    }
+
+    /// Consumes this from now on.
+    pub(super) fn set(&self, plan: Plan) {
+        self.plan.send_if_modified(|old| {
+            let new = *old != plan;
+            *old = plan;
+            new
+        });
+    }
+
+    /// What is consumed now, or soon.
+    pub(super) fn plan(&self) -> Plan {
+        self.plan.borrow().clone()
+    }
+
+    /// The next delivery. Cancel-safe.
+    pub(super) async fn next(&mut self) -> Option<Arrival> {
+        self.arrivals.recv().await
+    }
+
+    /// A delivery that is here already.
+    pub(super) fn try_next(&mut self) -> Option<Arrival> {
+        self.arrivals.try_recv().ok()
+    }
+
+    /// How many deliveries of a queue are not answered for.
+    pub(super) fn unanswered(&self, queue: &str) -> u32 {
+        let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.get(queue).map_or(0, |count| count.load(Ordering::Relaxed))
+    }
+
+    /// Stops consuming; the deliveries that come all the same go back with the channel, which ends here.
+    pub(super) async fn close(mut self) {
+        drop(self.plan);
+        self.arrivals.close();
+        if tokio::time::timeout(CLOSING, self.task.join_next()).await.is_err() {
+            self.task.abort_all();
+        }
+    }
+}
+
+/// One channel after another, until nobody plans any more.
+async fn run(link: Link, mut plans: watch::Receiver<Plan>, out: mpsc::Sender<Arrival>, counts: Counts) {
+    loop {
+        // Without a queue to consume there is nothing a channel is needed for.
+        while plans.borrow_and_update().is_empty() {
+            if plans.changed().await.is_err() {
+                return;
+            }
+        }
+        match link.channel().await {
+            Ok(channel) => {
+                counts.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                let mut pipes = Pipes { link: &link, channel, out: &out, counts: &counts, open: HashMap::new(), streams: JoinSet::new(), tags: 0 };
+                if pipes.serve(&mut plans).await.is_break() {
+                    pipes.close().await;
+                    return;
+                }
+            }
+            Err(error) => tracing::debug!(%error, "no channel to consume on"),
+        }
+        tokio::select! {
+            changed = async { while plans.changed().await.is_ok() {} } => return changed,
+            () = tokio::time::sleep(REST / 4) => {}
+        }
+    }
+}
+
+/// The consumers of one channel.
+struct Pipes<'a> {
+    link: &'a Link,
+    channel: Channel,
+    out: &'a mpsc::Sender<Arrival>,
+    counts: &'a Counts,
+    open: HashMap<Arc<str>, Pipe>,
+    /// Each ends with the queue and tag it was for.
+    streams: JoinSet<(Arc<str>, String)>,
+    tags: u64,
+}
+
+struct Pipe {
+    tag: String,
+    prefetch: u16,
+}
+
+impl Pipes<'_> {
+    /// Keeps to the plan until the channel is lost (`Continue`) or there is no plan any more (`Break`).
+    async fn serve(&mut self, plans: &mut watch::Receiver<Plan>) -> std::ops::ControlFlow<()> {
+        use std::ops::ControlFlow::{Break, Continue};
+        loop {
+            let plan = plans.borrow_and_update().clone();
+            let Ok(missing) = self.follow(&plan).await.inspect_err(|error| {
+                tracing::warn!(%error, "RabbitMQ does not let us consume; trying again");
+            }) else {
+                return Continue(());
+            };
+            tokio::select! {
+                changed = plans.changed() => if changed.is_err() {
+                    return Break(());
+                },
+                Some(ended) = self.streams.join_next() => {
+                    if !self.channel.status().connected() {
+                        return Continue(());
+                    }
+                    // The server took this consumer away, and this one alone (from 4.3: its time was over).
+                    if let Ok((queue, tag)) = ended && self.open.get(&queue).is_some_and(|pipe| pipe.tag == tag) {
+                        tracing::debug!(%queue, "RabbitMQ ended a consumer");
+                        self.open.remove(&queue);
+                    }
+                }
+                () = tokio::time::sleep(REST), if missing => {}
+            }
+        }
+    }
+
+    /// Opens, changes and closes consumers as the plan says. Whether a queue is not there.
+    async fn follow(&mut self, plan: &Plan) -> lapin::Result<bool> {
+        let gone: Vec<_> = self.open.keys().filter(|queue| !plan.contains_key(*queue)).cloned().collect();
+        for queue in gone {
+            if let Some(pipe) = self.open.remove(&queue) {
+                self.cancel(pipe.tag).await?;
+            }
+        }
+        let mut missing = false;
+        for (queue, &prefetch) in plan {
+            let open = self.open.get(queue).map(|pipe| pipe.prefetch);
+            if open == Some(prefetch) {
+                continue;
+            }
+            // Consuming from a queue that is not there would end the channel, and every other consumer with it.
+            if open.is_none() && !matches!(topology::ready(self.link, queue).await, Ok(Some(_))) {
+                missing = true;
+                continue;
+            }
+            let tag = self.consume(queue, prefetch).await?;
+            if let Some(old) = self.open.insert(Arc::clone(queue), Pipe { tag, prefetch }) {
+                self.cancel(old.tag).await?;
+            }
+        }
+        Ok(missing)
+    }
+
+    async fn consume(&mut self, queue: &Arc<str>, prefetch: u16) -> lapin::Result<String> {
+        self.channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
+        self.tags += 1;
+        let tag = format!("promptq-{}", self.tags);
+        let options = BasicConsumeOptions::default();
+        let consumer =
+            self.channel.basic_consume(queue.as_ref().into(), tag.as_str().into(), options, FieldTable::default()).await?;
+        let count = {
+            let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(counts.entry(Arc::clone(queue)).or_default())
+        };
+        self.streams.spawn(forward(consumer, Arc::clone(queue), tag.clone(), count, self.out.clone()));
+        Ok(tag)
+    }
+
+    async fn cancel(&self, tag: String) -> lapin::Result<()> {
+        self.channel.basic_cancel(tag.as_str().into(), BasicCancelOptions::default()).await
+    }
+
+    async fn close(self) {
+        let closing = self.channel.close(200, "done".into());
+        if !matches!(tokio::time::timeout(CLOSING, closing).await, Ok(Ok(()))) {
+            tracing::debug!("the channel did not close in time");
+        }
+    }
+}
+
+/// Hands deliveries on until the consumer ends.
+async fn forward(
+    mut consumer: Consumer,
+    queue: Arc<str>,
+    tag: String,
+    count: Arc<AtomicU32>,
+    out: mpsc::Sender<Arrival>,
+) -> (Arc<str>, String) {
+    while let Some(Ok(delivery)) = consumer.next().await {
+        let arrival = Arrival { queue: Arc::clone(&queue), delivery, count: Arc::clone(&count) };
+        if out.send(arrival).await.is_err() {
+            break;
+        }
+    }
+    (queue, tag)
+}
