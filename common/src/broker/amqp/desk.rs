@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -34,6 +35,10 @@ pub(super) struct Desk {
     /// What goes on after a job has ended for its worker: announcing, acknowledging, replying.
     tasks: Mutex<JoinSet<()>>,
     pub(super) finishing: Arc<Semaphore>,
+    /// How long jobs are in hand on average, in milliseconds; 0 while none has ended.
+    usual: AtomicU64,
+    /// Whether this worker's hold queue is there and consumed.
+    pub(super) holding: AtomicBool,
 }
 
 /// A message that was delivered and not looked at yet.
@@ -65,6 +70,7 @@ enum Hand {
 pub(super) struct Held {
     pub(super) parcel: Parcel,
     pub(super) lease: LeaseId,
+    since: Instant,
     state: Mutex<HeldState>,
 }
 
@@ -107,6 +113,8 @@ impl Desk {
             hands: Mutex::default(),
             tasks: Mutex::default(),
             finishing: Arc::new(Semaphore::new(FINISHING)),
+            usual: AtomicU64::new(0),
+            holding: AtomicBool::new(false),
         })
     }
 
@@ -184,7 +192,7 @@ impl Desk {
         let Item { parcel, dead, lease, slip, .. } = item;
         let (head, payload) = (parcel.envelope.head.clone(), parcel.envelope.payload.clone());
         let state = HeldState { slip: Some(slip), until: Instant::now() + self.lease, swapping: None };
-        let held = Arc::new(Held { parcel, lease, state: Mutex::new(state) });
+        let held = Arc::new(Held { parcel, lease, since: Instant::now(), state: Mutex::new(state) });
         self.hands().insert(head.id, Hand::Held(Arc::clone(&held)));
         let hold = Box::new(AmqpHold { desk: Arc::clone(self), held, claim });
         if let Some(mut record) = dead {
@@ -203,8 +211,19 @@ impl Desk {
         let mut hands = self.hands();
         if matches!(hands.get(&held.id()), Some(Hand::Held(here)) if Arc::ptr_eq(here, held)) {
             hands.remove(&held.id());
+            let took = u64::try_from(held.since.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
+            let usual = self.usual.load(Ordering::Relaxed);
+            self.usual.store(if usual == 0 { took } else { usual - usual / 8 + took / 8 }, Ordering::Relaxed);
         }
         held.state().slip.take()
+    }
+
+    /// How long jobs are in hand on average; as long as can be while that is not known.
+    pub(super) fn usual(&self) -> Duration {
+        match self.usual.load(Ordering::Relaxed) {
+            0 => Duration::MAX,
+            millis => Duration::from_millis(millis),
+        }
     }
 
     /// Jobs in hand, for which `pick` holds.

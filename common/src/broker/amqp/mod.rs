@@ -1,21 +1,75 @@
-//! The RabbitMQ broker: it carries jobs as messages, and keeps what is known of them in a ledger beside it.
+//! The RabbitMQ broker: it carries jobs as messages, and keeps what is known of them in a ledger beside it. The server is
+//! reached by `address`, `dial`, `link`, `publisher`, `fault`; what stands on it is `topology`; a job as a message is
+//! `wire`. Into it: `enqueue`, `post`. Out of it: `source` (with `tap`, `share`, `news`), `desk` (with `slip`, `hold`,
+//! `swap`, `holds`). What people ask: `admin`, `dead`, `moving`.
 
 mod address;
+mod admin;
+mod dead;
+mod desk;
 mod dial;
+mod enqueue;
 mod fault;
-#[cfg_attr(not(test), expect(dead_code, reason = "the backend that sends messages to these levels is built beside it"))]
+mod hold;
+mod holds;
 mod level;
-#[cfg_attr(not(test), expect(dead_code, reason = "the backend above it comes next"))]
 mod link;
-#[cfg_attr(not(test), expect(dead_code, reason = "the backend above it comes next"))]
+mod moving;
+mod news;
+mod post;
 mod publisher;
-#[expect(dead_code, unused_imports, reason = "the backend that declares them is built beside it")]
+mod share;
+mod slip;
+mod source;
+mod swap;
+mod tap;
 mod topology;
 mod trouble;
 mod window;
+mod wire;
 
+use std::collections::HashSet;
 use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+use async_trait::async_trait;
+
+use self::link::Link;
+use self::moving::Walks;
+use self::post::{Clock, Post};
+use self::source::AmqpSource;
+use super::Access;
+use super::backend::{
+    Backend, Cancel, CancelCounts, Depth, Enqueued, Envelope, HoldKey, MAX_BATCH, QueueView, Redriven, Refusal,
+    Retention, Source, Swept, Terms, WorkerId,
+};
+use crate::error::{Error, Kind, Result};
+use crate::job::{BatchName, JobId, Queue};
+use crate::ledger::{Claims, Page};
+
+/// Where a process may be made to die, in the order a job meets them; see [`crate::crash_point!`].
+pub const CRASH_POINTS: &[&str] = &[
+    "amqp.enqueue.after_register",
+    "amqp.enqueue.after_publish",
+    "amqp.enqueue.after_confirm",
+    "amqp.open.before_ledger",
+    "amqp.open.after_ledger",
+    "amqp.park.before_publish",
+    "amqp.park.after_publish",
+    "amqp.end.before_ledger",
+    "amqp.end.after_ledger",
+    "amqp.end.after_announcement",
+    "amqp.end.after_ack",
+    "amqp.retry.after_publish",
+    "amqp.retry.after_ledger",
+    "amqp.release.after_ledger",
+    "amqp.release.after_publish",
+    "amqp.redrive.after_raise",
+    "amqp.redrive.after_publish",
+    "amqp.purge.after_ledger",
+    "amqp.dead.after_ledger",
+];
 
 /// What is particular to RabbitMQ.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,5 +113,141 @@ impl Default for Settings {
     fn default() -> Self {
         let levels = [1, 5, 30, 120, 600, 3_600, 21_600].map(Duration::from_secs).to_vec();
         Self { queues: QueueType::Quorum, consumer_timeout: Duration::from_secs(1_800), levels }
+    }
+}
+
+/// A RabbitMQ server, with a ledger beside it.
+#[derive(Debug)]
+pub struct Amqp {
+    post: Arc<Post>,
+    /// Queues that this process has found, or made.
+    found: Mutex<HashSet<Queue>>,
+    walks: Walks,
+}
+
+impl Amqp {
+    /// Connects. Nothing is declared before a queue is used.
+    ///
+    /// # Errors
+    /// `Config` or `Unsupported` for what a person has to mend; `Unavailable` or `TimedOut` when it may work later.
+    pub async fn connect(access: &Access, claims: Arc<dyn Claims>) -> Result<Self> {
+        let link = Link::connect(access).await?;
+        let post = Post { link, claims, settings: access.amqp.clone(), clock: Clock::default() };
+        post.clock.set(&*post.claims).await?;
+        Ok(Self { post: Arc::new(post), found: Mutex::default(), walks: Walks::default() })
+    }
+
+    /// Sees to it that a queue's lanes are there, if this user may make them, and notes that it is used.
+    async fn find(&self, queue: &Queue) -> Result<()> {
+        if self.found.lock().unwrap_or_else(PoisonError::into_inner).contains(queue) {
+            return Ok(());
+        }
+        self.post.claims.touch(queue).await?;
+        let lanes = admin::lanes(&self.post, queue).await?;
+        let mut missing = false;
+        for lane in &lanes {
+            missing |= topology::ready(&self.post.link, &topology::lane_queue(lane)).await?.is_none();
+        }
+        if missing {
+            let models = topology::models(self.post.ledger(), queue).await?;
+            topology::declare(&self.post.link, queue, &models, &self.post.settings).await?;
+        }
+        self.found.lock().unwrap_or_else(PoisonError::into_inner).insert(queue.clone());
+        Ok(())
+    }
+}
+
+/// Refuses calls above the documented size.
+fn check_count(op: &'static str, count: usize) -> Result<()> {
+    if count > MAX_BATCH {
+        return Err(Error::new(Kind::TooLarge, op, format!("{count} at once; at most {MAX_BATCH}")));
+    }
+    Ok(())
+}
+
+#[async_trait]
+impl Backend for Amqp {
+    async fn enqueue(&self, batch: Vec<Envelope>) -> Result<Vec<Enqueued>> {
+        check_count("enqueue jobs", batch.len())?;
+        let queues: HashSet<Queue> = batch.iter().map(|envelope| envelope.head.lane.queue.clone()).collect();
+        for queue in &queues {
+            // Without the right to make it, the queue may be there all the same: its messages will tell.
+            match self.find(queue).await {
+                Err(error) if error.kind() == Kind::Config => tracing::debug!(%error, %queue, "a queue was not made"),
+                found => found?,
+            }
+        }
+        let answers = enqueue::enqueue(&self.post, batch).await?;
+        if answers.contains(&Enqueued::Refused(Refusal::NoSuchQueue)) {
+            self.found.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        }
+        Ok(answers)
+    }
+
+    async fn subscribe(&self, terms: Terms) -> Result<Box<dyn Source>> {
+        for (queue, _) in &terms.queues {
+            self.find(queue).await?;
+        }
+        Ok(Box::new(AmqpSource::open(Arc::clone(&self.post), terms).await?))
+    }
+
+    async fn depth(&self, queue: &Queue) -> Result<Depth> {
+        Ok(admin::depth(&self.post, queue).await?.depth)
+    }
+
+    async fn queues(&self) -> Result<Vec<QueueView>> {
+        admin::queues(&self.post).await
+    }
+
+    async fn pause(&self, queue: &Queue, reason: Option<&str>) -> Result<()> {
+        self.post.claims.pause(queue, reason).await
+    }
+
+    async fn purge(&self, queue: &Queue) -> Result<u64> {
+        admin::purge(&self.post, queue).await
+    }
+
+    async fn cancel(&self, ids: &[JobId]) -> Result<Vec<Cancel>> {
+        check_count("cancel jobs", ids.len())?;
+        self.post.claims.cancel(ids, &admin::names(&self.post).await?).await
+    }
+
+    async fn cancel_batch(&self, batch: &BatchName) -> Result<CancelCounts> {
+        self.post.claims.cancel_batch(batch).await
+    }
+
+    async fn redrive(&self, ids: &[JobId]) -> Result<Vec<Redriven>> {
+        check_count("redrive jobs", ids.len())?;
+        admin::redrive(&self.post, ids).await
+    }
+
+    async fn drop_dead(&self, ids: &[JobId]) -> Result<u64> {
+        self.post.claims.drop_dead(ids).await
+    }
+
+    /// What is released waits in a delay queue, at most 10 minutes, and nothing there can be woken.
+    async fn wake(&self, _key: &HoldKey) -> Result<u64> {
+        Ok(0)
+    }
+
+    async fn recover(&self, worker: &WorkerId) -> Result<u64> {
+        self.post.claims.recover(worker).await
+    }
+
+    async fn waiting(&self, queue: &Queue, after: Option<&str>, limit: usize) -> Result<Page<Envelope>> {
+        self.walks.page(&self.post, queue, after, limit).await
+    }
+
+    async fn forget(&self, jobs: &[(JobId, u32)]) -> Result<u64> {
+        check_count("forget jobs", jobs.len())?;
+        self.post.claims.forget(jobs).await?;
+        self.walks.forget(jobs).await
+    }
+
+    async fn sweep(&self, retention: &Retention) -> Result<Swept> {
+        let mut swept = self.post.claims.sweep(retention).await?;
+        swept.more |= dead::take_in(&self.post).await?;
+        holds::sweep(&self.post).await?;
+        Ok(swept)
     }
 }

@@ -13,7 +13,7 @@ use super::{Settings, level, topology};
 use crate::broker::backend::Head;
 use crate::error::{Error, Kind, Result};
 use crate::job::{JobId, Queue};
-use crate::ledger::{Claims, Opened};
+use crate::ledger::{Claims, Ledger, Opened};
 use crate::record::Record;
 use crate::result_line::announcement;
 use crate::time::Timestamp;
@@ -48,6 +48,22 @@ impl Clock {
 }
 
 impl Post {
+    /// What is known of jobs.
+    pub(super) fn ledger(&self) -> &dyn Ledger {
+        &*self.claims
+    }
+
+    /// Whether there is a connection.
+    ///
+    /// # Errors
+    /// `Unavailable` when there is none.
+    pub(super) fn check(&self) -> Result<()> {
+        if self.link.states().borrow().up {
+            return Ok(());
+        }
+        Err(Error::new(Kind::Unavailable, "lease jobs", "RabbitMQ is away; connecting again"))
+    }
+
     /// How long this job has to wait yet.
     pub(super) fn wait(&self, head: &Head) -> Duration {
         head.not_before.map_or(Duration::ZERO, |at| at.since(self.clock.now()))
@@ -63,8 +79,10 @@ impl Post {
         if wait.is_zero() {
             return Ok(Message { exchange: topology::IN.to_owned(), key, properties, body, mandatory: true });
         }
-        let level = level::next(&self.settings.levels, wait);
-        let properties = level::label(properties, level);
+        let (name, value) = topology::delay_header(level::next(&self.settings.levels, wait));
+        let mut headers = properties.headers().clone().unwrap_or_default();
+        headers.insert(name.into(), value);
+        let properties = properties.with_headers(headers);
         Ok(Message { exchange: topology::DELAY.to_owned(), key, properties, body, mandatory: true })
     }
 

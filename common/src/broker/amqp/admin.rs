@@ -1,0 +1,140 @@
+//! What people ask of queues and jobs: the ledger answers, since RabbitMQ can neither list nor change what waits in it.
+
+use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions};
+
+use super::post::Post;
+use super::publisher::Sent;
+use super::wire::{self, Parcel};
+use super::topology;
+use crate::broker::backend::{Claim, Depth, LeaseId, QueueView, Redriven, Verdict, WorkerId};
+use crate::error::{Error, Kind, Result};
+use crate::job::{Band, JobId, Lane, Queue};
+use crate::ledger::Raised;
+use crate::record::State;
+
+/// A purge claims what it should not have ended for so long at most.
+const PURGE_LEASE: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Every lane of a queue.
+pub(super) async fn lanes(post: &Post, queue: &Queue) -> Result<Vec<Lane>> {
+    let models = topology::models(post.ledger(), queue).await?;
+    let models = models.into_iter().map(Some).chain([None]);
+    let lane = |model: &Option<_>, band| Lane { queue: queue.clone(), model: model.clone(), band };
+    Ok(models.flat_map(|model| Band::ALL.map(|band| lane(&model, band))).collect())
+}
+
+/// What waits is counted by RabbitMQ, ready jobs by lane and delayed ones all together; what runs and is dead, by the
+/// ledger.
+pub(super) async fn depth(post: &Post, queue: &Queue) -> Result<QueueView> {
+    let mut view = post.claims.standing(queue).await?;
+    let mut ready = 0;
+    for lane in lanes(post, queue).await? {
+        ready += u64::from(topology::ready(&post.link, &topology::lane_queue(&lane)).await?.unwrap_or(0));
+    }
+    let mut delayed = 0;
+    for level in &post.settings.levels {
+        delayed += u64::from(topology::ready(&post.link, &topology::delay_queue(*level)).await?.unwrap_or(0));
+    }
+    view.depth = Depth { ready, delayed, oldest_ready: None, ..view.depth };
+    Ok(view)
+}
+
+/// Every queue the ledger knows.
+pub(super) async fn queues(post: &Post) -> Result<Vec<QueueView>> {
+    let mut views = Vec::new();
+    for view in post.claims.standings().await? {
+        views.push(depth(post, &view.queue).await?);
+    }
+    Ok(views)
+}
+
+/// The names of every queue the ledger knows.
+pub(super) async fn names(post: &Post) -> Result<Vec<Queue>> {
+    Ok(post.claims.standings().await?.into_iter().map(|view| view.queue).collect())
+}
+
+/// Ended jobs back in line: the ledger first, then their messages.
+pub(super) async fn redrive(post: &Post, ids: &[JobId]) -> Result<Vec<Redriven>> {
+    let raised = post.claims.raise(ids).await?;
+    crate::crash_point!("amqp.redrive.after_raise");
+    let mut places = Vec::new();
+    let mut parcels = Vec::new();
+    for (place, raised) in raised.iter().enumerate() {
+        if let Raised::Publish(envelope) = raised {
+            places.push(place);
+            parcels.push(Parcel { envelope: (**envelope).clone(), reply: None });
+        }
+    }
+    let messages: Result<Vec<_>> =
+        parcels.iter().map(|parcel| post.to_lane(parcel, post.wait(&parcel.envelope.head), true)).collect();
+    let sent = post.link.publisher().publish_all(messages?).await;
+    crate::crash_point!("amqp.redrive.after_publish");
+    for (parcel, sent) in parcels.iter().zip(sent) {
+        if sent? == Sent::Returned {
+            let why = format!("RabbitMQ has no queue for {}", parcel.envelope.head.lane.queue);
+            return Err(Error::new(Kind::NotFound, "redrive jobs", why));
+        }
+    }
+    let heads: Vec<_> = parcels.iter().map(|parcel| &parcel.envelope.head).collect();
+    post.claims.published(&heads).await?;
+    let answer = |raised: &Raised| match raised {
+        Raised::Publish(envelope) => Redriven::Queued { epoch: envelope.head.epoch },
+        Raised::Restored { epoch } => Redriven::Queued { epoch: *epoch },
+        Raised::Waiting => Redriven::Waiting,
+        Raised::Succeeded => Redriven::Succeeded,
+        Raised::Gone => Redriven::Gone,
+        Raised::Unknown => Redriven::Unknown,
+    };
+    Ok(raised.iter().map(answer).collect())
+}
+
+/// Cancels what waits: what the ledger knows at once, and every message that stands in a lane now. Delayed ones meet the
+/// purge when they surface.
+pub(super) async fn purge(post: &Post, queue: &Queue) -> Result<u64> {
+    let mut ended = post.claims.purge(queue).await?;
+    crate::crash_point!("amqp.purge.after_ledger");
+    for lane in lanes(post, queue).await? {
+        ended += drain(post, &lane).await?;
+    }
+    Ok(ended)
+}
+
+/// Has the ledger end every message of a lane, and says how many jobs it had not known.
+async fn drain(post: &Post, lane: &Lane) -> Result<u64> {
+    let name = topology::lane_queue(lane);
+    let count = topology::ready(&post.link, &name).await?.unwrap_or(0);
+    let channel = post.link.channel().await?;
+    let failed = |error: lapin::Error| super::fault::of("purge", &error);
+    let worker = WorkerId::random("purge");
+    let mut ended = 0;
+    let mut kept = Vec::new();
+    for _ in 0..count {
+        let got = channel.basic_get(name.as_str().into(), BasicGetOptions::default()).await.map_err(failed)?;
+        let Some(message) = got else { break };
+        let read = wire::read(&message.delivery, &lane.queue, post.clock.now());
+        let head = &read.parcel.envelope.head;
+        let unknown = post.claims.fetch(&[head.id]).await?.first().is_none_or(Option::is_none);
+        let lease = LeaseId::random();
+        let opened = post.claims.open(head, lease, &worker, PURGE_LEASE, false).await?;
+        match opened.claim {
+            Claim::Ended(state) => {
+                ended += u64::from(unknown && state == State::Cancelled);
+                post.conclude(&read.parcel, &opened).await?;
+                message.delivery.acker.ack(BasicAckOptions::default()).await.map_err(failed)?;
+            }
+            Claim::Fresh { .. } | Claim::Cancelled => {
+                let release = Verdict::Release { after: std::time::Duration::ZERO, hold: None };
+                post.claims.settle(head, lease, &release, None).await?;
+                kept.push(message);
+            }
+            Claim::Stale | Claim::Taken { .. } | Claim::Paused { .. } => kept.push(message),
+        }
+    }
+    for message in kept {
+        let back = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
+        message.delivery.acker.nack(back).await.map_err(failed)?;
+    }
+    channel.close(200, "done".into()).await.map_err(failed)?;
+    Ok(ended)
+}
+

@@ -1,0 +1,81 @@
+//! The dead queue: what RabbitMQ or somebody else's client threw out of a lane. Each message becomes a dead job with the
+//! reason and the queue it came from, so that it is seen and redriven like any other.
+
+use std::time::Duration;
+
+use lapin::message::Delivery;
+use lapin::options::{BasicAckOptions, BasicGetOptions};
+use lapin::types::{AMQPValue, FieldTable};
+
+use super::post::Post;
+use super::{fault, topology, wire};
+use crate::broker::backend::{Claim, LeaseId, Verdict, WorkerId};
+use crate::error::Result;
+use crate::job::Queue;
+use crate::outcome::FailureClass;
+use crate::record::{Cause, End, Record};
+
+const OP: &str = "take in dead messages";
+/// How many are taken in by one call.
+const AT_ONCE: usize = 100;
+const LEASE: Duration = Duration::from_secs(30);
+
+/// Takes in what lies in the dead queue. Whether there may be more.
+pub(super) async fn take_in(post: &Post) -> Result<bool> {
+    if topology::ready(&post.link, topology::DEAD).await?.unwrap_or(0) == 0 {
+        return Ok(false);
+    }
+    let channel = post.link.channel().await?;
+    let failed = |error: lapin::Error| fault::of(OP, &error);
+    let worker = WorkerId::random("dead");
+    let mut more = true;
+    for _ in 0..AT_ONCE {
+        let got = channel.basic_get(topology::DEAD.into(), BasicGetOptions::default()).await.map_err(failed)?;
+        let Some(message) = got else {
+            more = false;
+            break;
+        };
+        bury(post, &worker, &message.delivery).await?;
+        crate::crash_point!("amqp.dead.after_ledger");
+        message.delivery.acker.ack(BasicAckOptions::default()).await.map_err(failed)?;
+    }
+    channel.close(200, "done".into()).await.map_err(failed)?;
+    Ok(more)
+}
+
+/// Ends the job of a dead message, unless it has ended or runs.
+async fn bury(post: &Post, worker: &WorkerId, delivery: &Delivery) -> Result<()> {
+    let headers = delivery.properties.headers();
+    let header = |name: &str| headers.as_ref().and_then(|headers| text(headers, name)).unwrap_or_default();
+    let (reason, origin) = (header("x-first-death-reason"), header("x-first-death-queue"));
+    let queue = topology::queue_of_lane(&origin).unwrap_or_else(Queue::standard);
+    let read = wire::read(delivery, &queue, post.clock.now());
+    let head = &read.parcel.envelope.head;
+    let lease = LeaseId::random();
+    let opened = post.claims.open(head, lease, worker, LEASE, false).await?;
+    if !matches!(opened.claim, Claim::Fresh { .. } | Claim::Cancelled) {
+        return post.conclude(&read.parcel, &opened).await;
+    }
+    let mut record = read.dead.unwrap_or_else(|| {
+        let cause = Cause {
+            class: Some(FailureClass::Fatal),
+            code: "rejected".to_owned(),
+            detail: format!("its message was thrown out of {origin}: {reason}"),
+            status_code: None,
+        };
+        Box::new(Record::unrun(head, End::Dead, Some(cause), post.clock.now()))
+    });
+    record.lease = lease;
+    let verdict = Verdict::End(record.clone());
+    post.claims.settle(head, lease, &verdict, Some(&read.parcel.envelope.payload)).await?;
+    post.announce(&record).await
+}
+
+#[expect(clippy::wildcard_enum_match_arm, reason = "nothing else is text")]
+fn text(headers: &FieldTable, name: &str) -> Option<String> {
+    match headers.inner().get(name)? {
+        AMQPValue::LongString(text) => Some(text.to_string()),
+        AMQPValue::ShortString(text) => Some(text.to_string()),
+        _ => None,
+    }
+}

@@ -1,0 +1,134 @@
+//! Looking at what waits, for putting it in elsewhere: messages are taken without an answer, one walk at a time, and
+//! acknowledged once their jobs are forgotten here. Those that are not go back when the walk ends, or this process.
+
+use std::collections::{HashMap, HashSet};
+
+use lapin::Channel;
+use lapin::acker::Acker;
+use lapin::options::{BasicAckOptions, BasicGetOptions};
+use tokio::sync::Mutex;
+
+use super::post::Post;
+use super::{admin, fault, topology, wire};
+use crate::broker::backend::{Envelope, Head, PAGE_BYTES};
+use crate::error::{Error, Kind, Result};
+use crate::job::{JobId, Queue};
+use crate::ledger::Page;
+use crate::record::State;
+
+const OP: &str = "look at waiting jobs";
+
+/// The walks of a connection.
+#[derive(Debug, Default)]
+pub(super) struct Walks(Mutex<HashMap<Queue, Walk>>);
+
+/// One walk through everything that waits in a queue.
+#[derive(Debug)]
+struct Walk {
+    channel: Channel,
+    /// What is looked through, lanes first.
+    sources: Vec<String>,
+    /// How many of them are done.
+    place: usize,
+    /// What was taken, by its job.
+    taken: HashMap<JobId, Vec<(u32, Acker)>>,
+}
+
+impl Walks {
+    /// A page; see [`crate::broker::Backend::waiting`].
+    pub(super) async fn page(&self, post: &Post, queue: &Queue, after: Option<&str>, limit: usize) -> Result<Page<Envelope>> {
+        let place = after.map(|text| text.parse::<usize>()).transpose();
+        let place = place.map_err(|_| Error::new(Kind::Config, OP, "that is no place in a list of ours"))?;
+        let mut walks = self.0.lock().await;
+        if place.is_none() && let Some(old) = walks.remove(queue) {
+            old.end().await?;
+        }
+        if !walks.contains_key(queue) {
+            walks.insert(queue.clone(), Walk::begin(post, queue, place.unwrap_or(0)).await?);
+        }
+        let Some(walk) = walks.get_mut(queue) else { return Ok(Page { items: Vec::new(), next: None }) };
+        walk.page(post, queue, limit).await
+    }
+
+    /// Acknowledges the messages of forgotten jobs. How many there were.
+    pub(super) async fn forget(&self, jobs: &[(JobId, u32)]) -> Result<u64> {
+        let mut walks = self.0.lock().await;
+        let mut forgotten = 0;
+        for (id, epoch) in jobs {
+            let mut found = false;
+            for walk in walks.values_mut() {
+                let Some(taken) = walk.taken.get_mut(id) else { continue };
+                for (_, acker) in taken.extract_if(.., |(of, _)| of == epoch) {
+                    let acked = acker.ack(BasicAckOptions::default()).await;
+                    found |= acked.map_err(|error| fault::of("forget jobs", &error))?;
+                }
+            }
+            forgotten += u64::from(found);
+        }
+        Ok(forgotten)
+    }
+}
+
+impl Walk {
+    async fn begin(post: &Post, queue: &Queue, place: usize) -> Result<Self> {
+        let lanes = admin::lanes(post, queue).await?;
+        let delays = post.settings.levels.iter().map(|level| topology::delay_queue(*level));
+        let mut sources = Vec::new();
+        for name in lanes.iter().map(topology::lane_queue).chain(delays) {
+            if topology::ready(&post.link, &name).await?.is_some() {
+                sources.push(name);
+            }
+        }
+        Ok(Self { channel: post.link.channel().await?, sources, place, taken: HashMap::new() })
+    }
+
+    async fn page(&mut self, post: &Post, queue: &Queue, limit: usize) -> Result<Page<Envelope>> {
+        let (mut items, mut bytes) = (Vec::new(), 0);
+        while items.len() < limit && bytes < PAGE_BYTES {
+            let Some(source) = self.sources.get(self.place) else { break };
+            let got = self.channel.basic_get(source.as_str().into(), BasicGetOptions::default()).await;
+            let Some(message) = got.map_err(|error| fault::of(OP, &error))? else {
+                self.place += 1;
+                continue;
+            };
+            let read = wire::read(&message.delivery, queue, post.clock.now());
+            let Envelope { head, payload } = read.parcel.envelope;
+            if head.lane.queue != *queue || read.dead.is_some() {
+                // Held until the walk ends, so that it is not met again and again.
+                self.taken.entry(head.id).or_default().push((u32::MAX, message.delivery.acker.clone()));
+                continue;
+            }
+            let known = self.taken.get(&head.id).is_some_and(|taken| taken.iter().any(|(epoch, _)| *epoch == head.epoch));
+            self.taken.entry(head.id).or_default().push((head.epoch, message.delivery.acker.clone()));
+            if !known {
+                bytes += payload.len();
+                items.push(Envelope { head, payload });
+            }
+        }
+        let next = self.sources.get(self.place).map(|_| self.place.to_string());
+        let gone = ended(post, items.iter().map(|item| &item.head)).await?;
+        items.retain(|item| !gone.contains(&item.head.id));
+        Ok(Page { items, next })
+    }
+
+    async fn end(self) -> Result<()> {
+        self.channel.close(200, "done".into()).await.map_err(|error| fault::of(OP, &error))
+    }
+}
+
+/// Those that have only to be ended yet, or have ended: their messages stay for a worker to meet.
+async fn ended(post: &Post, heads: impl Iterator<Item = &Head>) -> Result<HashSet<JobId>> {
+    let heads: Vec<&Head> = heads.collect();
+    let ids: Vec<JobId> = heads.iter().map(|head| head.id).collect();
+    let now = post.clock.now();
+    let overdue = heads.iter().filter(|head| head.deadline <= now).map(|head| head.id);
+    let mut gone: HashSet<JobId> = overdue.collect();
+    for (head, view) in heads.iter().zip(post.ledger().fetch(&ids).await?) {
+        let Some(view) = view else { continue };
+        let waits = matches!(view.state, State::Scheduled | State::Queued | State::Retrying);
+        if !waits || view.epoch > head.epoch || view.attempts > head.attempts {
+            gone.insert(head.id);
+        }
+    }
+    Ok(gone)
+}

@@ -1,0 +1,390 @@
+//! A worker's subscription: takes deliveries from its consumers, has the ledger open as many as are wanted, and hands
+//! out those that may run. How the consumers are kept is `tap.rs`, how much each holds `share.rs`.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::desk::{Desk, Item, Opening};
+use super::news::{self, Feed};
+use super::post::Post;
+use super::slip::Slip;
+use super::tap::{Arrival, Plan, Tap};
+use super::{share, swap, topology, wire};
+use crate::broker::backend::{LEASE_BYTES, Leased, RawDelivery, Source, Terms, Verdict, Want};
+use crate::broker::rounds::{Open, Rounds};
+use crate::error::{Error, Kind, Result};
+use crate::job::{Lane, Queue};
+
+/// An empty call lasts at most this long.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Unstarted deliveries of a lane that stays closed for longer go back. Protocol, section 2.
+const CLOSED: Duration = Duration::from_secs(5);
+/// Nothing new is taken once nothing could be published for so long.
+const MUTE: Duration = Duration::from_secs(2);
+/// Consumers change their prefetch at most this often.
+const SETTLE: Duration = Duration::from_millis(200);
+/// How many lanes a caller is told of.
+const LANES: usize = 1_000;
+/// How long the last results may take to be announced when a worker leaves.
+const LEAVING: Duration = Duration::from_secs(5);
+
+/// A subscription.
+#[derive(Debug)]
+pub(super) struct AmqpSource {
+    desk: Arc<Desk>,
+    terms: Terms,
+    tap: Tap,
+    /// By the name of the queue.
+    lanes: BTreeMap<Arc<str>, LaneQueue>,
+    feed: Feed,
+    rounds: Rounds,
+    opening: JoinSet<Vec<Opening>>,
+    /// How many are being opened.
+    asked: u32,
+    /// Claimed, not handed out.
+    ready: VecDeque<RawDelivery>,
+    /// What the next call says unless it has something to hand out.
+    trouble: Option<Error>,
+    slots: u32,
+    /// Averages over what was handed out: how large, how long between.
+    bytes: usize,
+    planned: Instant,
+    /// Since when the worker takes nothing at all.
+    full: Option<Instant>,
+    /// Keeps the claims, the news and long jobs' messages.
+    keepers: JoinSet<()>,
+    hold: Arc<str>,
+}
+
+/// One lane's queue.
+#[derive(Debug)]
+struct LaneQueue {
+    /// Without a model: the queue of every model that has none of its own.
+    lane: Lane,
+    waiting: VecDeque<Item>,
+    delivered: Option<Instant>,
+    /// Since when nothing is taken from it.
+    closed: Option<Instant>,
+}
+
+impl AmqpSource {
+    /// Subscribes. `Config` when a queue is named twice.
+    pub(super) async fn open(post: Arc<Post>, terms: Terms) -> Result<Self> {
+        let mut seen = HashSet::new();
+        if let Some((twice, _)) = terms.queues.iter().find(|(queue, _)| !seen.insert(queue)) {
+            return Err(Error::new(Kind::Config, "subscribe", format!("queue {twice} is named twice")));
+        }
+        let desk = Desk::new(Arc::clone(&post), &terms);
+        let queues: Vec<Queue> = terms.queues.iter().map(|(queue, _)| queue.clone()).collect();
+        let mut keepers = JoinSet::new();
+        let feed = news::follow(&post, queues, &mut keepers).await?;
+        let hold: Arc<str> = topology::hold_name(&terms.worker).into();
+        keepers.spawn(swap::keep(Arc::clone(&desk)));
+        let mut source = Self {
+            tap: Tap::open(post.link.clone()),
+            desk,
+            terms,
+            lanes: BTreeMap::new(),
+            feed,
+            rounds: Rounds::default(),
+            opening: JoinSet::new(),
+            asked: 0,
+            ready: VecDeque::new(),
+            trouble: None,
+            slots: 1,
+            bytes: 0,
+            planned: Instant::now(),
+            full: None,
+            keepers,
+            hold,
+        };
+        source.learn();
+        Ok(source)
+    }
+
+    /// Takes over which lanes there are.
+    fn learn(&mut self) {
+        let news = self.feed.news.borrow_and_update().clone();
+        for lane in &news.lanes {
+            let queue: Arc<str> = topology::lane_queue(lane).into();
+            self.lanes.entry(queue).or_insert_with(|| LaneQueue {
+                lane: lane.clone(),
+                waiting: VecDeque::new(),
+                delivered: None,
+                closed: None,
+            });
+        }
+    }
+
+    /// Puts what was delivered where it waits to be opened.
+    fn take_in(&mut self, arrival: Arrival) {
+        let Arrival { queue, delivery, count } = arrival;
+        let (held, redelivered) = (queue == self.hold, delivery.redelivered);
+        let slip = Slip::new(delivery.acker.clone(), &count);
+        let named = self.lanes.get(&queue).map(|lane| lane.lane.queue.clone());
+        let named = named.or_else(|| topology::queue_of_key(delivery.routing_key.as_str()));
+        let now = self.desk.post.clock.now();
+        let read = wire::read(&delivery, &named.unwrap_or_else(|| self.terms.queues[0].0.clone()), now);
+        let wait = self.desk.post.wait(&read.parcel.envelope.head);
+        if !wait.is_zero() && read.dead.is_none() && !held {
+            let desk = Arc::clone(&self.desk);
+            self.desk.spawn(async move { desk.post.park(read.parcel, slip, wait).await });
+            return;
+        }
+        let size = read.parcel.envelope.payload.len();
+        self.bytes = if self.bytes == 0 { size } else { self.bytes - self.bytes / 8 + size / 8 };
+        let item = Item::new(read, slip, redelivered, held);
+        let place = self.lanes.entry(queue).or_insert_with(|| LaneQueue {
+            lane: item.parcel.envelope.head.lane.clone(),
+            waiting: VecDeque::new(),
+            delivered: None,
+            closed: None,
+        });
+        place.delivered = Some(Instant::now());
+        place.waiting.push_back(item);
+    }
+
+    /// What a lane may give now: nothing while its queue is paused.
+    fn cap(&self, lane: &Lane, caps: &HashMap<&Lane, u32>, rest: u32) -> u32 {
+        if self.feed.news.borrow().paused.contains(&lane.queue) {
+            return 0;
+        }
+        caps.get(lane).copied().unwrap_or(rest)
+    }
+
+    /// Has the ledger open as many of the waiting messages as are wanted beyond what is on its way already.
+    fn choose(&mut self, want: &Want) {
+        let total = want.total.saturating_sub(self.asked).saturating_sub(u32::try_from(self.ready.len()).unwrap_or(0));
+        if total == 0 || self.lanes.values().all(|lane| lane.waiting.is_empty()) {
+            return;
+        }
+        let caps: HashMap<&Lane, u32> = want.caps.iter().map(|(lane, cap)| (lane, *cap)).collect();
+        let mut counts: BTreeMap<Lane, u32> = BTreeMap::new();
+        for item in self.lanes.values().flat_map(|lane| &lane.waiting) {
+            *counts.entry(item.parcel.envelope.head.lane.clone()).or_default() += 1;
+        }
+        let open: Vec<Open> = counts
+            .into_iter()
+            .map(|(lane, count)| Open { room: count.min(self.cap(&lane, &caps, want.rest)), lane })
+            .collect();
+        let turns = self.rounds.take(&self.terms.queues, &open, total);
+        let mut bytes: usize = self.ready.iter().map(|job| job.payload.len()).sum();
+        let mut chosen = Vec::with_capacity(turns.len());
+        for place in turns {
+            let Some(item) = self.pull(&open[place].lane) else { continue };
+            let size = item.parcel.envelope.payload.len();
+            if bytes > 0 && bytes + size > LEASE_BYTES {
+                self.put_back(item);
+                break;
+            }
+            bytes += size;
+            chosen.push(item);
+        }
+        if !chosen.is_empty() {
+            self.asked += u32::try_from(chosen.len()).unwrap_or(u32::MAX);
+            let desk = Arc::clone(&self.desk);
+            self.opening.spawn(async move {
+                let opening = chosen.into_iter().map(|item| Arc::clone(&desk).open(item));
+                futures_util::future::join_all(opening).await
+            });
+        }
+    }
+
+    /// The first waiting message of a lane, wherever it waits.
+    fn pull(&mut self, lane: &Lane) -> Option<Item> {
+        self.lanes.values_mut().find_map(|queue| {
+            let place = queue.waiting.iter().position(|item| item.parcel.envelope.head.lane == *lane)?;
+            queue.waiting.remove(place)
+        })
+    }
+
+    fn put_back(&mut self, item: Item) {
+        let lane = &item.parcel.envelope.head.lane;
+        let named = topology::lane_queue(lane);
+        let common = topology::lane_queue(&Lane { model: None, ..lane.clone() });
+        let name = if self.lanes.contains_key(named.as_str()) { named } else { common };
+        if let Some(queue) = self.lanes.get_mut(name.as_str()) {
+            queue.waiting.push_front(item);
+        }
+    }
+
+    /// Sorts what the ledger said.
+    fn sort(&mut self, opened: Vec<Opening>) {
+        self.asked = self.asked.saturating_sub(u32::try_from(opened.len()).unwrap_or(u32::MAX));
+        for opening in opened.into_iter().rev() {
+            match opening {
+                Opening::Granted(delivery) => self.ready.push_front(delivery),
+                Opening::Gone => {}
+                Opening::Paused(item) => {
+                    // Its queue is closed as soon as the news says so; until then it waits where it cannot be seen.
+                    let desk = Arc::clone(&self.desk);
+                    self.desk.spawn(async move { desk.post.park(item.parcel, item.slip, PATIENCE).await });
+                }
+                Opening::Failed(item, error) => {
+                    self.trouble = Some(error);
+                    self.put_back(*item);
+                }
+            }
+        }
+    }
+
+    /// Hands out what is ready and wanted; what is not wanted any more goes back.
+    fn hand_out(&mut self, want: &Want) -> Vec<RawDelivery> {
+        let fits = want.fitting(self.ready.iter().map(|job| &job.head.lane));
+        let (mut out, mut unwanted) = (Vec::new(), Vec::new());
+        for (job, fits) in std::mem::take(&mut self.ready).into_iter().zip(fits) {
+            if fits { out.push(job) } else { unwanted.push(job) }
+        }
+        if !unwanted.is_empty() {
+            self.desk.spawn(release(unwanted));
+        }
+        out
+    }
+
+    /// Sets what is consumed, and gives back what waits in lanes that stay closed.
+    fn plan(&mut self, want: &Want) {
+        let now = Instant::now();
+        let running = u32::try_from(self.desk.count()).unwrap_or(u32::MAX);
+        self.slots = self.slots.max(want.total + running);
+        self.full = if want.total > 0 { None } else { self.full.or(Some(now)) };
+        let mute = self.desk.post.link.publisher().trouble().is_some_and(|trouble| trouble > MUTE);
+        let full = mute || self.full.is_some_and(|since| now - since > CLOSED);
+        let caps: HashMap<&Lane, u32> = want.caps.iter().map(|(lane, cap)| (lane, *cap)).collect();
+        let mut returned = Vec::new();
+        let mut views = Vec::with_capacity(self.lanes.len());
+        let names: Vec<Arc<str>> = self.lanes.keys().cloned().collect();
+        for name in &names {
+            let Some(lane) = self.lanes.get(name).map(|queue| queue.lane.clone()) else { continue };
+            let open = *name == self.hold || self.cap(&lane, &caps, want.rest) > 0 && !full;
+            let Some(queue) = self.lanes.get_mut(name) else { continue };
+            queue.closed = if open { None } else { queue.closed.or(Some(now)) };
+            let shut = full || queue.closed.is_some_and(|since| now - since > CLOSED);
+            let paused = self.feed.news.borrow().paused.contains(&lane.queue);
+            if shut || paused {
+                returned.extend(queue.waiting.drain(..));
+            }
+            let waiting = u32::try_from(queue.waiting.len()).unwrap_or(u32::MAX);
+            views.push(share::Lane {
+                open: !shut && !paused,
+                active: queue.delivered.is_some_and(|at| now - at < share::ACTIVE),
+                running: self.tap.unanswered(name).saturating_sub(waiting),
+            });
+        }
+        if !returned.is_empty() {
+            self.desk.spawn(async move {
+                for item in returned {
+                    item.slip.give_back().await;
+                }
+            });
+        }
+        self.set(&names, &views, want.total);
+    }
+
+    fn set(&mut self, names: &[Arc<str>], views: &[share::Lane], free: u32) {
+        let worker = share::Worker { free, slots: self.slots, usual: self.desk.usual(), bytes: self.bytes };
+        let old = self.tap.plan();
+        let mut plan = Plan::new();
+        for (name, prefetch) in names.iter().zip(share::prefetch(&worker, views)) {
+            if *name == self.hold {
+                continue;
+            }
+            let Some(wanted) = prefetch else { continue };
+            let now = old.get(name).copied();
+            let early = self.planned.elapsed() < SETTLE && now.is_some_and(|now| now > 1);
+            let keep = now.filter(|now| early || !share::is_off(*now, wanted));
+            plan.insert(Arc::clone(name), keep.unwrap_or(wanted));
+        }
+        if self.desk.holding.load(Ordering::Relaxed) {
+            plan.insert(Arc::clone(&self.hold), 0);
+        }
+        if plan != old {
+            self.planned = Instant::now();
+            self.tap.set(plan);
+        }
+    }
+
+    /// Lanes with jobs that wait, closed ones included.
+    fn lanes_seen(&self) -> Vec<Lane> {
+        let here = self.lanes.values().flat_map(|queue| &queue.waiting).map(|item| item.parcel.envelope.head.lane.clone());
+        let mut lanes: Vec<Lane> = here.chain(self.feed.news.borrow().waiting.iter().cloned()).collect();
+        lanes.sort_unstable();
+        lanes.dedup();
+        lanes.truncate(LANES);
+        lanes
+    }
+
+    /// Lanes nothing is taken from, for the news to look whether jobs wait there.
+    fn tell_closed(&self) {
+        let closed = self.lanes.values().filter(|queue| queue.closed.is_some()).map(|queue| queue.lane.clone());
+        let closed: Vec<Lane> = closed.take(LANES).collect();
+        self.feed.closed.send_if_modified(|old| {
+            let new = *old != closed;
+            *old = closed;
+            new
+        });
+    }
+}
+
+#[async_trait]
+impl Source for AmqpSource {
+    async fn next(&mut self, want: &Want) -> Result<Leased> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            while let Some(arrival) = self.tap.try_next() {
+                self.take_in(arrival);
+            }
+            if self.feed.news.has_changed().unwrap_or(false) {
+                self.learn();
+            }
+            self.plan(want);
+            self.tell_closed();
+            self.choose(want);
+            while let Some(opened) = self.opening.try_join_next() {
+                self.sort(opened.unwrap_or_default());
+            }
+            let deliveries = self.hand_out(want);
+            if !deliveries.is_empty() || Instant::now() >= deadline {
+                if let Some(error) = self.trouble.take().filter(|_| deliveries.is_empty()) {
+                    return Err(error);
+                }
+                if deliveries.is_empty() {
+                    self.desk.post.check()?;
+                }
+                return Ok(Leased { deliveries, lanes_seen: self.lanes_seen() });
+            }
+            tokio::select! {
+                Some(arrival) = self.tap.next() => self.take_in(arrival),
+                Some(opened) = self.opening.join_next() => self.sort(opened.unwrap_or_default()),
+                () = tokio::time::sleep_until(deadline) => {}
+            }
+        }
+    }
+
+    async fn close(mut self: Box<Self>) -> Result<()> {
+        while let Some(opened) = self.opening.join_next().await {
+            self.sort(opened.unwrap_or_default());
+        }
+        release(std::mem::take(&mut self.ready).into()).await;
+        self.desk.finish(LEAVING).await;
+        self.tap.close().await;
+        self.keepers.shutdown().await;
+        swap::leave(&self.desk).await;
+        Ok(())
+    }
+}
+
+/// Gives back what was claimed and not handed out, spending nothing.
+async fn release(jobs: Vec<RawDelivery>) {
+    for job in jobs {
+        let verdict = Verdict::Release { after: Duration::ZERO, hold: None };
+        if let Err(error) = job.hold.settle(&verdict).await {
+            tracing::debug!(%error, job = %job.head.id, "a claim is left to run out");
+        }
+    }
+}

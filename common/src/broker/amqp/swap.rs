@@ -1,0 +1,60 @@
+//! Jobs that run for longer than the server lets a delivery stay unanswered: their message changes to this worker's own
+//! hold queue and comes back by it, as a fresh delivery. Should the worker die, the hold queue returns it to its lane.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::desk::{Desk, Held};
+use super::publisher::{Message, Sent};
+use super::{holds, topology};
+use crate::error::{Error, Kind, Result};
+
+/// However long the server waits, a message changes after this.
+const LATEST: Duration = Duration::from_secs(25 * 60);
+
+/// Keeps the claims and messages in hand, until it is dropped.
+pub(super) async fn keep(desk: Arc<Desk>) {
+    let age = (desk.post.settings.consumer_timeout / 2).min(LATEST);
+    let pause = (desk.lease / 8).min(age / 8).clamp(Duration::from_millis(20), Duration::from_secs(1));
+    loop {
+        tokio::time::sleep(pause).await;
+        desk.expire().await;
+        for held in desk.held(|held| held.is_old(age)) {
+            if let Err(error) = swap(&desk, &held).await {
+                tracing::warn!(%error, job = %held.id(), "the message of a long job was not renewed; trying again");
+                break;
+            }
+        }
+    }
+}
+
+/// Sends a copy of a message to the hold queue, where its consumer meets the job that runs.
+async fn swap(desk: &Desk, held: &Held) -> Result<()> {
+    let name = topology::hold_name(&desk.worker);
+    if !desk.holding.load(Ordering::Relaxed) {
+        holds::add(&desk.post, &desk.worker).await?;
+        topology::declare_hold(&desk.post.link, &desk.worker, &desk.post.settings).await?;
+        desk.holding.store(true, Ordering::Relaxed);
+    }
+    let (properties, body) = held.parcel.message(true)?;
+    let key = topology::key(&held.parcel.envelope.head.lane);
+    held.swapping();
+    let message = Message { exchange: name, key, properties, body, mandatory: true };
+    match desk.post.link.publisher().publish(message).await? {
+        Sent::Taken => Ok(()),
+        Sent::Returned => {
+            desk.holding.store(false, Ordering::Relaxed);
+            Err(Error::new(Kind::Unavailable, "renew a message", "the hold queue is gone"))
+        }
+    }
+}
+
+/// Removes the hold queue, if there is one and it is empty.
+pub(super) async fn leave(desk: &Desk) {
+    if desk.holding.load(Ordering::Relaxed)
+        && let Err(error) = holds::remove(&desk.post, &desk.worker).await
+    {
+        tracing::debug!(%error, "the hold queue stays for the next sweep");
+    }
+}
