@@ -9,7 +9,7 @@ use super::topology;
 use crate::broker::backend::{Claim, Depth, LeaseId, QueueView, Redriven, Verdict, WorkerId};
 use crate::error::{Error, Kind, Result};
 use crate::job::{Band, JobId, Lane, Queue};
-use crate::ledger::Raised;
+use crate::ledger::{Asked, Raised};
 use crate::record::State;
 
 /// A purge claims what it should not have ended for so long at most.
@@ -104,7 +104,7 @@ async fn drain(post: &Post, lane: &Lane) -> Result<u64> {
     let name = topology::lane_queue(lane);
     let count = topology::ready(&post.link, &name).await?.unwrap_or(0);
     let channel = post.link.channel().await?;
-    let failed = |error: lapin::Error| super::fault::of("purge", &error);
+    let failed = |error: lapin::Error| post.link.peer().lift("purge", &error);
     let worker = WorkerId::random("purge");
     let mut ended = 0;
     let mut kept = Vec::new();
@@ -115,7 +115,7 @@ async fn drain(post: &Post, lane: &Lane) -> Result<u64> {
         let head = &read.parcel.envelope.head;
         let unknown = post.claims.fetch(&[head.id]).await?.first().is_none_or(Option::is_none);
         let lease = LeaseId::random();
-        let opened = post.claims.open(head, lease, &worker, PURGE_LEASE, false).await?;
+        let opened = post.claims.open(head, &Asked { lease, worker: &worker, length: PURGE_LEASE, redelivered: false }).await?;
         match opened.claim {
             Claim::Ended(state) => {
                 ended += u64::from(unknown && state == State::Cancelled);

@@ -8,10 +8,11 @@ use lapin::options::{BasicAckOptions, BasicGetOptions};
 use lapin::types::{AMQPValue, FieldTable};
 
 use super::post::Post;
-use super::{fault, topology, wire};
+use super::{topology, wire};
 use crate::broker::backend::{Claim, LeaseId, Verdict, WorkerId};
 use crate::error::Result;
 use crate::job::Queue;
+use crate::ledger::Asked;
 use crate::outcome::FailureClass;
 use crate::record::{Cause, End, Record};
 
@@ -26,7 +27,7 @@ pub(super) async fn take_in(post: &Post) -> Result<bool> {
         return Ok(false);
     }
     let channel = post.link.channel().await?;
-    let failed = |error: lapin::Error| fault::of(OP, &error);
+    let failed = |error: lapin::Error| post.link.peer().lift(OP, &error);
     let worker = WorkerId::random("dead");
     let mut more = true;
     for _ in 0..AT_ONCE {
@@ -52,7 +53,7 @@ async fn bury(post: &Post, worker: &WorkerId, delivery: &Delivery) -> Result<()>
     let read = wire::read(delivery, &queue, post.clock.now());
     let head = &read.parcel.envelope.head;
     let lease = LeaseId::random();
-    let opened = post.claims.open(head, lease, worker, LEASE, false).await?;
+    let opened = post.claims.open(head, &Asked { lease, worker, length: LEASE, redelivered: false }).await?;
     if !matches!(opened.claim, Claim::Fresh { .. } | Claim::Cancelled) {
         return post.conclude(&read.parcel, &opened).await;
     }

@@ -18,6 +18,7 @@ use super::wire::{Parcel, Read};
 use crate::broker::backend::{Claim, LeaseId, RawDelivery, Terms, Verdict, WorkerId};
 use crate::error::Error;
 use crate::job::JobId;
+use crate::ledger::Asked;
 use crate::record::Record;
 
 /// How many ended jobs may wait for their announcement; a further end waits until there is room.
@@ -160,7 +161,9 @@ impl Desk {
     async fn ask(self: &Arc<Self>, item: Item) -> Opening {
         let head = &item.parcel.envelope.head;
         crate::crash_point!("amqp.open.before_ledger");
-        let asked = self.post.claims.open(head, item.lease, &self.worker, self.lease, item.redelivered).await;
+        let asked =
+            Asked { lease: item.lease, worker: &self.worker, length: self.lease, redelivered: item.redelivered };
+        let asked = self.post.claims.open(head, &asked).await;
         crate::crash_point!("amqp.open.after_ledger");
         let opened = match asked {
             Ok(opened) => opened,

@@ -52,9 +52,9 @@ pub(super) async fn enqueue(post: &Post, batch: Vec<Envelope>) -> Result<Vec<Enq
 }
 
 /// What needs no asking: jobs that are too large, and repetitions within the call.
-fn refused(batch: &[Envelope]) -> Vec<Option<Enqueued>> {
+fn refused<'a>(batch: &'a [Envelope]) -> Vec<Option<Enqueued>> {
     let mut first = HashMap::<JobId, &Head>::new();
-    let one = |envelope| {
+    let one = |envelope: &'a Envelope| {
         let Envelope { head, payload } = envelope;
         if payload.len() > codec::MAX_BYTES {
             return Some(Enqueued::Refused(Refusal::TooLarge(payload.len())));

@@ -241,7 +241,7 @@ impl Backend for Amqp {
     async fn forget(&self, jobs: &[(JobId, u32)]) -> Result<u64> {
         check_count("forget jobs", jobs.len())?;
         self.post.claims.forget(jobs).await?;
-        self.walks.forget(jobs).await
+        self.walks.forget(&self.post, jobs).await
     }
 
     async fn sweep(&self, retention: &Retention) -> Result<Swept> {

@@ -4,12 +4,12 @@
 use std::collections::{HashMap, HashSet};
 
 use lapin::Channel;
-use lapin::acker::Acker;
+use lapin::Acker;
 use lapin::options::{BasicAckOptions, BasicGetOptions};
 use tokio::sync::Mutex;
 
 use super::post::Post;
-use super::{admin, fault, topology, wire};
+use super::{admin, topology, wire};
 use crate::broker::backend::{Envelope, Head, PAGE_BYTES};
 use crate::error::{Error, Kind, Result};
 use crate::job::{JobId, Queue};
@@ -41,7 +41,7 @@ impl Walks {
         let place = place.map_err(|_| Error::new(Kind::Config, OP, "that is no place in a list of ours"))?;
         let mut walks = self.0.lock().await;
         if place.is_none() && let Some(old) = walks.remove(queue) {
-            old.end().await?;
+            old.end(post).await?;
         }
         if !walks.contains_key(queue) {
             walks.insert(queue.clone(), Walk::begin(post, queue, place.unwrap_or(0)).await?);
@@ -51,7 +51,7 @@ impl Walks {
     }
 
     /// Acknowledges the messages of forgotten jobs. How many there were.
-    pub(super) async fn forget(&self, jobs: &[(JobId, u32)]) -> Result<u64> {
+    pub(super) async fn forget(&self, post: &Post, jobs: &[(JobId, u32)]) -> Result<u64> {
         let mut walks = self.0.lock().await;
         let mut forgotten = 0;
         for (id, epoch) in jobs {
@@ -60,7 +60,7 @@ impl Walks {
                 let Some(taken) = walk.taken.get_mut(id) else { continue };
                 for (_, acker) in taken.extract_if(.., |(of, _)| of == epoch) {
                     let acked = acker.ack(BasicAckOptions::default()).await;
-                    found |= acked.map_err(|error| fault::of("forget jobs", &error))?;
+                    found |= acked.map_err(|error| post.link.peer().lift("forget jobs", &error))?;
                 }
             }
             forgotten += u64::from(found);
@@ -87,7 +87,7 @@ impl Walk {
         while items.len() < limit && bytes < PAGE_BYTES {
             let Some(source) = self.sources.get(self.place) else { break };
             let got = self.channel.basic_get(source.as_str().into(), BasicGetOptions::default()).await;
-            let Some(message) = got.map_err(|error| fault::of(OP, &error))? else {
+            let Some(message) = got.map_err(|error| post.link.peer().lift(OP, &error))? else {
                 self.place += 1;
                 continue;
             };
@@ -111,8 +111,8 @@ impl Walk {
         Ok(Page { items, next })
     }
 
-    async fn end(self) -> Result<()> {
-        self.channel.close(200, "done".into()).await.map_err(|error| fault::of(OP, &error))
+    async fn end(self, post: &Post) -> Result<()> {
+        self.channel.close(200, "done".into()).await.map_err(|error| post.link.peer().lift(OP, &error))
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use lapin::acker::Acker;
+use lapin::Acker;
 use lapin::options::{BasicAckOptions, BasicNackOptions};
 use tokio::time::Instant;
 

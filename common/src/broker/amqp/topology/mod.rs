@@ -8,7 +8,7 @@ mod wanted;
 use std::time::Duration;
 
 pub(super) use names::{
-    DEAD, DELAY, IN, delay_header, delay_queue, hold_name, is_ours, key, lane_queue, queue_of_key, results_queue,
+    DEAD, DELAY, IN, delay_header, delay_queue, hold_name, is_ours, key, lane_queue, queue_of_key, queue_of_lane, results_queue,
 };
 use talk::{Link, Refused, Talk};
 use wanted::{Exchange, WantedQueue};
@@ -95,6 +95,25 @@ pub(super) async fn ready(link: &Link, queue_name: &str) -> Result<Option<u32>> 
     let look = talk.look(queue_name).await?;
     talk.close().await;
     Ok(look.map(|look| look.ready))
+}
+
+/// TEMP
+pub(super) async fn models(ledger: &dyn crate::ledger::Ledger, queue: &Queue) -> Result<Vec<ModelName>> {
+    let note = ledger.note(&format!("amqp/lanes/{queue}")).await?;
+    let names: Vec<String> = note.and_then(|note| serde_json::from_str(&note).ok()).unwrap_or_default();
+    Ok(names.iter().map(|name| ModelName::new(name)).collect())
+}
+
+/// TEMP
+pub(super) async fn drop_hold(link: &Link, worker: &WorkerId) -> Result<bool> {
+    let mut talk = Talk::open(link).await?;
+    let empty = match talk.look(&hold_name(worker)).await? {
+        None => true,
+        Some(look) if look.ready == 0 && look.consumers == 0 => talk.delete(&hold_name(worker)).await?.is_ok(),
+        Some(_) => false,
+    };
+    talk.close().await;
+    Ok(empty)
 }
 
 async fn declare_once(link: &Link, queue: &Queue, models: &[ModelName], settings: &Settings) -> Result<Declared> {

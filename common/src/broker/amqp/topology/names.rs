@@ -89,6 +89,11 @@ pub(in crate::broker::amqp) fn queue_of_key(key: &str) -> Option<Queue> {
     (ours && part(queue.as_str()) == first).then_some(queue)
 }
 
+/// The queue whose lane this is the queue of.
+pub(in crate::broker::amqp) fn queue_of_lane(name: &str) -> Option<Queue> {
+    queue_of_key(name.strip_prefix("pq1.q.")?)
+}
+
 fn part(name: &str) -> String {
     let encoded = match name {
         "" => "%".to_owned(),

@@ -9,7 +9,7 @@ use super::wanted::{Binding, Exchange, WantedQueue};
 use crate::error::{Error, Kind, Result};
 
 /// What channels are opened on.
-pub(in crate::broker::amqp) type Link = lapin::Connection;
+pub(in crate::broker::amqp) use super::super::link::Link;
 
 const OP: &str = "declare the topology";
 
@@ -143,7 +143,7 @@ impl Refused {
 }
 
 async fn channel(link: &Link) -> Result<Channel> {
-    link.create_channel().await.map_err(|error| lift(&error))
+    link.channel().await
 }
 
 /// What closed the channel alone.
