@@ -6,10 +6,13 @@ use std::sync::Arc;
 
 use url::Url;
 
+use super::amqp::Amqp;
+use super::memory::Memory;
 use super::redis::Redis;
 use super::sqlite::Sqlite;
-use super::{Access, Backend, Broker, Survey, redis};
+use super::{Access, Backend, Beside, Broker, Survey, redis};
 use crate::error::{Error, Kind, Result};
+use crate::ledger::Claims;
 
 const OP: &str = "connect to the broker";
 
@@ -32,15 +35,30 @@ impl Broker {
                 let redis = Arc::new(Redis::connect(access).await?);
                 Ok(Self::new(Arc::clone(&redis) as Arc<dyn Backend>, redis))
             }
-            scheme @ ("amqp" | "amqps") => Err(Error::new(
-                Kind::Unsupported,
-                OP,
-                format!("{scheme}:// is not supported by this version; use redis:// or sqlite://"),
-            )),
+            "amqp" | "amqps" => {
+                let claims = claims(access).await?;
+                let amqp = Arc::new(Amqp::connect(access, Arc::clone(&claims)).await?);
+                Ok(Self::new(amqp, claims))
+            }
             scheme => {
                 Err(Error::new(Kind::Config, OP, format!("no broker speaks {scheme}://; use redis:// or sqlite://")))
             }
         }
+    }
+}
+
+/// The ledger beside a broker that keeps no records.
+async fn claims(access: &Access) -> Result<Arc<dyn Claims>> {
+    let refused = |why: &str| Err(Error::new(Kind::Config, OP, why));
+    let ledger = match &access.beside {
+        Beside::Ledger(ledger) => ledger,
+        Beside::Store(_) => return refused("object storage as ledger is not supported by this version; name a ledger"),
+        Beside::Nothing => return refused("RabbitMQ keeps no records; name a ledger"),
+    };
+    match ledger.url.scheme() {
+        "redis" | "rediss" => Ok(Arc::new(Redis::connect(ledger).await?)),
+        "memory" => Ok(Arc::new(Memory::new())),
+        scheme => refused(&format!("{scheme}:// cannot be the ledger beside RabbitMQ; use redis://")),
     }
 }
 

@@ -55,7 +55,6 @@ pub(super) struct Item {
     /// Whether it came from this worker's hold queue.
     pub(super) held: bool,
     pub(super) slip: Slip,
-    pub(super) since: Instant,
 }
 
 #[derive(Debug)]
@@ -101,7 +100,7 @@ pub(super) enum Opening {
 impl Item {
     pub(super) fn new(read: Read, slip: Slip, redelivered: bool, held: bool) -> Self {
         let lease = LeaseId::random();
-        Self { parcel: read.parcel, dead: read.dead, lease, redelivered, held, slip, since: Instant::now() }
+        Self { parcel: read.parcel, dead: read.dead, lease, redelivered, held, slip }
     }
 }
 

@@ -47,8 +47,6 @@ pub(super) struct Read {
     pub(super) parcel: Parcel,
     /// Why the job is dead on arrival, if it is.
     pub(super) dead: Option<Box<Record>>,
-    /// Not ours, and told to wait for a length of time: what it means has to be fixed before it waits.
-    pub(super) foreign: bool,
 }
 
 impl Parcel {
@@ -96,7 +94,7 @@ pub(super) fn read(delivery: &Delivery, queue: &Queue, now: Timestamp) -> Read {
     let reply = reply(properties);
     if content_type == OURS {
         return match ours(&delivery.data) {
-            Ok(envelope) => Read { parcel: Parcel { envelope, reply }, dead: None, foreign: false },
+            Ok(envelope) => Read { parcel: Parcel { envelope, reply }, dead: None },
             Err(error) => arrived(Arrival::strange(&delivery.data, queue, error.to_string(), now), reply),
         };
     }
@@ -115,7 +113,7 @@ pub(super) fn read(delivery: &Delivery, queue: &Queue, now: Timestamp) -> Read {
 }
 
 fn arrived(arrival: Arrival, reply: Option<Reply>) -> Read {
-    Read { parcel: Parcel { envelope: arrival.envelope, reply }, dead: arrival.dead, foreign: true }
+    Read { parcel: Parcel { envelope: arrival.envelope, reply }, dead: arrival.dead }
 }
 
 fn ours(body: &[u8]) -> Result<Envelope> {

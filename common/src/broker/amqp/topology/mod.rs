@@ -97,14 +97,14 @@ pub(super) async fn ready(link: &Link, queue_name: &str) -> Result<Option<u32>> 
     Ok(look.map(|look| look.ready))
 }
 
-/// TEMP
+/// The models of a queue that have lanes of their own, as whoever declared them noted.
 pub(super) async fn models(ledger: &dyn crate::ledger::Ledger, queue: &Queue) -> Result<Vec<ModelName>> {
     let note = ledger.note(&format!("amqp/lanes/{queue}")).await?;
     let names: Vec<String> = note.and_then(|note| serde_json::from_str(&note).ok()).unwrap_or_default();
     Ok(names.iter().map(|name| ModelName::new(name)).collect())
 }
 
-/// TEMP
+/// Removes a worker's hold queue unless it holds something or somebody consumes it. Whether it is gone.
 pub(super) async fn drop_hold(link: &Link, worker: &WorkerId) -> Result<bool> {
     let mut talk = Talk::open(link).await?;
     let empty = match talk.look(&hold_name(worker)).await? {
