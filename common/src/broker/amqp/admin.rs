@@ -4,8 +4,8 @@ use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions};
 
 use super::post::Post;
 use super::publisher::Sent;
-use super::wire::{self, Parcel};
 use super::topology;
+use super::wire::{self, Parcel};
 use crate::broker::backend::{Claim, Depth, LeaseId, QueueView, Redriven, Verdict, WorkerId};
 use crate::error::{Error, Kind, Result};
 use crate::job::{Band, JobId, Lane, Queue};
@@ -115,7 +115,8 @@ async fn drain(post: &Post, lane: &Lane) -> Result<u64> {
         let head = &read.parcel.envelope.head;
         let unknown = post.claims.fetch(&[head.id]).await?.first().is_none_or(Option::is_none);
         let lease = LeaseId::random();
-        let opened = post.claims.open(head, &Asked { lease, worker: &worker, length: PURGE_LEASE, redelivered: false }).await?;
+        let opened =
+            post.claims.open(head, &Asked { lease, worker: &worker, length: PURGE_LEASE, redelivered: false }).await?;
         match opened.claim {
             Claim::Ended(state) => {
                 ended += u64::from(unknown && state == State::Cancelled);
@@ -137,4 +138,3 @@ async fn drain(post: &Post, lane: &Lane) -> Result<u64> {
     channel.close(200, "done".into()).await.map_err(failed)?;
     Ok(ended)
 }
-

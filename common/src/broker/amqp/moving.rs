@@ -3,8 +3,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use lapin::Channel;
 use lapin::Acker;
+use lapin::Channel;
 use lapin::options::{BasicAckOptions, BasicGetOptions};
 use tokio::sync::Mutex;
 
@@ -36,11 +36,19 @@ struct Walk {
 
 impl Walks {
     /// A page; see [`crate::broker::Backend::waiting`].
-    pub(super) async fn page(&self, post: &Post, queue: &Queue, after: Option<&str>, limit: usize) -> Result<Page<Envelope>> {
+    pub(super) async fn page(
+        &self,
+        post: &Post,
+        queue: &Queue,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Page<Envelope>> {
         let place = after.map(|text| text.parse::<usize>()).transpose();
         let place = place.map_err(|_| Error::new(Kind::Config, OP, "that is no place in a list of ours"))?;
         let mut walks = self.0.lock().await;
-        if place.is_none() && let Some(old) = walks.remove(queue) {
+        if place.is_none()
+            && let Some(old) = walks.remove(queue)
+        {
             old.end(post).await?;
         }
         if !walks.contains_key(queue) {
@@ -98,7 +106,8 @@ impl Walk {
                 self.taken.entry(head.id).or_default().push((u32::MAX, message.delivery.acker.clone()));
                 continue;
             }
-            let known = self.taken.get(&head.id).is_some_and(|taken| taken.iter().any(|(epoch, _)| *epoch == head.epoch));
+            let known =
+                self.taken.get(&head.id).is_some_and(|taken| taken.iter().any(|(epoch, _)| *epoch == head.epoch));
             self.taken.entry(head.id).or_default().push((head.epoch, message.delivery.acker.clone()));
             if !known {
                 bytes += payload.len();

@@ -311,7 +311,8 @@ impl AmqpSource {
 
     /// Lanes with jobs that wait, closed ones included.
     fn lanes_seen(&self) -> Vec<Lane> {
-        let here = self.lanes.values().flat_map(|queue| &queue.waiting).map(|item| item.parcel.envelope.head.lane.clone());
+        let here =
+            self.lanes.values().flat_map(|queue| &queue.waiting).map(|item| item.parcel.envelope.head.lane.clone());
         let mut lanes: Vec<Lane> = here.chain(self.feed.news.borrow().waiting.iter().cloned()).collect();
         lanes.sort_unstable();
         lanes.dedup();

@@ -110,7 +110,15 @@ async fn run(link: Link, mut plans: watch::Receiver<Plan>, out: mpsc::Sender<Arr
         match link.channel().await {
             Ok(channel) => {
                 counts.lock().unwrap_or_else(PoisonError::into_inner).clear();
-                let mut pipes = Pipes { link: &link, channel, out: &out, counts: &counts, open: HashMap::new(), streams: JoinSet::new(), tags: 0 };
+                let mut pipes = Pipes {
+                    link: &link,
+                    channel,
+                    out: &out,
+                    counts: &counts,
+                    open: HashMap::new(),
+                    streams: JoinSet::new(),
+                    tags: 0,
+                };
                 if pipes.serve(&mut plans).await.is_break() {
                     pipes.close().await;
                     return;
@@ -204,8 +212,10 @@ impl Pipes<'_> {
         self.tags += 1;
         let tag = format!("promptq-{}", self.tags);
         let options = BasicConsumeOptions::default();
-        let consumer =
-            self.channel.basic_consume(queue.as_ref().into(), tag.as_str().into(), options, FieldTable::default()).await?;
+        let consumer = self
+            .channel
+            .basic_consume(queue.as_ref().into(), tag.as_str().into(), options, FieldTable::default())
+            .await?;
         let count = {
             let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(counts.entry(Arc::clone(queue)).or_default())

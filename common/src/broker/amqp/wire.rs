@@ -57,8 +57,8 @@ impl Parcel {
     pub(super) fn message(&self, duplicate: bool) -> Result<(BasicProperties, Vec<u8>)> {
         let Envelope { head, payload } = &self.envelope;
         let encoded = codec::encode_part("encode a head", head)?;
-        let length = u32::try_from(encoded.len())
-            .map_err(|_| Error::new(Kind::TooLarge, "encode a head", "more than 4 GiB"))?;
+        let length =
+            u32::try_from(encoded.len()).map_err(|_| Error::new(Kind::TooLarge, "encode a head", "more than 4 GiB"))?;
         let mut body = Vec::with_capacity(5 + encoded.len() + payload.len());
         body.push(BODY_V1);
         body.extend(length.to_be_bytes());

@@ -8,7 +8,8 @@ mod wanted;
 use std::time::Duration;
 
 pub(super) use names::{
-    DEAD, DELAY, IN, delay_header, delay_queue, hold_name, is_ours, key, lane_queue, queue_of_key, queue_of_lane, results_queue,
+    DEAD, DELAY, IN, delay_header, delay_queue, hold_name, is_ours, key, lane_queue, queue_of_key, queue_of_lane,
+    results_queue,
 };
 use talk::{Link, Refused, Talk};
 use wanted::{Exchange, WantedQueue};
