@@ -58,7 +58,8 @@ impl Fixture {
     pub async fn sqlite() -> Self {
         let folder = TempDir::new().expect("a temporary folder");
         let sqlite = Arc::new(Sqlite::open(&folder.path().join("q.db")).await.expect("a fresh file opens"));
-        Self::over(Arc::clone(&sqlite) as Arc<dyn Backend>, sqlite, None, Home::Sqlite(folder))
+        let claims: Arc<dyn Claims> = Arc::clone(&sqlite) as Arc<dyn Claims>;
+        Self::over(Arc::clone(&sqlite) as Arc<dyn Backend>, sqlite, Some(claims), Home::Sqlite(folder))
     }
 
     /// On a Redis of its own. It keeps nothing over a restart: what is tested here are the steps, not the disk.

@@ -1,9 +1,12 @@
 //! Messages as another broker would carry them, over a ledger that serves it: the test decides which copy surfaces when.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use promptq_common::broker::{Claim, Envelope, Head, LeaseId, Settled, Verdict, WorkerId, envelope};
+use promptq_common::broker::redis::Redis;
+use promptq_common::broker::sqlite::Sqlite;
+use promptq_common::broker::{Access, Claim, Envelope, Head, LeaseId, Settled, Verdict, WorkerId, envelope};
 use promptq_common::job::Job;
 use promptq_common::ledger::{Asked, Claims, Opened, Raised, Registered};
 use promptq_common::outcome::FailureClass;
@@ -137,6 +140,15 @@ pub fn ended(how: End) -> Opened {
 /// A message of which the ledger knows a newer one.
 pub fn stale() -> Opened {
     Opened { claim: Claim::Stale, announce: false, keep: false }
+}
+
+/// The ledger at this address, as the backend of another broker writes into it.
+pub async fn ledger(url: &str) -> Arc<dyn Claims> {
+    let access = Access::new(url).expect("an address");
+    match url.strip_prefix("sqlite://") {
+        Some(path) => Arc::new(Sqlite::open(Path::new(path)).await.expect("opens")),
+        None => Arc::new(Redis::connect(&access).await.expect("connects")),
+    }
 }
 
 /// What backends read of a message.

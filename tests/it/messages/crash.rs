@@ -1,19 +1,18 @@
-//! A process dies at every crash point of claims, and its Redis right after it. Afterwards what it was told is so, what it
-//! left claimed comes back with one death more, and every message that is still about leads to one end.
+//! A process dies at every crash point of claims; a Redis is killed right after it. Afterwards what it was told is so,
+//! what it left claimed comes back with one death more, and every message that is still about leads to one end.
 
 use std::collections::{HashMap, HashSet};
 use std::process::Stdio;
 
 use futures_util::future::join_all;
-use promptq_common::broker::redis::{CLAIMS_CRASH_POINTS, CRASH_POINTS, Redis};
-use promptq_common::broker::{Access, Broker, Claim, Envelope, LeaseId, WorkerId};
+use promptq_common::broker::{Access, Broker, Claim, Envelope, LeaseId, WorkerId, redis, sqlite};
 use promptq_common::job::JobId;
 use promptq_common::ledger::{Asked, Claims, JobFilter, Registered};
 use promptq_common::outcome::FailureClass;
 use promptq_common::record::{End, State};
 use promptq_tests::backends::LONG;
 use promptq_tests::fixture::{self, batch};
-use promptq_tests::messages::{heads, message};
+use promptq_tests::messages::{heads, ledger, message};
 use promptq_tests::redis::{Options, RedisServer};
 use promptq_tests::steps::{PATIENCE, eventually, list, recount, see};
 use tempfile::TempDir;
@@ -21,38 +20,68 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 #[tokio::test]
+async fn a_worker_and_its_redis_may_die_anywhere_in_opening_a_message() {
+    assert_eq!(redis::CLAIMS_CRASH_POINTS.len(), 2);
+    die_everywhere("redis.open.", &OPENED).await;
+}
+
+#[tokio::test]
+async fn a_worker_and_its_redis_may_die_anywhere_in_ending_a_claim() {
+    die_everywhere("redis.settle.", &VERDICTS).await;
+}
+
+#[tokio::test]
 async fn a_worker_may_die_anywhere_in_opening_a_message() {
-    assert_eq!(CLAIMS_CRASH_POINTS.len(), 2);
-    for passage in ["return", "4*off->return"] {
-        join_all(CLAIMS_CRASH_POINTS.iter().map(|point| die_at(point, passage))).await;
-    }
+    assert_eq!(sqlite::CLAIMS_CRASH_POINTS.len(), 6);
+    die_everywhere("sqlite.open.", &OPENED).await;
 }
 
 #[tokio::test]
 async fn a_worker_may_die_anywhere_in_ending_a_claim() {
-    let points: Vec<_> = CRASH_POINTS.iter().filter(|point| point.starts_with("redis.settle.")).collect();
-    assert_eq!(points.len(), 2);
-    for passage in ["return", "1*off->return", "2*off->return", "3*off->return"] {
-        join_all(points.iter().map(|point| die_at(point, passage))).await;
+    die_everywhere("sqlite.settle.", &VERDICTS).await;
+}
+
+/// At the first, second and fifth message.
+const OPENED: [&str; 3] = ["return", "1*off->return", "4*off->return"];
+
+/// At the first, second, third or fourth verdict: a success, a retry, a release, a death.
+const VERDICTS: [&str; 4] = ["return", "1*off->return", "2*off->return", "3*off->return"];
+
+async fn die_everywhere(prefix: &str, passages: &[&str]) {
+    let points = [redis::CRASH_POINTS, redis::CLAIMS_CRASH_POINTS, sqlite::CRASH_POINTS, sqlite::CLAIMS_CRASH_POINTS];
+    let points: Vec<&str> = points.concat().into_iter().filter(|point| point.starts_with(prefix)).collect();
+    assert!(points.len() >= 2, "{points:?}");
+    for (place, passage) in passages.iter().enumerate() {
+        let met = points.iter().filter(|point| place < 2 || !RARE.contains(point));
+        join_all(met.map(|point| die_at(point, passage))).await;
     }
 }
 
+/// Not every message meets these: it is the first that is heard of its job, or its job dies.
+const RARE: [&str; 2] = ["sqlite.open.after_entry", "sqlite.settle.after_payload"];
+
 async fn die_at(point: &str, passage: &str) {
     let folder = TempDir::new().unwrap();
-    let mut server = RedisServer::start(Options::durable());
+    let mut server = point.starts_with("redis.").then(|| RedisServer::start(Options::durable()));
+    let url = match &server {
+        Some(server) => server.url(),
+        None => format!("sqlite://{}/q.db", folder.path().display()),
+    };
     let (log, armed) = (folder.path().join("log"), format!("{point}={passage}"));
     let mut child = Command::new(env!("CARGO_BIN_EXE_crash_messages"));
-    child.arg(server.url()).arg(&log).env("FAILPOINTS", &armed).stdin(Stdio::null()).kill_on_drop(true);
+    child.arg(&url).arg(&log).env("FAILPOINTS", &armed).stdin(Stdio::null()).kill_on_drop(true);
     let output = timeout(PATIENCE, child.output()).await.expect("it dies soon").unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(137), "{armed}: {said}");
-    server.restart();
-    check(&server.url(), &std::fs::read_to_string(&log).unwrap_or_default(), &armed).await;
+    if let Some(server) = &mut server {
+        server.restart();
+    }
+    check(&url, &std::fs::read_to_string(&log).unwrap_or_default(), &armed).await;
 }
 
 async fn check(url: &str, log: &str, armed: &str) {
-    let access = Access::new(url).unwrap();
-    let (broker, ledger) = (Broker::connect(&access).await.unwrap(), Redis::connect(&access).await.unwrap());
+    let broker = Broker::connect(&Access::new(url).unwrap()).await.unwrap();
+    let ledger = ledger(url).await;
     let found: HashMap<JobId, State> =
         list(&broker, &JobFilter::default(), 100).await.into_iter().map(|job| (job.id, job.state)).collect();
     let mut copied = HashSet::new();
@@ -73,7 +102,7 @@ async fn check(url: &str, log: &str, armed: &str) {
         assert_eq!(matches!(answer, Registered::Known(_)), known, "{armed}: {answer:?}");
     }
     for message in &messages {
-        surface(&ledger, message, (&found, copied.contains(&message.head.id)), armed).await;
+        surface(&*ledger, message, (&found, copied.contains(&message.head.id)), armed).await;
         let was = found.get(&message.head.id).filter(|state| state.is_ended());
         let now = see(&broker, message.head.id).await.state;
         assert_eq!(now, *was.unwrap_or(&State::Succeeded), "{armed}: {}", message.head.id);
@@ -83,7 +112,12 @@ async fn check(url: &str, log: &str, armed: &str) {
 }
 
 /// Every copy that was not acknowledged comes back, the newest first or last: one runs unless the job has ended.
-async fn surface(ledger: &Redis, message: &Envelope, (found, retried): (&HashMap<JobId, State>, bool), armed: &str) {
+async fn surface(
+    ledger: &dyn Claims,
+    message: &Envelope,
+    (found, retried): (&HashMap<JobId, State>, bool),
+    armed: &str,
+) {
     let id = message.head.id;
     let worker = WorkerId::random("heir");
     let mut copies = vec![message.clone()];

@@ -119,6 +119,11 @@ fn memory_does_what_the_model_does() {
 }
 
 #[test]
+fn sqlite_does_what_the_model_does() {
+    agree(|| Box::pin(Fixture::sqlite()));
+}
+
+#[test]
 fn redis_does_what_the_model_does() {
     agree(|| Box::pin(Fixture::redis()));
 }

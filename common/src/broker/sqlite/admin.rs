@@ -3,15 +3,17 @@
 
 use rusqlite::{OptionalExtension, params};
 
+use super::away::{ANNOUNCED, RAISED, UNRUN};
 use super::damage::job_or_bury;
 use super::enqueue::past_state;
 use super::file::Fault;
 use super::lease::give_back;
 use super::row::{JobRow, Place};
 use super::settle::{Why, end_unrun};
-use super::tx::{Stage, Tx};
+use super::stage::Stage;
+use super::tx::Tx;
 use crate::broker::HoldKey;
-use crate::broker::backend::{Cancel, CancelCounts, Redriven};
+use crate::broker::backend::{Cancel, CancelCounts, Head, Redriven};
 use crate::job::{BatchName, JobId, Queue};
 use crate::record::State;
 
@@ -31,7 +33,7 @@ pub(super) fn cancel(tx: &mut Tx<'_>, ids: &[JobId]) -> Result<Vec<Cancel>, Faul
     ids.iter().map(|&id| cancel_one(tx, id)).collect()
 }
 
-fn cancel_one(tx: &mut Tx<'_>, id: JobId) -> Result<Cancel, Fault> {
+pub(super) fn cancel_one(tx: &mut Tx<'_>, id: JobId) -> Result<Cancel, Fault> {
     let Some(job) = JobRow::by_id(tx, id)? else {
         return Ok(past(tx, id)?.map_or(Cancel::Unknown, Cancel::Already));
     };
@@ -55,7 +57,7 @@ fn stop(tx: &mut Tx<'_>, job: &JobRow) -> Result<(), Fault> {
     end_unrun(tx, job, Why::Cancelled)
 }
 
-fn past(tx: &Tx<'_>, id: JobId) -> Result<Option<State>, Fault> {
+pub(super) fn past(tx: &Tx<'_>, id: JobId) -> Result<Option<State>, Fault> {
     let found = tx
         .sql("SELECT state, fingerprint FROM past WHERE id = ?1")?
         .query_row([id.as_bytes()], past_state)
@@ -107,6 +109,8 @@ pub(super) fn purge_step(tx: &mut Tx<'_>, queue: &Queue, upto: i64) -> Result<u6
          WHERE q.name = ?1 AND j.seq <= ?2 LIMIT ?3",
         "SELECT j.seq FROM queue q JOIN lane l ON l.queue = q.id CROSS JOIN job j ON j.lane = l.id AND j.state = 1
          WHERE q.name = ?1 AND j.seq <= ?2 LIMIT ?3",
+        "SELECT j.seq FROM queue q JOIN lane l ON l.queue = q.id CROSS JOIN job j ON j.lane = l.id AND j.state = -1
+         WHERE q.name = ?1 AND j.seq <= ?2 LIMIT ?3",
     ] {
         let left = STEP.saturating_sub(u32::try_from(rows.len()).unwrap_or(STEP));
         let mut statement = tx.sql(sql)?;
@@ -127,7 +131,7 @@ pub(super) fn redrive(tx: &mut Tx<'_>, ids: &[JobId]) -> Result<Vec<Redriven>, F
     ids.iter().map(|&id| redrive_one(tx, id)).collect()
 }
 
-fn redrive_one(tx: &mut Tx<'_>, id: JobId) -> Result<Redriven, Fault> {
+pub(super) fn redrive_one(tx: &mut Tx<'_>, id: JobId) -> Result<Redriven, Fault> {
     let Some(job) = JobRow::by_id(tx, id)? else {
         return Ok(match past(tx, id)? {
             None => Redriven::Unknown,
@@ -149,16 +153,29 @@ fn redrive_one(tx: &mut Tx<'_>, id: JobId) -> Result<Redriven, Fault> {
         return Ok(Redriven::Gone);
     }
     let epoch = place.epoch + 1;
-    // It gets as long to run as it was given when it was submitted.
-    let span = job.head.deadline.as_millis().saturating_sub(job.head.created_at.as_millis()).max(0);
-    let deadline = tx.now.saturating_add(span).max(job.head.deadline.as_millis());
+    let stage = if place.away.is_some() { Stage::Away } else { Stage::Ready };
     tx.sql(
-        "UPDATE job SET state = 0, epoch = ?2, ready_at = ?3, deadline = ?4, attempts = 0, deaths = 0, history = NULL,
-         record = NULL, code = NULL, class = NULL, not_before = NULL, since = NULL WHERE seq = ?1",
+        "UPDATE job SET state = ?5, epoch = ?2, ready_at = ?3, deadline = ?4, attempts = 0, deaths = 0, history = NULL,
+         record = NULL, code = NULL, class = NULL, not_before = NULL, since = iif(away IS NULL, NULL, ?3),
+         away = (away & ?6) | ?7 WHERE seq = ?1",
     )?
-    .execute(params![job.seq, epoch, tx.now, deadline])?;
-    tx.moved(place.lane, place.batch, Some(place.stage), Some(Stage::Ready));
+    .execute(params![
+        job.seq,
+        epoch,
+        tx.now,
+        renewed(&job.head, tx.now),
+        stage.code(),
+        !(ANNOUNCED | UNRUN),
+        RAISED
+    ])?;
+    tx.moved(place.lane, place.batch, Some(place.stage), Some(stage));
     Ok(Redriven::Queued { epoch })
+}
+
+/// The deadline of a job put back in line: it gets as long to run as it was given when it was submitted.
+pub(super) fn renewed(head: &Head, now: i64) -> i64 {
+    let span = head.deadline.as_millis().saturating_sub(head.created_at.as_millis()).max(0);
+    now.saturating_add(span).max(head.deadline.as_millis())
 }
 
 /// Takes dead jobs out of the dead set for good; how many.

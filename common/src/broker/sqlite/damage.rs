@@ -68,6 +68,7 @@ fn mend(tx: &Tx<'_>, seq: i64) -> Result<(), Fault> {
          created_at = iif(typeof(created_at) = 'integer', created_at, ?12),
          ready_at   = iif(typeof(ready_at) = 'integer', ready_at, ?12),
          not_before = iif(typeof(not_before) = 'integer', not_before, NULL),
+         away       = iif(typeof(away) = 'integer', away, NULL),
          row        = iif(typeof(row) = 'integer', row, NULL) WHERE seq = ?1",
     )?
     .execute(params![

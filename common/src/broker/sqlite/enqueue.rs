@@ -4,7 +4,8 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::file::Fault;
 use super::row::{name, tags_text};
-use super::tx::{Stage, Tx};
+use super::stage::Stage;
+use super::tx::Tx;
 use crate::broker::backend::{Enqueued, Envelope, Head, Refusal};
 use crate::codec;
 use crate::job::{JobId, Queue};
@@ -28,47 +29,51 @@ fn enqueue_one(tx: &mut Tx<'_>, envelope: &Envelope) -> Result<Enqueued, Fault> 
             Enqueued::Refused(Refusal::Conflict)
         });
     }
-    let lane = tx.lane(&head.lane)?;
-    let batch = match &head.batch {
-        None => None,
-        Some(batch) => {
-            let queue = tx.queue(&head.lane.queue)?;
-            let row = tx.batch_or_new(batch, queue)?;
-            if row.queue != queue {
-                return Ok(Enqueued::Refused(Refusal::OtherQueue(queue_name(tx, row.queue)?)));
-            }
-            Some(row.id)
-        }
+    let batch = match batch_of(tx, head)? {
+        Ok(batch) => batch,
+        Err(owner) => return Ok(Enqueued::Refused(Refusal::OtherQueue(owner))),
     };
-    let due = head.not_before.map_or(tx.now, |at| at.as_millis().max(tx.now));
-    let stage = if due > tx.now { Stage::Delayed } else { Stage::Ready };
-    let seq = insert(tx, head, (lane, batch), (stage, due))?;
+    let lane = tx.lane(&head.lane)?;
+    let stage = if due(tx, head) > tx.now { Stage::Delayed } else { Stage::Ready };
+    let seq = insert(tx, head, (lane, batch), (stage, None))?;
     crate::crash_point!("sqlite.enqueue.after_job");
     tx.sql("INSERT INTO payload (seq, bytes) VALUES (?1, ?2)")?.execute(params![seq, envelope.payload])?;
     crate::crash_point!("sqlite.enqueue.after_payload");
-    tx.rows(lane, batch, 1);
-    tx.moved(lane, batch, None, Some(stage));
     Ok(Enqueued::New)
 }
 
-fn insert(
-    tx: &Tx<'_>,
+/// The row of a new job's batch, made when missing; or the queue that has that batch, if it is another.
+pub(super) fn batch_of(tx: &mut Tx<'_>, head: &Head) -> Result<Result<Option<i64>, Queue>, Fault> {
+    let Some(batch) = &head.batch else { return Ok(Ok(None)) };
+    let queue = tx.queue(&head.lane.queue)?;
+    let row = tx.batch_or_new(batch, queue)?;
+    Ok(if row.queue == queue { Ok(Some(row.id)) } else { Err(queue_name(tx, row.queue)?) })
+}
+
+/// When a job may begin.
+fn due(tx: &Tx<'_>, head: &Head) -> i64 {
+    head.not_before.map_or(tx.now, |at| at.as_millis().max(tx.now))
+}
+
+/// A new job in its lane and batch: at that stage, and if its message waits elsewhere, with those marks and since then.
+pub(super) fn insert(
+    tx: &mut Tx<'_>,
     head: &Head,
     (lane, batch): (i64, Option<i64>),
-    (stage, due): (Stage, i64),
+    (stage, away): (Stage, Option<(i64, i64)>),
 ) -> Result<i64, Fault> {
     let history = codec::encode_history(&head.history)?;
     let seq = tx
         .sql(
             "INSERT INTO job (id, lane, state, ready_at, deadline, created_at, fingerprint, priority, keyed, batch, row,
-             epoch, attempts, not_before, custom_id, tenant, tags, history)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
+             epoch, attempts, not_before, custom_id, tenant, tags, history, away, since)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)",
         )?
         .insert(params![
             head.id.as_bytes(),
             lane,
             stage.code(),
-            due,
+            due(tx, head),
             head.deadline.as_millis(),
             head.created_at.as_millis(),
             head.fingerprint.0,
@@ -83,17 +88,22 @@ fn insert(
             head.tenant,
             tags_text(&head.tags)?,
             (!history.is_empty()).then_some(history),
+            away.map(|(marks, _)| marks),
+            away.map(|(_, since)| since),
         ])?;
+    tx.rows(lane, batch, 1);
+    tx.moved(lane, batch, None, Some(stage));
     Ok(seq)
 }
 
 /// The state and fingerprint of an id that has been used.
 pub(super) fn used(conn: &Connection, id: JobId, now: i64) -> Result<Option<(State, [u8; 16])>, Fault> {
     let living = conn
-        .prepare_cached("SELECT state, fingerprint, attempts, hold, deadline FROM job WHERE id = ?1")?
+        .prepare_cached("SELECT state, fingerprint, attempts, hold, deadline, ready_at FROM job WHERE id = ?1")?
         .query_row([id.as_bytes()], |row| {
-            let hold: Option<String> = row.get(3)?;
-            let state = public_state(row.get(0)?, (row.get(2)?, hold.is_some()), row.get::<_, i64>(4)? <= now);
+            let (kept, hold): (Stage, Option<String>) = (row.get(0)?, row.get(3)?);
+            let state =
+                public_state(kept.seen(row.get(5)?, now), (row.get(2)?, hold.is_some()), row.get::<_, i64>(4)? <= now);
             Ok((state, row.get(1)?))
         })
         .optional()?;
@@ -112,10 +122,10 @@ pub(super) fn past_state(row: &rusqlite::Row<'_>) -> rusqlite::Result<(State, [u
     Ok((stage.ended().unwrap_or(State::Expired), row.get(1)?))
 }
 
-/// A job's state as people see it.
+/// A job's state as people see it; of one that is away, its stage as seen.
 pub(super) fn public_state(stage: Stage, (attempts, held): (u32, bool), overdue: bool) -> State {
     match stage {
-        Stage::Ready | Stage::Delayed if overdue => State::Expired,
+        Stage::Away | Stage::Ready | Stage::Delayed if overdue => State::Expired,
         Stage::Delayed if !held => {
             if attempts > 0 {
                 State::Retrying
@@ -123,7 +133,7 @@ pub(super) fn public_state(stage: Stage, (attempts, held): (u32, bool), overdue:
                 State::Scheduled
             }
         }
-        Stage::Ready | Stage::Delayed => State::Queued,
+        Stage::Away | Stage::Ready | Stage::Delayed => State::Queued,
         Stage::Running => State::Running,
         Stage::Succeeded => State::Succeeded,
         Stage::Dead => State::Dead,

@@ -10,7 +10,10 @@ use super::filesystem;
 use crate::error::{Error, Kind, Result};
 
 const OP: &str = "open the embedded database";
-const SCHEMA: i64 = 1;
+/// What makes the tables, step by step. A file that has made some of them makes the rest when it is opened.
+const STEPS: [&str; 2] = [include_str!("schema.sql"), include_str!("away.sql")];
+/// How many steps that are.
+const SCHEMA: i64 = 2;
 /// "pqdb": tells our file from any other program's database.
 const APPLICATION: i64 = 0x7071_6462;
 /// How long a write waits for the other processes' turns. A turn is one group commit, milliseconds.
@@ -46,13 +49,16 @@ pub(super) fn open_writer(path: &Path) -> Result<Connection> {
     check(&conn, path)?;
     set_up(&conn).map_err(named)?;
     let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(named)?;
-    if version(&tx).map_err(named)? == 0 {
-        tx.execute_batch(include_str!("schema.sql")).map_err(named)?;
+    let made = version(&tx).map_err(named)?;
+    for step in STEPS.iter().skip(usize::try_from(made).unwrap_or(0)) {
+        tx.execute_batch(step).map_err(named)?;
+    }
+    if made < SCHEMA {
         tx.pragma_update(None, "application_id", APPLICATION).map_err(named)?;
         tx.pragma_update(None, "user_version", SCHEMA).map_err(named)?;
     }
     tx.commit().map_err(named)?;
-    conn.set_prepared_statement_cache_capacity(96);
+    conn.set_prepared_statement_cache_capacity(128);
     Ok(conn)
 }
 

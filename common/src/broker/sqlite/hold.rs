@@ -9,7 +9,7 @@ use super::file::Fault;
 use super::lease::extend;
 use super::reader::Reader;
 use super::settle::{Ending, settle};
-use super::tx::Stage;
+use super::stage::Stage;
 use super::writer::Writer;
 use crate::broker::LeaseId;
 use crate::broker::backend::{Beat, Claim, Hold, Settled, Verdict};

@@ -4,18 +4,20 @@ use std::collections::HashMap;
 
 use rusqlite::{OptionalExtension, params};
 
+use super::away::SPARED;
 use super::damage::{bury, is_unreadable, job_or_bury};
 use super::file::Fault;
 use super::row::{JobRow, Place, select_jobs};
 use super::settle::{Why, end_unrun};
-use super::tx::{Stage, Tx, band_from};
+use super::stage::Stage;
+use super::tx::{Tx, band_from};
 use crate::broker::LeaseId;
 use crate::broker::backend::{Head, LEASE_BYTES, Terms, Want};
 use crate::broker::rounds::{Open, Rounds};
 use crate::job::{Lane, ModelName, Queue};
 
 /// How many jobs one transaction promotes, recovers or ends beside leasing: about a millisecond's work.
-const CHORES: u32 = 200;
+pub(super) const CHORES: u32 = 200;
 /// How many jobs one transaction leases at most.
 const AT_ONCE: u32 = 1_000;
 /// How many lanes a caller is told of.
@@ -104,16 +106,17 @@ fn promote_due(tx: &mut Tx<'_>) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Leases that ran out: their jobs wait again where they stood, with one death more.
-fn recover_expired(tx: &mut Tx<'_>) -> Result<(), Fault> {
+/// Up to [`CHORES`] leases that ran out: their jobs wait again where they stood, with one death more. How many.
+pub(super) fn recover_expired(tx: &mut Tx<'_>) -> Result<u32, Fault> {
     let lost: Vec<i64> = tx
         .sql("SELECT seq FROM job WHERE state = 2 AND expires_at <= ?1 ORDER BY expires_at LIMIT ?2")?
         .query_map([tx.now, i64::from(CHORES)], |row| row.get(0))?
         .collect::<rusqlite::Result<_>>()?;
+    let count = u32::try_from(lost.len()).unwrap_or(u32::MAX);
     for seq in lost {
         give_back(tx, seq)?;
     }
-    Ok(())
+    Ok(count)
 }
 
 /// Takes a running job from its worker, as if that had died.
@@ -122,12 +125,16 @@ pub(super) fn give_back(tx: &mut Tx<'_>, seq: i64) -> Result<(), Fault> {
     if job.is_cancelled() {
         return end_unrun(tx, &job, Why::Cancelled);
     }
+    let (stage, at, since) = match job.away {
+        None => (Stage::Ready, job.ready_at, None),
+        Some(_) => (Stage::Away, tx.now, Some(tx.now)),
+    };
     tx.sql(
-        "UPDATE job SET state = 0, deaths = deaths + 1, lease = NULL, worker = NULL, leased_at = NULL,
-         expires_at = NULL WHERE seq = ?1",
+        "UPDATE job SET state = ?2, ready_at = ?3, since = ?4, deaths = deaths + 1, lease = NULL, worker = NULL,
+         leased_at = NULL, expires_at = NULL WHERE seq = ?1",
     )?
-    .execute([seq])?;
-    tx.moved(job.lane, job.batch, Some(Stage::Running), Some(Stage::Ready));
+    .execute(params![seq, stage.code(), at, since])?;
+    tx.moved(job.lane, job.batch, Some(Stage::Running), Some(stage));
     Ok(())
 }
 
@@ -288,9 +295,9 @@ pub(super) fn extend(
     }
     let cancelled: bool = tx
         .sql(
-            "UPDATE job SET expires_at = ?2 WHERE seq = ?1 RETURNING cancel OR (epoch = 0 AND
-             ifnull((SELECT b.cancelled FROM batch b WHERE b.id = batch), 0))",
+            "UPDATE job SET expires_at = ?2 WHERE seq = ?1 RETURNING cancel OR (epoch = 0 AND NOT ifnull(away & ?3, 0)
+             AND ifnull((SELECT b.cancelled FROM batch b WHERE b.id = batch), 0))",
         )?
-        .query_row(params![seq, tx.now.saturating_add(length)], |row| row.get(0))?;
+        .query_row(params![seq, tx.now.saturating_add(length), SPARED], |row| row.get(0))?;
     Ok(if cancelled { Beat::Cancelled } else { Beat::Kept })
 }

@@ -5,7 +5,8 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::damage::is_unreadable;
 use super::file::Fault;
 use super::row::{JobRow, select_jobs};
-use super::tx::{Stage, Tx};
+use super::stage::Stage;
+use super::tx::Tx;
 use crate::broker::backend::{Envelope, PAGE_BYTES};
 use crate::error::{Error, Kind, Result};
 use crate::job::{JobId, Queue};
@@ -22,7 +23,7 @@ pub(super) fn place(after: Option<&str>) -> Result<i64> {
     })
 }
 
-/// Jobs of a queue that wait, whole, after the job number `after`.
+/// Jobs of a queue that wait here, whole, after the job number `after`.
 pub(super) fn waiting(conn: &Connection, queue: &Queue, after: i64, limit: usize) -> Result<Page<Envelope>, Fault> {
     let now = Timestamp::now().as_millis();
     let newest: i64 = conn.query_row("SELECT ifnull(max(seq), 0) FROM job", [], |row| row.get(0))?;
@@ -55,7 +56,7 @@ pub(super) fn waiting(conn: &Connection, queue: &Queue, after: i64, limit: usize
 /// The numbers of waiting jobs within a stretch of all jobs, in their order.
 fn seqs(conn: &Connection, queue: &Queue, (after, end): (i64, i64), limit: usize) -> rusqlite::Result<Vec<i64>> {
     conn.prepare_cached(
-        "SELECT j.seq FROM job j NOT INDEXED WHERE j.seq > ?1 AND j.seq <= ?2 AND j.state < 2 AND j.lane IN
+        "SELECT j.seq FROM job j NOT INDEXED WHERE j.seq > ?1 AND j.seq <= ?2 AND j.state IN (0, 1) AND j.lane IN
          (SELECT l.id FROM queue q JOIN lane l ON l.queue = q.id WHERE q.name = ?3) ORDER BY j.seq LIMIT ?4",
     )?
     .query_map(params![after, end, queue.as_str(), i64::try_from(limit).unwrap_or(i64::MAX)], |row| row.get(0))?

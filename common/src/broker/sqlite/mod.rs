@@ -1,8 +1,11 @@
 //! The embedded broker and its ledger: one SQLite file, any number of processes of one machine. This file is the way
-//! in; each step is its own file: `enqueue`, `lease`, `hold`, `settle`, `admin`, `leave`, `retention`, `query`, `account`.
+//! in; each step is its own file: `enqueue`, `lease`, `hold`, `settle`, `admin`, `leave`, `retention`, `query`, `account`;
+//! for the messages of another broker `claims`, `away`, `open`, `raise`.
 
 mod account;
 mod admin;
+mod away;
+mod claims;
 mod damage;
 mod enqueue;
 mod file;
@@ -11,21 +14,29 @@ mod hold;
 mod lease;
 mod leave;
 mod ledger;
+mod open;
 mod query;
+mod raise;
 mod reader;
 mod retention;
 mod row;
 mod settle;
 mod source;
+mod stage;
 #[cfg(test)]
 mod tests;
 mod tx;
 mod watcher;
 mod writer;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use async_trait::async_trait;
+use tokio::time::Instant;
+
+pub use self::claims::CRASH_POINTS as CLAIMS_CRASH_POINTS;
 
 use self::reader::Reader;
 use self::source::RowSource;
@@ -67,6 +78,8 @@ pub struct Sqlite {
     claims: Reader,
     /// For everything people ask.
     queries: Reader,
+    /// When this process last noted that a queue is used; never held across an await.
+    touched: Mutex<HashMap<Queue, Instant>>,
 }
 
 impl Sqlite {
@@ -79,7 +92,7 @@ impl Sqlite {
         let writer = Writer::start(path.to_owned()).await?;
         let claims = Reader::start(path.to_owned()).await?;
         let queries = Reader::start(path.to_owned()).await?;
-        Ok(Self { path: path.to_owned(), writer, claims, queries })
+        Ok(Self { path: path.to_owned(), writer, claims, queries, touched: Mutex::default() })
     }
 }
 

@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::enqueue::{public_state, used};
 use super::file::Fault;
 use super::row::{JobRow, name, select_jobs};
-use super::tx::Stage;
+use super::stage::Stage;
 use crate::broker::backend::{Depth, QueueView};
 use crate::codec;
 use crate::error::{Error, Kind};
@@ -51,7 +51,8 @@ pub(super) fn fetch(conn: &Connection, ids: &[JobId]) -> Result<Vec<Option<JobVi
 fn view(conn: &Connection, job: JobRow) -> Result<JobView, Fault> {
     let now = Timestamp::now().as_millis();
     let running = job.stage == Stage::Running;
-    let state = public_state(job.stage, (job.head.attempts, job.hold.is_some()), job.is_overdue(now));
+    let seen = job.stage.seen(job.ready_at, now);
+    let state = public_state(seen, (job.head.attempts, job.hold.is_some()), job.is_overdue(now));
     let cancel_requested = running && job.is_cancelled();
     let record = job.record.map(|seq| record(conn, seq)).transpose()?.flatten();
     Ok(JobView {
@@ -70,8 +71,8 @@ fn view(conn: &Connection, job: JobRow) -> Result<JobView, Fault> {
         deaths: job.deaths,
         created_at: job.head.created_at,
         deadline: job.head.deadline,
-        due: (job.stage == Stage::Delayed && job.ready_at > now).then(|| Timestamp::from_millis(job.ready_at)),
-        hold: job.hold.filter(|_| job.stage == Stage::Delayed).and_then(|hold| hold.parse().ok()),
+        due: (seen == Stage::Delayed && job.ready_at > now).then(|| Timestamp::from_millis(job.ready_at)),
+        hold: job.hold.filter(|_| seen == Stage::Delayed).and_then(|hold| hold.parse().ok()),
         worker: job.worker.filter(|_| running),
         leased_at: job.leased_at.filter(|_| running).map(Timestamp::from_millis),
         cancel_requested,
@@ -109,8 +110,8 @@ enum Way {
     Sorted,
 }
 
-/// The arms that together hold the jobs of these states; `?3` is now.
-fn arms(filter: &JobFilter) -> Vec<Arm> {
+/// The arms that together hold the jobs of these states; `?3` is now. `away`: some wait at another broker.
+fn arms(filter: &JobFilter, away: bool) -> Vec<Arm> {
     let any = if filter.code.is_some() { &State::ALL[5..] } else { &State::ALL[..0] };
     let states = if filter.states.is_empty() { any } else { &filter.states };
     if states.is_empty() {
@@ -132,10 +133,27 @@ fn arms(filter: &JobFilter) -> Vec<Arm> {
     if states.contains(&State::Queued) {
         arms.push(("j.state = 1 AND j.hold IS NOT NULL AND j.deadline > ?3", Way::Sorted));
     }
+    for state in states.iter().filter(|_| away) {
+        arms.extend(away_arm(*state).map(|condition| (condition, Way::Window)));
+    }
     if states.contains(&State::Expired) {
         arms.push(("j.state < 2 AND j.deadline <= ?3", Way::Sorted));
     }
     arms
+}
+
+/// Which of the jobs that wait at another broker are seen in this state.
+fn away_arm(state: State) -> Option<&'static str> {
+    match state {
+        State::Queued => Some("j.state = -1 AND (j.ready_at <= ?3 OR j.hold IS NOT NULL) AND j.deadline > ?3"),
+        State::Scheduled => {
+            Some("j.state = -1 AND j.ready_at > ?3 AND j.hold IS NULL AND j.attempts = 0 AND j.deadline > ?3")
+        }
+        State::Retrying => {
+            Some("j.state = -1 AND j.ready_at > ?3 AND j.hold IS NULL AND j.attempts > 0 AND j.deadline > ?3")
+        }
+        State::Running | State::Succeeded | State::Dead | State::Cancelled | State::Expired => None,
+    }
 }
 
 /// One page of jobs, newest first, before the job number in `cursor`.
@@ -152,7 +170,8 @@ pub(super) fn list(
             .map_err(|_| Error::new(Kind::Config, "list jobs", format!("{text:?} is not a cursor of this list")))?,
     };
     let newest: i64 = conn.query_row("SELECT ifnull(max(seq), 0) FROM job", [], |row| row.get(0))?;
-    let arms = arms(filter);
+    let away = conn.prepare_cached("SELECT 1 FROM job WHERE state = -1")?.exists([])?;
+    let arms = arms(filter, away);
     let floor = if arms.iter().all(|(_, way)| *way != Way::Window) || filter.batch.is_some() {
         0
     } else {

@@ -5,15 +5,19 @@ use rusqlite::params;
 
 use super::file::Fault;
 use super::lease::expire_overdue;
-use super::tx::{Stage, Tx};
+use super::stage::Stage;
+use super::tx::Tx;
 use crate::broker::backend::{Retention, Swept};
 use crate::codec;
 use crate::record::Output;
 
 /// How many rows one step looks at: a few milliseconds' work.
-const STEP: u32 = 500;
+pub(super) const STEP: u32 = 500;
 /// A worker that has not reported for so long is forgotten, in milliseconds.
 pub(super) const WORKER_SILENCE: i64 = 60_000;
+/// A queue in which nothing is, and of which nobody has said for so long that it is used, is forgotten: an hour, in
+/// milliseconds.
+pub(super) const QUEUE_SILENCE: i64 = 3_600_000;
 
 /// A record that may be forgotten.
 struct Old {
@@ -127,9 +131,9 @@ fn forget_empty(tx: &Tx<'_>, before: i64) -> Result<(), Fault> {
     tx.sql("DELETE FROM lane WHERE jobs = 0")?.execute([])?;
     tx.sql("DELETE FROM batch WHERE jobs = 0 AND created_at <= ?1")?.execute([before])?;
     tx.sql(
-        "DELETE FROM queue WHERE paused IS NULL AND id NOT IN (SELECT queue FROM lane)
+        "DELETE FROM queue WHERE paused IS NULL AND ifnull(used, 0) <= ?1 AND id NOT IN (SELECT queue FROM lane)
          AND id NOT IN (SELECT queue FROM batch) AND NOT EXISTS (SELECT 1 FROM record WHERE record.queue = queue.id)",
     )?
-    .execute([])?;
+    .execute([tx.now - QUEUE_SILENCE])?;
     Ok(())
 }

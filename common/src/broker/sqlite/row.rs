@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use rusqlite::{OptionalExtension, Row, params};
+use rusqlite::{OptionalExtension, Row};
 
+use super::away::SPARED;
 use super::file::Fault;
-use super::tx::{Stage, Tx, band_from};
+use super::stage::Stage;
+use super::tx::{Tx, band_from};
 use crate::broker::backend::Head;
 use crate::codec;
 use crate::error::{Error, Kind, Result};
@@ -19,7 +21,7 @@ macro_rules! select_jobs {
             "SELECT j.seq, j.id, j.lane, j.state, j.ready_at, j.deadline, j.created_at, j.fingerprint, j.priority, ",
             "j.keyed, j.batch, j.row, j.epoch, j.attempts, j.deaths, j.cancel, j.not_before, j.hold, j.custom_id, ",
             "j.tenant, j.tags, j.history, q.name, l.model, l.band, b.name, ifnull(b.cancelled, 0), q.paused, j.worker, ",
-            "j.leased_at, j.record, j.dropped FROM job j JOIN lane l ON l.id = j.lane JOIN queue q ON q.id = l.queue ",
+            "j.leased_at, j.record, j.dropped, j.away FROM job j JOIN lane l ON l.id = j.lane JOIN queue q ON q.id = l.queue ",
             "LEFT JOIN batch b ON b.id = j.batch ",
             $tail
         )
@@ -44,6 +46,7 @@ pub(super) struct JobRow {
     pub(super) leased_at: Option<i64>,
     pub(super) record: Option<i64>,
     pub(super) dropped: bool,
+    pub(super) away: Option<i64>,
     pub(super) head: Head,
 }
 
@@ -89,6 +92,7 @@ impl JobRow {
             leased_at: row.get(29)?,
             record: row.get(30)?,
             dropped: row.get(31)?,
+            away: row.get(32)?,
             head,
         })
     }
@@ -110,7 +114,12 @@ impl JobRow {
     /// Whether a user stopped it: by itself, or with its batch. A job redriven from a cancelled batch runs all the
     /// same: whoever redrove it asked for that.
     pub(super) fn is_cancelled(&self) -> bool {
-        self.cancel || (self.batch_cancelled && self.head.epoch == 0)
+        self.cancel || (self.batch_cancelled && self.head.epoch == 0 && !self.is_marked(SPARED))
+    }
+
+    /// Whether it waits at another broker when it waits, and this is noted of it there.
+    pub(super) fn is_marked(&self, mark: i64) -> bool {
+        self.away.is_some_and(|marks| marks & mark != 0)
     }
 
     /// Whether it waits although its deadline has passed.
@@ -131,26 +140,37 @@ pub(super) struct Place {
     pub(super) settled: Option<[u8; 16]>,
     pub(super) record: Option<i64>,
     pub(super) dropped: bool,
+    pub(super) away: Option<i64>,
 }
 
 impl Place {
     /// The place of one job.
     pub(super) fn by_seq(tx: &Tx<'_>, seq: i64) -> rusqlite::Result<Option<Self>> {
-        tx.sql("SELECT state, lane, batch, epoch, lease, settled, record, dropped FROM job WHERE seq = ?1")?
-            .query_row(params![seq], |row| {
-                Ok(Self {
-                    seq,
-                    stage: row.get(0)?,
-                    lane: row.get(1)?,
-                    batch: row.get(2)?,
-                    epoch: row.get(3)?,
-                    lease: row.get(4)?,
-                    settled: row.get(5)?,
-                    record: row.get(6)?,
-                    dropped: row.get(7)?,
-                })
-            })
+        tx.sql("SELECT seq, state, lane, batch, epoch, lease, settled, record, dropped, away FROM job WHERE seq = ?1")?
+            .query_row([seq], Self::read)
             .optional()
+    }
+
+    /// The place of one job, by its id.
+    pub(super) fn by_id(tx: &Tx<'_>, id: JobId) -> rusqlite::Result<Option<Self>> {
+        tx.sql("SELECT seq, state, lane, batch, epoch, lease, settled, record, dropped, away FROM job WHERE id = ?1")?
+            .query_row([id.as_bytes()], Self::read)
+            .optional()
+    }
+
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            seq: row.get(0)?,
+            stage: row.get(1)?,
+            lane: row.get(2)?,
+            batch: row.get(3)?,
+            epoch: row.get(4)?,
+            lease: row.get(5)?,
+            settled: row.get(6)?,
+            record: row.get(7)?,
+            dropped: row.get(8)?,
+            away: row.get(9)?,
+        })
     }
 }
 

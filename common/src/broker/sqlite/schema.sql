@@ -1,4 +1,5 @@
--- The embedded broker's tables, schema 1. What keeps them true: tx.rs (counters), lease.rs, settle.rs.
+-- The embedded broker's tables, first step; the second is away.sql. What keeps them true: tx.rs (counters), lease.rs,
+-- settle.rs.
 -- Times are milliseconds since the epoch. job.state and record.end: 0 ready, 1 delayed, 2 running, 3 succeeded,
 -- 4 dead, 5 cancelled, 6 expired.
 

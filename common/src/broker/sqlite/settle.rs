@@ -2,10 +2,12 @@
 
 use rusqlite::{OptionalExtension, params};
 
+use super::away::{ANNOUNCED, UNRUN};
 use super::damage::job_or_bury;
 use super::file::Fault;
 use super::row::{JobRow, Place};
-use super::tx::{Stage, Tx};
+use super::stage::Stage;
+use super::tx::Tx;
 use crate::broker::backend::{Settled, Verdict};
 use crate::broker::{HoldKey, LeaseId};
 use crate::codec;
@@ -80,12 +82,7 @@ pub(super) fn end(
     body: &[u8],
     lease: Option<LeaseId>,
 ) -> Result<(), Fault> {
-    let stage = match record.end {
-        End::Succeeded => Stage::Succeeded,
-        End::Dead => Stage::Dead,
-        End::Cancelled => Stage::Cancelled,
-        End::Expired => Stage::Expired,
-    };
+    let stage = Stage::of(record.end);
     take_back(tx, place, record.epoch)?;
     let bytes = i64::try_from(body.len()).unwrap_or(i64::MAX);
     let seq = tx
@@ -99,7 +96,7 @@ pub(super) fn end(
     tx.sql(
         "UPDATE job SET state = ?2, record = ?3, attempts = ?4, code = ?5, class = ?6, settled = ifnull(?7, settled),
          lease = NULL, worker = NULL, leased_at = NULL, expires_at = NULL, cancel = 0, dropped = 0, hold = NULL,
-         since = NULL, history = NULL WHERE seq = ?1",
+         since = NULL, history = NULL, away = (away & ?8) | ?9 WHERE seq = ?1",
     )?
     .execute(params![
         place.seq,
@@ -109,6 +106,8 @@ pub(super) fn end(
         cause.map(|cause| cause.code.as_str()),
         cause.and_then(|cause| cause.class).map(FailureClass::as_str),
         lease.as_ref().map(LeaseId::as_bytes),
+        !(ANNOUNCED | UNRUN),
+        if record.lease == LeaseId::NONE { UNRUN } else { 0 },
     ])?;
     if stage == Stage::Succeeded {
         tx.sql("DELETE FROM payload WHERE seq = ?1")?.execute([place.seq])?;
@@ -133,7 +132,7 @@ fn take_back(tx: &mut Tx<'_>, place: &Place, epoch: u32) -> Result<(), Fault> {
 }
 
 /// The end that stands, unless nobody can read it: that must not keep an answer from being stored.
-fn stored_record(tx: &Tx<'_>, place: &Place) -> Result<Option<Record>, Fault> {
+pub(super) fn stored_record(tx: &Tx<'_>, place: &Place) -> Result<Option<Record>, Fault> {
     let Some(seq) = place.record else { return Ok(None) };
     let body: Option<Vec<u8>> =
         tx.sql("SELECT body FROM record WHERE seq = ?1")?.query_row([seq], |row| row.get(0)).optional()?;
@@ -173,10 +172,10 @@ fn retry(tx: &mut Tx<'_>, place: &Place, lease: LeaseId, (after, attempt): (i64,
         mark_settled(tx, place.seq, lease)?;
         return end_unrun(tx, &job, Why::Cancelled);
     }
-    let stage = if after > 0 { Stage::Delayed } else { Stage::Ready };
+    let stage = stage_after(&job, after);
     tx.sql(
-        "UPDATE job SET state = ?2, ready_at = ?3, attempts = ?4, history = ?5, settled = ?6, hold = NULL, lease = NULL,
-         worker = NULL, leased_at = NULL, expires_at = NULL WHERE seq = ?1",
+        "UPDATE job SET state = ?2, ready_at = ?3, attempts = ?4, history = ?5, settled = ?6, since = ?7, hold = NULL,
+         lease = NULL, worker = NULL, leased_at = NULL, expires_at = NULL WHERE seq = ?1",
     )?
     .execute(params![
         place.seq,
@@ -185,6 +184,7 @@ fn retry(tx: &mut Tx<'_>, place: &Place, lease: LeaseId, (after, attempt): (i64,
         job.head.attempts,
         codec::encode_history(&job.head.history)?,
         lease.as_bytes(),
+        job.away.is_some().then_some(tx.now),
     ])?;
     crate::crash_point!("sqlite.settle.after_job");
     tx.moved(place.lane, place.batch, Some(Stage::Running), Some(stage));
@@ -202,8 +202,9 @@ fn release(
         mark_settled(tx, place.seq, lease)?;
         return end_unrun(tx, &job, Why::Cancelled);
     }
-    let (stage, ready_at) =
-        if after > 0 { (Stage::Delayed, tx.now.saturating_add(after)) } else { (Stage::Ready, job.ready_at) };
+    let stage = stage_after(&job, after);
+    let ready_at = if stage == Stage::Ready { job.ready_at } else { tx.now.saturating_add(after) };
+    let since = if stage == Stage::Away { tx.now } else { job.ready_at };
     let hold = (after > 0).then(|| hold.map(ToString::to_string).unwrap_or_default());
     tx.sql(
         "UPDATE job SET state = ?2, ready_at = ?3, since = ?4, hold = ?5, settled = ?6, lease = NULL, worker = NULL,
@@ -213,13 +214,22 @@ fn release(
         place.seq,
         stage.code(),
         ready_at,
-        hold.is_some().then_some(job.ready_at),
+        (stage != Stage::Ready).then_some(since),
         hold,
         lease.as_bytes()
     ])?;
     crate::crash_point!("sqlite.settle.after_job");
     tx.moved(place.lane, place.batch, Some(Stage::Running), Some(stage));
     Ok(())
+}
+
+/// Where a job waits that its worker gave back for so long.
+fn stage_after(job: &JobRow, after: i64) -> Stage {
+    match job.away {
+        Some(_) => Stage::Away,
+        None if after > 0 => Stage::Delayed,
+        None => Stage::Ready,
+    }
 }
 
 fn mark_settled(tx: &Tx<'_>, seq: i64, lease: LeaseId) -> Result<(), Fault> {

@@ -6,58 +6,10 @@ use std::collections::HashMap;
 use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
 
 use super::file::Fault;
+use super::stage::Stage;
 use crate::job::{Band, BatchName, Lane, ModelName, Queue};
 use crate::outcome::History;
-use crate::record::State;
 use crate::time::Timestamp;
-
-/// A job's state as the file keeps it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stage {
-    Ready = 0,
-    Delayed = 1,
-    Running = 2,
-    Succeeded = 3,
-    Dead = 4,
-    Cancelled = 5,
-    Expired = 6,
-}
-
-impl Stage {
-    pub(super) const ALL: [Self; 7] =
-        [Self::Ready, Self::Delayed, Self::Running, Self::Succeeded, Self::Dead, Self::Cancelled, Self::Expired];
-
-    pub(super) fn from_code(code: i64) -> rusqlite::Result<Self> {
-        let place = usize::try_from(code).unwrap_or(usize::MAX);
-        Self::ALL.get(place).copied().ok_or(rusqlite::Error::IntegralValueOutOfRange(0, code))
-    }
-
-    pub(super) fn code(self) -> i64 {
-        self as i64
-    }
-
-    pub(super) fn is_waiting(self) -> bool {
-        matches!(self, Self::Ready | Self::Delayed)
-    }
-
-    /// The end it is, if it is one.
-    pub(super) fn ended(self) -> Option<State> {
-        match self {
-            Self::Ready | Self::Delayed | Self::Running => None,
-            Self::Succeeded => Some(State::Succeeded),
-            Self::Dead => Some(State::Dead),
-            Self::Cancelled => Some(State::Cancelled),
-            Self::Expired => Some(State::Expired),
-        }
-    }
-}
-
-impl rusqlite::types::FromSql for Stage {
-    fn column_result(value: rusqlite::types::ValueRef<'_>) -> rusqlite::types::FromSqlResult<Self> {
-        let code = value.as_i64()?;
-        Self::from_code(code).map_err(|_| rusqlite::types::FromSqlError::OutOfRange(code))
-    }
-}
 
 /// What the row of a batch says.
 #[derive(Clone, Copy, Debug)]
@@ -202,7 +154,7 @@ impl<'a> Tx<'a> {
     pub(super) fn moved(&mut self, lane: i64, batch: Option<i64>, from: Option<Stage>, to: Option<Stage>) {
         let change = self.lane_changes.entry(lane).or_default();
         for (stage, by) in [(from, -1), (to, 1)] {
-            if let Some(place) = stage.and_then(lane_place) {
+            if let Some(place) = stage.and_then(Stage::lane_place) {
                 change.stages[place] += by;
             }
         }
@@ -213,7 +165,7 @@ impl<'a> Tx<'a> {
         let change = self.batch_changes.entry(batch).or_default();
         for (stage, by) in [(from, -1), (to, 1)] {
             if let Some(stage) = stage {
-                change.stages[stage as usize] += by;
+                change.stages[stage.batch_place()] += by;
             }
         }
         self.made_ready |= to == Some(Stage::Ready);
@@ -336,17 +288,6 @@ fn flush_batch(conn: &Connection, id: i64, change: &BatchChange) -> rusqlite::Re
         change.last
     ])?;
     Ok(())
-}
-
-/// A stage's column among a lane's counters.
-fn lane_place(stage: Stage) -> Option<usize> {
-    match stage {
-        Stage::Ready => Some(0),
-        Stage::Delayed => Some(1),
-        Stage::Running => Some(2),
-        Stage::Dead => Some(3),
-        Stage::Succeeded | Stage::Cancelled | Stage::Expired => None,
-    }
 }
 
 pub(super) fn band_code(band: Band) -> i64 {

@@ -23,6 +23,7 @@ macro_rules! on {
 macro_rules! cases {
     ($($area:ident { $($case:ident)* })*) => {
         on!(memory $($($area $case)*)*);
+        on!(sqlite $($($area $case)*)*);
         on!(redis $($($area $case)*)*);
         on!(redis_flushed $($($area $case)*)*);
     };
