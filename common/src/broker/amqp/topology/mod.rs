@@ -1,72 +1,83 @@
 //! The exchanges and queues that promptq's jobs need at a server: making them, and looking at them. Names are
 //! `names`, arguments and bindings `wanted`; messages are none of its affair.
 
+mod lanes;
 mod names;
+mod prune;
 mod talk;
 mod wanted;
 
 use std::time::Duration;
 
+use lanes::Change;
+pub(super) use lanes::models;
 pub(super) use names::{
     DEAD, DELAY, IN, delay_header, delay_queue, hold_name, is_ours, key, lane_queue, queue_of_key, queue_of_lane,
     results_queue,
 };
-use talk::{Link, Refused, Talk};
-use wanted::{Exchange, WantedQueue};
+use talk::{Link, Look, Refused, Talk};
 
 use super::Settings;
 use crate::broker::{Declared, Remark, WorkerId};
 use crate::error::Result;
 use crate::job::{ModelName, Queue};
+use crate::ledger::Ledger;
 
 /// How long a failed declaration waits before it is tried once more: two processes that declare the same at once may
 /// cost one of them its connection, which is there again within a second or two.
 const AGAIN: [Duration; 4] =
     [Duration::from_millis(100), Duration::from_millis(400), Duration::from_secs(1), Duration::from_secs(2)];
 
-/// Makes what is missing of the exchanges, the delay levels and the queue of rejected messages, and for this queue its
-/// results and its lanes: `_`, and each of `models`, in three bands. What is there stays as it is, whatever its
+/// Sees to it that a queue can be used: everything that all queues share, its results, and its lanes: `_`, each of
+/// `models` and each that the ledger knows, in three bands; then notes the models in the ledger. Where all that is there
+/// already nothing is changed, and no right to change anything is needed. What is there stays as it is, whatever its
 /// arguments: [`compare`] tells. Idempotent, and safe beside others who do the same. Dead in the middle: the next call
 /// makes the rest, and binds again what is there.
 ///
 /// # Errors
 /// `Config` where something is missing and the user may not make it, or somebody made it differently meanwhile.
-pub(super) async fn declare(link: &Link, queue: &Queue, models: &[ModelName], settings: &Settings) -> Result<Declared> {
+pub(super) async fn declare(
+    link: &Link,
+    ledger: &dyn Ledger,
+    queue: &Queue,
+    models: &[ModelName],
+    settings: &Settings,
+) -> Result<Declared> {
     for wait in AGAIN {
-        match declare_once(link, queue, models, settings).await {
+        match declare_once(link, ledger, queue, models, settings).await {
             Err(error) if error.is_transient() => tokio::time::sleep(wait).await,
             done => return done,
         }
     }
-    declare_once(link, queue, models, settings).await
+    declare_once(link, ledger, queue, models, settings).await
 }
 
-/// What of all that [`declare`] wants is there with other arguments than it would be made with today, and which.
+/// [`declare`] for a person who asks for it: everything is bound again, what differs is told, and with `prune` the lanes
+/// of all models but these are given up. With lanes to give up it takes 10 s and may take a minute.
 ///
 /// # Errors
-/// `Config` where the user may not declare, or something is not there at all and cannot be made.
-pub(super) async fn compare(
+/// As [`declare`]; also where the user may not declare although all is there.
+pub(super) async fn declare_fully(
     link: &Link,
-    queue: &Queue,
-    models: &[ModelName],
+    ledger: &dyn Ledger,
+    (queue, models): (&Queue, &[ModelName]),
+    prune: bool,
     settings: &Settings,
-) -> Result<Vec<Remark>> {
-    let mut talk = Talk::open(link).await?;
-    let mut answers = Vec::new();
-    for exchange in wanted::exchanges() {
-        answers.push((exchange.name.clone(), talk.make_exchange(&exchange).await?));
-    }
-    for queue in wanted::shared(settings).into_iter().chain(wanted::of_queue(queue, models, settings)) {
-        let answer = talk.make_queue(&queue).await?;
-        answers.push((queue.name, answer));
-    }
-    talk.close().await;
-    let remarks = answers.into_iter().filter_map(|(name, answer)| match answer {
-        Ok(()) => None,
-        Err(Refused { code: 406, said }) => Some(Ok(Remark { name, why: said })),
-        Err(refused) => Some(Err(refused.error())),
-    });
-    remarks.collect()
+) -> Result<Declared> {
+    let change = Change::begin(ledger, queue).await?;
+    let done = async {
+        let mut talk = Talk::open(link).await?;
+        let leaving = if prune { prune::begin(&mut talk, &change, models, settings).await? } else { Vec::new() };
+        let mut declared = make_all(link, &change, models, settings).await?;
+        let note = lanes::read(ledger, queue).await?;
+        declared.differs = compare(&mut talk, queue, &note.bound(), settings).await?;
+        prune::finish(&mut talk, &change, leaving, &mut declared).await?;
+        Ok(declared)
+    };
+    let done = done.await;
+    // Whoever waits for it waits half a minute more; what went wrong before is the better thing to tell.
+    let ended = change.end().await;
+    done.and_then(|declared| ended.map(|()| declared))
 }
 
 /// Makes a worker's hold: a queue of its own, and the exchange of the same name that feeds it and goes with it.
@@ -82,8 +93,24 @@ pub(super) async fn declare_hold(link: &Link, worker: &WorkerId, settings: &Sett
     for binding in &queue.bindings {
         or_error(talk.bind(&queue.name, binding).await?)?;
     }
-    talk.close().await;
     Ok(())
+}
+
+/// Deletes a worker's hold if it is empty and nobody consumes it. Whether it is gone.
+///
+/// # Errors
+/// `Config` where the user may not; else when the server cannot be asked.
+pub(super) async fn drop_hold(link: &Link, worker: &WorkerId) -> Result<bool> {
+    let name = hold_name(worker);
+    let mut talk = Talk::open(link).await?;
+    match talk.look(&name).await? {
+        None => Ok(true),
+        Some(Look { ready: 0, consumers: 0 }) => {
+            or_error(talk.delete(&name).await?)?;
+            Ok(true)
+        }
+        Some(_) => Ok(false),
+    }
 }
 
 /// How many messages of a queue wait for a consumer; `None` when there is no such queue. Those that a consumer holds are
@@ -94,75 +121,98 @@ pub(super) async fn declare_hold(link: &Link, worker: &WorkerId, settings: &Sett
 pub(super) async fn ready(link: &Link, queue_name: &str) -> Result<Option<u32>> {
     let mut talk = Talk::open(link).await?;
     let look = talk.look(queue_name).await?;
-    talk.close().await;
     Ok(look.map(|look| look.ready))
 }
 
-/// The models of a queue that have lanes of their own, as whoever declared them noted.
-pub(super) async fn models(ledger: &dyn crate::ledger::Ledger, queue: &Queue) -> Result<Vec<ModelName>> {
-    let note = ledger.note(&format!("amqp/lanes/{queue}")).await?;
-    let names: Vec<String> = note.and_then(|note| serde_json::from_str(&note).ok()).unwrap_or_default();
-    Ok(names.iter().map(|name| ModelName::new(name)).collect())
+async fn declare_once(
+    link: &Link,
+    ledger: &dyn Ledger,
+    queue: &Queue,
+    models: &[ModelName],
+    settings: &Settings,
+) -> Result<Declared> {
+    let note = lanes::read(ledger, queue).await?;
+    if note.whole && note.has(models) {
+        if let Some(there) = all_there(link, queue, &note.bound(), settings).await? {
+            return Ok(Declared { there, ..Declared::default() });
+        }
+    }
+    let change = Change::begin(ledger, queue).await?;
+    let made = make_all(link, &change, models, settings).await;
+    let ended = change.end().await;
+    made.and_then(|declared| ended.map(|()| declared))
 }
 
-/// Removes a worker's hold queue unless it holds something or somebody consumes it. Whether it is gone.
-pub(super) async fn drop_hold(link: &Link, worker: &WorkerId) -> Result<bool> {
+/// The names of everything a queue needs, if it is all there.
+async fn all_there(
+    link: &Link,
+    queue: &Queue,
+    models: &[ModelName],
+    settings: &Settings,
+) -> Result<Option<Vec<String>>> {
     let mut talk = Talk::open(link).await?;
-    let empty = match talk.look(&hold_name(worker)).await? {
-        None => true,
-        Some(look) if look.ready == 0 && look.consumers == 0 => talk.delete(&hold_name(worker)).await?.is_ok(),
-        Some(_) => false,
-    };
-    talk.close().await;
-    Ok(empty)
+    let mut there = Vec::new();
+    for exchange in wanted::exchanges() {
+        if !talk.finds(&exchange).await? {
+            return Ok(None);
+        }
+        there.push(exchange.name);
+    }
+    for queue in wanted::all(queue, models, settings) {
+        if talk.look(&queue.name).await?.is_none() {
+            return Ok(None);
+        }
+        there.push(queue.name);
+    }
+    Ok(Some(there))
 }
 
-async fn declare_once(link: &Link, queue: &Queue, models: &[ModelName], settings: &Settings) -> Result<Declared> {
+/// Makes what is missing and binds everything. Until that is done the note says that it is not.
+async fn make_all(link: &Link, change: &Change<'_>, models: &[ModelName], settings: &Settings) -> Result<Declared> {
+    let mut note = lanes::read(change.ledger, change.queue).await?;
+    note.whole = false;
+    lanes::write(change.ledger, change.queue, &note).await?;
+    note.take_up(models);
     let mut talk = Talk::open(link).await?;
     let mut declared = Declared::default();
     for exchange in wanted::exchanges() {
-        ensure_exchange(&mut talk, &exchange, &mut declared).await?;
+        let there = talk.finds(&exchange).await?;
+        if !there {
+            or_error(talk.make_exchange(&exchange).await?)?;
+        }
+        if there { &mut declared.there } else { &mut declared.made }.push(exchange.name);
     }
-    let mut may_bind = true;
-    for queue in wanted::shared(settings).iter().chain(&wanted::of_queue(queue, models, settings)) {
-        ensure_queue(&mut talk, queue, &mut declared, &mut may_bind).await?;
+    for queue in wanted::all(change.queue, &note.bound(), settings) {
+        let there = talk.look(&queue.name).await?.is_some();
+        if !there {
+            or_error(talk.make_queue(&queue).await?)?;
+        }
+        for binding in &queue.bindings {
+            or_error(talk.bind(&queue.name, binding).await?)?;
+        }
+        if there { &mut declared.there } else { &mut declared.made }.push(queue.name);
     }
-    talk.close().await;
+    note.whole = true;
+    lanes::write(change.ledger, change.queue, &note).await?;
     Ok(declared)
 }
 
-async fn ensure_exchange(talk: &mut Talk<'_>, exchange: &Exchange, declared: &mut Declared) -> Result<()> {
-    if talk.finds(exchange).await? {
-        declared.there.push(exchange.name.clone());
-        return Ok(());
+/// What of all that [`declare`] wants is there with other arguments than it would be made with today, and which.
+async fn compare(link: &Link, queue: &Queue, models: &[ModelName], settings: &Settings) -> Result<Vec<Remark>> {
+    let mut answers = Vec::new();
+    for exchange in wanted::exchanges() {
+        answers.push((exchange.name.clone(), talk.make_exchange(&exchange).await?));
     }
-    or_error(talk.make_exchange(exchange).await?)?;
-    declared.made.push(exchange.name.clone());
-    Ok(())
-}
-
-async fn ensure_queue(
-    talk: &mut Talk<'_>,
-    queue: &WantedQueue,
-    declared: &mut Declared,
-    may_bind: &mut bool,
-) -> Result<()> {
-    let there = talk.look(&queue.name).await?.is_some();
-    if !there {
-        or_error(talk.make_queue(queue).await?)?;
+    for queue in wanted::all(queue, models, settings) {
+        let answer = talk.make_queue(&queue).await?;
+        answers.push((queue.name, answer));
     }
-    for binding in &queue.bindings {
-        // Whoever made it has bound it, but for a process that died in between.
-        if there && !*may_bind {
-            break;
-        }
-        match talk.bind(&queue.name, binding).await? {
-            Err(refused) if refused.code == 403 && there => *may_bind = false,
-            answer => or_error(answer)?,
-        }
-    }
-    if there { &mut declared.there } else { &mut declared.made }.push(queue.name.clone());
-    Ok(())
+    let remarks = answers.into_iter().filter_map(|(name, answer)| match answer {
+        Ok(()) => None,
+        Err(Refused { code: 406, said }) => Some(Ok(Remark { name, why: said })),
+        Err(refused) => Some(Err(refused.error())),
+    });
+    remarks.collect()
 }
 
 fn or_error(answer: Result<(), Refused>) -> Result<()> {

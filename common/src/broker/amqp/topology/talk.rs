@@ -1,5 +1,5 @@
 //! Asking a server for exchanges, queues and bindings over one channel after another, as a refusal closes the one it
-//! came over. What a refusal means here is the asker's affair; every other failure is an error.
+//! came over; the last one closes when the talk is dropped. What a refusal means here is the asker's affair; every other failure is an error.
 
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{FieldTable, ShortString};
@@ -38,12 +38,6 @@ pub(super) struct Look {
 impl<'a> Talk<'a> {
     pub(super) async fn open(link: &'a Link) -> Result<Self> {
         Ok(Self { link, channel: channel(link).await? })
-    }
-
-    /// Closes the channel, which would else stay until the connection goes.
-    pub(super) async fn close(self) {
-        // A channel that is closed already is what is wanted.
-        drop(self.channel.close(200, "done".into()).await);
     }
 
     /// Looks for a queue; `None` where there is none.

@@ -59,8 +59,13 @@ pub(super) fn exchanges() -> Vec<Exchange> {
     ]
 }
 
+/// Every queue that one of ours needs: what all share, then its lanes and its results.
+pub(super) fn all(queue: &Queue, models: &[ModelName], settings: &Settings) -> Vec<WantedQueue> {
+    shared(settings).into_iter().chain(of_queue(queue, models, settings)).collect()
+}
+
 /// The queues that lanes of all queues share: what was rejected, and one per delay level.
-pub(super) fn shared(settings: &Settings) -> Vec<WantedQueue> {
+fn shared(settings: &Settings) -> Vec<WantedQueue> {
     let dead = WantedQueue { name: DEAD.to_owned(), arguments: uncounted(settings), bindings: Vec::new() };
     let delays = settings.levels.iter().map(|level| {
         let mut arguments = dead_lettering(settings, IN);
@@ -73,7 +78,7 @@ pub(super) fn shared(settings: &Settings) -> Vec<WantedQueue> {
 }
 
 /// The queues of one queue: its results, the lanes of jobs without a model of the topology, and of each of `models`.
-pub(super) fn of_queue(queue: &Queue, models: &[ModelName], settings: &Settings) -> Vec<WantedQueue> {
+fn of_queue(queue: &Queue, models: &[ModelName], settings: &Settings) -> Vec<WantedQueue> {
     let models = std::iter::once(None).chain(models.iter().cloned().map(Some));
     let lanes = models.flat_map(|model| {
         Band::ALL.map(|band| lane(&Lane { queue: queue.clone(), model: model.clone(), band }, settings))
@@ -94,8 +99,8 @@ pub(super) fn hold(worker: &WorkerId, settings: &Settings) -> (Exchange, WantedQ
     (exchange(&name, ExchangeKind::Fanout, options, FieldTable::default()), WantedQueue { name, arguments, bindings })
 }
 
-/// The ways from [`IN`] to a lane, and for one without a model those from [`REST`].
-fn lane(lane: &Lane, settings: &Settings) -> WantedQueue {
+/// A lane with the ways from [`IN`] to it, and for one without a model those from [`REST`].
+pub(super) fn lane(lane: &Lane, settings: &Settings) -> WantedQueue {
     let binding =
         |exchange: &str, key| Binding { exchange: exchange.to_owned(), key, arguments: FieldTable::default() };
     let mut bindings = vec![binding(IN, names::key(lane))];
