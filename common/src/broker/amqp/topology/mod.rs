@@ -15,9 +15,10 @@ pub(super) use names::{
     DEAD, DELAY, IN, delay_header, delay_queue, hold_name, is_ours, key, lane_queue, queue_of_key, queue_of_lane,
     results_queue,
 };
-use talk::{Link, Look, Refused, Talk};
+use talk::{Look, Refused, Talk};
 
 use super::Settings;
+use super::link::Link;
 use crate::broker::{Declared, Remark, WorkerId};
 use crate::error::Result;
 use crate::job::{ModelName, Queue};
@@ -31,7 +32,7 @@ const AGAIN: [Duration; 4] =
 /// Sees to it that a queue can be used: everything that all queues share, its results, and its lanes: `_`, each of
 /// `models` and each that the ledger knows, in three bands; then notes the models in the ledger. Where all that is there
 /// already nothing is changed, and no right to change anything is needed. What is there stays as it is, whatever its
-/// arguments: [`compare`] tells. Idempotent, and safe beside others who do the same. Dead in the middle: the next call
+/// arguments: [`declare_fully`] tells. Idempotent, and safe beside others who do the same. Dead in the middle: the next call
 /// makes the rest, and binds again what is there.
 ///
 /// # Errors
@@ -132,10 +133,11 @@ async fn declare_once(
     settings: &Settings,
 ) -> Result<Declared> {
     let note = lanes::read(ledger, queue).await?;
-    if note.whole && note.has(models) {
-        if let Some(there) = all_there(link, queue, &note.bound(), settings).await? {
-            return Ok(Declared { there, ..Declared::default() });
-        }
+    if note.whole
+        && note.has(models)
+        && let Some(there) = all_there(link, queue, &note.bound(), settings).await?
+    {
+        return Ok(Declared { there, ..Declared::default() });
     }
     let change = Change::begin(ledger, queue).await?;
     let made = make_all(link, &change, models, settings).await;
@@ -198,7 +200,7 @@ async fn make_all(link: &Link, change: &Change<'_>, models: &[ModelName], settin
 }
 
 /// What of all that [`declare`] wants is there with other arguments than it would be made with today, and which.
-async fn compare(link: &Link, queue: &Queue, models: &[ModelName], settings: &Settings) -> Result<Vec<Remark>> {
+async fn compare(talk: &mut Talk<'_>, queue: &Queue, models: &[ModelName], settings: &Settings) -> Result<Vec<Remark>> {
     let mut answers = Vec::new();
     for exchange in wanted::exchanges() {
         answers.push((exchange.name.clone(), talk.make_exchange(&exchange).await?));

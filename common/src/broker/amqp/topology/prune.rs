@@ -3,6 +3,7 @@
 //! them, so a lane goes only after nobody has consumed it, nothing has waited in it and no job of it has run for a while.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -38,8 +39,9 @@ pub(super) async fn begin(
 ) -> Result<Vec<Lane>> {
     let mut note = lanes::read(change.ledger, change.queue).await?;
     note.give_up_all_but(keep);
-    // Whoever wants a model that was given up has it bound again, in a moment and by `declare`.
-    note.leaving.retain(|model| keep.iter().all(|kept| kept.as_str() != model));
+    // One that comes back is bound by the declaration that follows, or if this process dies by whoever looks next.
+    note.take_up(keep);
+    note.whole = false;
     if note.leaving.is_empty() {
         return Ok(Vec::new());
     }
@@ -63,7 +65,7 @@ pub(super) async fn finish(
     if lanes.is_empty() {
         return Ok(());
     }
-    let suspects = lanes.into_iter().map(|lane| Suspect { lane, since: None, why: String::new() }).collect();
+    let suspects = lanes.into_iter().map(Suspect::new).collect();
     let left: Vec<Lane> =
         watch(talk, change, suspects, declared).await?.into_iter().map(|suspect| suspect.tell(declared)).collect();
     let mut note = lanes::read(change.ledger, change.queue).await?;
@@ -77,26 +79,59 @@ struct Suspect {
     lane: Lane,
     /// Since when it has been empty.
     since: Option<Instant>,
-    /// Why not, as it was seen last.
-    why: String,
+    seen: Seen,
+}
+
+/// How a lane looks.
+#[derive(Clone, Copy)]
+enum Seen {
+    Waiting(u32),
+    Running(u64),
+    Consumed(u32),
+    Empty,
+}
+
+impl Seen {
+    fn of(look: Look, running: u64) -> Self {
+        match look {
+            Look { ready: 1.., .. } => Self::Waiting(look.ready),
+            _ if running > 0 => Self::Running(running),
+            Look { consumers: 1.., .. } => Self::Consumed(look.consumers),
+            _ => Self::Empty,
+        }
+    }
+
+    /// Whether a moment may change it: jobs are there for longer than anybody would wait for here.
+    fn may_pass(self) -> bool {
+        matches!(self, Self::Consumed(_) | Self::Empty)
+    }
+}
+
+impl fmt::Display for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Waiting(jobs) => write!(f, "jobs wait in it ({jobs})"),
+            Self::Running(jobs) => write!(f, "jobs of it run ({jobs})"),
+            Self::Consumed(workers) => write!(f, "workers still take from it ({workers})"),
+            Self::Empty => f.write_str("it has not been empty for long"),
+        }
+    }
 }
 
 impl Suspect {
+    fn new(lane: Lane) -> Self {
+        Self { lane, since: None, seen: Seen::Empty }
+    }
+
     fn tell(self, declared: &mut Declared) -> Lane {
-        declared.left.push(Remark { name: names::lane_queue(&self.lane), why: self.why });
+        declared.left.push(Remark { name: names::lane_queue(&self.lane), why: self.seen.to_string() });
         self.lane
     }
 
     /// Takes note of how the lane looks. Whether it has been empty for long enough.
-    fn note(&mut self, look: Look, running: u64) -> bool {
-        self.why = match (look, running) {
-            (Look { ready: jobs @ 1.., .. }, _) => format!("{jobs} jobs wait in it"),
-            (_, jobs @ 1..) => format!("{jobs} jobs of it run"),
-            (Look { consumers: workers @ 1.., .. }, _) => format!("{workers} consumers take from it"),
-            _ => "it has not been empty for long".to_owned(),
-        };
-        let empty = look == Look { ready: 0, consumers: 0 } && running == 0;
-        self.since = if empty { self.since.or_else(|| Some(Instant::now())) } else { None };
+    fn note(&mut self, seen: Seen) -> bool {
+        self.seen = seen;
+        self.since = matches!(seen, Seen::Empty).then(|| self.since.unwrap_or_else(Instant::now));
         self.since.is_some_and(|since| since.elapsed() >= QUIET)
     }
 }
@@ -114,15 +149,14 @@ async fn watch(
         for mut suspect in std::mem::take(&mut suspects) {
             let name = names::lane_queue(&suspect.lane);
             let Some(look) = talk.look(&name).await? else { continue };
-            if suspect.note(look, running.of(&suspect.lane)) {
+            if suspect.note(Seen::of(look, running.of(&suspect.lane))) {
                 or_error(talk.delete(&name).await?)?;
                 declared.pruned.push(name);
             } else {
                 suspects.push(suspect);
             }
         }
-        // Jobs that wait in a lane nobody consumes are there for longer than anybody would wait here.
-        let hopeful = suspects.iter().any(|suspect| suspect.since.is_some() || suspect.why.contains("consumers"));
+        let hopeful = suspects.iter().any(|suspect| suspect.seen.may_pass());
         if !hopeful || Instant::now() > deadline {
             return Ok(suspects);
         }

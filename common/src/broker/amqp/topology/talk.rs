@@ -5,11 +5,9 @@ use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptio
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, ErrorKind};
 
+use super::super::link::Link;
 use super::wanted::{Binding, Exchange, WantedQueue};
 use crate::error::{Error, Kind, Result};
-
-/// What channels are opened on.
-pub(in crate::broker::amqp) use super::super::link::Link;
 
 const OP: &str = "declare the topology";
 
@@ -37,7 +35,7 @@ pub(super) struct Look {
 
 impl<'a> Talk<'a> {
     pub(super) async fn open(link: &'a Link) -> Result<Self> {
-        Ok(Self { link, channel: channel(link).await? })
+        Ok(Self { link, channel: link.channel().await? })
     }
 
     /// Looks for a queue; `None` where there is none.
@@ -107,8 +105,8 @@ impl<'a> Talk<'a> {
             Ok(answer) => return Ok(Ok(answer)),
             Err(error) => error,
         };
-        let Some(refused) = refusal(&error) else { return Err(lift(&error)) };
-        self.channel = channel(self.link).await?;
+        let Some(refused) = refusal(&error) else { return Err(self.link.peer().lift(OP, &error)) };
+        self.channel = self.link.channel().await?;
         Ok(Err(refused))
     }
 }
@@ -136,20 +134,12 @@ impl Refused {
     }
 }
 
-async fn channel(link: &Link) -> Result<Channel> {
-    link.channel().await
-}
-
 /// What closed the channel alone.
 fn refusal(error: &lapin::Error) -> Option<Refused> {
     let ErrorKind::ProtocolError(said) = error.kind() else { return None };
     error
         .is_amqp_soft_error()
         .then(|| Refused { code: said.get_id(), said: said.get_message().as_str().chars().take(300).collect() })
-}
-
-fn lift(error: &lapin::Error) -> Error {
-    Error::new(Kind::Unavailable, OP, "the connection failed").because(error.to_string())
 }
 
 /// Names of ours are far below the 255 bytes that fit.
