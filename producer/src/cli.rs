@@ -146,7 +146,7 @@ pub enum Command {
     Cancel(command::cancel::Args),
     /// Put dead, cancelled or expired jobs back in their queue
     Retry(command::retry::Args),
-    /// List queues; pause, resume or purge one
+    /// List queues; declare them; pause, resume or purge one
     Queues(command::queues::Args),
     /// What was given up: list, group by cause, put back, forget
     Dead(command::dead::Args),

@@ -19,7 +19,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 
 use crate::broker::{Access, Beside, Durability, Retention, amqp};
-use crate::job::{Backoff, Queue};
+use crate::job::{Backoff, ModelName, Queue};
 
 pub use address::{Address, redact_url};
 pub use environment::{Environment, actor, environment, host, load};
@@ -135,6 +135,8 @@ pub struct QueuePolicy {
     pub deadline: Duration,
     /// Whether destructive commands ask for the queue's name.
     pub protected: bool,
+    /// Models that have lanes of their own on RabbitMQ.
+    pub models: Vec<ModelName>,
 }
 
 /// Section `providers.NAME`.
@@ -194,7 +196,8 @@ impl Config {
     /// What to connect with. `store` is what section `store` names, opened; without it a ledger that is kept there is
     /// missing.
     pub fn access(&self, store: Option<&crate::store::Store>) -> Access {
-        let Broker { url, tls_ca, durability, amqp, .. } = self.broker.clone();
+        let Broker { url, tls_ca, durability, mut amqp, .. } = self.broker.clone();
+        amqp.models = self.queues.iter().map(|(queue, policy)| (queue.clone(), policy.models.clone())).collect();
         let beside = match &self.ledger {
             None => Beside::Nothing,
             Some(Ledger::Store) => store.cloned().map_or(Beside::Nothing, Beside::Store),
@@ -216,7 +219,7 @@ impl Config {
 }
 
 impl QueuePolicy {
-    /// As [`crate::job::Policy::standard`], 7 days to run, not protected.
+    /// As [`crate::job::Policy::standard`], 7 days to run, not protected, no lanes for models.
     pub const fn standard() -> Self {
         let policy = crate::job::Policy::standard();
         Self {
@@ -225,6 +228,7 @@ impl QueuePolicy {
             timeout: policy.timeout,
             deadline: crate::job::Job::DEADLINE,
             protected: false,
+            models: Vec::new(),
         }
     }
 }

@@ -142,6 +142,8 @@ fn amqp(r: &mut Reader<'_>) -> Settings {
             standard.consumer_timeout,
         ),
         levels: levels(r, standard.levels),
+        // `Config::access` takes them from the queues' own sections.
+        models: standard.models,
     }
 }
 

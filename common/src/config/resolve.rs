@@ -13,7 +13,7 @@ use super::layer::{Sources, merge};
 use super::reader::Reader;
 use super::{Config, Exec, LogFormat, Mock, Provider, QueuePolicy, Telemetry, Worker, check, places};
 use crate::broker::Retention;
-use crate::job::{Backoff, Queue};
+use crate::job::{Backoff, ModelName, Queue};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -128,6 +128,7 @@ fn queues(r: &mut Reader<'_>) -> BTreeMap<Queue, QueuePolicy> {
             timeout: r.duration(&at("timeout"), SECOND..=DAY, standard.timeout),
             deadline: r.duration(&at("deadline"), SECOND..=LONGEST, standard.deadline),
             protected: r.boolean(&at("protected"), standard.protected),
+            models: models(r, &at("models")),
         };
         match Queue::new(&name) {
             Ok(queue) => drop(queues.insert(queue, policy)),
@@ -135,6 +136,22 @@ fn queues(r: &mut Reader<'_>) -> BTreeMap<Queue, QueuePolicy> {
         }
     }
     queues
+}
+
+/// Models that get lanes of their own.
+fn models(r: &mut Reader<'_>, path: &[&str]) -> Vec<ModelName> {
+    /// Every model costs a RabbitMQ cluster three replicated queues, of which it is to have less than 5,000.
+    const MOST: usize = 256;
+    let names = r.list(path).unwrap_or_default();
+    if names.len() > MOST {
+        r.wrong(path, &format!("names more than {MOST} models; the others can share the lane of all models"));
+    }
+    if let Some(twice) =
+        names.iter().enumerate().find_map(|(place, name)| names[..place].contains(name).then_some(name))
+    {
+        r.wrong(path, &format!("names {twice} twice"));
+    }
+    names.iter().map(|name| ModelName::new(name)).collect()
 }
 
 fn providers(r: &mut Reader<'_>) -> BTreeMap<String, Provider> {

@@ -5,6 +5,7 @@ pub mod cancel;
 pub mod completions;
 pub mod config;
 pub mod dead;
+mod declare;
 pub mod doctor;
 pub mod jobs;
 pub mod queues;

@@ -1,4 +1,4 @@
-//! `promptq queues`: list them, pause and resume one, purge one.
+//! `promptq queues`: list them, pause and resume one, purge one. Declaring them is `declare`.
 
 use promptq_common::broker::QueueView;
 use promptq_common::job::Queue;
@@ -6,6 +6,7 @@ use promptq_common::telemetry::{Act, audit};
 use promptq_common::time::{Timestamp, format_duration};
 use serde_json::{Value, json};
 
+use super::declare;
 use crate::cli::{Confirm, ListOutput, Output};
 use crate::confirm::{Deed, allowed};
 use crate::context::Context;
@@ -33,6 +34,17 @@ pub enum Action {
         /// The shape.
         #[command(flatten)]
         output: ListOutput,
+    },
+    /// Make what queues need at a broker where workers and producers may not: RabbitMQ
+    Declare {
+        /// The queues; all that the settings name unless given
+        queues: Vec<Queue>,
+        /// Give up the lanes of models that the settings no longer name, and delete those that are empty
+        #[arg(long)]
+        prune: bool,
+        /// The shape.
+        #[command(flatten)]
+        output: Output,
     },
     /// Hand out no more jobs of a queue; running ones go on
     Pause {
@@ -74,17 +86,19 @@ impl Args {
     pub fn format(&self) -> Format {
         match &self.action {
             Action::List { output, .. } => output.output.format(),
-            Action::Pause { output, .. } | Action::Resume { output, .. } | Action::Purge { output, .. } => {
-                output.format()
-            }
+            Action::Declare { output, .. }
+            | Action::Pause { output, .. }
+            | Action::Resume { output, .. }
+            | Action::Purge { output, .. } => output.format(),
         }
     }
 }
 
-/// Lists, pauses, resumes or purges.
+/// Lists, declares, pauses, resumes or purges.
 pub async fn run(cx: &Context, args: &Args) -> Result<Exit> {
     match &args.action {
         Action::List { all, output } => list(cx, *all, &output.fields).await?,
+        Action::Declare { queues, prune, .. } => declare::run(cx, queues, *prune).await?,
         Action::Pause { queue, reason, .. } => pause(cx, queue, reason.as_deref()).await?,
         Action::Resume { queue, reason, .. } => resume(cx, queue, reason.as_deref()).await?,
         Action::Purge { queue, confirm, .. } => purge(cx, queue, confirm).await?,

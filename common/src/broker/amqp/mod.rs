@@ -28,7 +28,7 @@ mod trouble;
 mod window;
 mod wire;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -41,11 +41,11 @@ use self::post::{Clock, Post};
 use self::source::AmqpSource;
 use super::Access;
 use super::backend::{
-    Backend, Cancel, CancelCounts, Depth, Enqueued, Envelope, HoldKey, MAX_BATCH, QueueView, Redriven, Refusal,
-    Retention, Source, Swept, Terms, WorkerId,
+    Backend, Cancel, CancelCounts, Declared, Depth, Enqueued, Envelope, HoldKey, MAX_BATCH, QueueView, Redriven,
+    Refusal, Retention, Source, Swept, Terms, WorkerId,
 };
 use crate::error::{Error, Kind, Result};
-use crate::job::{BatchName, JobId, Queue};
+use crate::job::{BatchName, JobId, ModelName, Queue};
 use crate::ledger::{Claims, Page};
 
 /// Where a process may be made to die, in the order a job meets them; see [`crate::crash_point!`].
@@ -81,6 +81,8 @@ pub struct Settings {
     pub consumer_timeout: Duration,
     /// How long messages stay in each delay queue, shortest first.
     pub levels: Vec<Duration>,
+    /// The models of each queue that have lanes of their own; the others share one in each band.
+    pub models: BTreeMap<Queue, Vec<ModelName>>,
 }
 
 /// What a lane's queue is.
@@ -109,10 +111,15 @@ impl fmt::Display for QueueType {
 }
 
 impl Default for Settings {
-    /// Quorum queues, 30 minutes as servers come, seven levels from a second to six hours.
+    /// Quorum queues, 30 minutes as servers come, seven levels from a second to six hours, no lanes for models.
     fn default() -> Self {
         let levels = [1, 5, 30, 120, 600, 3_600, 21_600].map(Duration::from_secs).to_vec();
-        Self { queues: QueueType::Quorum, consumer_timeout: Duration::from_secs(1_800), levels }
+        Self {
+            queues: QueueType::Quorum,
+            consumer_timeout: Duration::from_secs(1_800),
+            levels,
+            models: BTreeMap::new(),
+        }
     }
 }
 
@@ -143,15 +150,9 @@ impl Amqp {
             return Ok(());
         }
         self.post.claims.touch(queue).await?;
-        let lanes = admin::lanes(&self.post, queue).await?;
-        let mut missing = false;
-        for lane in &lanes {
-            missing |= topology::ready(&self.post.link, &topology::lane_queue(lane)).await?.is_none();
-        }
-        if missing {
-            let models = topology::models(self.post.ledger(), queue).await?;
-            topology::declare(&self.post.link, queue, &models, &self.post.settings).await?;
-        }
+        let Post { link, settings, .. } = &*self.post;
+        let models = settings.models.get(queue).map_or(&[][..], Vec::as_slice);
+        topology::declare(link, self.post.ledger(), queue, models, settings).await?;
         self.found.lock().unwrap_or_else(PoisonError::into_inner).insert(queue.clone());
         Ok(())
     }
@@ -242,6 +243,12 @@ impl Backend for Amqp {
         check_count("forget jobs", jobs.len())?;
         self.post.claims.forget(jobs).await?;
         self.walks.forget(&self.post, jobs).await
+    }
+
+    async fn declare(&self, queue: &Queue, models: &[ModelName], prune: bool) -> Result<Option<Declared>> {
+        let Post { link, settings, claims, .. } = &*self.post;
+        claims.touch(queue).await?;
+        topology::declare_fully(link, self.post.ledger(), (queue, models), prune, settings).await.map(Some)
     }
 
     async fn sweep(&self, retention: &Retention) -> Result<Swept> {
