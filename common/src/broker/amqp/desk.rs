@@ -15,7 +15,7 @@ use super::hold::AmqpHold;
 use super::post::Post;
 use super::slip::Slip;
 use super::wire::{Parcel, Read};
-use crate::broker::backend::{Claim, LeaseId, RawDelivery, Terms, Verdict, WorkerId};
+use crate::broker::backend::{Claim, Head, LeaseId, RawDelivery, Terms, Verdict, WorkerId};
 use crate::error::Error;
 use crate::job::JobId;
 use crate::ledger::Asked;
@@ -40,6 +40,8 @@ pub(super) struct Desk {
     usual: AtomicU64,
     /// Whether this worker's hold queue is there and consumed.
     pub(super) holding: AtomicBool,
+    /// Whether the worker leaves: ends are then seen through before they are told.
+    pub(super) leaving: AtomicBool,
 }
 
 /// A message that was delivered and not looked at yet.
@@ -115,7 +117,22 @@ impl Desk {
             finishing: Arc::new(Semaphore::new(FINISHING)),
             usual: AtomicU64::new(0),
             holding: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
         })
+    }
+
+    /// Takes a message whose job runs here already: its channel was lost, or it comes from the hold queue. Gives back any
+    /// other.
+    pub(super) fn attach(&self, item: Item) -> Option<Item> {
+        let head = &item.parcel.envelope.head;
+        let held = match self.hands().get(&head.id) {
+            Some(Hand::Held(held)) if held.is_same(head) && (item.held || held.is_orphan()) => Arc::clone(held),
+            Some(Hand::Held(_) | Hand::Opening) | None => return Some(item),
+        };
+        if let Some(old) = held.replace(item.slip) {
+            self.spawn(old.ack());
+        }
+        None
     }
 
     /// Asks the ledger whether a message may run, and answers for it if not.
@@ -134,26 +151,12 @@ impl Desk {
 
     /// Notes a message as being opened; `None` when a copy of it is in hand already and this one was answered for.
     async fn enter(&self, item: Item) -> Option<Item> {
-        let head = &item.parcel.envelope.head;
-        let held = match self.hands().entry(head.id) {
-            Entry::Vacant(place) => {
-                place.insert(Hand::Opening);
-                return Some(item);
-            }
-            Entry::Occupied(place) => match place.get() {
-                Hand::Held(held) => Some(Arc::clone(held)),
-                Hand::Opening => None,
-            },
-        };
-        match held {
-            // The message of a job that runs here came again: its channel was lost, or it was swapped.
-            Some(held) if held.parcel.envelope.head.epoch == head.epoch && (item.held || held.is_orphan()) => {
-                if let Some(old) = held.replace(item.slip) {
-                    old.ack().await;
-                }
-            }
-            _ => self.post.park(item.parcel, item.slip, self.lease).await,
+        let item = self.attach(item)?;
+        if let Entry::Vacant(place) = self.hands().entry(item.parcel.envelope.head.id) {
+            place.insert(Hand::Opening);
+            return Some(item);
         }
+        self.post.park(item.parcel, item.slip, self.lease).await;
         None
     }
 
@@ -196,7 +199,7 @@ impl Desk {
         let state = HeldState { slip: Some(slip), until: Instant::now() + self.lease, swapping: None };
         let held = Arc::new(Held { parcel, lease, since: Instant::now(), state: Mutex::new(state) });
         self.hands().insert(head.id, Hand::Held(Arc::clone(&held)));
-        let hold = Box::new(AmqpHold { desk: Arc::clone(self), held, claim });
+        let hold = Box::new(AmqpHold { desk: Arc::clone(self), held, claim, copied: AtomicBool::new(false) });
         if let Some(mut record) = dead {
             record.lease = lease;
             // Without an answer the claim runs out, and the next to get the message ends it.
@@ -259,6 +262,13 @@ impl Desk {
         tasks.spawn(work);
     }
 
+    /// Whether nothing is in hand and nothing under way.
+    pub(super) fn is_done(&self) -> bool {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        while tasks.try_join_next().is_some() {}
+        tasks.is_empty() && self.hands().is_empty()
+    }
+
     /// Waits until what was spawned is done, `patience` at the longest.
     pub(super) async fn finish(&self, patience: Duration) {
         let mut tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
@@ -276,6 +286,12 @@ impl Desk {
 impl Held {
     pub(super) fn id(&self) -> JobId {
         self.parcel.envelope.head.id
+    }
+
+    /// Whether a message with this head is a copy of its.
+    fn is_same(&self, head: &Head) -> bool {
+        let ours = &self.parcel.envelope.head;
+        (ours.epoch, ours.attempts) == (head.epoch, head.attempts)
     }
 
     /// Its claim was extended.

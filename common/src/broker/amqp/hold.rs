@@ -2,6 +2,7 @@
 //! RabbitMQ afterwards, retries the other way round.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,6 +17,8 @@ use crate::record::{End, Record};
 
 /// Protocol, section 2: a released job waits at most so long, since nothing can wake it.
 const LONGEST_RELEASE: Duration = Duration::from_secs(600);
+/// How long a worker that leaves waits for a result's announcement; whoever gets the message next would do it.
+const LEAVING: Duration = Duration::from_secs(2);
 /// Between attempts to announce a result.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
@@ -26,6 +29,8 @@ pub(super) struct AmqpHold {
     pub(super) held: Arc<Held>,
     /// What the ledger said when the message was opened, just before it was handed out.
     pub(super) claim: Claim,
+    /// Whether the copy of a retry is on its way: repeating the verdict sends no second one.
+    pub(super) copied: AtomicBool,
 }
 
 #[async_trait]
@@ -66,13 +71,18 @@ impl AmqpHold {
         crate::crash_point!("amqp.end.after_ledger");
         let slip = self.desk.let_go(&self.held);
         let (desk, held, record) = (Arc::clone(&self.desk), Arc::clone(&self.held), record.clone());
-        self.desk.spawn(async move {
+        let rest = async move {
             match settled {
                 Settled::Applied | Settled::Kept => finish(&desk, &held.parcel, &record, slip).await,
                 Settled::Stale => give_back(slip).await,
             }
             drop(permit);
-        });
+        };
+        if self.desk.leaving.load(Ordering::Relaxed) {
+            drop(tokio::time::timeout(LEAVING, rest).await);
+        } else {
+            self.desk.spawn(rest);
+        }
         Ok(settled)
     }
 
@@ -81,7 +91,10 @@ impl AmqpHold {
         let mut head = self.head().clone();
         head.attempts = head.attempts.saturating_add(1);
         head.history.push(attempt.clone());
-        self.copy(head, after).await?;
+        if !self.copied.load(Ordering::Relaxed) {
+            self.copy(head, after).await?;
+            self.copied.store(true, Ordering::Relaxed);
+        }
         crate::crash_point!("amqp.retry.after_publish");
         let settled = self.desk.post.claims.settle(self.head(), self.held.lease, verdict, None).await?;
         crate::crash_point!("amqp.retry.after_ledger");

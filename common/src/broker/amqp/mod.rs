@@ -1,7 +1,7 @@
 //! The RabbitMQ broker: it carries jobs as messages, and keeps what is known of them in a ledger beside it. The server is
 //! reached by `address`, `dial`, `link`, `publisher`, `fault`; what stands on it is `topology`; a job as a message is
 //! `wire`. Into it: `enqueue`, `post`. Out of it: `source` (with `tap`, `share`, `news`), `desk` (with `slip`, `hold`,
-//! `swap`, `holds`). What people ask: `admin`, `dead`, `moving`.
+//! `swap`, `holds`, `leave`). What people ask: `admin`, `dead`, `moving`.
 
 mod address;
 mod admin;
@@ -12,6 +12,7 @@ mod enqueue;
 mod fault;
 mod hold;
 mod holds;
+mod leave;
 mod level;
 mod link;
 mod moving;
@@ -139,7 +140,8 @@ impl Amqp {
     /// `Config` or `Unsupported` for what a person has to mend; `Unavailable` or `TimedOut` when it may work later.
     pub async fn connect(access: &Access, claims: Arc<dyn Claims>) -> Result<Self> {
         let link = Link::connect(access).await?;
-        let post = Post { link, claims, settings: access.amqp.clone(), clock: Clock::default() };
+        let post =
+            Post { link, claims, settings: access.amqp.clone(), clock: Clock::default(), leaving: Mutex::default() };
         post.clock.set(&*post.claims).await?;
         Ok(Self { post: Arc::new(post), found: Mutex::default(), walks: Walks::default() })
     }

@@ -1,9 +1,11 @@
 //! The way out: jobs to their lanes and delay queues, results to those who listen, with the ledger's clock.
 //! One per connection, shared by its subscriptions and commands.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+use tokio::task::JoinSet;
 
 use super::link::Link;
 use super::publisher::{Message, Sent};
@@ -25,6 +27,8 @@ pub(super) struct Post {
     pub(super) claims: Arc<dyn Claims>,
     pub(super) settings: Settings,
     pub(super) clock: Clock,
+    /// Subscriptions that were closed while jobs of theirs ran.
+    pub(super) leaving: Mutex<JoinSet<()>>,
 }
 
 /// The ledger's clock, as far as this process knows it: a worker's own may be wrong.

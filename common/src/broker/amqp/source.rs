@@ -2,8 +2,8 @@
 //! out those that may run. How the consumers are kept is `tap.rs`, how much each holds `share.rs`.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -15,8 +15,8 @@ use super::news::{self, Feed};
 use super::post::Post;
 use super::slip::Slip;
 use super::tap::{Arrival, Plan, Tap};
-use super::{share, swap, topology, wire};
-use crate::broker::backend::{LEASE_BYTES, Leased, RawDelivery, Source, Terms, Verdict, Want};
+use super::{leave, share, swap, topology, wire};
+use crate::broker::backend::{LEASE_BYTES, Leased, RawDelivery, Source, Terms, Want};
 use crate::broker::rounds::{Open, Rounds};
 use crate::error::{Error, Kind, Result};
 use crate::job::{Lane, Queue};
@@ -85,7 +85,7 @@ impl AmqpSource {
         let mut keepers = JoinSet::new();
         let feed = news::follow(&post, queues, &mut keepers).await?;
         let hold: Arc<str> = topology::hold_name(&terms.worker).into();
-        keepers.spawn(swap::keep(Arc::clone(&desk)));
+        keepers.spawn(swap::keep(Arc::downgrade(&desk), post.settings.consumer_timeout, terms.lease));
         let mut source = Self {
             tap: Tap::open(post.link.clone()),
             desk,
@@ -131,15 +131,16 @@ impl AmqpSource {
         let named = named.or_else(|| topology::queue_of_key(delivery.routing_key.as_str()));
         let now = self.desk.post.clock.now();
         let read = wire::read(&delivery, &named.unwrap_or_else(|| self.terms.queues[0].0.clone()), now);
-        let wait = self.desk.post.wait(&read.parcel.envelope.head);
-        if !wait.is_zero() && read.dead.is_none() && !held {
+        let Some(item) = self.desk.attach(Item::new(read, slip, redelivered, held)) else { return };
+        let wait = self.desk.post.wait(&item.parcel.envelope.head);
+        // What comes from the hold queue and does not run here any more goes the ordinary way.
+        if held || (!wait.is_zero() && item.dead.is_none()) {
             let desk = Arc::clone(&self.desk);
-            self.desk.spawn(async move { desk.post.park(read.parcel, slip, wait).await });
+            self.desk.spawn(async move { desk.post.park(item.parcel, item.slip, wait).await });
             return;
         }
-        let size = read.parcel.envelope.payload.len();
+        let size = item.parcel.envelope.payload.len();
         self.bytes = if self.bytes == 0 { size } else { self.bytes - self.bytes / 8 + size / 8 };
-        let item = Item::new(read, slip, redelivered, held);
         let place = self.lanes.entry(queue).or_insert_with(|| LaneQueue {
             lane: item.parcel.envelope.head.lane.clone(),
             waiting: VecDeque::new(),
@@ -242,7 +243,7 @@ impl AmqpSource {
             if fits { out.push(job) } else { unwanted.push(job) }
         }
         if !unwanted.is_empty() {
-            self.desk.spawn(release(unwanted));
+            self.desk.spawn(leave::release(unwanted));
         }
         out
     }
@@ -371,21 +372,19 @@ impl Source for AmqpSource {
         while let Some(opened) = self.opening.join_next().await {
             self.sort(opened.unwrap_or_default());
         }
-        release(std::mem::take(&mut self.ready).into()).await;
-        self.desk.finish(LEAVING).await;
-        self.tap.close().await;
-        self.keepers.shutdown().await;
-        swap::leave(&self.desk).await;
-        Ok(())
-    }
-}
-
-/// Gives back what was claimed and not handed out, spending nothing.
-async fn release(jobs: Vec<RawDelivery>) {
-    for job in jobs {
-        let verdict = Verdict::Release { after: Duration::ZERO, hold: None };
-        if let Err(error) = job.hold.settle(&verdict).await {
-            tracing::debug!(%error, job = %job.head.id, "a claim is left to run out");
+        let holding = self.desk.holding.load(Ordering::Relaxed);
+        self.tap.set(holding.then(|| (Arc::clone(&self.hold), 0)).into_iter().collect());
+        self.desk.leaving.store(true, Ordering::Relaxed);
+        leave::release(std::mem::take(&mut self.ready).into()).await;
+        for item in std::mem::take(&mut self.lanes).into_values().flat_map(|lane| lane.waiting) {
+            item.slip.give_back().await;
         }
+        self.desk.finish(LEAVING).await;
+        let Self { desk, tap, keepers, hold, .. } = *self;
+        let post = Arc::clone(&desk.post);
+        let mut leaving = post.leaving.lock().unwrap_or_else(PoisonError::into_inner);
+        while leaving.try_join_next().is_some() {}
+        leaving.spawn(leave::see_off(Arc::downgrade(&desk), tap, keepers, hold));
+        Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! Jobs that run for longer than the server lets a delivery stay unanswered: their message changes to this worker's own
 //! hold queue and comes back by it, as a fresh delivery. Should the worker die, the hold queue returns it to its lane.
 
-use std::sync::Arc;
+use std::sync::Weak;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -13,12 +13,15 @@ use crate::error::{Error, Kind, Result};
 /// However long the server waits, a message changes after this.
 const LATEST: Duration = Duration::from_secs(25 * 60);
 
-/// Keeps the claims and messages in hand, until it is dropped.
-pub(super) async fn keep(desk: Arc<Desk>) {
-    let age = (desk.post.settings.consumer_timeout / 2).min(LATEST);
-    let pause = (desk.lease / 8).min(age / 8).clamp(Duration::from_millis(20), Duration::from_secs(1));
+/// Keeps the claims and messages in hand, for as long as somebody has one.
+///
+/// A message changes once it is half of `timeout` old: the server's patience.
+pub(super) async fn keep(desk: Weak<Desk>, timeout: Duration, lease: Duration) {
+    let age = (timeout / 2).min(LATEST);
+    let pause = (lease / 8).min(age / 8).clamp(Duration::from_millis(20), Duration::from_secs(1));
     loop {
         tokio::time::sleep(pause).await;
+        let Some(desk) = desk.upgrade() else { return };
         desk.expire().await;
         for held in desk.held(|held| held.is_old(age)) {
             if let Err(error) = swap(&desk, &held).await {
