@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use promptq_common::broker::amqp::QueueType;
 use promptq_common::broker::memory::Memory;
 use promptq_common::broker::redis::Redis;
 use promptq_common::broker::sqlite::Sqlite;
@@ -16,6 +17,7 @@ use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::carrier::Carrier;
 use crate::redis::{Options, RedisServer};
 use crate::steps::Worker;
 
@@ -43,6 +45,7 @@ enum Home {
     Memory,
     Sqlite(TempDir),
     Redis { server: RedisServer, _flushing: JoinSet<()> },
+    Rabbit(Box<Carrier>),
 }
 
 impl Fixture {
@@ -88,6 +91,27 @@ impl Fixture {
         Self::over(Arc::clone(&redis) as Arc<dyn Backend>, redis, Some(claims), home)
     }
 
+    /// On RabbitMQ with quorum queues, and a Redis of its own beside it.
+    pub async fn quorum_redis() -> Self {
+        Self::on_rabbit(Carrier::with_redis(QueueType::Quorum)).await
+    }
+
+    /// On RabbitMQ with classic queues, and a ledger in memory beside it.
+    pub async fn classic_memory() -> Self {
+        Self::on_rabbit(Carrier::with_memory(QueueType::Classic)).await
+    }
+
+    async fn on_rabbit(carrier: Carrier) -> Self {
+        let (backend, claims) = carrier.connect().await;
+        let ledger = Arc::clone(&claims) as Arc<dyn Ledger>;
+        Self {
+            broker: Broker::new(Arc::clone(&backend), ledger),
+            backend,
+            claims: Some(claims),
+            home: Home::Rabbit(Box::new(carrier)),
+        }
+    }
+
     fn over(backend: Arc<dyn Backend>, ledger: Arc<dyn Ledger>, claims: Option<Arc<dyn Claims>>, home: Home) -> Self {
         Self { broker: Broker::new(Arc::clone(&backend), ledger), backend, claims, home }
     }
@@ -106,13 +130,17 @@ impl Fixture {
                 let redis = Arc::new(redis(server).await);
                 Broker::new(Arc::clone(&redis) as Arc<dyn Backend>, redis)
             }
+            Home::Rabbit(carrier) => {
+                let (backend, claims) = carrier.connect().await;
+                Broker::new(backend, claims)
+            }
         }
     }
 
     /// The embedded file, if there is one.
     pub fn path(&self) -> Option<PathBuf> {
         match &self.home {
-            Home::Memory | Home::Redis { .. } => None,
+            Home::Memory | Home::Redis { .. } | Home::Rabbit(_) => None,
             Home::Sqlite(folder) => Some(folder.path().join("q.db")),
         }
     }
@@ -120,8 +148,10 @@ impl Fixture {
     /// What does not fit together below the facade, where the fixture can look there; empty is good.
     pub fn faults(&self) -> Vec<String> {
         match &self.home {
-            Home::Redis { server, .. } if !std::thread::panicking() => server.faults(),
-            Home::Memory | Home::Sqlite(_) | Home::Redis { .. } => Vec::new(),
+            _ if std::thread::panicking() => Vec::new(),
+            Home::Redis { server, .. } => server.faults(),
+            Home::Rabbit(carrier) => carrier.faults(),
+            Home::Memory | Home::Sqlite(_) => Vec::new(),
         }
     }
 
@@ -141,7 +171,26 @@ impl Fixture {
     }
 
     async fn worker_with(&self, lease: Duration) -> Worker {
-        Worker::on(&self.broker, terms(&[(Queue::standard(), 1)], lease)).await
+        self.worker_on(&[(Queue::standard(), 1)], lease).await
+    }
+
+    /// A worker on these queues. On RabbitMQ it has a connection of its own, as a process would.
+    pub async fn worker_on(&self, queues: &[(Queue, u32)], lease: Duration) -> Worker {
+        match &self.home {
+            Home::Rabbit(carrier) => carrier.worker(terms(queues, lease)).await,
+            Home::Memory | Home::Sqlite(_) | Home::Redis { .. } => Worker::on(&self.broker, terms(queues, lease)).await,
+        }
+    }
+
+    /// A worker is gone without a word: RabbitMQ, which gives messages and not leases, takes back what it had. Jobs that
+    /// it ran are leased to it until that runs out or [`Broker::recover`] ends it.
+    pub async fn lose(&self, worker: Worker) -> WorkerId {
+        let Worker { id, consumer } = worker;
+        drop(consumer);
+        if let Home::Rabbit(carrier) = &self.home {
+            carrier.cut(&id).await;
+        }
+        id
     }
 
     /// A subscription below the facade, on the standard queue.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use promptq_common::broker::{Head, LeaseId, Verdict, envelope};
-use promptq_common::job::{BatchName, Job, Priority, Queue};
+use promptq_common::job::{BatchName, Job, JobId, Priority, Queue};
 use promptq_common::outcome::{Attempt, Body, FailureClass, Usage, Usd};
 use promptq_common::record::{Answer, Cause, End, Output, Record, Stored};
 use promptq_common::time::Timestamp;
@@ -12,6 +12,11 @@ use promptq_common::work::Work;
 /// A job of the standard queue for the model `mock`.
 pub fn job() -> Job {
     Job::new(Queue::standard(), Work::prompt(Some("mock"), "say something"))
+}
+
+/// One that a ledger beside its broker knows before it is met: it has a key, which is like no other.
+pub fn registered() -> Job {
+    keyed(&JobId::fresh().to_string(), "say something")
 }
 
 /// So many of them.

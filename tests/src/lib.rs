@@ -4,6 +4,7 @@
 
 pub mod backends;
 pub mod binary;
+pub mod carrier;
 pub mod chaos;
 pub mod fixture;
 pub mod llm;

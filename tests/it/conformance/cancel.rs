@@ -66,7 +66,10 @@ pub(crate) async fn a_cancelled_job_given_back_does_not_run_again(f: Fixture) {
         f.broker.cancel(&[id]).await.unwrap();
         let verdict = if how == "retry" { retry(&delivery.head, Duration::ZERO) } else { release() };
         if how == "recover" {
-            f.broker.recover(&worker.id).await.unwrap();
+            drop(delivery);
+            let gone = f.lose(worker).await;
+            f.broker.recover(&gone).await.unwrap();
+            worker = f.worker().await;
         } else {
             assert_eq!(delivery.lease.settle(verdict).await.unwrap(), Settled::Applied, "{how}");
         }
@@ -78,7 +81,9 @@ pub(crate) async fn a_cancelled_job_given_back_does_not_run_again(f: Fixture) {
 
 pub(crate) async fn a_cancelled_job_whose_worker_died_ends_when_its_lease_does(f: Fixture) {
     let id = put_one(&f.broker, job()).await;
-    drop(f.hasty_worker().await.one().await);
+    let mut gone = f.hasty_worker().await;
+    drop(gone.one().await);
+    f.lose(gone).await;
     f.broker.cancel(&[id]).await.unwrap();
     let mut worker = f.worker().await;
     let broker = &f.broker;

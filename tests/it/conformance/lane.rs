@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use promptq_common::broker::Want;
 use promptq_common::job::{Band, Job, Lane, Queue};
 use promptq_common::record::{End, State};
-use promptq_tests::backends::{Fixture, LONG, terms};
+use promptq_tests::backends::{Fixture, LONG};
 use promptq_tests::fixture::{job, job_at, job_for, job_in, jobs, queue};
-use promptq_tests::steps::{Worker, end, put, put_one, state, want};
+use promptq_tests::steps::{end, put, put_one, state, want};
 
 pub(crate) async fn a_held_back_lane_is_never_leased_and_an_open_one_beside_it_always_is(f: Fixture) {
     let closed = jobs_for("closed", 30);
@@ -99,7 +99,7 @@ pub(crate) async fn queues_are_served_by_their_weight(f: Fixture) {
     for queue in [&heavy, &light] {
         put(&f.broker, &(0..150).map(|_| job_in(queue)).collect::<Vec<_>>()).await;
     }
-    let mut worker = Worker::on(&f.broker, terms(&[(heavy.clone(), 5), (light, 1)], LONG)).await;
+    let mut worker = f.worker_on(&[(heavy.clone(), 5), (light, 1)], LONG).await;
     let mut from_heavy = 0;
     for _ in 0..12 {
         for delivery in worker.take(10).await {
@@ -114,7 +114,7 @@ pub(crate) async fn queues_are_served_by_their_weight(f: Fixture) {
 pub(crate) async fn an_empty_queues_share_goes_to_the_others(f: Fixture) {
     put(&f.broker, &jobs(20)).await;
     let both = [(queue("empty"), 1_000), (Queue::standard(), 1)];
-    let mut worker = Worker::on(&f.broker, terms(&both, LONG)).await;
+    let mut worker = f.worker_on(&both, LONG).await;
     assert_eq!(worker.consumer.next(&want(20)).await.unwrap().deliveries.len(), 20);
 }
 

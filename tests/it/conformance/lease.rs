@@ -30,7 +30,7 @@ pub(crate) async fn a_lease_dropped_with_its_worker_comes_back(f: Fixture) {
     let id = put_one(&f.broker, job()).await;
     let mut gone = f.hasty_worker().await;
     drop(gone.one().await);
-    drop(gone);
+    f.lose(gone).await;
     let delivery = f.worker().await.one().await;
     assert_eq!(delivery.head.id, id);
     assert_eq!(delivery.lease.claim().await.unwrap(), Claim::Fresh { deaths: 1 });
@@ -56,9 +56,10 @@ pub(crate) async fn a_beaten_lease_does_not_come_back(f: Fixture) {
 
 pub(crate) async fn a_lease_that_was_taken_over_is_lost(f: Fixture) {
     put_one(&f.broker, job()).await;
-    let (mut worker, mut other) = (f.hasty_worker().await, f.worker().await);
+    let mut worker = f.hasty_worker().await;
     let lost = worker.one().await;
-    let taken = other.one().await;
+    f.lose(worker).await;
+    let taken = f.worker().await.one().await;
     assert_ne!(lost.lease.id(), taken.lease.id());
     assert_eq!(lost.lease.beat().await.unwrap(), Beat::Lost);
     assert!(matches!(lost.lease.claim().await.unwrap(), Claim::Taken { .. }));
@@ -67,9 +68,10 @@ pub(crate) async fn a_lease_that_was_taken_over_is_lost(f: Fixture) {
 
 pub(crate) async fn a_job_that_another_copy_ended_is_told_so(f: Fixture) {
     put_one(&f.broker, job()).await;
-    let (mut worker, mut other) = (f.hasty_worker().await, f.worker().await);
+    let mut worker = f.hasty_worker().await;
     let lost = worker.one().await;
-    other.ends_one(End::Succeeded).await;
+    f.lose(worker).await;
+    f.worker().await.ends_one(End::Succeeded).await;
     assert_eq!(lost.lease.beat().await.unwrap(), Beat::Ended);
     assert_eq!(lost.lease.claim().await.unwrap(), Claim::Ended(State::Succeeded));
 }
@@ -79,7 +81,8 @@ pub(crate) async fn a_job_given_back_goes_ahead_of_its_lane(f: Fixture) {
     let mut gone = f.hasty_worker().await;
     drop(gone.one().await);
     let second = put_one(&f.broker, job()).await;
-    f.broker.recover(&gone.id).await.unwrap();
+    let gone = f.lose(gone).await;
+    f.broker.recover(&gone).await.unwrap();
     let order: Vec<_> = f.worker().await.take(2).await.iter().map(|delivery| delivery.head.id).collect();
     assert_eq!(order, [first, second]);
 }
@@ -89,14 +92,15 @@ pub(crate) async fn recover_gives_a_workers_jobs_back_at_once(f: Fixture) {
     let (mut gone, mut alive) = (f.worker().await, f.worker().await);
     let lost: HashSet<_> = gone.take(3).await.iter().map(|delivery| delivery.head.id).collect();
     let kept = alive.take(2).await;
-    assert_eq!(f.second().await.recover(&gone.id).await.unwrap(), 3);
+    let gone = f.lose(gone).await;
+    assert_eq!(f.second().await.recover(&gone).await.unwrap(), 3);
     let mut successor = f.worker().await;
     for delivery in successor.take(3).await {
         assert!(lost.contains(&delivery.head.id));
         assert_eq!(delivery.lease.claim().await.unwrap(), Claim::Fresh { deaths: 1 });
         end(delivery, End::Succeeded).await;
     }
-    assert_eq!(f.broker.recover(&gone.id).await.unwrap(), 0);
+    assert_eq!(f.broker.recover(&gone).await.unwrap(), 0);
     for delivery in kept {
         assert_eq!(delivery.lease.beat().await.unwrap(), Beat::Kept);
     }
@@ -181,7 +185,7 @@ pub(crate) async fn jobs_of_other_queues_are_not_leased(f: Fixture) {
 
 pub(crate) async fn a_queue_may_be_subscribed_to_before_it_exists(f: Fixture) {
     let late = queue("late");
-    let mut worker = Worker::on(&f.broker, terms(&[(late.clone(), 1)], LONG)).await;
+    let mut worker = f.worker_on(&[(late.clone(), 1)], LONG).await;
     worker.finds_nothing().await;
     let id = put_one(&f.broker, job_in(&late)).await;
     assert_eq!(worker.one().await.head.id, id);
@@ -216,7 +220,9 @@ async fn drain_gently(worker: &mut Worker, answered: &mut Vec<promptq_common::jo
 
 pub(crate) async fn an_idle_worker_gets_a_dead_ones_job_when_its_lease_ends(f: Fixture) {
     put_one(&f.broker, job()).await;
-    drop(f.hasty_worker().await.one().await);
+    let mut gone = f.hasty_worker().await;
+    drop(gone.one().await);
+    f.lose(gone).await;
     let since = Instant::now();
     let _again = f.worker().await.one().await;
     assert!(since.elapsed() < SHORT + Duration::from_secs(2), "{:?}", since.elapsed());

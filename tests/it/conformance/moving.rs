@@ -173,7 +173,8 @@ pub(crate) async fn a_lease_of_a_forgotten_job_is_stale(f: Fixture) {
     put_one(&f.broker, job()).await;
     let mut hasty = f.worker().await;
     let late = hasty.one().await;
-    f.broker.recover(&hasty.id).await.unwrap();
+    let hasty = f.lose(hasty).await;
+    f.broker.recover(&hasty).await.unwrap();
     assert_eq!(f.backend.forget(&[(late.head.id, 0)]).await.unwrap(), 1);
     assert_eq!(late.lease.claim().await.unwrap(), Claim::Stale);
     assert_eq!(end(late, End::Succeeded).await, Settled::Stale);

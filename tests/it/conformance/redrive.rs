@@ -10,7 +10,7 @@ use promptq_common::record::{End, State};
 use promptq_common::time::Timestamp;
 use promptq_tests::backends::{Fixture, LONG};
 use promptq_tests::fixture::{self, batch, job, job_for, job_in, job_of, queue, retry};
-use promptq_tests::steps::{Worker, end, list, put, put_one, recount, see, state, sweep, view};
+use promptq_tests::steps::{end, list, put, put_one, recount, see, state, sweep, view};
 
 pub(crate) async fn redrive_begins_a_new_epoch_at_zero(f: Fixture) {
     let id = put_one(&f.broker, job()).await;
@@ -18,7 +18,9 @@ pub(crate) async fn redrive_begins_a_new_epoch_at_zero(f: Fixture) {
     let first = worker.one().await;
     first.lease.settle(retry(&first.head, Duration::ZERO)).await.unwrap();
     drop(worker.one().await);
-    f.broker.recover(&worker.id).await.unwrap();
+    let gone = f.lose(worker).await;
+    f.broker.recover(&gone).await.unwrap();
+    let mut worker = f.worker().await;
     worker.ends_one(End::Dead).await;
     assert_eq!(f.second().await.redrive(&[id]).await.unwrap(), [Redriven::Queued { epoch: 1 }]);
     let seen = see(&f.broker, id).await;
@@ -139,7 +141,7 @@ pub(crate) async fn the_dead_are_grouped_by_cause(f: Fixture) {
     put(&f.broker, &[job_for(Some("a")), job_for(Some("a")), job_for(Some("b")), job_for(Some("a"))]).await;
     put(&f.broker, &[job_in(&other)]).await;
     let both = [(Queue::standard(), 1), (other.clone(), 1)];
-    let mut worker = Worker::on(&f.broker, promptq_tests::backends::terms(&both, LONG)).await;
+    let mut worker = f.worker_on(&both, LONG).await;
     let mut late = None;
     for delivery in worker.take(5).await {
         let mut record = fixture::record(&delivery.head, delivery.lease.id(), End::Dead);

@@ -256,9 +256,11 @@ pub(crate) async fn repeating_a_late_success_keeps_it_once(f: Fixture) {
 /// A job of batch `b` whose lease ran out, and who has it now.
 async fn overtaken(f: &Fixture) -> (JobId, (Delivery, (WorkerId, Delivery))) {
     let id = put_one(&f.broker, job_of(&batch("b"))).await;
-    let (mut worker, mut other) = (f.worker().await, f.worker().await);
+    let mut worker = f.worker().await;
     let late = worker.one().await;
-    f.broker.recover(&worker.id).await.unwrap();
+    let gone = f.lose(worker).await;
+    f.broker.recover(&gone).await.unwrap();
+    let mut other = f.worker().await;
     let running = other.one().await;
     (id, (late, (other.id, running)))
 }

@@ -78,6 +78,11 @@ impl VirtualHost {
         self.node.harness_url(&self.name, self.tls)
     }
 
+    /// As [`VirtualHost::url`] without TLS, where something that listens on `port` stands between.
+    pub fn url_through(&self, port: u16) -> String {
+        Node { port, ..self.node.clone() }.harness_url(&self.name, false)
+    }
+
     /// Makes a user, or gives one new permissions, and tells the address by which it comes in. `rights` are the regular
     /// expressions of what it may configure, write and read.
     pub fn url_of(&self, user: &str, rights: [&str; 3]) -> String {

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 ///
 /// # Panics
 /// When openssl is not there, or fails.
-pub fn write(folder: &Path) {
+pub(crate) fn write(folder: &Path) {
     let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"];
     for (name, subject) in [("ca", "/CN=promptq tests"), ("other-ca", "/CN=somebody else")] {
         let files = ["-keyout", &format!("{name}.key"), "-out", &format!("{name}.pem"), "-subj", subject];

@@ -22,6 +22,9 @@ const RESULT_BYTES: i64 = 1 << 30;
 /// What servers from 3.12 on may be told about how long a delivery may take: the longest time-out a job can have (a
 /// day) and an hour to end it.
 const CONSUMER_TIMEOUT: Duration = Duration::from_secs(25 * 3_600);
+/// How often a quorum queue may deliver a message: without end, as nearly as all servers let it be said. To 4.x it could
+/// be -1; to 3.10 that is a limit which the first return is above. It is our ledger that stops what kills its workers.
+const DELIVERIES: i64 = 1 << 31;
 
 /// An exchange.
 #[derive(Debug)]
@@ -146,7 +149,7 @@ fn uncounted(settings: &Settings) -> FieldTable {
 /// Servers before 4.3 count what a worker gives back in order, and from 4.0 on drop a message at the 20th time.
 fn without_limit(arguments: &mut FieldTable, settings: &Settings) {
     if settings.queues == QueueType::Quorum {
-        arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(-1));
+        arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(DELIVERIES));
     }
 }
 

@@ -1,0 +1,118 @@
+//! RabbitMQ as a broker for one case: a virtual host of its own on the server that tests share, and a ledger of its own
+//! beside it. What a case may do to it is `backends.rs`'s affair.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use promptq_common::broker::amqp::{Amqp, QueueType, Settings};
+use promptq_common::broker::memory::Memory;
+use promptq_common::broker::redis::Redis;
+use promptq_common::broker::{Access, Backend, Broker, Terms, WorkerId};
+use promptq_common::ledger::Claims;
+
+use crate::proxy::{Network, Proxy};
+use crate::rabbit::{RabbitServer, VirtualHost};
+use crate::redis::{Options, RedisServer};
+use crate::steps::{PATIENCE, Worker};
+
+/// Short enough that a test can wait for several.
+const LEVELS: [Duration; 4] =
+    [Duration::from_millis(20), Duration::from_millis(100), Duration::from_millis(500), Duration::from_secs(2)];
+
+/// RabbitMQ and its ledger.
+#[derive(Debug)]
+pub struct Carrier {
+    /// Where its queues are.
+    pub host: VirtualHost,
+    server: RabbitServer,
+    queues: QueueType,
+    beside: Beside,
+    /// The networks between workers and the server.
+    lines: Mutex<HashMap<WorkerId, Proxy>>,
+}
+
+/// What keeps the records.
+#[derive(Debug)]
+enum Beside {
+    Memory(Arc<Memory>),
+    Redis(RedisServer),
+}
+
+impl Carrier {
+    /// With a ledger in memory.
+    pub fn with_memory(queues: QueueType) -> Self {
+        Self::over(queues, Beside::Memory(Arc::new(Memory::new())))
+    }
+
+    /// With a ledger on a Redis of its own, which keeps nothing over a restart.
+    pub fn with_redis(queues: QueueType) -> Self {
+        Self::over(queues, Beside::Redis(RedisServer::start(Options::cheap())))
+    }
+
+    fn over(queues: QueueType, beside: Beside) -> Self {
+        let server = RabbitServer::shared();
+        Self { host: server.host(), server, queues, beside, lines: Mutex::default() }
+    }
+
+    /// A connection of its own to both.
+    pub async fn connect(&self) -> (Arc<dyn Backend>, Arc<dyn Claims>) {
+        self.connect_through(self.server.port()).await
+    }
+
+    async fn connect_through(&self, port: u16) -> (Arc<dyn Backend>, Arc<dyn Claims>) {
+        let claims = self.claims().await;
+        let mut access = Access::new(&self.host.url_through(port)).expect("an address");
+        access.amqp = Settings { queues: self.queues, levels: LEVELS.to_vec(), ..Settings::default() };
+        let amqp = Amqp::connect(&access, Arc::clone(&claims)).await;
+        let amqp = amqp.unwrap_or_else(|error| panic!("connects: {error:?}\n{}", self.server.log()));
+        (Arc::new(amqp), claims)
+    }
+
+    /// The ledger, over a connection of its own.
+    async fn claims(&self) -> Arc<dyn Claims> {
+        match &self.beside {
+            Beside::Memory(memory) => Arc::clone(memory) as Arc<dyn Claims>,
+            Beside::Redis(server) => {
+                let access = Access::new(&server.url_of("promptq")).expect("an address");
+                Arc::new(Redis::connect(&access).await.expect("connects"))
+            }
+        }
+    }
+
+    /// A worker with connections of its own, as a process has them.
+    pub async fn worker(&self, terms: Terms) -> Worker {
+        let line = Proxy::before(self.server.port()).await;
+        let (backend, ledger) = self.connect_through(line.port()).await;
+        let worker = Worker::on(&Broker::new(backend, ledger), terms).await;
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner).insert(worker.id.clone(), line);
+        worker
+    }
+
+    /// Breaks the connections of a worker, once; what it had goes back. It may connect again.
+    pub async fn cut(&self, worker: &WorkerId) {
+        let before = self.host.connections();
+        let line = self.lines.lock().unwrap_or_else(PoisonError::into_inner).remove(worker).expect("a worker of ours");
+        line.set(Network::Cut);
+        let start = Instant::now();
+        while self.host.connections() + 2 > before {
+            assert!(start.elapsed() < PATIENCE, "RabbitMQ does not notice that a worker is gone");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        line.set(Network::Whole);
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner).insert(worker.clone(), line);
+    }
+
+    /// What does not fit together; empty is good.
+    pub fn faults(&self) -> Vec<String> {
+        let mut faults = match &self.beside {
+            Beside::Redis(server) => server.faults(),
+            Beside::Memory(_) => Vec::new(),
+        };
+        let (ready, unacked) = self.host.counts("pq1.dead");
+        if ready + unacked > 0 {
+            faults.push(format!("{} messages were thrown out of their lanes", ready + unacked));
+        }
+        faults
+    }
+}
