@@ -317,10 +317,12 @@ impl Book {
         }
         match self.redrive(id, now) {
             Redriven::Queued { .. } => {
-                let entry = self.jobs.get_mut(&id);
-                if let Some(away) = entry.and_then(|entry| entry.away.as_mut()) {
+                if let Some(entry) = self.jobs.get_mut(&id) {
+                    let away = entry.away.get_or_insert_default();
                     (away.raised, away.since) = (true, now);
                 }
+                // A job of our own waits there from now on.
+                self.make_ready(id, Side::Back, now);
             }
             Redriven::Waiting if self.jobs[&id].away.as_ref().is_some_and(|away| away.raised) => {}
             Redriven::Waiting => return Raised::Waiting,

@@ -29,18 +29,27 @@ fn raise_one(tx: &mut Tx<'_>, id: JobId) -> Result<Raised, Fault> {
     if (waited || unrun) && !has_payload(tx, job.seq)? {
         return restore(tx, &job);
     }
-    if job.away.is_none() && (job.stage.ended().is_some() || job.is_overdue(tx.now)) {
-        // A job of our own waits there from now on.
-        tx.sql("UPDATE job SET away = 0 WHERE seq = ?1")?.execute([job.seq])?;
-    }
     match redrive_one(tx, id)? {
-        Redriven::Queued { .. } => publish(tx, id),
+        Redriven::Queued { .. } => {
+            take_over(tx, &job)?;
+            publish(tx, id)
+        }
         Redriven::Waiting if job.is_marked(RAISED) => publish(tx, id),
         Redriven::Waiting => Ok(Raised::Waiting),
         Redriven::Succeeded => Ok(Raised::Succeeded),
         Redriven::Gone => Ok(Raised::Gone),
         Redriven::Unknown => Ok(Raised::Unknown),
     }
+}
+
+/// A job of the file's own waits at the other broker from now on.
+fn take_over(tx: &mut Tx<'_>, job: &JobRow) -> Result<(), Fault> {
+    if job.away.is_none() {
+        tx.sql("UPDATE job SET state = -1, away = ?2, since = ?3 WHERE seq = ?1")?
+            .execute(params![job.seq, RAISED, tx.now])?;
+        tx.moved(job.lane, job.batch, Some(Stage::Ready), Some(Stage::Away));
+    }
+    Ok(())
 }
 
 fn publish(tx: &Tx<'_>, id: JobId) -> Result<Raised, Fault> {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use promptq_common::broker::{Beat, Claim, HoldKey, Settled, Verdict};
-use promptq_common::ledger::Opened;
+use promptq_common::ledger::{Opened, Raised};
 use promptq_common::record::{End, State};
 use promptq_tests::backends::{Fixture, LONG};
 use promptq_tests::fixture::{self, COST, USAGE, batch, job, job_of, release};
@@ -203,6 +203,19 @@ pub(crate) async fn a_payload_is_not_kept_of_a_success(f: Fixture) {
     assert!(f.ledger().payload(message.head.id).await.unwrap().is_none());
     assert!(by.claims.keep(&message.head, &message.payload).await.unwrap());
     assert!(f.ledger().payload(message.head.id).await.unwrap().is_none());
+}
+
+pub(crate) async fn a_job_that_died_without_its_payload_is_not_among_the_dead(f: Fixture) {
+    let by = Carrier::on(&f);
+    let message = by.register(&job_of(&batch("b"))).await;
+    let run = by.run(&message).await;
+    let verdict = fixture::end(&message.head, run.lease, End::Dead);
+    by.claims.settle(&message.head, run.lease, &verdict, None).await.unwrap();
+    assert!(f.ledger().dead_groups(None).await.unwrap().is_empty());
+    assert_eq!(by.claims.standing(&message.head.lane.queue).await.unwrap().depth.dead, 0);
+    assert_eq!(by.told(&message).await, told_of(End::Dead), "what ran is not asked for its payload again");
+    assert_eq!(by.raise(&message).await, Raised::Gone);
+    assert_eq!(recount(&f.broker, &batch("b")).await.dead, 1);
 }
 
 pub(crate) async fn batch_counts_follow_every_path(f: Fixture) {

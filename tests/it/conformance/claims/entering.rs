@@ -2,16 +2,16 @@
 
 use std::time::Duration;
 
-use promptq_common::broker::{Claim, MAX_BATCH, Retention};
+use promptq_common::broker::{Claim, MAX_BATCH, Retention, Verdict};
 use promptq_common::error::Kind;
 use promptq_common::job::Job;
-use promptq_common::ledger::Registered;
+use promptq_common::ledger::{JobFilter, Registered};
 use promptq_common::record::{End, State};
 use promptq_common::time::Timestamp;
-use promptq_tests::backends::{Fixture, LONG};
+use promptq_tests::backends::{Fixture, LONG, SHORT};
 use promptq_tests::fixture::{batch, job, job_of, jobs, keyed, queue};
-use promptq_tests::messages::{Carrier, ended, heads, message};
-use promptq_tests::steps::{recount, see, state, sweep};
+use promptq_tests::messages::{Carrier, ended, heads, message, run_out};
+use promptq_tests::steps::{list, recount, see, state, sweep};
 
 pub(crate) async fn a_registered_job_is_new_then_again_then_known(f: Fixture) {
     let by = Carrier::on(&f);
@@ -101,4 +101,35 @@ pub(crate) async fn what_waits_elsewhere_is_leased_to_nobody_here(f: Fixture) {
     let page = f.backend.waiting(&message.head.lane.queue, None, 10).await.unwrap();
     assert!(page.items.is_empty() && page.next.is_none());
     assert!(matches!(by.told(&message).await.claim, Claim::Stale));
+}
+
+pub(crate) async fn what_waits_elsewhere_is_listed_by_its_state(f: Fixture) {
+    let by = Carrier::on(&f);
+    let in_batch = || job_of(&batch("b"));
+    let due = Timestamp::now() + LONG;
+    let scheduled = by.register(&Job { not_before: Some(due), ..in_batch() }).await;
+    let queued = by.register(&in_batch()).await;
+    let (retrying, held) = (by.register(&in_batch()).await, by.register(&in_batch()).await);
+    let run = by.run(&retrying).await;
+    run.settle(&run.retry(LONG).1).await;
+    by.run(&held).await.settle(&Verdict::Release { after: LONG, hold: None }).await;
+    let late = by.register(&Job { deadline: Timestamp::now() + SHORT, ..in_batch() }).await;
+    run_out(SHORT).await;
+    let [scheduled, queued, retrying, held, late] = [scheduled, queued, retrying, held, late].map(|one| one.head.id);
+    for (state, expected) in [
+        (State::Scheduled, vec![scheduled]),
+        (State::Queued, vec![held, queued]),
+        (State::Retrying, vec![retrying]),
+        (State::Expired, vec![late]),
+        (State::Running, vec![]),
+    ] {
+        let filter = JobFilter { states: vec![state], ..JobFilter::default() };
+        for page in [1, 10] {
+            let listed = list(&f.broker, &filter, page).await;
+            assert_eq!(listed.iter().map(|job| job.id).collect::<Vec<_>>(), expected, "{state}");
+            assert!(listed.iter().all(|job| job.state == state), "{state}");
+        }
+    }
+    assert_eq!(list(&f.broker, &JobFilter::default(), 10).await.len(), 5);
+    recount(&f.broker, &batch("b")).await;
 }

@@ -39,6 +39,7 @@ cases! {
         too_many_at_once_are_refused_whole
         a_delayed_job_is_shown_as_scheduled
         what_waits_elsewhere_is_leased_to_nobody_here
+        what_waits_elsewhere_is_listed_by_its_state
     }
     opening {
         a_job_never_seen_is_entered_and_may_run
@@ -74,6 +75,7 @@ cases! {
         an_end_is_announced_once_and_a_later_one_again
         a_dead_job_keeps_its_payload
         a_payload_is_not_kept_of_a_success
+        a_job_that_died_without_its_payload_is_not_among_the_dead
         batch_counts_follow_every_path
     }
     steering {
@@ -89,6 +91,7 @@ cases! {
         a_redrive_is_published_in_two_steps
         a_redrive_that_died_in_the_middle_is_found_again
         a_redriven_message_that_runs_needs_no_second_copy
+        a_dead_job_of_the_ledgers_own_waits_elsewhere_once_it_is_redriven
         a_redrive_of_a_job_whose_message_still_waits_takes_its_end_back
         a_job_of_a_cancelled_batch_that_is_put_back_runs
         a_payload_handed_over_too_late_says_that_the_message_is_needed

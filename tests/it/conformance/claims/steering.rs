@@ -10,7 +10,7 @@ use promptq_common::time::Timestamp;
 use promptq_tests::backends::{Fixture, LONG, SHORT};
 use promptq_tests::fixture::{batch, job, job_of, queue, release};
 use promptq_tests::messages::{Carrier, message, run_out, stale};
-use promptq_tests::steps::{eventually, record, recount, see, state, view};
+use promptq_tests::steps::{eventually, put, record, recount, see, state, view};
 
 /// So that what is created next is later than what was.
 const MOMENT: Duration = Duration::from_millis(1);
@@ -206,6 +206,20 @@ pub(crate) async fn a_redriven_message_that_runs_needs_no_second_copy(f: Fixture
     let anew = by.raise_anew(&message).await;
     by.run(&anew).await.retries().await;
     assert_eq!(by.raise(&message).await, Raised::Waiting);
+}
+
+pub(crate) async fn a_dead_job_of_the_ledgers_own_waits_elsewhere_once_it_is_redriven(f: Fixture) {
+    let by = Carrier::on(&f);
+    let (job, mut worker) = (job_of(&batch("b")), f.worker().await);
+    put(&f.broker, std::slice::from_ref(&job)).await;
+    worker.ends_one(End::Dead).await;
+    let anew = by.raise_anew(&message(&job)).await;
+    worker.finds_nothing().await;
+    assert_eq!(by.raise_anew(&message(&job)).await, anew);
+    let copy = by.run(&anew).await.retries().await;
+    worker.finds_nothing().await;
+    by.run(&copy).await.end(End::Succeeded).await;
+    assert_eq!(recount(&f.broker, &batch("b")).await.succeeded, 1);
 }
 
 pub(crate) async fn a_redrive_of_a_job_whose_message_still_waits_takes_its_end_back(f: Fixture) {

@@ -153,6 +153,11 @@ function act.raise(at)
     -- What was consumed goes into the next record of the same epoch.
     if not j.payload and st.unrun then spend(j, st.use, -1) end
     leave(id, j, st)
+    if not j.away then
+      -- A job of our own waits there from now on.
+      j.away = true
+      keep_job(id, j)
+    end
     -- Its allowance begins again, or one that expired would expire at once.
     st.deadline = math.max(deadline, NOW + deadline - (j.at - j.age))
     make_away(id, j, st)

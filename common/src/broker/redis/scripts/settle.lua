@@ -17,6 +17,12 @@ local function finish_by(id, j, st, lease, at)
   })
   if ARGV[at + 9] ~= '' then announce(ARGV[at + 9]) end
   if st.s ~= 'S' and not j.payload and ARGV[at + 10] ~= '' then keep_payload(id, j, ARGV[at + 10]) end
+  -- Nothing of it can be redriven.
+  if st.s == 'D' and not j.payload then
+    st.dropped = true
+    call('ZREM', P .. ':dead', id)
+    add(lanes, '', 'dead', -1)
+  end
 end
 
 local function give_up(id, j, st, at)

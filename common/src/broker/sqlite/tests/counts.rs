@@ -22,7 +22,7 @@ const DRIFT: &str = "
      l.dead    <> (SELECT count(*) FROM job WHERE lane = l.id AND state = 4 AND dropped = 0) OR
      l.jobs    <> (SELECT count(*) FROM job WHERE lane = l.id)),
    (SELECT count(*) FROM batch b WHERE
-     b.queued    <> (SELECT count(*) FROM job WHERE batch = b.id AND state = 0) OR
+     b.queued    <> (SELECT count(*) FROM job WHERE batch = b.id AND state < 1) OR
      b.delayed   <> (SELECT count(*) FROM job WHERE batch = b.id AND state = 1) OR
      b.running   <> (SELECT count(*) FROM job WHERE batch = b.id AND state = 2) OR
      b.jobs      <> (SELECT count(*) FROM job WHERE batch = b.id) OR
@@ -39,7 +39,7 @@ const DRIFT: &str = "
    (SELECT count(*) FROM payload WHERE seq NOT IN (SELECT seq FROM job WHERE state <> 3 AND dropped = 0)),
    (SELECT count(*) FROM job WHERE state = 3 AND record NOT IN (SELECT seq FROM record))";
 
-fn assert_true(watch: &Connection, step: usize) {
+pub(super) fn assert_true(watch: &Connection, step: usize) {
     let drift: [i64; 5] = watch
         .query_row(DRIFT, [], |row| Ok([row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?]))
         .unwrap();

@@ -1,5 +1,6 @@
 //! What only this backend promises; the contract itself is the conformance suite's.
 
+mod away;
 mod counts;
 mod damage;
 mod file;
