@@ -12,7 +12,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 pub use crate::config::{LogFormat, redact_url};
 
 /// Sends log lines to `writer` from now on; a second call in one process changes nothing. Other crates are heard from
-/// `warn` on, whatever the level: what they trace may hold bodies and headers. Audit lines are written at any level.
+/// `warn` on, whatever the level: what they trace may hold bodies and headers; those whose warnings do, never. Audit
+/// lines are written at any level.
 pub fn init<W>(level: LevelFilter, format: LogFormat, writer: W)
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
@@ -20,6 +21,7 @@ where
     let targets = Targets::new()
         .with_target("promptq", level)
         .with_target(AUDIT, LevelFilter::INFO)
+        .with_targets(SILENT.map(|name| (name, LevelFilter::OFF)))
         .with_default(level.min(LevelFilter::WARN));
     let terminal = std::io::stderr().is_terminal();
     let registry = tracing_subscriber::registry().with(targets);
@@ -41,6 +43,10 @@ where
 }
 
 const AUDIT: &str = "promptq::audit";
+
+/// The AMQP driver and what is below it: it warns of every returned message with the whole of it, and of each refusal
+/// that our own lines tell of.
+const SILENT: [&str; 4] = ["lapin", "amq_protocol", "async_rs", "tcp_stream"];
 
 /// One destructive act, for the log.
 #[derive(Clone, Debug)]

@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 /// For name, TCP, TLS and login together; a server in order needs milliseconds.
 pub(super) const CONNECT: Duration = Duration::from_secs(10);
 /// A server in order says goodbye at once, and one that is not is not waited for.
-const CLOSE: Duration = Duration::from_secs(2);
+pub(super) const CLOSE: Duration = Duration::from_secs(2);
 /// How often the state is looked at besides what is told: a close without an error is not told.
 const LOOK: Duration = Duration::from_secs(1);
 /// A server that restarts is back after seconds; one that does so under a whole fleet must not be met by all at once.

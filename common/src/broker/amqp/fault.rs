@@ -168,11 +168,27 @@ pub(super) fn code(error: &lapin::Error) -> Option<u16> {
     if let ErrorKind::ProtocolError(said) = error.kind() { Some(said.get_id()) } else { None }
 }
 
-/// The exchange that a refusal names.
-pub(super) fn exchange(error: &lapin::Error) -> Option<String> {
-    let ErrorKind::ProtocolError(said) = error.kind() else { return None };
-    let (_, rest) = said.get_message().as_str().split_once("exchange '")?;
-    rest.split_once('\'').map(|(name, _)| name.to_owned())
+/// Whose fault it is that a channel or connection ended on which messages were published.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Blame {
+    /// No message's.
+    Nobody,
+    /// One of them; the server does not say which.
+    Someone,
+    /// Those that went to this exchange.
+    Exchange(String),
+}
+
+/// Whose fault `error` is.
+pub(super) fn blame(error: &lapin::Error) -> Blame {
+    let ErrorKind::ProtocolError(said) = error.kind() else { return Blame::Nobody };
+    // Closed by a person or by trouble of the server's own.
+    if [320, 541].contains(&said.get_id()) {
+        return Blame::Nobody;
+    }
+    let rest = said.get_message().as_str().split_once("exchange '").map(|(_, rest)| rest);
+    let named = rest.and_then(|rest| rest.split_once('\'')).map(|(name, _)| name.to_owned());
+    named.map_or(Blame::Someone, Blame::Exchange)
 }
 
 /// What a server said, not endlessly and on one line.

@@ -19,6 +19,8 @@ use crate::error::{Error, Kind, Result};
 /// The names of the connections in the server's list.
 const CONSUME: &str = "consume";
 const PUBLISH: &str = "publish";
+/// A quorum queue that elects a leader confirms after seconds; what is not confirmed by then is the caller's to repeat.
+const CONFIRM: Duration = Duration::from_secs(15);
 /// How long a lost connection is waited for; settles and producers have a longer patience of their own.
 const WAIT: Duration = Duration::from_secs(10);
 
@@ -51,13 +53,18 @@ impl Link {
     /// `Config` for the address, login, virtual host or certificates; `Unavailable` or `TimedOut` when it may work
     /// later.
     pub(super) async fn connect(access: &Access) -> Result<Self> {
+        Self::patient(access, CONFIRM).await
+    }
+
+    /// Likewise, with another time that a confirm may take.
+    pub(super) async fn patient(access: &Access, confirm: Duration) -> Result<Self> {
         let target = Target::new(access).await?;
         let peer = target.peer.clone();
         let (stop, stopped) = watch::channel(());
         let (tell, told) = oneshot::channel();
         let (show_open, open) = watch::channel(None);
         let (show_state, states) = watch::channel(State { generation: 0, up: false });
-        let (publisher, desk) = publisher::pair(peer.clone());
+        let (publisher, desk) = publisher::pair(peer.clone(), confirm);
         let keeper = Keeper { target, stopped, open: show_open, state: show_state };
         std::thread::Builder::new()
             .name("promptq-amqp".to_owned())
@@ -68,6 +75,9 @@ impl Link {
     }
 
     /// A new channel on the consuming connection. Waits up to 10 s for a connection. Cancel-safe.
+    ///
+    /// Close it rather than drop it: when the server closes it at that moment, the driver takes a dropped one for a
+    /// fault of the whole connection.
     ///
     /// # Errors
     /// `Unavailable` when there is none, or it has no channel to spare.

@@ -24,6 +24,8 @@ mod slip;
 mod source;
 mod swap;
 mod tap;
+#[cfg(test)]
+mod tests;
 mod topology;
 mod trouble;
 mod window;

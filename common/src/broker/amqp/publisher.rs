@@ -18,8 +18,8 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::address::Target;
-use super::dial::{CONNECT, Line, News};
-use super::fault::{self, Peer};
+use super::dial::{CLOSE, CONNECT, Line, News};
+use super::fault::{self, Blame, Peer};
 use super::link::gone;
 use super::trouble::{GRACE, Trouble};
 use super::window::{Fate, Request, Verdict, gather, judge, mark_of, marked, returned};
@@ -27,8 +27,6 @@ use crate::error::{Error, Kind, Result};
 
 const OP: &str = "publish to RabbitMQ";
 
-/// A quorum queue that elects a leader confirms after seconds; what is not confirmed by then is the caller's to repeat.
-const CONFIRM: Duration = Duration::from_secs(15);
 /// What may wait beside the window that is on its way: another one, and its successor while it is answered.
 const WAITING: usize = 1_024;
 const WAITING_BYTES: usize = 8 << 20;
@@ -68,23 +66,29 @@ pub(super) struct Desk {
     inbox: mpsc::Receiver<Request>,
     /// What did not fit into the last window.
     held: VecDeque<Request>,
+    /// The one in use; one that is dropped while its connection closes makes the driver break the connection off.
+    channel: Option<Channel>,
     trouble: Trouble,
     peer: Peer,
     is_blocked: bool,
+    /// How long a confirm may take.
+    confirm: Duration,
     /// How many messages still go alone, to find the one that the server closes the channel for.
     careful: usize,
 }
 
 /// A publisher and who does its work.
-pub(super) fn pair(peer: Peer) -> (Publisher, Desk) {
+pub(super) fn pair(peer: Peer, confirm: Duration) -> (Publisher, Desk) {
     let (sender, inbox) = mpsc::channel(WAITING);
     let (trouble, weights) = (Trouble::default(), Arc::new(Semaphore::new(WAITING_BYTES)));
     let desk = Desk {
         inbox,
         held: VecDeque::new(),
+        channel: None,
         trouble: trouble.clone(),
         peer: peer.clone(),
         is_blocked: false,
+        confirm,
         careful: 0,
     };
     (Publisher { inbox: sender, weights, trouble, marks: AtomicU64::new(0), peer }, desk)
@@ -175,6 +179,7 @@ impl Desk {
             tracing::warn!("{error}; connecting again");
             self.trouble.stuck(error);
             self.is_blocked = false;
+            self.channel = None;
             drop(line);
             line = tokio::select! {
                 biased;
@@ -199,12 +204,16 @@ impl Desk {
             if let Err(error) = self.sit_out(line, target).await {
                 return error;
             }
+            if channel.status().connected() && timeout(CLOSE, channel.close(200, "late".into())).await.is_err() {
+                tracing::debug!("a channel at RabbitMQ did not close in order");
+            }
         }
     }
 
-    async fn open(&self, line: &Line) -> Result<Channel> {
+    async fn open(&mut self, line: &Line) -> Result<Channel> {
         let opening = async {
             let channel = line.connection().create_channel().await?;
+            self.channel = Some(channel.clone());
             channel.confirm_select(ConfirmSelectOptions::default()).await?;
             Ok(channel)
         };
@@ -299,7 +308,7 @@ impl Desk {
         let (mut late, mut lost) = (false, None);
         {
             let mut sending = pin!(fly(channel, &window, &fates));
-            let mut deadline = Instant::now() + CONFIRM;
+            let mut deadline = Instant::now() + self.confirm;
             loop {
                 let news = tokio::select! {
                     biased;
@@ -314,13 +323,14 @@ impl Desk {
                     break;
                 }
                 let now = Instant::now();
-                deadline = if self.is_blocked { deadline.min(now + GRACE) } else { now + CONFIRM };
+                deadline = if self.is_blocked { deadline.min(now + GRACE) } else { now + self.confirm };
             }
         }
         let fates: Vec<Fate> = fates.into_iter().map(|fate| fate.into_inner().unwrap_or(Fate::Silent)).collect();
         self.answer(window, &fates, lost.as_ref());
         match lost {
             Some(error) => Some(After::Lost(error)),
+            // A lost connection is told of by its news.
             None if late || !channel.status().connected() => Some(After::Renew),
             None => None,
         }
@@ -335,13 +345,14 @@ impl Desk {
         } else if verdicts.iter().any(|verdict| matches!(verdict, Verdict::Refused | Verdict::Silent)) {
             self.trouble.refused();
         }
-        // The first to fail says only that the channel is closed, if it was sent after that.
+        // Those that were sent after it know only that the channel is closed.
         let errors = || fates.iter().filter_map(|fate| if let Fate::Failed(error) = fate { Some(error) } else { None });
         let cause = errors().find(|error| fault::code(error).is_some()).or_else(|| errors().next());
-        let alone = window.len() == 1;
-        if !alone && cause.is_some_and(|cause| fault::code(cause).is_some() && fault::exchange(cause).is_none()) {
+        let blame = cause.map_or(Blame::Nobody, |cause| fault::blame(cause));
+        if window.len() > 1 && blame == Blame::Someone {
             self.careful = window.len();
         }
+        let alone = window.len() == 1;
         for (request, verdict) in window.into_iter().zip(verdicts) {
             let answer = match (verdict, lost) {
                 (Verdict::Taken, _) => Ok(Sent::Taken),
@@ -349,7 +360,7 @@ impl Desk {
                 (Verdict::Refused, _) => Err(self.full(&request)),
                 (Verdict::Failed | Verdict::Silent, Some(lost)) => Err(lost.shared()),
                 (Verdict::Silent, None) => Err(self.unconfirmed()),
-                (Verdict::Failed, None) => Err(self.failed(&request, cause, alone)),
+                (Verdict::Failed, None) => Err(self.failed(&request, cause, &blame, alone)),
             };
             tell(request, answer);
         }
@@ -372,16 +383,19 @@ impl Desk {
         self.peer.error(Kind::TimedOut, OP, "not confirmed in time; whether it was taken is unknown")
     }
 
-    /// For one whose channel ended: it is to blame if it was alone on it, or went where the server says.
-    fn failed(&self, request: &Request, cause: Option<&lapin::Error>, alone: bool) -> Error {
+    /// For one whose channel or connection ended with `cause`.
+    fn failed(&self, request: &Request, cause: Option<&lapin::Error>, blame: &Blame, alone: bool) -> Error {
         let Some(cause) = cause else {
             return self.peer.error(Kind::Unavailable, OP, "whether it was taken is unknown; another failed with it");
         };
-        let named = fault::exchange(cause).is_some_and(|exchange| exchange == request.exchange.as_str());
-        if alone || named || fault::code(cause).is_none() {
-            self.peer.lift(OP, cause)
-        } else {
-            self.peer.error(Kind::Unavailable, OP, "the server closed the channel because of another message on it")
+        match blame {
+            Blame::Nobody => self.peer.lost(OP, cause),
+            Blame::Exchange(named) if *named == request.exchange.as_str() => self.peer.lift(OP, cause),
+            Blame::Someone if alone => self.peer.lift(OP, cause),
+            Blame::Exchange(_) | Blame::Someone => {
+                let why = "the server closed the channel because of another message on it";
+                self.peer.error(Kind::Unavailable, OP, why)
+            }
         }
     }
 }
