@@ -208,3 +208,89 @@ fn of_tls(error: &rustls::Error) -> String {
         format!("TLS: {error}")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use lapin::protocol::AMQPError;
+
+    use super::*;
+
+    fn peer() -> Peer {
+        let shown = "amqp://me:***@h/team".to_owned();
+        Peer { shown, user: "me".to_owned(), vhost: "team".to_owned(), is_tls: false }
+    }
+
+    fn said(code: u16, text: &str) -> lapin::Error {
+        ErrorKind::ProtocolError(AMQPError::from_id(code, text.into()).unwrap()).into()
+    }
+
+    #[test]
+    fn what_a_server_refuses_with_has_a_kind_and_a_word() {
+        for (code, text, kind, word) in [
+            (403, "ACCESS_REFUSED - Login was refused using PLAIN", Kind::Config, "broker.password"),
+            (403, "ACCESS_REFUSED - access to queue 'pq1.dead' in vhost 'team' refused", Kind::Config, "'pq1.dead'"),
+            (530, "NOT_ALLOWED - vhost team not found", Kind::Config, "add_vhost"),
+            (530, "NOT_ALLOWED - access to vhost 'team' refused for user 'me'", Kind::Config, "set_permissions"),
+            (530, "NOT_ALLOWED - access to vhost 'team' refused: connection limit (1)", Kind::Unavailable, "no more"),
+            (404, "NOT_FOUND - no queue 'pq1.dead' in vhost 'team'", Kind::NotFound, "queues declare"),
+            (405, "RESOURCE_LOCKED - cannot obtain exclusive access", Kind::Conflict, "for itself"),
+            (406, "PRECONDITION_FAILED - inequivalent arg 'x-max-length'", Kind::Conflict, "other arguments"),
+            (406, "PRECONDITION_FAILED - message size 9 is larger than", Kind::TooLarge, "so large"),
+            (
+                406,
+                "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out",
+                Kind::Unavailable,
+                "timeout",
+            ),
+            (406, "PRECONDITION_FAILED - unknown delivery tag 3", Kind::Unavailable, "no longer ours"),
+            (406, "PRECONDITION_FAILED - invalid arg", Kind::Unsupported, "invalid arg"),
+            (320, "CONNECTION_FORCED - shutdown", Kind::Unavailable, "shutdown"),
+            (540, "NOT_IMPLEMENTED - immediate=true", Kind::Unsupported, "immediate"),
+            (541, "INTERNAL_ERROR", Kind::Unavailable, "INTERNAL_ERROR"),
+            (501, "FRAME_ERROR\n- second line", Kind::Unavailable, "FRAME_ERROR - second"),
+        ] {
+            let error = peer().lift("try", &said(code, text));
+            assert_eq!(error.kind(), kind, "{text}");
+            let shown = error.to_string();
+            assert!(shown.contains(word) && shown.contains("amqp://me:***@h/team"), "{text}: {shown}");
+        }
+    }
+
+    #[test]
+    fn a_lost_connection_may_always_come_back() {
+        for error in [said(403, "ACCESS_REFUSED"), said(404, "NOT_FOUND"), ErrorKind::MissingHeartbeatError.into()] {
+            assert_eq!(peer().lost("try", &error).kind(), Kind::Unavailable, "{error}");
+        }
+    }
+
+    #[test]
+    fn only_a_message_is_blamed_for_what_messages_do() {
+        let named = said(404, "NOT_FOUND - no exchange 'a.b' in vhost 'team'");
+        assert_eq!(blame(&named), Blame::Exchange("a.b".to_owned()));
+        assert_eq!(blame(&said(406, "PRECONDITION_FAILED - invalid expiration")), Blame::Someone);
+        for innocent in [said(320, "CONNECTION_FORCED"), said(541, "x"), ErrorKind::MissingHeartbeatError.into()] {
+            assert_eq!(blame(&innocent), Blame::Nobody);
+        }
+    }
+
+    #[test]
+    fn what_keeps_a_connection_from_being_made_says_how_to_mend_it() {
+        let dialled = |error: io::Error| peer().lift_dial("try", &lapin::Error::from(error));
+        let broken = |error: rustls::Error| dialled(io::Error::new(io::ErrorKind::InvalidData, error));
+        for (error, kind, word) in [
+            (dialled(ConnectionRefused.into()), Kind::Unavailable, "start RabbitMQ"),
+            (dialled(TimedOut.into()), Kind::TimedOut, "firewall"),
+            (dialled(ConnectionReset.into()), Kind::Unavailable, "amqps://"),
+            (dialled(io::Error::other("no such host")), Kind::Unavailable, "no such host"),
+            (broken(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)), Kind::Config, "broker.tls_ca"),
+            (
+                broken(rustls::Error::InvalidCertificate(CertificateError::NotValidForName)),
+                Kind::Config,
+                "another host",
+            ),
+        ] {
+            assert_eq!(error.kind(), kind, "{error}");
+            assert!(error.to_string().contains(word), "{error}");
+        }
+    }
+}

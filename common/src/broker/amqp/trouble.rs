@@ -66,3 +66,37 @@ impl Trouble {
         Some((why.shared(), GRACE.saturating_sub(since.elapsed())))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+
+    fn why(text: &str) -> Error {
+        Error::new(Kind::Unavailable, "try", text)
+    }
+
+    #[test]
+    fn a_trouble_lasts_from_its_first_cause_to_its_end() {
+        let trouble = Trouble::default();
+        assert!(trouble.lasting().is_none() && trouble.stuck_for().is_none());
+        trouble.stuck(why("blocked"));
+        let before = trouble.lasting().unwrap();
+        trouble.stuck(why("lost"));
+        let (told, left) = trouble.stuck_for().unwrap();
+        assert!(told.to_string().contains("lost") && left <= GRACE);
+        assert!(trouble.lasting().unwrap() >= before);
+        trouble.free();
+        assert!(trouble.lasting().is_none());
+    }
+
+    #[test]
+    fn refusals_are_a_trouble_until_something_is_taken() {
+        let trouble = Trouble::default();
+        trouble.refused();
+        trouble.free();
+        assert!(trouble.lasting().is_some(), "another kind of trouble's end");
+        trouble.taken();
+        assert!(trouble.lasting().is_none());
+    }
+}

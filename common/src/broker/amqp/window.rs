@@ -140,3 +140,72 @@ pub(super) fn judge(marks: &[Option<String>], fates: &[Fate]) -> Vec<Verdict> {
     };
     marks.iter().zip(fates).map(verdict).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    type Answers = Vec<oneshot::Receiver<Result<Sent>>>;
+
+    /// Requests with these marks and sizes, and those who wait for them.
+    fn requests(wanted: &[(&str, usize)]) -> (VecDeque<Request>, Answers) {
+        let weights = Arc::new(Semaphore::new(wanted.len()));
+        let request = |(mark, size): &(&str, usize)| {
+            let (answer, answered) = oneshot::channel();
+            let request = Request {
+                exchange: "".into(),
+                key: "".into(),
+                properties: BasicProperties::default(),
+                body: vec![0; *size],
+                mark: Some((*mark).to_owned()),
+                answer,
+                _weight: Arc::clone(&weights).try_acquire_owned().unwrap(),
+            };
+            (request, answered)
+        };
+        wanted.iter().map(request).unzip()
+    }
+
+    fn next_window(held: &mut VecDeque<Request>) -> Vec<String> {
+        let (_sender, mut inbox) = mpsc::channel(1);
+        let first = held.pop_front().unwrap();
+        gather(first, held, &mut inbox, usize::MAX).into_iter().filter_map(|request| request.mark).collect()
+    }
+
+    #[test]
+    fn a_window_is_bounded_and_in_order() {
+        let (mut held, _answers) = requests(&[("a", MOST_BYTES), ("b", 1), ("c", MOST_BYTES + 1), ("d", 1)]);
+        assert_eq!(next_window(&mut held), ["a"]);
+        assert_eq!(next_window(&mut held), ["b"]);
+        assert_eq!(next_window(&mut held), ["c"]);
+        assert_eq!(next_window(&mut held), ["d"]);
+        let (mut held, _answers) = requests(&vec![("", 0); 2]);
+        assert_eq!((next_window(&mut held).len(), held.len()), (1, 1));
+        let marks: Vec<String> = (0..=MOST).map(|number| number.to_string()).collect();
+        let (mut held, _answers) = requests(&marks.iter().map(|mark| (mark.as_str(), 0)).collect::<Vec<_>>());
+        assert_eq!((next_window(&mut held).len(), held.len()), (MOST, 1));
+    }
+
+    #[test]
+    fn nobody_is_published_for_who_has_left() {
+        let (mut held, mut answers) = requests(&[("a", 1), ("b", 1), ("c", 1)]);
+        answers.remove(1);
+        assert_eq!(next_window(&mut held), ["a", "c"]);
+    }
+
+    #[test]
+    fn a_return_belongs_to_whom_it_names() {
+        let marks = ["a", "b", "c"].map(|mark| Some(mark.to_owned()));
+        let fates = [Fate::Acked(Some("c".to_owned())), Fate::Acked(None), Fate::Acked(None)];
+        assert_eq!(judge(&marks, &fates), [Verdict::Taken, Verdict::Taken, Verdict::Returned]);
+        // With one confirm missing, the return of a or b may be too.
+        let fates = [Fate::Acked(Some("c".to_owned())), Fate::Acked(None), Fate::Silent];
+        assert_eq!(judge(&marks, &fates), [Verdict::Failed, Verdict::Failed, Verdict::Silent]);
+        let fates = [Fate::Acked(None), Fate::Nacked(None), Fate::Silent];
+        assert_eq!(judge(&marks, &fates), [Verdict::Taken, Verdict::Refused, Verdict::Silent]);
+    }
+}
