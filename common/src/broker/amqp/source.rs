@@ -351,7 +351,7 @@ impl Source for AmqpSource {
                 self.sort(opened.unwrap_or_default());
             }
             let deliveries = self.hand_out(want);
-            if !deliveries.is_empty() || Instant::now() >= deadline {
+            if !deliveries.is_empty() || self.trouble.is_some() || Instant::now() >= deadline {
                 if let Some(error) = self.trouble.take().filter(|_| deliveries.is_empty()) {
                     return Err(error);
                 }
