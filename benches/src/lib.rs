@@ -1,9 +1,16 @@
 //! What every measurement needs: the release programs, a home of their own, and what a process took from the machine.
 
-pub mod redis;
+mod facade;
+mod latency;
+mod meter;
+pub mod on_rabbit;
+pub mod on_redis;
+/// A private RabbitMQ, as the tests have it.
+#[path = "../../tests/src/rabbit/mod.rs"]
+pub mod rabbit;
 /// A private Redis, as the tests have it.
 #[path = "../../tests/src/redis/mod.rs"]
-pub mod server;
+pub mod redis;
 pub mod spread;
 
 use std::path::{Path, PathBuf};

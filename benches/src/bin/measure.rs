@@ -6,7 +6,8 @@ use std::io::{BufWriter, Write as _};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use promptq_benches::redis::{self, Fsync};
+use promptq_benches::on_rabbit::{self, Stage};
+use promptq_benches::on_redis::{self, Fsync};
 use promptq_benches::{Home, Running, Took};
 use promptq_common::broker::{Access, Broker};
 use promptq_common::job::{BatchName, Job, JobId, Queue};
@@ -28,13 +29,20 @@ async fn main() -> anyhow::Result<()> {
             "calls" => calls(10_000).await?,
             "idle" => idle(Duration::from_secs(30)).await?,
             "latency" => latency(500).await?,
-            "redis-everysec" => print!("{}", redis::pairs(Fsync::Everysec, PAIRS, 20_000).await?),
-            "redis-always" => print!("{}", redis::pairs(Fsync::Always, PAIRS, 20_000).await?),
-            "redis-glance" => print!("{}", redis::pairs(Fsync::Everysec, 2, 20_000).await?),
-            "redis-latency" => print!("{}", redis::latency(500).await?),
-            "redis-idle" => print!("{}", redis::idle(100, Duration::from_secs(10)).await?),
-            "redis-memory" => print!("{}", redis::memory(100_000).await?),
-            _ => bail!("{what} is not known; there are rows, million, calls, idle, latency, {}", REDIS.join(", ")),
+            "redis-everysec" => print!("{}", on_redis::pairs(Fsync::Everysec, PAIRS, 20_000).await?),
+            "redis-always" => print!("{}", on_redis::pairs(Fsync::Always, PAIRS, 20_000).await?),
+            "redis-glance" => print!("{}", on_redis::pairs(Fsync::Everysec, 2, 20_000).await?),
+            "redis-latency" => print!("{}", on_redis::latency(500).await?),
+            "redis-idle" => print!("{}", on_redis::idle(100, Duration::from_secs(10)).await?),
+            "redis-memory" => print!("{}", on_redis::memory(100_000).await?),
+            "rabbit-quorum" => print!("{}", on_rabbit::pairs(Stage::QUORUM, PAIRS, 20_000).await?),
+            "rabbit-classic" => print!("{}", on_rabbit::pairs(Stage::CLASSIC, PAIRS, 20_000).await?),
+            "rabbit-store" => print!("{}", on_rabbit::pairs(Stage::STORE, 3, 5_000).await?),
+            "rabbit-glance" => print!("{}", on_rabbit::pairs(Stage::QUORUM, 2, 20_000).await?),
+            "rabbit-latency" => print!("{}", on_rabbit::latency(300).await?),
+            "rabbit-idle" => print!("{}", on_rabbit::idle(100, Duration::from_secs(10)).await?),
+            "rabbit-backlog" => print!("{}", on_rabbit::backlog(100_000, 1_000).await?),
+            _ => bail!("{what} is not known; there are rows, million, calls, idle, latency, {}, {}", REDIS.join(", "), RABBIT.join(", ")),
         }
     }
     Ok(())
@@ -47,8 +55,24 @@ const PAIRS: usize = 10;
 const REDIS: [&str; 6] =
     ["redis-latency", "redis-idle", "redis-memory", "redis-everysec", "redis-always", "redis-glance"];
 
+/// The same for `rabbit`.
+const RABBIT: [&str; 7] = [
+    "rabbit-latency",
+    "rabbit-idle",
+    "rabbit-backlog",
+    "rabbit-quorum",
+    "rabbit-classic",
+    "rabbit-store",
+    "rabbit-glance",
+];
+
 fn parts(what: String) -> Vec<String> {
-    if what == "redis" { REDIS[..5].iter().map(|part| (*part).to_owned()).collect() } else { vec![what] }
+    let parts = match what.as_str() {
+        "redis" => &REDIS[..REDIS.len() - 1],
+        "rabbit" => &RABBIT[..RABBIT.len() - 1],
+        _ => return vec![what],
+    };
+    parts.iter().map(|part| (*part).to_owned()).collect()
 }
 
 /// `promptq run` over so many rows with a mock that answers at once.

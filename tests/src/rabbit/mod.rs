@@ -87,6 +87,14 @@ impl RabbitServer {
         self.node.port
     }
 
+    /// Its process.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn pid(&self) -> u32 {
+        self.node.pid().as_raw_nonzero().get().unsigned_abs()
+    }
+
     /// Its private folder: data, log, certificates (`ca.pem`, `other-ca.pem`).
     pub fn folder(&self) -> &Path {
         &self.node.folder

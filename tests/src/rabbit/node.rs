@@ -140,8 +140,11 @@ impl Node {
     }
 
     pub(super) fn signal(&self, signal: Signal) {
-        let (server, _) = self.pids().expect("rabbitmq-server runs");
-        kill_process(server, signal).expect("rabbitmq-server can be signalled");
+        kill_process(self.pid(), signal).expect("rabbitmq-server can be signalled");
+    }
+
+    pub(super) fn pid(&self) -> Pid {
+        self.pids().expect("rabbitmq-server runs").0
     }
 
     /// Kills it and its epmd, if they run, and waits until the server is dead.

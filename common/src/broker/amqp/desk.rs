@@ -90,7 +90,7 @@ struct HeldState {
 #[derive(Debug)]
 pub(super) enum Opening {
     /// It may run, or has to be settled.
-    Granted(RawDelivery),
+    Granted(Box<RawDelivery>),
     /// It was answered for: nothing to do.
     Gone,
     /// Its queue is paused.
@@ -124,12 +124,12 @@ impl Desk {
     /// Takes a message whose job runs here already: its channel was lost, or it comes from the hold queue. Gives back any
     /// other.
     pub(super) fn attach(&self, item: Item) -> Option<Item> {
-        let head = &item.parcel.envelope.head;
-        let held = match self.hands().get(&head.id) {
-            Some(Hand::Held(held)) if held.is_same(head) && (item.held || held.is_orphan()) => Arc::clone(held),
+        let copy = &item.parcel.envelope.head;
+        let ours = match self.hands().get(&copy.id) {
+            Some(Hand::Held(held)) if held.is_same(copy) && (item.held || held.is_orphan()) => Arc::clone(held),
             Some(Hand::Held(_) | Hand::Opening) | None => return Some(item),
         };
-        if let Some(old) = held.replace(item.slip) {
+        if let Some(old) = ours.replace(item.slip) {
             self.spawn(old.ack());
         }
         None
@@ -197,9 +197,9 @@ impl Desk {
         let Item { parcel, dead, lease, slip, .. } = item;
         let (head, payload) = (parcel.envelope.head.clone(), parcel.envelope.payload.clone());
         let state = HeldState { slip: Some(slip), until: Instant::now() + self.lease, swapping: None };
-        let held = Arc::new(Held { parcel, lease, since: Instant::now(), state: Mutex::new(state) });
-        self.hands().insert(head.id, Hand::Held(Arc::clone(&held)));
-        let hold = Box::new(AmqpHold { desk: Arc::clone(self), held, claim, copied: AtomicBool::new(false) });
+        let job = Arc::new(Held { parcel, lease, since: Instant::now(), state: Mutex::new(state) });
+        self.hands().insert(head.id, Hand::Held(Arc::clone(&job)));
+        let hold = Box::new(AmqpHold { desk: Arc::clone(self), held: job, claim, copied: AtomicBool::new(false) });
         if let Some(mut record) = dead {
             record.lease = lease;
             // Without an answer the claim runs out, and the next to get the message ends it.
@@ -208,7 +208,7 @@ impl Desk {
             }
             return Opening::Gone;
         }
-        Opening::Granted(RawDelivery { head, payload, lease, hold })
+        Opening::Granted(Box::new(RawDelivery { head, payload, lease, hold }))
     }
 
     /// Takes a job out of hand, with what answers for its message if that is still there to be answered for.

@@ -43,7 +43,7 @@ impl Walks {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Page<Envelope>> {
-        let place = after.map(|text| text.parse::<usize>()).transpose();
+        let place = after.map(str::parse::<usize>).transpose();
         let place = place.map_err(|_| Error::new(Kind::Config, OP, "that is no place in a list of ours"))?;
         let mut walks = self.0.lock().await;
         if place.is_none()

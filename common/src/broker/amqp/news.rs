@@ -51,6 +51,7 @@ pub(super) async fn follow(post: &Arc<Post>, queues: Vec<Queue>, keepers: &mut J
     Ok(Feed { news, closed })
 }
 
+#[expect(clippy::infinite_loop, reason = "ends with its keeper")]
 async fn keep(post: Arc<Post>, queues: Vec<Queue>, news: Arc<watch::Sender<News>>) {
     let mut looked = Instant::now();
     loop {

@@ -14,7 +14,7 @@ use super::wire::{self, Parcel, Reply};
 use super::{Settings, level, topology};
 use crate::broker::backend::Head;
 use crate::error::{Error, Kind, Result};
-use crate::job::{JobId, Queue};
+use crate::job::JobId;
 use crate::ledger::{Claims, Ledger, Opened};
 use crate::record::Record;
 use crate::result_line::announcement;
@@ -134,13 +134,9 @@ impl Post {
         };
         match self.link.publisher().publish(message).await? {
             Sent::Taken => {}
-            Sent::Returned => self.nobody_listens(&record.queue),
+            Sent::Returned => tracing::debug!(queue = %record.queue, "no results queue; results are in the ledger"),
         }
         self.claims.announced(record).await
-    }
-
-    fn nobody_listens(&self, queue: &Queue) {
-        tracing::debug!(%queue, "there is no results queue; results are in the ledger");
     }
 
     /// Answers the client that sent a job, if it asked for that and is still there.

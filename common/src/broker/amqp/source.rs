@@ -220,7 +220,7 @@ impl AmqpSource {
         self.asked = self.asked.saturating_sub(u32::try_from(opened.len()).unwrap_or(u32::MAX));
         for opening in opened.into_iter().rev() {
             match opening {
-                Opening::Granted(delivery) => self.ready.push_front(delivery),
+                Opening::Granted(delivery) => self.ready.push_front(*delivery),
                 Opening::Gone => {}
                 Opening::Paused(item) => {
                     // Its queue is closed as soon as the news says so; until then it waits where it cannot be seen.

@@ -7,8 +7,8 @@ use std::net::TcpStream;
 use anyhow::{Context, bail, ensure};
 use tokio::task::JoinSet;
 
-use super::{TEXT, prompt};
-use crate::server::RedisServer;
+use crate::meter::{TEXT, prompt};
+use crate::redis::RedisServer;
 
 const CLIENTS: usize = 2;
 /// Calls of one job each that are under way at once on a connection; of larger ones two are enough.

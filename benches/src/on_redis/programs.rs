@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 
-use super::prompt;
-use crate::server::RedisServer;
+use crate::meter::prompt;
+use crate::redis::RedisServer;
 use crate::{Home, Running};
 
 /// How often the server is asked how far the workers are: as exact as a jobs-per-second figure of a second needs.
@@ -45,7 +45,7 @@ impl Programs {
         let workers = (0..self.workers).map(|_| self.home.start("promptq-worker", &["--concurrency", "500"]));
         let workers = workers.collect::<anyhow::Result<Vec<_>>>()?;
         let began = Instant::now();
-        while server.must(&["HGET", "{pq:default}:c", "cursor"]) == crate::server::Reply::Nil
+        while server.must(&["HGET", "{pq:default}:c", "cursor"]) == crate::redis::Reply::Nil
             || server.must(&["HGET", "{pq:default}:c", "cursor"]).number() < i64::try_from(ended)?
         {
             ensure!(began.elapsed() < PATIENCE, "the workers are not done after {PATIENCE:?}");

@@ -17,8 +17,7 @@ use promptq_common::work::Work;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::{TEXT, prompt};
-use crate::server::RedisServer;
+use crate::meter::{TEXT, prompt};
 
 /// What a producer hands over at once.
 const WINDOW: usize = 1_000;
@@ -27,23 +26,23 @@ const SLOTS: usize = 500;
 
 /// So many connected producers and as many workers.
 #[derive(Debug)]
-pub(super) struct Facade {
+pub(crate) struct Facade {
     producers: Vec<Broker>,
     workers: Vec<Broker>,
 }
 
 impl Facade {
-    pub(super) async fn connect(server: &RedisServer, hands: usize) -> anyhow::Result<Self> {
+    pub(crate) async fn connect(access: &Access, hands: usize) -> anyhow::Result<Self> {
         let (mut producers, mut workers) = (Vec::new(), Vec::new());
         for _ in 0..hands {
-            producers.push(connect(server).await?);
-            workers.push(connect(server).await?);
+            producers.push(Broker::connect(access).await?);
+            workers.push(Broker::connect(access).await?);
         }
         Ok(Self { producers, workers })
     }
 
     /// Hands over the jobs, a part of them by each producer.
-    pub(super) async fn enqueue(&self, jobs: &Arc<[Job]>) -> anyhow::Result<()> {
+    pub(crate) async fn enqueue(&self, jobs: &Arc<[Job]>) -> anyhow::Result<()> {
         let mut hands = JoinSet::new();
         let part = jobs.len().div_ceil(self.producers.len());
         for (hand, broker) in self.producers.iter().cloned().enumerate() {
@@ -59,7 +58,7 @@ impl Facade {
     }
 
     /// Leases, claims and settles so many jobs.
-    pub(super) async fn drain(&self, jobs: usize) -> anyhow::Result<()> {
+    pub(crate) async fn drain(&self, jobs: usize) -> anyhow::Result<()> {
         let left = Arc::new(AtomicUsize::new(jobs));
         let (over, _) = watch::channel(false);
         let mut hands = JoinSet::new();
@@ -70,17 +69,13 @@ impl Facade {
     }
 
     /// Both at once.
-    pub(super) async fn live(&self, jobs: &Arc<[Job]>) -> anyhow::Result<()> {
+    pub(crate) async fn live(&self, jobs: &Arc<[Job]>) -> anyhow::Result<()> {
         tokio::try_join!(self.enqueue(jobs), self.drain(jobs.len())).map(drop)
     }
 }
 
-pub(super) async fn connect(server: &RedisServer) -> anyhow::Result<Broker> {
-    Ok(Broker::connect(&Access::new(&server.url())?).await?)
-}
-
 /// Enqueues them, all of which must be new.
-pub(super) async fn put(broker: &Broker, jobs: &[Job]) -> anyhow::Result<()> {
+pub(crate) async fn put(broker: &Broker, jobs: &[Job]) -> anyhow::Result<()> {
     let answers = broker.enqueue(jobs).await?;
     let strange = answers.iter().find(|answer| **answer != Enqueued::New);
     ensure!(strange.is_none() && answers.len() == jobs.len(), "an enqueue answered {strange:?}");
@@ -88,14 +83,14 @@ pub(super) async fn put(broker: &Broker, jobs: &[Job]) -> anyhow::Result<()> {
 }
 
 /// So many jobs of one batch.
-pub(super) fn jobs(count: usize, batch: Option<&str>) -> anyhow::Result<Arc<[Job]>> {
+pub(crate) fn jobs(count: usize, batch: Option<&str>) -> anyhow::Result<Arc<[Job]>> {
     let batch = batch.map(BatchName::new).transpose()?;
     let job = |n| Job { batch: batch.clone(), ..Job::new(Queue::standard(), Work::prompt(Some("mock"), prompt(n))) };
     Ok((0..count).map(job).collect())
 }
 
 /// What a worker of the standard queue asks for.
-pub(super) fn terms() -> Terms {
+pub(crate) fn terms() -> Terms {
     let (worker, queues) = (WorkerId::random("bench"), vec![(Queue::standard(), 1)]);
     Terms { worker, queues, lease: Duration::from_secs(45) }
 }
@@ -144,7 +139,7 @@ async fn run(delivery: Delivery) -> anyhow::Result<()> {
 }
 
 /// A success with an answer as long as a prompt.
-pub(super) fn verdict(head: &Head, lease: LeaseId) -> Verdict {
+pub(crate) fn verdict(head: &Head, lease: LeaseId) -> Verdict {
     let mut record = Record::unrun(head, End::Succeeded, None, Timestamp::now());
     (record.lease, record.worker, record.started_at) = (lease, Some("bench".to_owned()), Some(Timestamp::now()));
     record.attempts += 1;

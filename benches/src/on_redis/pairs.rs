@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::facade::{Facade, jobs};
 use super::programs::Programs;
-use super::{Rate, clocked, limit};
-use crate::server::{Options, RedisServer};
+use super::{access, limit, server_time};
+use crate::facade::{Facade, jobs};
+use crate::meter::{Rate, clocked};
+use crate::redis::{Options, RedisServer};
 use crate::spread::Spread;
 
 /// How surely the server keeps what it was told.
@@ -52,24 +53,24 @@ fn server(fsync: Fsync) -> RedisServer {
 
 async fn limit_alone(book: &mut Book, fsync: Fsync, count: usize, batch: usize) -> anyhow::Result<()> {
     let server = server(fsync);
-    let rate = clocked(&server, count, limit::enqueue(&server, count, batch)).await?;
+    let rate = clocked(|| server_time(&server), count, limit::enqueue(&server, count, batch)).await?;
     book.note(0, format!("limit enqueue, {batch:>3} a call"), rate);
-    let rate = clocked(&server, count, limit::drain(&server, batch)).await?;
+    let rate = clocked(|| server_time(&server), count, limit::drain(&server, batch)).await?;
     book.note(1, format!("limit drain, {batch:>3} a call"), rate);
     limit::check(&server, count)
 }
 
 async fn facade(book: &mut Book, fsync: Fsync, count: usize, hands: usize) -> anyhow::Result<()> {
     let server = server(fsync);
-    let facade = Facade::connect(&server, hands).await?;
+    let facade = Facade::connect(&access(&server)?, hands).await?;
     // Scripts are loaded, connections made, allocators warm.
     facade.live(&jobs(1_000, Some("warm-up"))?).await?;
     let (waiting, live) = (jobs(count, Some("waiting"))?, jobs(count, Some("live"))?);
-    let rate = clocked(&server, count, facade.enqueue(&waiting)).await?;
+    let rate = clocked(|| server_time(&server), count, facade.enqueue(&waiting)).await?;
     book.note(2, format!("Broker enqueue, {hands}"), rate);
-    let rate = clocked(&server, count, facade.drain(count)).await?;
+    let rate = clocked(|| server_time(&server), count, facade.drain(count)).await?;
     book.note(3, format!("Broker drain, {hands}"), rate);
-    let rate = clocked(&server, count, facade.live(&live)).await?;
+    let rate = clocked(|| server_time(&server), count, facade.live(&live)).await?;
     book.note(4, format!("Broker live, {hands} + {hands}"), rate);
     Ok(())
 }
@@ -78,14 +79,14 @@ async fn programs(book: &mut Book, fsync: Fsync, count: usize, workers: usize) -
     let server = server(fsync);
     let programs = Programs::new(&server, count, workers)?;
     if workers == 1 {
-        let rate = clocked(&server, count, programs.enqueue()).await?;
+        let rate = clocked(|| server_time(&server), count, programs.enqueue()).await?;
         book.note(5, "promptq submit".to_owned(), rate);
     } else {
         programs.enqueue().await?;
     }
-    let rate = clocked(&server, count, programs.drain(&server, count)).await?;
+    let rate = clocked(|| server_time(&server), count, programs.drain(&server, count)).await?;
     book.note(6, format!("promptq-worker drain, {workers}"), rate);
-    let rate = clocked(&server, count, programs.live(&server, 2 * count)).await?;
+    let rate = clocked(|| server_time(&server), count, programs.live(&server, 2 * count)).await?;
     book.note(7, format!("submit and worker live, {workers}"), rate);
     Ok(())
 }

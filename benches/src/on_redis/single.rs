@@ -1,64 +1,23 @@
-//! What one job takes that comes alone, what workers take while nothing comes, and what a job takes that waits.
+//! What workers take of the server while nothing comes, and what a job takes of it that waits.
 
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use promptq_common::broker::{Broker, Claim, Want};
+use promptq_common::broker::Broker;
 use promptq_common::job::Job;
-use rand::RngExt as _;
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::facade::{connect, jobs, put, terms, verdict};
-use super::{TEXT, figure, float, info, own_time, server_time};
-use crate::server::{Options, RedisServer};
-use crate::spread::Spread;
+use super::{access, figure, info, server_time};
+use crate::facade::{jobs, put, terms};
+use crate::latency::ONE;
+use crate::meter::{TEXT, float, own_time};
+use crate::redis::{Options, RedisServer};
 
-const ONE: Want = Want { total: 1, caps: Vec::new(), rest: 1 };
-
-/// From the call of `enqueue` by one broker to the claim that lets an idle worker of another one start.
+/// See [`crate::latency`].
 pub async fn latency(count: usize) -> anyhow::Result<String> {
     let server = RedisServer::start(Options::every_second());
-    let (producer, worker) = (connect(&server).await?, connect(&server).await?);
-    let (started, mut starts) = mpsc::channel(1);
-    let mut hands = JoinSet::new();
-    hands.spawn(async move {
-        let mut consumer = worker.consume(terms()).await?;
-        loop {
-            for delivery in consumer.next(&ONE).await?.deliveries {
-                let leased = Instant::now();
-                drop(delivery.open()?);
-                ensure!(matches!(delivery.lease.claim().await?, Claim::Fresh { .. }), "a claim was refused");
-                started.send((leased, Instant::now())).await?;
-                let verdict = verdict(&delivery.head, delivery.lease.id());
-                delivery.lease.settle(verdict).await?;
-            }
-        }
-        #[expect(unreachable_code, reason = "the type of what the task may fail with")]
-        anyhow::Ok(())
-    });
-    let (mut to_lease, mut to_claim, mut to_answer) = (Vec::new(), Vec::new(), Vec::new());
-    // The first ones wait for connections and scripts.
-    for job in jobs(count + 20, None)?.iter() {
-        tokio::time::sleep(Duration::from_micros(rand::rng().random_range(5_000..20_000))).await;
-        let asked = Instant::now();
-        put(&producer, std::slice::from_ref(job)).await?;
-        to_answer.push(asked.elapsed());
-        let (leased, claimed) = starts.recv().await.context("the worker broke off")?;
-        to_lease.push(leased - asked);
-        to_claim.push(claimed - asked);
-    }
-    let shown = |waits: &[Duration]| {
-        let spread = Spread::of(waits[20..].iter().map(|wait| wait.as_secs_f64() * 1e3));
-        format!("p50 {:.2} ms, p99 {:.2} ms", spread.at(50), spread.at(99))
-    };
-    Ok(format!(
-        "submit to start, an idle worker, {count} jobs 5-20 ms apart: {}\n  to the lease: {}; to the submitter's OK: {}\n",
-        shown(&to_claim),
-        shown(&to_lease),
-        shown(&to_answer)
-    ))
+    crate::latency::latency(&access(&server)?, count).await
 }
 
 /// What the server has to do for workers that have nothing to do, each connected by itself.
@@ -66,7 +25,7 @@ pub async fn idle(workers: usize, length: Duration) -> anyhow::Result<String> {
     let server = RedisServer::start(Options::every_second());
     let mut hands = JoinSet::new();
     for _ in 0..workers {
-        let broker = connect(&server).await?;
+        let broker = Broker::connect(&access(&server)?).await?;
         hands.spawn(async move {
             let mut consumer = broker.consume(terms()).await?;
             loop {
@@ -110,7 +69,7 @@ pub async fn memory(count: usize) -> anyhow::Result<String> {
     let mut text = String::new();
     for batch in [None, Some("nightly-evaluation")] {
         let server = RedisServer::start(Options::cheap());
-        let broker = connect(&server).await?;
+        let broker = Broker::connect(&access(&server)?).await?;
         let jobs = jobs(count, batch)?;
         let used = || figure(&info(&server, "memory")?, "used_memory:");
         // Scripts, connections and the queue itself are there whatever waits.
