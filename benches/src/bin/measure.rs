@@ -42,7 +42,11 @@ async fn main() -> anyhow::Result<()> {
             "rabbit-latency" => print!("{}", on_rabbit::latency(300).await?),
             "rabbit-idle" => print!("{}", on_rabbit::idle(100, Duration::from_secs(10)).await?),
             "rabbit-backlog" => print!("{}", on_rabbit::backlog(100_000, 1_000).await?),
-            _ => bail!("{what} is not known; there are rows, million, calls, idle, latency, {}, {}", REDIS.join(", "), RABBIT.join(", ")),
+            _ => bail!(
+                "{what} is not known; there are rows, million, calls, idle, latency, {}, {}",
+                REDIS.join(", "),
+                RABBIT.join(", ")
+            ),
         }
     }
     Ok(())

@@ -10,7 +10,7 @@ use lapin::options::{
     QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Confirmation};
+use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
 use promptq_common::broker::amqp::QueueType;
 
 use crate::meter::{TEXT, prompt};
