@@ -1,10 +1,11 @@
 //! The RabbitMQ broker: it carries jobs as messages, and keeps what is known of them in a ledger beside it. The server is
 //! reached by `address`, `dial`, `link`, `publisher`, `fault`; what stands on it is `topology`; a job as a message is
 //! `wire`. Into it: `enqueue`, `post`. Out of it: `source` (with `tap`, `share`, `news`), `desk` (with `slip`, `hold`,
-//! `swap`, `holds`, `leave`). What people ask: `admin`, `dead`, `moving`.
+//! `swap`, `holds`, `leave`). What people ask: `admin`, `dead`, `moving`, `check`.
 
 mod address;
 mod admin;
+mod check;
 mod dead;
 mod desk;
 mod dial;
@@ -30,6 +31,8 @@ mod topology;
 mod trouble;
 mod window;
 mod wire;
+
+pub use check::{Health, Hop, examine};
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;

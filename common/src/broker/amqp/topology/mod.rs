@@ -1,6 +1,7 @@
 //! The exchanges and queues that promptq's jobs need at a server: making them, and looking at them. Names are
 //! `names`, arguments and bindings `wanted`; messages are none of its affair.
 
+mod expected;
 mod lanes;
 mod names;
 mod prune;
@@ -9,6 +10,7 @@ mod wanted;
 
 use std::time::Duration;
 
+pub(super) use expected::{expected, some_lane};
 use lanes::Change;
 pub(super) use lanes::models;
 pub(super) use names::{

@@ -1,0 +1,256 @@
+//! What `promptq doctor` tries at a server, one hop after the other, so that the one that fails is named. Leaves nothing
+//! behind: what it publishes is for nobody, what it would consume is refused, what it deletes is not there.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lapin::options::{
+    BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueDeclareOptions,
+    QueueDeleteOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Channel, Confirmation, ErrorKind, ExchangeKind};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+
+use super::address::{OP, Target};
+use super::fault::code;
+use super::link::Link;
+use super::topology::{self, DELAY, IN};
+use crate::broker::Access;
+use crate::error::{Error, Kind, Result};
+use crate::job::Queue;
+
+/// A server in order answers each hop within milliseconds.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// No queue, lane, worker or key is called so: keys have three parts, and workers' names a random end.
+const NOBODY: &str = "promptq-doctor";
+
+/// One thing that was tried.
+#[derive(Clone, Debug)]
+pub struct Hop {
+    /// Its name: `reach`, `login`, `rights`, `topology`.
+    pub name: &'static str,
+    /// How it went.
+    pub health: Health,
+    /// What was found.
+    pub what: String,
+    /// How to mend it, or what more there is to know.
+    pub hint: Option<String>,
+}
+
+/// How a hop went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// As it should.
+    Fine,
+    /// Works, and may not be what is wanted.
+    Doubtful,
+    /// A person has to mend it.
+    Broken,
+    /// Cannot be reached; another try may do.
+    Away,
+}
+
+/// What a user may do, as far as the server tells.
+#[derive(Clone, Copy, Debug, Default)]
+struct Rights {
+    publish: bool,
+    delay: bool,
+    consume: bool,
+    announce: bool,
+    hold: bool,
+    declare: bool,
+}
+
+/// Tries the server that `access` names: reaches it, logs in, looks for the topology of `queues`, and asks what the user
+/// may do. Stops at the first hop without which the next ones mean nothing.
+pub async fn examine(access: &Access, queues: &[Queue]) -> Vec<Hop> {
+    let mut hops = Vec::new();
+    if let Err(hop) = visit(access, queues, &mut hops).await {
+        hops.push(hop);
+    }
+    hops
+}
+
+async fn visit(access: &Access, queues: &[Queue], hops: &mut Vec<Hop>) -> std::result::Result<(), Hop> {
+    let target = Target::new(access).await.map_err(|error| Hop::failed("reach", &error))?;
+    hops.push(reach(&target).await.map_err(|error| Hop::failed("reach", &error))?);
+    let link = in_time(&target, Link::connect(access)).await.map_err(|error| Hop::failed("login", &error))?;
+    let (user, vhost) = (&target.peer.user, &target.peer.vhost);
+    hops.push(Hop::new("login", Health::Fine, format!("as user {user} into virtual host {vhost}")));
+    let rights = in_time(&target, rights(&link, queues)).await.map_err(|error| Hop::failed("rights", &error))?;
+    hops.push(rights.hop(user));
+    let missing = in_time(&target, missing(&link, access, queues)).await;
+    let missing = missing.map_err(|error| Hop::failed("topology", &error))?;
+    hops.push(topology_hop(&missing, queues, rights.declare));
+    Ok(())
+}
+
+async fn in_time<T>(target: &Target, trying: impl Future<Output = Result<T>>) -> Result<T> {
+    timeout(PATIENCE, trying).await.unwrap_or_else(|_| Err(target.peer.silent(OP)))
+}
+
+/// Whether something listens there at all: names, routes, firewalls.
+async fn reach(target: &Target) -> Result<Hop> {
+    let (host, port) = (target.uri.authority.host.as_str(), target.uri.authority.port);
+    let begun = Instant::now();
+    let connected = timeout(PATIENCE, TcpStream::connect((host, port))).await;
+    match connected.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())) {
+        Ok(_) => {
+            let took = begun.elapsed().as_secs_f64() * 1_000.0;
+            let tls = if target.peer.is_tls { "with TLS" } else { "without TLS" };
+            Ok(Hop::new("reach", Health::Fine, format!("{}: connected in {took:.1} ms, {tls}", target.peer.shown)))
+        }
+        Err(error) => Err(target.peer.lift_dial(OP, &ErrorKind::IOError(Arc::new(error)).into())),
+    }
+}
+
+/// Asks for each right by something that comes to nothing where it is granted.
+async fn rights(link: &Link, queues: &[Queue]) -> Result<Rights> {
+    let lane = queues.first().map_or_else(|| format!("pq1.q.{NOBODY}"), topology::some_lane);
+    let hold = format!("pq1.hold.{NOBODY}");
+    Ok(Rights {
+        publish: granted(link, async |channel| publish(channel, IN).await).await?,
+        delay: granted(link, async |channel| publish(channel, DELAY).await).await?,
+        announce: granted(link, async |channel| publish(channel, "").await).await?,
+        consume: granted(link, async |channel| consume(channel, &lane).await).await?,
+        hold: granted(link, async |channel| publish(channel, &hold).await).await?
+            && granted(link, async |channel| delete(channel, &hold).await).await?,
+        declare: granted(link, async |channel| delete(channel, &format!("pq1.q.{NOBODY}")).await).await?,
+    })
+}
+
+/// False when the server refuses it for want of a right; whatever else it says, it has looked at that first.
+async fn granted(link: &Link, ask: impl AsyncFnOnce(&Channel) -> lapin::Result<()>) -> Result<bool> {
+    let channel = link.channel().await?;
+    let answer = ask(&channel).await;
+    if answer.is_ok() {
+        // One that is closed already is what is wanted.
+        drop(channel.close(200, "done".into()).await);
+    }
+    match answer {
+        Err(error) if code(&error) == Some(403) => Ok(false),
+        Err(error) if !error.is_amqp_soft_error() => Err(link.peer().lift(OP, &error)),
+        Ok(()) | Err(_) => Ok(true),
+    }
+}
+
+/// Under a key that leads nowhere, so that it is returned.
+async fn publish(channel: &Channel, exchange: &str) -> lapin::Result<()> {
+    channel.confirm_select(ConfirmSelectOptions::default()).await?;
+    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+    let sent = channel.basic_publish(exchange.into(), NOBODY.into(), options, &[], BasicProperties::default());
+    let (Confirmation::Ack(_) | Confirmation::Nack(_) | Confirmation::NotRequested) = sent.await?.await?;
+    Ok(())
+}
+
+/// With an argument that is wrong: refused after the right was looked at, and before anything is delivered.
+async fn consume(channel: &Channel, queue: &str) -> lapin::Result<()> {
+    let mut wrong = FieldTable::default();
+    wrong.insert("x-priority".into(), AMQPValue::LongString("none".into()));
+    let consumer = channel.basic_consume(queue.into(), NOBODY.into(), BasicConsumeOptions::default(), wrong).await;
+    consumer.map(drop)
+}
+
+async fn delete(channel: &Channel, queue: &str) -> lapin::Result<()> {
+    let options = QueueDeleteOptions { if_unused: true, if_empty: true, ..QueueDeleteOptions::default() };
+    channel.queue_delete(queue.into(), options).await.map(drop)
+}
+
+impl Rights {
+    fn hop(self, user: &str) -> Hop {
+        let may = [
+            (self.publish && self.delay, "submit jobs"),
+            (self.is_worker(), "take and answer them"),
+            (self.hold, "keep long ones"),
+            (self.declare, "declare queues"),
+        ];
+        let list = |granted: bool| {
+            let words = may.iter().filter(|(is_granted, _)| *is_granted == granted).map(|(_, what)| *what);
+            words.collect::<Vec<_>>().join(", ")
+        };
+        let what = match (list(true).as_str(), list(false).as_str()) {
+            ("", _) => format!("user {user} may do nothing here"),
+            (granted, "") => format!("user {user} may {granted}"),
+            (granted, refused) => format!("user {user} may {granted}; not {refused}"),
+        };
+        let hint = "deploy/rabbitmq has the rights of each kind of user";
+        if !self.publish || !self.delay {
+            Hop::new("rights", Health::Broken, what).hint(hint)
+        } else if self.is_worker() && !self.hold || self.consume && !self.announce {
+            Hop::new("rights", Health::Doubtful, what).hint(hint)
+        } else {
+            Hop::new("rights", Health::Fine, what)
+        }
+    }
+
+    fn is_worker(self) -> bool {
+        self.consume && self.announce
+    }
+}
+
+/// The names of what a queue needs and is not there.
+async fn missing(link: &Link, access: &Access, queues: &[Queue]) -> Result<Vec<String>> {
+    let mut missing = Vec::new();
+    let mut channel = link.channel().await?;
+    let (exchanges, names) = topology::expected(queues, &access.amqp);
+    let exchanges = exchanges.into_iter().map(|name| (true, name));
+    for (is_exchange, name) in exchanges.chain(names.into_iter().map(|name| (false, name))) {
+        if let Err(error) = look(&channel, is_exchange, &name).await {
+            if code(&error) != Some(404) {
+                return Err(link.peer().lift(OP, &error));
+            }
+            missing.push(name);
+            // The answer has closed it.
+            channel = link.channel().await?;
+        }
+    }
+    drop(channel.close(200, "done".into()).await);
+    Ok(missing)
+}
+
+async fn look(channel: &Channel, is_exchange: bool, name: &str) -> lapin::Result<()> {
+    if is_exchange {
+        let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+        return channel.exchange_declare(name.into(), ExchangeKind::Direct, options, FieldTable::default()).await;
+    }
+    let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    channel.queue_declare(name.into(), options, FieldTable::default()).await.map(drop)
+}
+
+fn topology_hop(missing: &[String], queues: &[Queue], may_declare: bool) -> Hop {
+    let names: Vec<&str> = queues.iter().map(Queue::as_str).collect();
+    let names = names.join(", ");
+    let Some(first) = missing.first() else {
+        return Hop::new("topology", Health::Fine, format!("everything that {names} needs is there"));
+    };
+    let what = match missing.len() {
+        1 => format!("{first} is missing"),
+        count => format!("{first} and {} others are missing for {names}", count - 1),
+    };
+    if may_declare {
+        return Hop::new("topology", Health::Fine, format!("{what}; made by whoever uses the queue first"));
+    }
+    Hop::new("topology", Health::Broken, what).hint("run `promptq queues declare` as a user that may declare")
+}
+
+impl Hop {
+    fn new(name: &'static str, health: Health, what: String) -> Self {
+        Self { name, health, what, hint: None }
+    }
+
+    fn hint(mut self, hint: &str) -> Self {
+        self.hint = Some(hint.to_owned());
+        self
+    }
+
+    fn failed(name: &'static str, error: &Error) -> Self {
+        let health = match error.kind() {
+            Kind::Unavailable | Kind::TimedOut | Kind::Closed => Health::Away,
+            _ => Health::Broken,
+        };
+        Self::new(name, health, error.to_string())
+    }
+}
