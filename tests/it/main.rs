@@ -12,6 +12,7 @@ mod llm;
 mod messages;
 mod model;
 mod moving;
+mod rabbitmq;
 mod reach;
 mod readme;
 mod redis;

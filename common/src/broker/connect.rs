@@ -18,7 +18,8 @@ const OP: &str = "connect to the broker";
 
 impl Broker {
     /// Connects to what `access` names: `sqlite:///path/to/file.db` (made when missing),
-    /// `redis://[user:password@]host[:port][/database]`, `rediss://` for the same over TLS, or `memory://`.
+    /// `redis://[user:password@]host[:port][/database]`, `amqp://[user:password@]host[:port][/vhost]` with a ledger
+    /// beside it, `rediss://` and `amqps://` for the same over TLS, or `memory://`.
     ///
     /// # Errors
     /// `Config` for an address, file system or right a person has to mend; `Unavailable` when it may work later.
@@ -36,29 +37,42 @@ impl Broker {
                 Ok(Self::new(Arc::clone(&redis) as Arc<dyn Backend>, redis))
             }
             "amqp" | "amqps" => {
-                let claims = claims(access).await?;
-                let amqp = Arc::new(Amqp::connect(access, Arc::clone(&claims)).await?);
-                Ok(Self::new(amqp, claims))
+                let ledger = ledger(access).await?;
+                let amqp = Arc::new(Amqp::connect(access, Arc::clone(&ledger)).await?);
+                Ok(Self::new(amqp, ledger))
             }
-            scheme => {
-                Err(Error::new(Kind::Config, OP, format!("no broker speaks {scheme}://; use redis:// or sqlite://")))
-            }
+            scheme => Err(Error::new(
+                Kind::Config,
+                OP,
+                format!("no broker speaks {scheme}://; use sqlite://, redis:// or amqp://"),
+            )),
         }
     }
 }
 
-/// The ledger beside a broker that keeps no records.
-async fn claims(access: &Access) -> Result<Arc<dyn Claims>> {
-    let refused = |why: &str| Err(Error::new(Kind::Config, OP, why));
+/// Connects to the ledger that `access` names beside a broker which keeps no records. Each call is a connection of its
+/// own; one in memory is gone with it.
+///
+/// # Errors
+/// `Config` where none is named, or it cannot be one; else as [`Broker::connect`].
+pub async fn ledger(access: &Access) -> Result<Arc<dyn Claims>> {
+    const OP: &str = "connect to the ledger";
     let ledger = match &access.beside {
         Beside::Ledger(ledger) => ledger,
-        Beside::Store(_) => return refused("object storage as ledger is not supported by this version; name a ledger"),
-        Beside::Nothing => return refused("RabbitMQ keeps no records; name a ledger"),
+        Beside::Store(_) => return Err(Error::new(Kind::Unsupported, OP, "object storage is not supported yet")),
+        Beside::Nothing => {
+            let what = "RabbitMQ keeps no records: name a ledger (--ledger redis://HOST:6379) or a store";
+            return Err(Error::new(Kind::Config, OP, what));
+        }
     };
     match ledger.url.scheme() {
         "redis" | "rediss" => Ok(Arc::new(Redis::connect(ledger).await?)),
         "memory" => Ok(Arc::new(Memory::new())),
-        scheme => refused(&format!("{scheme}:// cannot be the ledger beside RabbitMQ; use redis://")),
+        "sqlite" => {
+            let parsed = Url::parse(ledger.url.expose()).map_err(|_| Error::new(Kind::Config, OP, "it is not a URL"))?;
+            Ok(Arc::new(Sqlite::open(&sqlite_path(&parsed)?).await?))
+        }
+        scheme => Err(Error::new(Kind::Config, OP, format!("{scheme}:// cannot be one; use redis:// or sqlite://"))),
     }
 }
 

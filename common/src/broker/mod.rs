@@ -24,7 +24,7 @@ pub use backend::{
     Source, Swept, Terms, Verdict, Want, WorkerId,
 };
 pub(crate) use connect::sqlite_path;
-pub use connect::{default_path, embedded_file, is_local, survey};
+pub use connect::{default_path, embedded_file, is_local, ledger, survey};
 pub use lease::{Consumer, Deliveries, Delivery, Lease};
 pub use redis::{Fsync, Survey};
 

@@ -1,14 +1,17 @@
 //! `promptq doctor`: tries everything the settings name, at no cost: broker, store, providers, workers, clock, disk.
+//! RabbitMQ and its ledger are `rabbitmq`'s.
+
+mod rabbitmq;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use promptq_common::broker::{
-    self, Broker, Claim, Durability, Enqueued, Fsync, Survey, Terms, Verdict, Want, WorkerId,
+    self, Access, Beside, Broker, Claim, Durability, Enqueued, Fsync, Survey, Terms, Verdict, Want, WorkerId,
 };
 use promptq_common::config::{self, Provider};
 use promptq_common::error::{Error, Kind};
-use promptq_common::job::{Job, Queue};
+use promptq_common::job::{Job, JobId, Queue};
 use promptq_common::record::{Cause, End, Record};
 use promptq_common::time::Timestamp;
 use promptq_common::work::Work;
@@ -61,7 +64,12 @@ const CLOCK_APART: Duration = Duration::from_secs(2);
 
 /// Checks everything; code 7 when something cannot be reached, 1 when something else failed.
 pub async fn run(cx: &Context, _args: &Args) -> Result<Exit> {
-    let mut findings = vec![settings(cx), broker(cx).await];
+    let mut findings = vec![settings(cx)];
+    if rabbitmq::is_meant(cx) {
+        findings.extend(rabbitmq::checks(cx).await);
+    } else {
+        findings.push(broker(cx).await);
+    }
     if findings.iter().all(|finding| finding.health != Health::Failed) {
         findings.push(workers(cx).await);
     }
@@ -139,13 +147,18 @@ fn others_read(path: &Path) -> bool {
 /// A job goes all the way: enqueued, leased, claimed, settled, in a queue that nothing else serves.
 async fn broker(cx: &Context) -> Finding {
     let url = &cx.config.broker.url;
+    let id = JobId::fresh();
     let probe = async {
         let broker = cx.broker().await?;
         let begun = Instant::now();
-        round_trip(broker).await?;
+        round_trip(broker, id).await?;
         Ok::<_, Problem>(begun.elapsed())
     };
-    match tokio::time::timeout(PATIENCE, probe).await {
+    let tried = tokio::time::timeout(PATIENCE, probe).await;
+    if !matches!(tried, Ok(Ok(_))) {
+        tidy(cx, id).await;
+    }
+    match tried {
         Ok(Ok(took)) => {
             let took = took.as_millis();
             Finding::new("broker", Health::Ok, format!("{url}: wrote, leased and settled a job in {took} ms"))
@@ -156,10 +169,19 @@ async fn broker(cx: &Context) -> Finding {
     }
 }
 
-async fn round_trip(broker: &Broker) -> Result<()> {
+/// Ends the job of a try that failed half-way, so that it does not wait where nobody takes it.
+async fn tidy(cx: &Context, id: JobId) {
+    let cancel = async { cx.broker().await?.cancel(&[id]).await.map_err(Problem::from) };
+    // Where that fails too, its deadline ends it.
+    if let Ok(Err(problem)) = tokio::time::timeout(PATIENCE, cancel).await {
+        tracing::debug!("the doctor's job stays until its deadline: {problem}");
+    }
+}
+
+async fn round_trip(broker: &Broker, id: JobId) -> Result<()> {
     let stuck = |what: &str| Problem::from(Error::new(Kind::Unavailable, "try the broker", what));
     let queue = Queue::new("promptq-doctor").map_err(|bad| stuck(&bad.to_string()))?;
-    let mut job = Job::new(queue.clone(), Work::prompt(Some("none"), ""));
+    let mut job = Job { id, ..Job::new(queue.clone(), Work::prompt(Some("none"), "")) };
     job.deadline = Timestamp::now() + Duration::from_secs(60);
     match broker.enqueue(std::slice::from_ref(&job)).await?.first() {
         Some(Enqueued::New | Enqueued::Known(_)) => {}
@@ -219,7 +241,10 @@ async fn workers(cx: &Context) -> Finding {
 /// What the broker's server says of itself; nothing where there is none, or where it was not reached, which the
 /// broker's own check tells.
 async fn server(cx: &Context) -> Option<Finding> {
-    let access = cx.config.access(None);
+    let access = match cx.config.access(None) {
+        Access { beside: Beside::Ledger(ledger), .. } => *ledger,
+        access => access,
+    };
     let survey = tokio::time::timeout(PATIENCE, broker::survey(&access)).await.ok()?.ok()??;
     let Survey { version, policy, fsync, round_trip, clock_ahead_ms, .. } = &survey;
     let what = format!(
@@ -249,7 +274,13 @@ fn clock(ahead_ms: i64) -> String {
 
 /// Free space where the embedded database is.
 fn disk(cx: &Context) -> Option<Finding> {
-    let url = url::Url::parse(cx.config.broker.url.expose()).ok().filter(|url| url.scheme() == "sqlite")?;
+    let ledger = match &cx.config.ledger {
+        Some(config::Ledger::Elsewhere { url, .. }) => Some(url),
+        Some(config::Ledger::Store) | None => None,
+    };
+    let urls = [Some(&cx.config.broker.url), ledger].into_iter().flatten();
+    let mut urls = urls.filter_map(|url| url::Url::parse(url.expose()).ok());
+    let url = urls.find(|url| url.scheme() == "sqlite")?;
     let folder = Path::new(url.path()).parent()?;
     let found = rustix::fs::statvfs(folder).ok()?;
     let free = found.f_bavail.saturating_mul(found.f_frsize);

@@ -1,0 +1,101 @@
+//! What `promptq doctor` says of a RabbitMQ server, hop by hop, and that it leaves nothing behind there.
+
+use promptq_tests::process::{Home, Said};
+use promptq_tests::rabbit::{RabbitServer, VirtualHost};
+use promptq_tests::redis::{Options, RedisServer};
+use serde_json::Value;
+
+use super::rights;
+
+/// What it found, by check.
+struct Findings(Vec<Value>, i32);
+
+impl Findings {
+    #[track_caller]
+    fn of(&self, check: &str, health: &str) -> &str {
+        let found = self.0.iter().find(|finding| finding["check"] == check);
+        let found = found.unwrap_or_else(|| panic!("no {check} in {:?}", self.0));
+        assert_eq!(found["health"], health, "{found}");
+        found["what"].as_str().unwrap()
+    }
+
+    fn has(&self, check: &str) -> bool {
+        self.0.iter().any(|finding| finding["check"] == check)
+    }
+}
+
+fn ask(broker: &str, ledger: &str, settings: &[(&str, &str)]) -> Findings {
+    let home = Home::new();
+    let mut command = home.program("promptq", &["doctor", "--json"]);
+    command.env("PROMPTQ_BROKER", broker).env("PROMPTQ_LEDGER", ledger).envs(settings.iter().copied());
+    let said = Said::of(&mut command);
+    assert!(!said.stdout.contains("of-a-test") && !said.stderr.contains("of-a-test"), "a password was said");
+    let answer: Value = serde_json::from_str(&said.stdout).unwrap_or_else(|error| panic!("{error}: {}", said.stderr));
+    Findings(answer["checks"].as_array().unwrap().clone(), said.code)
+}
+
+fn login(host: &VirtualHost, user: &str) -> String {
+    let [configure, write, read] = rights(user);
+    host.url_of(user, [&configure, &write, &read])
+}
+
+#[test]
+fn each_hop_is_tried_and_nothing_stays_behind() {
+    let (server, redis) = (RabbitServer::shared(), RedisServer::start(Options::cheap()));
+    let host = server.host();
+    let found = ask(&host.url(), &redis.url(), &[]);
+    assert!(found.of("reach", "ok").contains("connected in"));
+    assert!(found.of("login", "ok").contains(host.name()));
+    let may = found.of("rights", "ok");
+    for right in ["submit jobs", "take and answer them", "keep long ones", "declare queues"] {
+        assert!(may.contains(right), "{may}");
+    }
+    assert!(found.of("topology", "ok").contains("made by whoever uses the queue first"));
+    assert!(found.of("ledger", "ok").contains("redis://"));
+    assert!(found.of("consumer_timeout", "ok").contains("30m"));
+    assert!(!found.has("queue type"));
+    let worth = found.of("server", "warning");
+    assert!(worth.contains("Redis 7"), "the ledger's server is looked at: {worth}");
+    assert_eq!((found.1, host.queues()), (0, Vec::new()));
+    assert_eq!(redis.must(&["DBSIZE"]).number(), 0);
+    let classic = [("PROMPTQ__BROKER__QUEUE_TYPE", "classic"), ("PROMPTQ__BROKER__CONSUMER_TIMEOUT", "10m")];
+    let found = ask(&host.url(), &redis.url(), &classic);
+    assert!(found.of("queue type", "warning").contains("may be lost"));
+    assert!(found.of("consumer_timeout", "ok").contains("more than 5m"));
+}
+
+#[test]
+fn the_hop_that_fails_is_named() {
+    let (server, redis) = (RabbitServer::shared(), RedisServer::start(Options::cheap()));
+    let host = server.host();
+    // Port 9 answers nobody here.
+    let nobody = ask("amqp://me:of-a-test@127.0.0.1:9", &redis.url(), &[]);
+    assert!(nobody.of("reach", "failed").contains("nothing listens there"));
+    assert!(!nobody.has("login") && nobody.1 == 7);
+    let url = host.url_of("me", ["^$", "^$", "^$"]);
+    let stranger = ask(&url.replace("of-a-test-and-nothing-else", "of-a-test"), &redis.url(), &[]);
+    assert!(stranger.of("login", "failed").contains("or the password") && stranger.1 == 1);
+    let lost = ask(&host.url().replace(host.name(), "nowhere"), &redis.url(), &[]);
+    assert!(lost.of("login", "failed").contains("no virtual host \"nowhere\""));
+    let powerless = ask(&url, &redis.url(), &[]);
+    assert!(powerless.of("rights", "failed").contains("may do nothing here"));
+    let alone = ask(&host.url(), "redis://127.0.0.1:9", &[]);
+    assert!(alone.of("ledger", "failed").contains("redis://127.0.0.1:9") && alone.1 == 7);
+    assert_eq!(host.queues(), []);
+}
+
+#[test]
+fn it_knows_each_kind_of_user() {
+    let (server, redis) = (RabbitServer::shared(), RedisServer::start(Options::cheap()));
+    let host = server.host();
+    let may = |user: &str| {
+        let found = ask(&login(&host, user), &redis.url(), &[]);
+        let missing = if user == "promptq-admin" { "ok" } else { "failed" };
+        assert!(found.of("topology", missing).contains("pq1.rest and "), "{user}");
+        found.of("rights", "ok").split_once(" may ").unwrap().1.to_owned()
+    };
+    assert_eq!(may("promptq-admin"), "submit jobs, take and answer them, keep long ones, declare queues");
+    assert_eq!(may("promptq-worker"), "submit jobs, take and answer them, keep long ones; not declare queues");
+    assert_eq!(may("promptq-producer"), "submit jobs; not take and answer them, keep long ones, declare queues");
+    assert_eq!(host.queues(), []);
+}
