@@ -55,7 +55,7 @@ fn ledger(config: &Config, r: &mut Reader<'_>) {
             "redis" | "rediss" | "sqlite" => {}
             "memory" => r.wrong(&path, "ends with each process: no other would see what it recorded"),
             "amqp" | "amqps" => {
-                r.wrong(&path, "cannot be RabbitMQ, which keeps no records: name redis:// or sqlite://")
+                r.wrong(&path, "cannot be RabbitMQ, which keeps no records: name redis:// or sqlite://");
             }
             scheme => r.wrong(&path, &format!("cannot be {scheme}://: name redis:// or sqlite://, or \"store\"")),
         },
@@ -65,7 +65,7 @@ fn ledger(config: &Config, r: &mut Reader<'_>) {
             None => missing(r, &path, "ledger.url is the store, but there is none"),
         },
         None => {
-            missing(r, &["broker", "url"], "RabbitMQ carries jobs and keeps no records: it needs a ledger beside it")
+            missing(r, &["broker", "url"], "RabbitMQ carries jobs and keeps no records: it needs a ledger beside it");
         }
     }
     if config.broker.amqp.queues == QueueType::Classic && config.broker.durability == Some(Durability::Strict) {

@@ -53,15 +53,15 @@ pub enum Health {
     Away,
 }
 
-/// What a user may do, as far as the server tells.
-#[derive(Clone, Copy, Debug, Default)]
-struct Rights {
-    publish: bool,
-    delay: bool,
-    consume: bool,
-    announce: bool,
-    hold: bool,
-    declare: bool,
+/// What a user may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Right {
+    Submit,
+    /// Take jobs out of lanes, and announce results.
+    Answer,
+    /// Have a queue of its own for long jobs.
+    Keep,
+    Declare,
 }
 
 /// Tries the server that `access` names: reaches it, logs in, looks for the topology of `queues`, and asks what the user
@@ -81,10 +81,10 @@ async fn visit(access: &Access, queues: &[Queue], hops: &mut Vec<Hop>) -> std::r
     let (user, vhost) = (&target.peer.user, &target.peer.vhost);
     hops.push(Hop::new("login", Health::Fine, format!("as user {user} into virtual host {vhost}")));
     let rights = in_time(&target, rights(&link, queues)).await.map_err(|error| Hop::failed("rights", &error))?;
-    hops.push(rights.hop(user));
+    hops.push(rights_hop(&rights, user));
     let missing = in_time(&target, missing(&link, access, queues)).await;
     let missing = missing.map_err(|error| Hop::failed("topology", &error))?;
-    hops.push(topology_hop(&missing, queues, rights.declare));
+    hops.push(topology_hop(&missing, queues, rights.contains(&Right::Declare)));
     Ok(())
 }
 
@@ -108,18 +108,19 @@ async fn reach(target: &Target) -> Result<Hop> {
 }
 
 /// Asks for each right by something that comes to nothing where it is granted.
-async fn rights(link: &Link, queues: &[Queue]) -> Result<Rights> {
+async fn rights(link: &Link, queues: &[Queue]) -> Result<Vec<Right>> {
     let lane = queues.first().map_or_else(|| format!("pq1.q.{NOBODY}"), topology::some_lane);
     let hold = format!("pq1.hold.{NOBODY}");
-    Ok(Rights {
-        publish: granted(link, async |channel| publish(channel, IN).await).await?,
-        delay: granted(link, async |channel| publish(channel, DELAY).await).await?,
-        announce: granted(link, async |channel| publish(channel, "").await).await?,
-        consume: granted(link, async |channel| consume(channel, &lane).await).await?,
-        hold: granted(link, async |channel| publish(channel, &hold).await).await?
-            && granted(link, async |channel| delete(channel, &hold).await).await?,
-        declare: granted(link, async |channel| delete(channel, &format!("pq1.q.{NOBODY}")).await).await?,
-    })
+    let may_publish = async |exchange: &str| granted(link, async |channel| publish(channel, exchange).await).await;
+    let may_delete = async |queue: &str| granted(link, async |channel| delete(channel, queue).await).await;
+    let may_consume = granted(link, async |channel| consume(channel, &lane).await).await?;
+    let asked = [
+        (may_publish(IN).await? && may_publish(DELAY).await?, Right::Submit),
+        (may_consume && may_publish("").await?, Right::Answer),
+        (may_publish(&hold).await? && may_delete(&hold).await?, Right::Keep),
+        (may_delete(&format!("pq1.q.{NOBODY}")).await?, Right::Declare),
+    ];
+    Ok(asked.into_iter().filter_map(|(is_granted, right)| is_granted.then_some(right)).collect())
 }
 
 /// False when the server refuses it for want of a right; whatever else it says, it has looked at that first.
@@ -159,35 +160,33 @@ async fn delete(channel: &Channel, queue: &str) -> lapin::Result<()> {
     channel.queue_delete(queue.into(), options).await.map(drop)
 }
 
-impl Rights {
-    fn hop(self, user: &str) -> Hop {
-        let may = [
-            (self.publish && self.delay, "submit jobs"),
-            (self.is_worker(), "take and answer them"),
-            (self.hold, "keep long ones"),
-            (self.declare, "declare queues"),
-        ];
-        let list = |granted: bool| {
-            let words = may.iter().filter(|(is_granted, _)| *is_granted == granted).map(|(_, what)| *what);
-            words.collect::<Vec<_>>().join(", ")
-        };
-        let what = match (list(true).as_str(), list(false).as_str()) {
-            ("", _) => format!("user {user} may do nothing here"),
-            (granted, "") => format!("user {user} may {granted}"),
-            (granted, refused) => format!("user {user} may {granted}; not {refused}"),
-        };
-        let hint = "deploy/rabbitmq has the rights of each kind of user";
-        if !self.publish || !self.delay {
-            Hop::new("rights", Health::Broken, what).hint(hint)
-        } else if self.is_worker() && !self.hold || self.consume && !self.announce {
-            Hop::new("rights", Health::Doubtful, what).hint(hint)
-        } else {
-            Hop::new("rights", Health::Fine, what)
-        }
-    }
+fn rights_hop(rights: &[Right], user: &str) -> Hop {
+    let all = [Right::Submit, Right::Answer, Right::Keep, Right::Declare];
+    let (granted, refused): (Vec<Right>, Vec<Right>) = all.iter().partition(|right| rights.contains(right));
+    let list = |rights: &[Right]| rights.iter().map(|right| right.words()).collect::<Vec<_>>().join(", ");
+    let what = match (list(&granted).as_str(), list(&refused).as_str()) {
+        ("", _) => format!("user {user} may do nothing here"),
+        (granted, "") => format!("user {user} may {granted}"),
+        (granted, refused) => format!("user {user} may {granted}; not {refused}"),
+    };
+    let health = if !rights.contains(&Right::Submit) {
+        Health::Broken
+    } else if rights.contains(&Right::Answer) && !rights.contains(&Right::Keep) {
+        Health::Doubtful
+    } else {
+        return Hop::new("rights", Health::Fine, what);
+    };
+    Hop::new("rights", health, what).hint("deploy/rabbitmq has the rights of each kind of user")
+}
 
-    fn is_worker(self) -> bool {
-        self.consume && self.announce
+impl Right {
+    fn words(self) -> &'static str {
+        match self {
+            Self::Submit => "submit jobs",
+            Self::Answer => "take and answer them",
+            Self::Keep => "keep long ones",
+            Self::Declare => "declare queues",
+        }
     }
 }
 
@@ -247,10 +246,8 @@ impl Hop {
     }
 
     fn failed(name: &'static str, error: &Error) -> Self {
-        let health = match error.kind() {
-            Kind::Unavailable | Kind::TimedOut | Kind::Closed => Health::Away,
-            _ => Health::Broken,
-        };
+        let is_away = matches!(error.kind(), Kind::Unavailable | Kind::TimedOut | Kind::Closed);
+        let health = if is_away { Health::Away } else { Health::Broken };
         Self::new(name, health, error.to_string())
     }
 }
