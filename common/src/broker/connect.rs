@@ -69,7 +69,8 @@ pub async fn ledger(access: &Access) -> Result<Arc<dyn Claims>> {
         "redis" | "rediss" => Ok(Arc::new(Redis::connect(ledger).await?)),
         "memory" => Ok(Arc::new(Memory::new())),
         "sqlite" => {
-            let parsed = Url::parse(ledger.url.expose()).map_err(|_| Error::new(Kind::Config, OP, "it is not a URL"))?;
+            let parsed =
+                Url::parse(ledger.url.expose()).map_err(|_| Error::new(Kind::Config, OP, "it is not a URL"))?;
             Ok(Arc::new(Sqlite::open(&sqlite_path(&parsed)?).await?))
         }
         scheme => Err(Error::new(Kind::Config, OP, format!("{scheme}:// cannot be one; use redis:// or sqlite://"))),

@@ -14,7 +14,8 @@ fn shipped(name: &str) -> PathBuf {
 
 /// What a shipped user may configure, write and read.
 fn rights(user: &str) -> [String; 3] {
-    let definitions: Value = serde_json::from_str(&std::fs::read_to_string(shipped("definitions.json")).unwrap()).unwrap();
+    let definitions: Value =
+        serde_json::from_str(&std::fs::read_to_string(shipped("definitions.json")).unwrap()).unwrap();
     let permissions = definitions["permissions"].as_array().unwrap();
     let found = permissions.iter().find(|permission| permission["user"] == user).unwrap();
     ["configure", "write", "read"].map(|right| found[right].as_str().unwrap().to_owned())

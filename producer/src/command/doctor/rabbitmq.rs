@@ -76,9 +76,7 @@ async fn ledger(cx: &Context) -> Finding {
                 Some(caveat) => Finding::new(CHECK, Health::Warning, format!("{what}; {caveat}")),
             }
         }
-        Ok(Err(problem)) => {
-            Finding { what: format!("{shown}: {}", problem.what), ..Finding::failed(CHECK, &problem) }
-        }
+        Ok(Err(problem)) => Finding { what: format!("{shown}: {}", problem.what), ..Finding::failed(CHECK, &problem) },
         Err(_) => Finding::unreachable(CHECK, format!("{shown}: no answer within 10 s")),
     }
 }
@@ -96,7 +94,8 @@ fn kind(access: &Access) -> Option<Finding> {
 fn consumer_timeout(access: &Access) -> Finding {
     let told = access.amqp.consumer_timeout;
     let (length, half) = (format_duration(told), format_duration((told / 2).min(SHIPPED * 5 / 6)));
-    let what = format!("taken to be {length}: jobs that run for more than {half} change their message once in that time");
+    let what =
+        format!("taken to be {length}: jobs that run for more than {half} change their message once in that time");
     let finding = Finding::new("consumer_timeout", Health::Ok, what);
     if told > SHIPPED {
         return finding.hint(
