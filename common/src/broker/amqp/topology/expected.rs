@@ -1,5 +1,7 @@
 //! What whoever only looks expects to find, by name.
 
+use std::collections::BTreeSet;
+
 use super::{names, wanted};
 use crate::broker::amqp::Settings;
 use crate::job::{Band, Lane, Queue};
@@ -7,9 +9,9 @@ use crate::job::{Band, Lane, Queue};
 /// The exchanges and queues that jobs of these queues need, whatever their models.
 pub(in crate::broker::amqp) fn expected(queues: &[Queue], settings: &Settings) -> (Vec<String>, Vec<String>) {
     let exchanges = wanted::exchanges().into_iter().map(|exchange| exchange.name);
-    let own = queues.iter().flat_map(|queue| wanted::of_queue(queue, &[], settings));
-    let all = wanted::shared(settings).into_iter().chain(own).map(|queue| queue.name);
-    (exchanges.collect(), all.collect())
+    let all = queues.iter().flat_map(|queue| wanted::all(queue, &[], settings)).map(|queue| queue.name);
+    let once: BTreeSet<String> = all.collect();
+    (exchanges.collect(), once.into_iter().collect())
 }
 
 /// The name of a lane that every queue has.
