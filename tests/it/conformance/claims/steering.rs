@@ -216,6 +216,7 @@ pub(crate) async fn a_dead_job_of_the_ledgers_own_waits_elsewhere_once_it_is_red
     let anew = by.raise_anew(&message(&job)).await;
     worker.finds_nothing().await;
     assert_eq!(by.raise_anew(&message(&job)).await, anew);
+    assert!(f.backend.waiting(&anew.head.lane.queue, None, 10).await.unwrap().items.is_empty(), "its payload is here");
     let copy = by.run(&anew).await.retries().await;
     worker.finds_nothing().await;
     by.run(&copy).await.end(End::Succeeded).await;
