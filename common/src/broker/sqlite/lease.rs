@@ -123,6 +123,7 @@ pub(super) fn recover_expired(tx: &mut Tx<'_>) -> Result<u32, Fault> {
 pub(super) fn give_back(tx: &mut Tx<'_>, seq: i64) -> Result<(), Fault> {
     let Some(job) = job_or_bury(tx, seq)? else { return Ok(()) };
     if job.is_cancelled() {
+        tx.sql("UPDATE job SET deaths = deaths + 1 WHERE seq = ?1")?.execute([seq])?;
         return end_unrun(tx, &job, Why::Cancelled);
     }
     let (stage, at, since) = match job.away {

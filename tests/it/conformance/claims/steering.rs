@@ -74,6 +74,8 @@ pub(crate) async fn a_cancelled_job_whose_worker_died_ends(f: Fixture) {
     })
     .await;
     assert_eq!(told, ended_meanwhile(State::Cancelled));
+    assert_eq!(by.raise(&message).await, Raised::Restored { epoch: 0 });
+    assert_eq!(see(&f.broker, message.head.id).await.deaths, 1);
     recount(&f.broker, &batch("b")).await;
 }
 
@@ -232,6 +234,9 @@ pub(crate) async fn a_redrive_of_a_job_whose_message_still_waits_takes_its_end_b
     assert_eq!(by.raise(&message).await, Raised::Waiting);
     let counts = recount(&f.broker, &batch("b")).await;
     assert_eq!((counts.queued, counts.cancelled), (1, 0));
+    by.claims.cancel(&[message.head.id], &[]).await.unwrap();
+    assert_eq!(view(&f.broker, &batch("b")).await.usage.input_tokens, 7, "what it consumed is not forgotten");
+    assert_eq!(by.raise(&message).await, Raised::Restored { epoch: 0 });
     by.run(&copy).await.end(End::Succeeded).await;
     let found = view(&f.broker, &batch("b")).await;
     assert_eq!((found.counts.succeeded, found.usage.input_tokens), (1, 2 * 7));
