@@ -1,6 +1,6 @@
 //! Kill storms small enough for every run; the full ones are `tests/chaos`.
 
-use promptq_tests::chaos::{Plan, storm};
+use promptq_tests::chaos::{Ledger, Plan, storm};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_storm_of_kills_loses_nothing_and_pays_little_twice() {
@@ -11,5 +11,11 @@ async fn a_storm_of_kills_loses_nothing_and_pays_little_twice() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_storm_that_kills_redis_too_loses_nothing_and_pays_little_twice() {
     let report = storm(Plan { seed: 7, ..Plan::redis() }).await.unwrap();
+    assert!(report.broken.is_empty(), "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_storm_that_kills_rabbitmq_too_loses_nothing_and_pays_little_twice() {
+    let report = storm(Plan { seed: 7, ..Plan::rabbitmq(Ledger::Redis) }).await.unwrap();
     assert!(report.broken.is_empty(), "{report}");
 }

@@ -1,11 +1,11 @@
-//! The kill storm by hand: `tests/chaos [--backend sqlite|redis] [--jobs N] [--kills K] [--server-kills K] [--seed S]
-//! [--workers W] [--slots S]`.
+//! The kill storm by hand: `tests/chaos [--backend sqlite|redis|rabbitmq] [--ledger redis|sqlite] [--jobs N] [--kills K]
+//! [--server-kills K] [--pauses P] [--cuts C] [--alarms A] [--seed S] [--workers W] [--slots S]`.
 #![expect(clippy::print_stdout, reason = "what it measured is for people")]
 
 use std::process::ExitCode;
 
 use anyhow::Context;
-use promptq_tests::chaos::{Plan, Stage, storm};
+use promptq_tests::chaos::{Ledger, Plan, storm};
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
@@ -21,23 +21,34 @@ fn plan(arguments: &[String]) -> anyhow::Result<Plan> {
         let [flag, value] = pair else { anyhow::bail!("{} needs a value", pair.concat()) };
         pairs.push((flag.as_str(), value));
     }
-    let named = pairs.iter().rfind(|(flag, _)| *flag == "--backend");
-    let mut plan = match named.map_or(Ok(Stage::Sqlite), |(_, name)| name.parse())? {
-        Stage::Sqlite => Plan::sqlite(),
-        Stage::Redis => Plan::redis(),
+    let said = |name: &str| pairs.iter().rfind(|(flag, _)| *flag == name).map(|(_, value)| value.as_str());
+    let ledger = match said("--ledger") {
+        None | Some("redis") => Ledger::Redis,
+        Some("sqlite") => Ledger::Sqlite,
+        Some(other) => anyhow::bail!("{other:?} is no ledger of the storm; there are redis and sqlite"),
+    };
+    let mut plan = match said("--backend") {
+        None | Some("sqlite") => Plan::sqlite(),
+        Some("redis") => Plan::redis(),
+        Some("rabbitmq") => Plan::rabbitmq(ledger),
+        Some(other) => anyhow::bail!("{other:?} is no backend of the storm; there are sqlite, redis and rabbitmq"),
     };
     for (flag, value) in pairs {
         let bad = || format!("{flag} {value}: not a number");
         match flag {
-            "--backend" => {}
+            "--backend" | "--ledger" => {}
             "--jobs" => plan.jobs = value.parse().with_context(bad)?,
             "--kills" => plan.kills = value.parse().with_context(bad)?,
-            "--server-kills" => plan.server_kills = value.parse().with_context(bad)?,
+            "--server-kills" => plan.troubles.kills = value.parse().with_context(bad)?,
+            "--pauses" => plan.troubles.pauses = value.parse().with_context(bad)?,
+            "--cuts" => plan.troubles.cuts = value.parse().with_context(bad)?,
+            "--alarms" => plan.troubles.alarms = value.parse().with_context(bad)?,
             "--seed" => plan.seed = value.parse().with_context(bad)?,
             "--workers" => plan.workers = value.parse().with_context(bad)?,
             "--slots" => plan.slots = value.parse().with_context(bad)?,
             _ => {
-                let known = "--backend, --jobs, --kills, --server-kills, --seed, --workers, --slots";
+                let known = "--backend, --ledger, --jobs, --kills, --server-kills, --pauses, --cuts, --alarms, --seed, \
+                             --workers, --slots";
                 anyhow::bail!("{flag} is not known; there are {known}")
             }
         }

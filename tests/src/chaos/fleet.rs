@@ -35,16 +35,22 @@ struct Worker {
 /// What every worker is started with.
 #[derive(Debug)]
 struct Recipe {
-    broker: String,
+    /// Where the broker is.
+    places: Vec<(&'static str, String)>,
     home: PathBuf,
     plan: Plan,
     base_url: String,
 }
 
 impl Fleet {
-    pub(super) fn start(plan: &Plan, broker: &str, home: &Path, provider: &Provider) -> anyhow::Result<Self> {
+    pub(super) fn start(
+        plan: &Plan,
+        places: Vec<(&'static str, String)>,
+        home: &Path,
+        provider: &Provider,
+    ) -> anyhow::Result<Self> {
         let base_url = provider.base_url(0);
-        let command = Recipe { broker: broker.to_owned(), home: home.to_owned(), plan: *plan, base_url };
+        let command = Recipe { places, home: home.to_owned(), plan: *plan, base_url };
         let mut fleet = Self { command, workers: Vec::new(), started: 0 };
         for _ in 0..plan.workers {
             let worker = fleet.spawn()?;
@@ -63,7 +69,7 @@ impl Fleet {
     pub(super) fn revive(&mut self) -> anyhow::Result<()> {
         for at in 0..self.workers.len() {
             let Some(status) = self.workers[at].child.try_wait()? else { continue };
-            let excused = self.command.plan.server_kills > 0 && status.code() == Some(BROKER_LOST);
+            let excused = self.command.plan.troubles.count() > 0 && status.code() == Some(BROKER_LOST);
             ensure!(excused, "a worker left by itself with {status}: {}", self.tails());
             self.workers[at] = self.spawn()?;
         }
@@ -113,7 +119,7 @@ impl Recipe {
         let child = Command::new(binary("promptq-worker"))
             .env_clear()
             .env("HOME", &self.home)
-            .env("PROMPTQ_BROKER", &self.broker)
+            .envs(self.places.iter().map(|(name, value)| (*name, value)))
             .env("PROMPTQ__WORKER__CONCURRENCY", self.plan.slots.to_string())
             .env("PROMPTQ__WORKER__LEASE", format!("{}ms", self.plan.lease.as_millis()))
             .env("PROMPTQ__WORKER__HEARTBEAT", format!("{}ms", self.plan.lease.as_millis() / 3))

@@ -3,14 +3,16 @@
 
 mod fleet;
 mod promise;
+mod rabbit;
 mod report;
 mod server;
+mod trouble;
 mod watch;
 
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use promptq_common::broker::{Access, Broker};
+use promptq_common::broker::Broker;
 use promptq_common::job::{BatchName, Job, Queue};
 use promptq_common::work::Work;
 use rand::rngs::StdRng;
@@ -19,9 +21,12 @@ use tempfile::TempDir;
 
 use fleet::Fleet;
 use promise::Facts;
+pub use rabbit::Ledger;
 pub use report::Report;
 use server::Server;
 pub use server::Stage;
+pub use trouble::Troubles;
+use trouble::{Forecast, Trouble, Turn};
 use watch::Watch;
 
 use crate::provider::Provider;
@@ -43,8 +48,8 @@ pub struct Plan {
     pub between: Duration,
     /// Kills of a worker, at the least.
     pub kills: usize,
-    /// Kills of the broker, spread over the storm; none where it is no server.
-    pub server_kills: u64,
+    /// What happens to the broker, spread over the storm.
+    pub troubles: Troubles,
     /// Draws latencies and victims.
     pub seed: u64,
 }
@@ -54,36 +59,67 @@ impl Plan {
     pub fn sqlite() -> Self {
         let (lease, between) = (Duration::from_secs(5), Duration::from_secs(1));
         let (jobs, workers, slots, kills) = (20_000, 3, 8, 30);
-        Self { stage: Stage::Sqlite, jobs, workers, slots, lease, between, kills, server_kills: 0, seed: 1 }
+        Self {
+            stage: Stage::Sqlite,
+            jobs,
+            workers,
+            slots,
+            lease,
+            between,
+            kills,
+            troubles: Troubles::default(),
+            seed: 1,
+        }
     }
 
     /// The storm over a Redis that promises what it can: every write on its disk before it is answered.
     pub fn redis() -> Self {
         let (lease, between) = (Duration::from_secs(3), Duration::from_millis(300));
         let (jobs, workers, slots, kills) = (20_000, 4, 16, 60);
-        Self { stage: Stage::Redis, jobs, workers, slots, lease, between, kills, server_kills: 2, seed: 1 }
+        let troubles = Troubles { kills: 2, ..Troubles::default() };
+        Self { stage: Stage::Redis, jobs, workers, slots, lease, between, kills, troubles, seed: 1 }
+    }
+
+    /// The same over RabbitMQ.
+    pub fn rabbitmq(ledger: Ledger) -> Self {
+        Self { stage: Stage::RabbitMq(ledger), ..Self::redis() }
     }
 
     fn all_slots(&self) -> u64 {
         u64::from(self.slots) * self.workers as u64
     }
 
-    /// Ten times what the calls alone need, and a minute for starts and lost leases.
+    /// Ten times what the calls alone need, a minute for starts and lost leases, and half of one for each trouble.
     fn deadline(&self) -> Duration {
-        Duration::from_millis(self.jobs * 110 / self.all_slots() * 10) + Duration::from_secs(60)
+        let troubles = u32::try_from(self.troubles.count()).unwrap_or(u32::MAX);
+        Duration::from_millis(self.jobs * 110 / self.all_slots() * 10)
+            + Duration::from_secs(60 + 30 * u64::from(troubles))
     }
 }
 
-/// One kill.
+/// One kill, or what else happened to the broker.
 #[derive(Clone, Copy, Debug)]
 struct Kill {
     at: Instant,
-    /// The worker process and how many calls it had open; `None` for the broker.
-    victim: Option<(u64, u32)>,
+    victim: Victim,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Victim {
+    Worker {
+        generation: u64,
+        /// How many calls it had open.
+        open: u32,
+    },
+    Broker(Trouble),
 }
 
 /// Between two looks at the ledger.
 const LOOK: Duration = Duration::from_millis(20);
+
+/// How long copies of messages that met a claim may be on their way when every job has ended: a lease, and a few steps
+/// of the delay queues.
+const TIDY: Duration = Duration::from_secs(45);
 
 /// Storms. An error is about the storm itself; broken promises are in the report.
 ///
@@ -91,43 +127,50 @@ const LOOK: Duration = Duration::from_millis(20);
 /// When something of the storm cannot be started, or it is not over in time.
 pub async fn storm(plan: Plan) -> anyhow::Result<Report> {
     let home = TempDir::new()?;
-    let mut server = Server::start(plan.stage, home.path());
-    let broker = Broker::connect(&Access::new(&server.url())?).await?;
+    let mut server = Server::start(plan.stage, home.path()).await;
+    let broker = Broker::connect(&server.access()?).await?;
     let batch = BatchName::new("storm")?;
     submit(&broker, &batch, plan.jobs).await?;
     let provider = Provider::start(plan.seed, 20..=200).await?;
-    let mut fleet = Fleet::start(&plan, &server.url(), home.path(), &provider)?;
+    let mut fleet = Fleet::start(&plan, server.environment(), home.path(), &provider)?;
     let mut watch = Watch::new(&broker, &batch);
 
     let begun = Instant::now();
     let mut dice = StdRng::seed_from_u64(plan.seed);
-    let (mut kills, mut next_kill, mut server_kills) = (Vec::new(), begun + plan.between, 0);
+    let (mut kills, mut next_kill, mut forecast) = (Vec::new(), begun + plan.between, Forecast::of(plan.troubles));
     let mut look = tokio::time::interval(LOOK);
     while watch.ended() < plan.jobs {
         look.tick().await;
         watch.look().await?;
         fleet.revive()?;
         ensure!(begun.elapsed() < plan.deadline(), "not done in time: {}", fleet.tails());
-        if server_kills < plan.server_kills && watch.ended() * (plan.server_kills + 1) > plan.jobs * (server_kills + 1)
-        {
-            server_kills += 1;
-            kills.push(Kill { at: Instant::now(), victim: None });
-            server.kill_and_restart();
+        match forecast.turn(watch.ended(), plan.jobs) {
+            Some(Turn::Begin(trouble)) => {
+                kills.push(Kill { at: Instant::now(), victim: Victim::Broker(trouble) });
+                server.begin(trouble);
+            }
+            Some(Turn::End(trouble)) => server.end(trouble),
+            None => {}
         }
         // Towards the end there is nothing to fill the slots with, and a kill shows little.
         if Instant::now() >= next_kill && plan.jobs - watch.ended() > plan.all_slots() * 2 {
             let victim = dice.random_range(0..plan.workers);
             let generation = fleet.generation(victim);
-            kills.push(Kill { at: Instant::now(), victim: Some((generation, provider.open_calls(generation))) });
+            let open = provider.open_calls(generation);
+            kills.push(Kill { at: Instant::now(), victim: Victim::Worker { generation, open } });
             fleet.kill_and_restart(victim).await?;
             next_kill = Instant::now().max(next_kill + plan.between);
         }
     }
     let took = begun.elapsed();
+    if let Some(trouble) = forecast.present() {
+        server.end(trouble);
+    }
+    watch.until_tidy(TIDY).await?;
     fleet.stop().await?;
     let facts = Facts { plan, begun, calls: provider.calls(), kills };
     let mut faults = facts.broken_promises(&watch).await?;
-    faults.extend(server.faults());
+    faults.extend(server.faults(plan.jobs).await);
     Ok(Report::new(facts, took, faults))
 }
 

@@ -6,8 +6,9 @@ use std::time::Instant;
 use promptq_common::outcome::Body;
 use promptq_common::record::{Answer, End, Output, Record};
 
+use super::trouble::{Trouble, Troubles};
 use super::watch::{Watch, row};
-use super::{Kill, Plan};
+use super::{Kill, Plan, Victim};
 use crate::provider::Call;
 
 /// What was seen of a storm.
@@ -38,9 +39,9 @@ impl Facts {
         if busy * 4 < self.plan.slots {
             broken.push(format!("{busy} of {} slots busy at a kill (median): it was no storm", self.plan.slots));
         }
-        let server_kills = self.server_kills();
-        if server_kills < self.plan.server_kills {
-            broken.push(format!("the broker was killed {server_kills} times only"));
+        let (had, planned) = (self.troubles(), self.plan.troubles);
+        if had != planned {
+            broken.push(format!("the broker had {had} only, of {planned}"));
         }
         broken.extend(self.wrong_counts(watch).await?);
         Ok(broken)
@@ -48,11 +49,26 @@ impl Facts {
 
     /// How many calls each killed worker had open.
     pub(super) fn open_at_kills(&self) -> Vec<u32> {
-        self.kills.iter().filter_map(|kill| kill.victim).map(|(_, open)| open).collect()
+        let open = |kill: &Kill| match kill.victim {
+            Victim::Worker { open, .. } => Some(open),
+            Victim::Broker(_) => None,
+        };
+        self.kills.iter().filter_map(open).collect()
     }
 
-    pub(super) fn server_kills(&self) -> u64 {
-        self.kills.iter().filter(|kill| kill.victim.is_none()).count() as u64
+    /// What happened to the broker.
+    pub(super) fn troubles(&self) -> Troubles {
+        let mut troubles = Troubles::default();
+        for kill in &self.kills {
+            match kill.victim {
+                Victim::Worker { .. } => {}
+                Victim::Broker(Trouble::Kill) => troubles.kills += 1,
+                Victim::Broker(Trouble::Pause) => troubles.pauses += 1,
+                Victim::Broker(Trouble::Cut) => troubles.cuts += 1,
+                Victim::Broker(Trouble::Alarm) => troubles.alarms += 1,
+            }
+        }
+        troubles
     }
 
     /// All that happened to one job, and every kill of a worker that called for it.
@@ -65,11 +81,11 @@ impl Facts {
         }
         for kill in &self.kills {
             match kill.victim {
-                None => events.push((kill.at, "the broker is killed".to_owned())),
-                Some((worker, _)) if calls.iter().any(|call| call.generation == worker) => {
-                    events.push((kill.at, format!("worker {worker} is killed")));
+                Victim::Broker(trouble) => events.push((kill.at, format!("the broker: {trouble:?}"))),
+                Victim::Worker { generation, .. } if calls.iter().any(|call| call.generation == generation) => {
+                    events.push((kill.at, format!("worker {generation} is killed")));
                 }
-                Some(_) => {}
+                Victim::Worker { .. } => {}
             }
         }
         events.sort_unstable();
@@ -160,7 +176,7 @@ mod tests {
             submit(&broker, &batch(), 1).await.unwrap();
             let begun = Instant::now();
             let plan = Plan { jobs: 1, workers: 1, slots: 2, kills: 1, ..Plan::sqlite() };
-            let kills = vec![Kill { at: begun, victim: Some((1, 2)) }];
+            let kills = vec![Kill { at: begun, victim: Victim::Worker { generation: 1, open: 2 } }];
             Self { broker, facts: Facts { plan, begun, calls: Vec::new(), kills }, seen: None }
         }
 
@@ -232,11 +248,11 @@ mod tests {
     #[tokio::test]
     async fn a_storm_that_was_none_is_noticed() {
         let mut case = Case::new().await.ends(End::Succeeded, "\"answer 1\"").await;
-        case.facts.kills = vec![Kill { at: case.facts.begun, victim: Some((1, 0)) }];
+        case.facts.kills = vec![Kill { at: case.facts.begun, victim: Victim::Worker { generation: 1, open: 0 } }];
         assert!(case.faults().await.contains("it was no storm"));
         case.facts.kills.clear();
         assert!(case.faults().await.contains("only 0 kills"));
-        case.facts.plan.server_kills = 1;
-        assert!(case.faults().await.contains("the broker was killed 0 times only"));
+        case.facts.plan.troubles.cuts = 1;
+        assert!(case.faults().await.contains("the broker had 0 kills, 0 pauses, 0 cuts, 0 alarms only"));
     }
 }

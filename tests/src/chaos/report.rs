@@ -34,7 +34,7 @@ impl fmt::Display for Report {
         let kills = open.len();
         writeln!(f, "{:?}: jobs {} in {:.1} s, seed {}", plan.stage, plan.jobs, self.took.as_secs_f64(), plan.seed)?;
         writeln!(f, "kills {kills} of {} workers with {} slots", plan.workers, plan.slots)?;
-        writeln!(f, "kills of the broker {}", self.facts.server_kills())?;
+        writeln!(f, "the broker: {}", self.facts.troubles())?;
         writeln!(f, "slots busy at a kill: median {}", median(&open))?;
         writeln!(f, "calls {calls}, extra {extra}, {:.2} for each kill", extra as f64 / kills.max(1) as f64)?;
         match self.broken.len() {

@@ -1,8 +1,11 @@
-//! What stands behind the queue in a storm, and how it is killed.
+//! What stands behind the queue in a storm, and what is done to it.
 
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
+use promptq_common::broker::Access;
+
+use super::rabbit::{Ledger, Rabbit};
+use super::trouble::Trouble;
 use crate::redis::{Options, RedisServer};
 
 /// Which broker a storm goes over.
@@ -12,6 +15,8 @@ pub enum Stage {
     Sqlite,
     /// A Redis of its own, with every write on the disk before it is answered.
     Redis,
+    /// A RabbitMQ of its own, and what keeps its records.
+    RabbitMq(Ledger),
 }
 
 /// The broker of one storm.
@@ -19,48 +24,57 @@ pub enum Stage {
 pub(super) enum Server {
     Sqlite(PathBuf),
     Redis(Box<RedisServer>),
-}
-
-impl FromStr for Stage {
-    type Err = anyhow::Error;
-
-    fn from_str(name: &str) -> anyhow::Result<Self> {
-        match name {
-            "sqlite" => Ok(Self::Sqlite),
-            "redis" => Ok(Self::Redis),
-            _ => anyhow::bail!("{name:?} is no backend of the storm; there are sqlite and redis"),
-        }
-    }
+    RabbitMq(Box<Rabbit>),
 }
 
 impl Server {
-    pub(super) fn start(stage: Stage, home: &Path) -> Self {
+    pub(super) async fn start(stage: Stage, home: &Path) -> Self {
         match stage {
             Stage::Sqlite => Self::Sqlite(home.join("q.db")),
             Stage::Redis => Self::Redis(Box::new(RedisServer::start(Options::durable()))),
+            Stage::RabbitMq(ledger) => Self::RabbitMq(Box::new(Rabbit::start(ledger, home).await)),
         }
     }
 
-    pub(super) fn url(&self) -> String {
+    /// For the storm itself, which no network is between.
+    pub(super) fn access(&self) -> anyhow::Result<Access> {
+        Ok(match self {
+            Self::Sqlite(path) => Access::new(&format!("sqlite://{}", path.display()))?,
+            Self::Redis(server) => Access::new(&server.url())?,
+            Self::RabbitMq(rabbit) => rabbit.access()?,
+        })
+    }
+
+    /// What tells workers where it is.
+    pub(super) fn environment(&self) -> Vec<(&'static str, String)> {
         match self {
-            Self::Sqlite(path) => format!("sqlite://{}", path.display()),
-            Self::Redis(server) => server.url(),
+            Self::Sqlite(path) => vec![("PROMPTQ_BROKER", format!("sqlite://{}", path.display()))],
+            Self::Redis(server) => vec![("PROMPTQ_BROKER", server.url())],
+            Self::RabbitMq(rabbit) => rabbit.environment(),
         }
     }
 
-    /// What does not fit together in it, where one can look.
-    pub(super) fn faults(&self) -> Vec<String> {
+    /// What does not fit together in it after so many jobs, where one can look.
+    pub(super) async fn faults(&mut self, jobs: u64) -> Vec<String> {
         match self {
             Self::Sqlite(_) => Vec::new(),
             Self::Redis(server) => server.faults(),
+            Self::RabbitMq(rabbit) => rabbit.faults(jobs).await,
         }
     }
 
-    /// Kills it with -9 and starts it again on its data; a file is no process.
-    pub(super) fn kill_and_restart(&mut self) {
-        match self {
-            Self::Sqlite(_) => {}
-            Self::Redis(server) => tokio::task::block_in_place(|| server.restart()),
+    /// Does it to the broker; a file is no process, and only RabbitMQ knows more than being killed.
+    pub(super) fn begin(&mut self, trouble: Trouble) {
+        match (self, trouble) {
+            (Self::Redis(server), Trouble::Kill) => tokio::task::block_in_place(|| server.restart()),
+            (Self::RabbitMq(rabbit), trouble) => rabbit.begin(trouble),
+            (Self::Sqlite(_) | Self::Redis(_), _) => {}
+        }
+    }
+
+    pub(super) fn end(&mut self, trouble: Trouble) {
+        if let Self::RabbitMq(rabbit) = self {
+            rabbit.end(trouble);
         }
     }
 }

@@ -80,6 +80,19 @@ impl<'a> Watch<'a> {
         self.broker.depth(&Queue::standard()).await
     }
 
+    /// Waits until nothing waits or runs any more, for this long at the most.
+    pub(super) async fn until_tidy(&self, patience: Duration) -> Result<()> {
+        let begun = Instant::now();
+        loop {
+            match self.depth().await {
+                Err(error) if !error.is_transient() || begun.elapsed() > patience => return Err(error),
+                Ok(Depth { ready: 0, delayed: 0, running: 0, .. }) => return Ok(()),
+                Ok(_) if begun.elapsed() > patience => return Ok(()),
+                Ok(_) | Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        }
+    }
+
     async fn page(&self, from: Cursor) -> Result<Results> {
         self.broker.ledger().results(&Scope::Batch(self.batch.clone()), from, PAGE).await
     }

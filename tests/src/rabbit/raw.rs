@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use lapin::options::{
-    BasicAckOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions,
+    BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions,
+    QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
@@ -12,6 +14,8 @@ use tokio::time::timeout;
 
 /// Longer than any call of a test takes.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// A queue that gives nothing for so long is empty.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// A connection with one channel.
 #[derive(Debug)]
@@ -92,6 +96,19 @@ impl RawClient {
         let got = patiently(self.channel.basic_get(queue.into(), BasicGetOptions::default())).await?;
         patiently(got.delivery.ack(BasicAckOptions::default())).await;
         Some(RawMessage::of(&got.delivery))
+    }
+
+    /// Takes everything out of a queue, and gives the ids alone: for thousands of messages.
+    pub async fn drain(&self, queue: &str) -> Vec<String> {
+        let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
+        let consuming = self.channel.basic_consume(queue.into(), "drain".into(), options, FieldTable::default());
+        let mut consumer = patiently(consuming).await;
+        let mut ids = Vec::new();
+        while let Ok(Some(delivery)) = timeout(QUIET, consumer.next()).await {
+            let delivery = delivery.expect("a delivery");
+            ids.extend(delivery.properties.message_id().as_ref().map(|id| id.as_str().to_owned()));
+        }
+        ids
     }
 
     /// Takes everything out of a queue.
