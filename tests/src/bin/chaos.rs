@@ -1,8 +1,9 @@
 //! The kill storm by hand: `tests/chaos [--backend sqlite|redis|rabbitmq] [--ledger redis|sqlite] [--jobs N] [--kills K]
-//! [--server-kills K] [--pauses P] [--cuts C] [--alarms A] [--seed S] [--workers W] [--slots S]`.
+//! [--between MS] [--server-kills K] [--pauses P] [--cuts C] [--alarms A] [--seed S] [--workers W] [--slots S]`.
 #![expect(clippy::print_stdout, reason = "what it measured is for people")]
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use promptq_tests::chaos::{Ledger, Plan, storm};
@@ -39,6 +40,7 @@ fn plan(arguments: &[String]) -> anyhow::Result<Plan> {
             "--backend" | "--ledger" => {}
             "--jobs" => plan.jobs = value.parse().with_context(bad)?,
             "--kills" => plan.kills = value.parse().with_context(bad)?,
+            "--between" => plan.between = Duration::from_millis(value.parse().with_context(bad)?),
             "--server-kills" => plan.troubles.kills = value.parse().with_context(bad)?,
             "--pauses" => plan.troubles.pauses = value.parse().with_context(bad)?,
             "--cuts" => plan.troubles.cuts = value.parse().with_context(bad)?,
@@ -47,8 +49,8 @@ fn plan(arguments: &[String]) -> anyhow::Result<Plan> {
             "--workers" => plan.workers = value.parse().with_context(bad)?,
             "--slots" => plan.slots = value.parse().with_context(bad)?,
             _ => {
-                let known = "--backend, --ledger, --jobs, --kills, --server-kills, --pauses, --cuts, --alarms, --seed, \
-                             --workers, --slots";
+                let known = "--backend, --ledger, --jobs, --kills, --between, --server-kills, --pauses, --cuts, --alarms, \
+                             --seed, --workers, --slots";
                 anyhow::bail!("{flag} is not known; there are {known}")
             }
         }

@@ -80,9 +80,10 @@ impl Plan {
         Self { stage: Stage::Redis, jobs, workers, slots, lease, between, kills, troubles, seed: 1 }
     }
 
-    /// The same over RabbitMQ.
+    /// The same over RabbitMQ. A worker has to find its queues before it works, so that it gets more time to live.
     pub fn rabbitmq(ledger: Ledger) -> Self {
-        Self { stage: Stage::RabbitMq(ledger), ..Self::redis() }
+        let (between, kills) = (Duration::from_secs(1), 20);
+        Self { stage: Stage::RabbitMq(ledger), between, kills, ..Self::redis() }
     }
 
     fn all_slots(&self) -> u64 {

@@ -65,9 +65,7 @@ impl Rabbit {
 
     /// What tells workers where everything is.
     pub(super) fn environment(&self) -> Vec<(&'static str, String)> {
-        let port = self.server().port();
-        let url = self.host.url().replace(&format!(":{port}/"), &format!(":{}/", self.proxy.port()));
-        let broker = format!("{url}?heartbeat={}s", HEARTBEAT.as_secs());
+        let broker = format!("{}?heartbeat={}s", self.host.url_through(self.proxy.port()), HEARTBEAT.as_secs());
         vec![("PROMPTQ_BROKER", broker), ("PROMPTQ_LEDGER", self.ledger_url())]
     }
 
