@@ -128,6 +128,12 @@ impl Hand {
         self.child.as_mut().expect("it was not asked to leave").try_wait().expect("its state can be read").is_none()
     }
 
+    /// How it ended by itself, if it did; `Some(None)` by a signal.
+    pub fn code(&mut self) -> Option<Option<i32>> {
+        let status = self.child.as_mut().expect("it was not asked to leave").try_wait().expect("its state can be read");
+        status.map(|status| status.code())
+    }
+
     /// What it said.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()

@@ -12,7 +12,7 @@ use promptq_tests::site::{Setup, Site, jobs, put, see, until};
 use super::{SHORT, all_end_once, called};
 
 /// The variables that put a program's clock off by so much; its sense of how time passes stays right.
-fn clock(offset: &str) -> Vec<(String, String)> {
+pub(super) fn clock(offset: &str) -> Vec<(String, String)> {
     let output = Command::new("faketime").args(["-f", "+0", "env"]).output();
     let output = output.unwrap_or_else(|error| panic!("faketime: {error}; run: apt-get install faketime"));
     let said = String::from_utf8_lossy(&output.stdout).into_owned();

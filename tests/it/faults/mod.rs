@@ -1,10 +1,11 @@
-//! What can go wrong around a fleet on Redis, as processes meet it: each promise held by counting, from outside, who
+//! What can go wrong around a fleet on Redis, and (`rabbit/`) on RabbitMQ, as processes meet it: each promise held by counting, from outside, who
 //! called the provider for what.
 
 mod clock;
 mod disk;
 mod network;
 mod pause;
+mod rabbit;
 mod restart;
 mod trouble;
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use lapin::options::{
     BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions,
-    QueueDeclareOptions,
+    QueueDeclareOptions, QueueDeleteOptions,
 };
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
@@ -77,6 +77,11 @@ impl RawClient {
         let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
         let declared = timeout(PATIENCE, self.channel.queue_declare(queue.into(), options, table)).await;
         declared.expect("RabbitMQ answers").map(drop).map_err(|error| error.to_string())
+    }
+
+    /// Deletes a queue with everything in it.
+    pub async fn delete(&self, queue: &str) {
+        patiently(self.channel.queue_delete(queue.into(), QueueDeleteOptions::default())).await;
     }
 
     /// Publishes and waits until it is confirmed; false when no queue took it.
