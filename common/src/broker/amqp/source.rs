@@ -125,6 +125,10 @@ impl AmqpSource {
     /// Puts what was delivered where it waits to be opened.
     fn take_in(&mut self, arrival: Arrival) {
         let Arrival { queue, delivery, count } = arrival;
+        if !delivery.acker.usable() {
+            // Its channel is lost: the message itself comes again, here or elsewhere.
+            return;
+        }
         let (held, redelivered) = (queue == self.hold, delivery.redelivered);
         let slip = Slip::new(delivery.acker.clone(), &count);
         let named = self.lanes.get(&queue).map(|lane| lane.lane.queue.clone());
@@ -161,6 +165,10 @@ impl AmqpSource {
 
     /// Has the ledger open as many of the waiting messages as are wanted beyond what is on its way already.
     fn choose(&mut self, want: &Want) {
+        for lane in self.lanes.values_mut() {
+            // Those of a lost channel are with others by now.
+            lane.waiting.retain(|item| item.slip.is_usable());
+        }
         let total = want.total.saturating_sub(self.asked).saturating_sub(u32::try_from(self.ready.len()).unwrap_or(0));
         if total == 0 || self.lanes.values().all(|lane| lane.waiting.is_empty()) {
             return;
@@ -357,6 +365,7 @@ impl Source for AmqpSource {
                 }
                 if deliveries.is_empty() {
                     self.desk.post.check()?;
+                    self.tap.check()?;
                 }
                 return Ok(Leased { deliveries, lanes_seen: self.lanes_seen() });
             }

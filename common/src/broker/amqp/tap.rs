@@ -15,7 +15,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::link::Link;
-use super::topology;
+use super::{fault, topology};
+use crate::error::{Error, Result};
 
 /// How many deliveries may wait between the consumers and the source; those beyond wait in the driver, within the prefetch.
 const WAITING: usize = 1_024;
@@ -42,8 +43,12 @@ pub(super) struct Tap {
     plan: watch::Sender<Plan>,
     arrivals: mpsc::Receiver<Arrival>,
     counts: Counts,
+    refused: Refused,
     task: JoinSet<()>,
 }
+
+/// Why the server does not let us consume, while it does not.
+type Refused = Arc<Mutex<Option<Error>>>;
 
 /// Unanswered deliveries by queue, of the present channel.
 type Counts = Arc<Mutex<HashMap<Arc<str>, Arc<AtomicU32>>>>;
@@ -53,9 +58,9 @@ impl Tap {
     pub(super) fn open(link: Link) -> Self {
         let (plan, plans) = watch::channel(Plan::new());
         let (sender, arrivals) = mpsc::channel(WAITING);
-        let (counts, mut task) = (Counts::default(), JoinSet::new());
-        task.spawn(run(link, plans, sender, Arc::clone(&counts)));
-        Self { plan, arrivals, counts, task }
+        let (counts, refused, mut task) = (Counts::default(), Refused::default(), JoinSet::new());
+        task.spawn(run(link, plans, sender, Arc::clone(&counts), Arc::clone(&refused)));
+        Self { plan, arrivals, counts, refused, task }
     }
 
     /// Consumes this from now on.
@@ -82,6 +87,15 @@ impl Tap {
         self.arrivals.try_recv().ok()
     }
 
+    /// Whether the server lets us consume.
+    ///
+    /// # Errors
+    /// Why it does not; it is asked again all the while.
+    pub(super) fn check(&self) -> Result<()> {
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        refused.as_ref().map_or(Ok(()), |why| Err(why.shared()))
+    }
+
     /// How many deliveries of a queue are not answered for.
     pub(super) fn unanswered(&self, queue: &str) -> u32 {
         let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -99,7 +113,13 @@ impl Tap {
 }
 
 /// One channel after another, until nobody plans any more.
-async fn run(link: Link, mut plans: watch::Receiver<Plan>, out: mpsc::Sender<Arrival>, counts: Counts) {
+async fn run(
+    link: Link,
+    mut plans: watch::Receiver<Plan>,
+    out: mpsc::Sender<Arrival>,
+    counts: Counts,
+    refused: Refused,
+) {
     loop {
         // Without a queue to consume there is nothing a channel is needed for.
         while plans.borrow_and_update().is_empty() {
@@ -115,6 +135,7 @@ async fn run(link: Link, mut plans: watch::Receiver<Plan>, out: mpsc::Sender<Arr
                     channel,
                     out: &out,
                     counts: &counts,
+                    refused: &refused,
                     open: HashMap::new(),
                     streams: JoinSet::new(),
                     tags: 0,
@@ -128,7 +149,7 @@ async fn run(link: Link, mut plans: watch::Receiver<Plan>, out: mpsc::Sender<Arr
         }
         tokio::select! {
             changed = async { while plans.changed().await.is_ok() {} } => return changed,
-            () = tokio::time::sleep(REST / 4) => {}
+            () = tokio::time::sleep(REST) => {}
         }
     }
 }
@@ -139,6 +160,7 @@ struct Pipes<'a> {
     channel: Channel,
     out: &'a mpsc::Sender<Arrival>,
     counts: &'a Counts,
+    refused: &'a Refused,
     open: HashMap<Arc<str>, Pipe>,
     /// Each ends with the queue and tag it was for.
     streams: JoinSet<(Arc<str>, String)>,
@@ -156,11 +178,12 @@ impl Pipes<'_> {
         use std::ops::ControlFlow::{Break, Continue};
         loop {
             let plan = plans.borrow_and_update().clone();
-            let Ok(missing) = self.follow(&plan).await.inspect_err(|error| {
-                tracing::warn!(%error, "RabbitMQ does not let us consume; trying again");
-            }) else {
-                return Continue(());
-            };
+            let followed = self.follow(&plan).await;
+            // A lost connection says so itself.
+            let why = followed.as_ref().err().filter(|error| fault::code(error).is_some());
+            *self.refused.lock().unwrap_or_else(PoisonError::into_inner) =
+                why.map(|error| self.link.peer().lift("consume from RabbitMQ", error));
+            let Ok(missing) = followed else { return Continue(()) };
             tokio::select! {
                 changed = plans.changed() => if changed.is_err() {
                     return Break(());
