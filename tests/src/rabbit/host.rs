@@ -1,13 +1,17 @@
 //! A virtual host of a test's own: its users, and what is in its queues as the server itself knows it.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use rand::RngExt as _;
 
-use super::node::Node;
+use super::node::{Node, wait_a_little};
 
 /// What the tests' users log in with.
 const PASSWORD: &str = "of-a-test-and-nothing-else";
+
+/// How long every queue may take to have a leader.
+const READY: Duration = Duration::from_secs(20);
 
 /// Every queue of a virtual host, a line each: name, type, ready, unacknowledged, consumers, arguments. Quorum queues
 /// show their counts late, so these are asked for what they hold.
@@ -108,7 +112,16 @@ impl VirtualHost {
 
     /// Its queues, by name.
     pub fn queues(&self) -> Vec<QueueSeen> {
-        let said = self.must(&format!("Host = {},{QUEUES}", self.quoted()));
+        let asked = format!("Host = {},{QUEUES}", self.quoted());
+        let began = Instant::now();
+        let said = loop {
+            match self.node.evaluate(&asked) {
+                // A queue that is being declared, or recovered, has no leader yet.
+                Err(why) if why.contains("noproc") && began.elapsed() < READY => wait_a_little(),
+                Ok(said) => break said,
+                Err(_) => break self.must(&asked),
+            }
+        };
         let mut queues: Vec<_> = said.lines().map(QueueSeen::read).collect();
         queues.sort_by(|one, other| one.name.cmp(&other.name));
         queues

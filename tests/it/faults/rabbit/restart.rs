@@ -66,7 +66,7 @@ async fn every_confirmed_job_is_there_after_a_kill() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn jobs_that_run_meanwhile_are_attached_to_their_messages() {
-    let mut farm = Farm::private(12_000..=12_000).await;
+    let mut farm = Farm::private(25_000..=25_000).await;
     put(&farm.broker().await, &jobs(1..=4)).await;
     let worker = farm.worker(1, &Setup { slots: 4, ..farm.setup() });
     called(&farm, 4).await;
@@ -79,7 +79,7 @@ async fn jobs_that_run_meanwhile_are_attached_to_their_messages() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_worker_that_gets_their_messages_is_told_that_they_are_taken() {
-    let mut farm = Farm::private(12_000..=12_000).await;
+    let mut farm = Farm::private(25_000..=25_000).await;
     put(&farm.broker().await, &jobs(1..=4)).await;
     let setup = Setup { slots: 4, lease: Duration::from_secs(6), ..farm.setup() };
     let busy = farm.worker(1, &setup);
