@@ -2,6 +2,7 @@
 
 mod doctor;
 mod rights;
+mod topology;
 
 use std::path::{Path, PathBuf};
 

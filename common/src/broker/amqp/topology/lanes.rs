@@ -162,20 +162,18 @@ mod tests {
 
     #[tokio::test]
     async fn one_process_at_a_time_changes_the_lanes_and_a_note_of_another_making_is_told() {
-        let ledger = crate::broker::memory::Memory::new();
+        let broker = crate::broker::Broker::memory();
+        let ledger = broker.ledger();
         let queue = Queue::standard();
         let note = Note { whole: true, models: vec!["m".to_owned()], ..Note::default() };
-        write(&ledger, &queue, &note).await.unwrap();
-        assert_eq!(
-            (read(&ledger, &queue).await.unwrap(), models(&ledger, &queue).await.unwrap()),
-            (note, names(&["m"]))
-        );
-        let first = Change::begin(&ledger, &queue).await.unwrap();
-        let second = Change { ledger: &ledger, queue: &queue, owner: WorkerId::random("declare") };
+        write(ledger, &queue, &note).await.unwrap();
+        assert_eq!((read(ledger, &queue).await.unwrap(), models(ledger, &queue).await.unwrap()), (note, names(&["m"])));
+        let first = Change::begin(ledger, &queue).await.unwrap();
+        let second = Change { ledger, queue: &queue, owner: WorkerId::random("declare") };
         assert!(first.holds().await.unwrap() && !second.holds().await.unwrap());
         first.end().await.unwrap();
         assert!(second.holds().await.unwrap());
         ledger.set_note(&place(&queue), Some("[]")).await.unwrap();
-        assert_eq!(models(&ledger, &queue).await.unwrap_err().kind(), Kind::Corrupt);
+        assert_eq!(models(ledger, &queue).await.unwrap_err().kind(), Kind::Corrupt);
     }
 }

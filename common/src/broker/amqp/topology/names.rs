@@ -64,9 +64,10 @@ pub(in crate::broker::amqp) fn delay_queue(level: Duration) -> String {
     format!("{DELAY}.{}", level.as_millis())
 }
 
-/// The header that sends a message to this level. The server compares its type as well.
+/// The header that sends a message to this level: its milliseconds as text, because the server compares types as well,
+/// and drivers differ in which kind of number they send.
 pub(in crate::broker::amqp) fn delay_header(level: Duration) -> (&'static str, AMQPValue) {
-    ("pq-delay", AMQPValue::LongLongInt(i64::try_from(level.as_millis()).unwrap_or(i64::MAX)))
+    ("pq-delay", AMQPValue::LongString(level.as_millis().to_string().into()))
 }
 
 /// Whether a queue of this name is promptq's own, of whatever version: begins with `pq<digits>.`.
