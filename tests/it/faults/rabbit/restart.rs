@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use promptq_common::job::{Job, JobId};
 use promptq_tests::farm::{Farm, LANE};
+use promptq_tests::proxy::{Network, Proxy};
 use promptq_tests::rabbit::RawClient;
 use promptq_tests::site::{Setup, jobs, put, records, until};
 use tokio::task::JoinSet;
@@ -79,16 +80,23 @@ async fn jobs_that_run_meanwhile_are_attached_to_their_messages() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_worker_that_gets_their_messages_is_told_that_they_are_taken() {
-    let mut farm = Farm::private(25_000..=25_000).await;
+    let farm = Farm::shared(12_000..=12_000).await;
+    let proxy = Proxy::before(farm.rabbit.port()).await;
     put(&farm.broker().await, &jobs(1..=4)).await;
-    let setup = Setup { slots: 4, lease: Duration::from_secs(6), ..farm.setup() };
-    let busy = farm.worker(1, &setup);
+    let lease = Duration::from_secs(6);
+    let busy = farm.worker(1, &Setup { slots: 4, lease, ..farm.setup_through(proxy.port()) });
     called(&farm, 4).await;
-    let idle = farm.worker(2, &setup);
+    let idle = farm.worker(2, &Setup { slots: 4, lease, ..farm.setup() });
     until("it waits for jobs", async || idle.log().contains("taking jobs").then_some(())).await;
-    farm.restart();
+    proxy.set(Network::Cut);
+    until("the other one has them wait", async || {
+        (tokio::task::block_in_place(|| farm.host.counts("pq1.delay.")).0 > 2).then_some(())
+    })
+    .await;
+    assert!(records(&farm.ledger().await).await.is_empty(), "they still run");
     let records = all_paid_once(&farm, 4).await;
     assert!(records.iter().all(|record| record.worker.as_ref().is_some_and(|worker| worker.starts_with("w1-"))));
+    proxy.set(Network::Whole);
     busy.leaves();
     idle.leaves();
 }
