@@ -11,7 +11,9 @@ use promptq_common::broker::redis::Redis;
 use promptq_common::broker::sqlite::Sqlite;
 use promptq_common::broker::{Access, Backend, Broker, Source, Terms, WorkerId};
 use promptq_common::job::Queue;
+use promptq_common::ledger::object::{Ages, ObjectLedger};
 use promptq_common::ledger::{Claims, Ledger};
+use promptq_common::store::Store;
 use rand::RngExt;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
@@ -46,6 +48,7 @@ enum Home {
     Sqlite(TempDir),
     Redis { server: RedisServer, _flushing: JoinSet<()> },
     Rabbit(Box<Carrier>),
+    Objects { store: Store, _folder: Option<TempDir> },
 }
 
 impl Fixture {
@@ -82,6 +85,30 @@ impl Fixture {
             }
         });
         Self::on_redis(flushing, server).await
+    }
+
+    /// Messages of nowhere over a ledger in object storage, which is asked anew each time. There is no broker: what is
+    /// below the facade is an empty memory.
+    pub async fn object_memory() -> Self {
+        Self::on_objects(Store::memory()).await
+    }
+
+    /// The same in a local folder.
+    pub async fn object_folder() -> Self {
+        let folder = TempDir::new().expect("a temporary folder");
+        let store = Store::open(&format!("file://{}", folder.path().display())).await.expect("a folder");
+        Self::over_objects(store, Some(folder)).await
+    }
+
+    /// The same over this store.
+    pub async fn on_objects(store: Store) -> Self {
+        Self::over_objects(store, None).await
+    }
+
+    async fn over_objects(store: Store, folder: Option<TempDir>) -> Self {
+        let ledger = Arc::new(objects(&store).await);
+        let claims: Arc<dyn Claims> = Arc::clone(&ledger) as Arc<dyn Claims>;
+        Self::over(Arc::new(Memory::new()), ledger, Some(claims), Home::Objects { store, _folder: folder })
     }
 
     async fn on_redis(flushing: JoinSet<()>, server: RedisServer) -> Self {
@@ -134,13 +161,14 @@ impl Fixture {
                 let (backend, claims) = carrier.connect().await;
                 Broker::new(backend, claims)
             }
+            Home::Objects { store, .. } => Broker::new(Arc::new(Memory::new()), Arc::new(objects(store).await)),
         }
     }
 
     /// The embedded file, if there is one.
     pub fn path(&self) -> Option<PathBuf> {
         match &self.home {
-            Home::Memory | Home::Redis { .. } | Home::Rabbit(_) => None,
+            Home::Memory | Home::Redis { .. } | Home::Rabbit(_) | Home::Objects { .. } => None,
             Home::Sqlite(folder) => Some(folder.path().join("q.db")),
         }
     }
@@ -151,7 +179,7 @@ impl Fixture {
             _ if std::thread::panicking() => Vec::new(),
             Home::Redis { server, .. } => server.faults(),
             Home::Rabbit(carrier) => carrier.faults(),
-            Home::Memory | Home::Sqlite(_) => Vec::new(),
+            Home::Memory | Home::Sqlite(_) | Home::Objects { .. } => Vec::new(),
         }
     }
 
@@ -211,6 +239,10 @@ async fn redis(server: &RedisServer) -> Redis {
     // With the rights that are shipped and no other: so every case shows that they are enough.
     let access = Access::new(&server.url_of("promptq")).expect("an address");
     Redis::connect(&access).await.unwrap_or_else(|error| panic!("connects: {error:?}\n{}", server.log()))
+}
+
+async fn objects(store: &Store) -> ObjectLedger {
+    ObjectLedger::open_with(store.clone(), Ages::NONE).await.expect("a store that can be written to")
 }
 
 /// What a fresh worker subscribes with.

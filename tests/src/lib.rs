@@ -10,6 +10,7 @@ pub mod farm;
 pub mod fixture;
 pub mod llm;
 pub mod messages;
+pub mod moto;
 pub mod process;
 pub mod provider;
 pub mod proxy;

@@ -2,6 +2,7 @@
 //! Redis and SQLite brokers are their own ledger; `claims` is how another broker writes into one.
 
 mod claims;
+pub mod object;
 
 pub use claims::{Asked, Claims, Opened, Raised, Registered};
 

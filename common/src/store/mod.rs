@@ -2,8 +2,13 @@
 //! Which URL is which service is `connect.rs`; how a local folder is written durably is `folder.rs`.
 
 mod connect;
+#[cfg(test)]
+pub(crate) mod faulty;
 mod folder;
+mod list;
 mod upload;
+
+pub use list::{Listed, Tagged};
 
 use std::fmt::Write as _;
 use std::path::Path as FilePath;
@@ -141,25 +146,19 @@ impl Store {
         match self.get(key, upload::PART as u64).await {
             Ok(Some(found)) if found == bytes => Ok(PutNew::Ours),
             Ok(Some(found)) => Ok(PutNew::Theirs(found)),
+            // Some services say so of two creations at the same time, though neither has succeeded.
+            Ok(None) if error.kind() == Kind::Conflict => {
+                Err(Error::new(Kind::Unavailable, OP, "another creation is under way").because(error))
+            }
+            // Nobody can say yet whose it is.
+            Err(unread) if error.kind() == Kind::Conflict => Err(unread),
             Ok(None) | Err(_) => Err(error),
         }
     }
 
     /// Reads an object whole, at most `limit` bytes (else `TooLarge`); `None` when there is none.
     pub async fn get(&self, key: &str, limit: u64) -> Result<Option<Vec<u8>>> {
-        const OP: &str = "read an object";
-        let path = self.path(key)?;
-        let found = match self.objects.get(&path).await {
-            Ok(found) => found,
-            Err(object_store::Error::NotFound { .. }) => return Ok(None),
-            Err(error) => return Err(failed(OP, &path, error)),
-        };
-        if found.meta.size > limit {
-            let detail = format!("{key} has {} bytes; the limit is {limit}", found.meta.size);
-            return Err(Error::new(Kind::TooLarge, OP, detail));
-        }
-        let bytes = found.bytes().await.map_err(|error| failed(OP, &path, error))?;
-        Ok(Some(bytes.into()))
+        Ok(self.get_tagged(key, limit).await?.map(|found| found.bytes))
     }
 
     /// Checks on the real service that objects can be written, read and deleted here, and says whether "create only"

@@ -259,8 +259,10 @@ impl<'a> Drive<'a> {
             return Err(Problem::new(Exit::NotFound, "not-found", format!("batch {} is gone", self.batch)));
         };
         let finished = matches!(leave, Leave::Finished);
-        if finished && self.follower.position().lines > view.counts.ended() {
-            self.follower.rewrite().await?;
+        let (lines, ended) = (self.follower.position().lines, view.counts.ended());
+        if finished && lines != ended {
+            // Fewer: a ledger without an order of its own may list an end where this file had been before.
+            self.follower.rewrite(lines < ended).await?;
         }
         if let Some((store, worker)) = self.roll_up.take().filter(|_| finished) {
             // Its workers have left before their next round of upkeep came.

@@ -118,8 +118,9 @@ impl Follower {
         Ok(())
     }
 
-    /// Writes the file anew with one line per job, where redriven or late jobs have left more.
-    pub(super) async fn rewrite(&mut self) -> Result<()> {
+    /// Writes the file anew with one line per job, where redriven or late jobs have left more; or, as `fuller`, where
+    /// it has fewer: then only if that gives more, as records past retention are in the file alone.
+    pub(super) async fn rewrite(&mut self, fuller: bool) -> Result<()> {
         let Sink::File(file) = &mut self.sink else { return Ok(()) };
         let mut draft = file.draft()?;
         let mut size = PAGE / 10;
@@ -128,6 +129,10 @@ impl Follower {
         {
             size = (size * PAGE_BYTES / read.bytes.len().max(1)).clamp(1, PAGE);
             tokio::task::block_in_place(|| draft.append(&read.bytes, read.lines, read.last))?;
+        }
+        if fuller && draft.position().lines <= file.position().lines {
+            draft.discard();
+            return Ok(());
         }
         save(&self.broker, &self.note, &[file.position(), draft.position()]).await?;
         tokio::task::block_in_place(|| file.replace(draft))?;
@@ -202,5 +207,59 @@ async fn stored(store: Option<&Store>, record: &Record) -> Result<Option<Body>> 
             Ok(None)
         }
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use promptq_common::broker::{Terms, Verdict, Want, WorkerId};
+    use promptq_common::job::{Job, Queue};
+    use promptq_common::record::End;
+    use promptq_common::work::Work;
+
+    use super::*;
+
+    async fn ended(broker: &Broker, batch: &BatchName) {
+        let work = Work::prompt(Some("mock"), "hi");
+        broker.enqueue(&[Job { batch: Some(batch.clone()), ..Job::new(Queue::standard(), work) }]).await.unwrap();
+        let terms = Terms {
+            worker: WorkerId::random("w"),
+            queues: vec![(Queue::standard(), 1)],
+            lease: Duration::from_secs(60),
+        };
+        let mut consumer = broker.consume(terms).await.unwrap();
+        let want = Want { total: 1, caps: Vec::new(), rest: 1 };
+        let delivery = consumer.next(&want).await.unwrap().deliveries.pop().unwrap();
+        let record = Record::unrun(&delivery.head, End::Dead, None, promptq_common::time::Timestamp::now());
+        delivery.lease.settle(Verdict::End(Box::new(record))).await.unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_result_that_was_listed_behind_the_file_is_in_it_at_the_end() {
+        let (broker, batch) = (Broker::memory(), BatchName::new("b").unwrap());
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("out.jsonl");
+        let sink = Sink::File(Box::new(OutputFile::open(&path, &[], false).unwrap()));
+        let mut follower = Follower::new(broker.clone(), None, batch.clone(), "note".into(), sink);
+        follower.save().await.unwrap();
+        ended(&broker, &batch).await;
+        ended(&broker, &batch).await;
+        let all = broker.ledger().results(&Scope::Batch(batch.clone()), Cursor(0), 9).await.unwrap();
+        let Sink::File(file) = &mut follower.sink else { unreachable!("a file") };
+        let line = format!("{}\n", result_line(&all.records[1].1, None));
+        file.append(line.as_bytes(), 1, all.next).unwrap();
+        assert!(!follower.step().await.unwrap(), "the cursor is past both");
+        follower.rewrite(true).await.unwrap();
+        assert_eq!((std::fs::read_to_string(&path).unwrap().lines().count(), follower.position().lines), (2, 2));
+        // What the ledger has no more stays in the file.
+        let Sink::File(file) = &mut follower.sink else { unreachable!("a file") };
+        file.append(line.as_bytes(), 1, all.next).unwrap();
+        follower.rewrite(true).await.unwrap();
+        assert_eq!(follower.position().lines, 3);
+        assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 1, "no draft is left");
+        follower.rewrite(false).await.unwrap();
+        assert_eq!(follower.position().lines, 2);
     }
 }

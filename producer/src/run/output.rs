@@ -123,6 +123,11 @@ impl OutputFile {
         Ok(Self { file, path, position, tail: Vec::new() })
     }
 
+    /// Leaves a draft unused. What a crash leaves of it, the next draft takes the place of.
+    pub(super) fn discard(self) {
+        std::fs::remove_file(&self.path).ok();
+    }
+
     /// Puts a draft in this file's place. The caller has saved both positions, so that a crash before or after the
     /// exchange finds a file that fits.
     pub(super) fn replace(&mut self, draft: Self) -> Result<()> {

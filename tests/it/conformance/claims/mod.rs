@@ -2,6 +2,7 @@
 
 mod ending;
 mod entering;
+mod object;
 mod opening;
 mod steering;
 
@@ -102,5 +103,73 @@ cases! {
         queues_stand_with_what_runs_and_what_is_dead
         a_queue_that_is_used_stands_before_it_has_jobs
         claims_run_out_by_the_ledgers_clock
+    }
+}
+
+// The ledger in object storage, which cannot claim: the cases above that hold on it, and its own, in memory and in a
+// folder, and all of them on one S3 server.
+macro_rules! stored {
+    ($($area:ident { $($case:ident)* })*) => {
+        on!(object_memory $($($area $case)*)*);
+        on!(object_folder $($($area $case)*)*);
+
+        #[tokio::test]
+        async fn object_s3() {
+            let moto = promptq_tests::moto::Moto::start().await;
+            $($(
+                let store = moto.store(concat!("s3://jobs/", stringify!($case))).await;
+                $area::$case(promptq_tests::backends::Fixture::on_objects(store).await).await;
+            )*)*
+        }
+    };
+}
+
+stored! {
+    entering {
+        a_registration_into_a_batch_of_another_queue_says_whose_it_is
+        too_many_at_once_are_refused_whole
+    }
+    opening {
+        a_copy_of_an_ended_job_is_told_so
+        a_claim_that_ran_out_and_was_not_taken_over_still_counts
+        a_copy_of_an_earlier_epoch_is_stale
+        a_job_past_its_deadline_ends_when_it_is_opened
+    }
+    ending {
+        a_success_is_recorded_counted_and_ends_the_claim
+        repeating_an_end_has_no_second_effect
+        a_dead_job_keeps_its_payload
+        a_payload_is_not_kept_of_a_success
+    }
+    steering {
+        a_cancelled_job_given_back_does_not_run_again
+        a_cancelled_job_whose_worker_died_ends
+        a_job_never_seen_is_cancelled_when_it_surfaces
+        a_paused_queue_gives_no_claims
+        a_purge_lets_what_runs_go_on
+        a_redrive_is_published_in_two_steps
+        a_queue_that_is_used_stands_before_it_has_jobs
+    }
+    object {
+        two_copies_may_both_run_and_the_first_success_is_the_result
+        asking_again_with_the_same_lease_may_run
+        deaths_are_counted_from_the_second_on
+        deaths_are_counted_by_epoch
+        a_job_is_known_when_it_has_ended
+        a_job_that_waits_or_runs_is_counted_and_not_told_of
+        a_late_success_replaces_every_other_end
+        a_late_success_of_an_earlier_epoch_is_kept
+        counts_follow_every_end_and_every_redrive
+        a_cancel_is_a_flag_that_waiting_messages_and_running_jobs_meet
+        a_cancelled_batch_stops_what_waits_and_what_comes_later
+        a_purge_meets_what_was_created_before_it
+        an_end_is_taken_back_while_its_message_waits
+        a_redrive_that_died_in_the_middle_is_found_again
+        what_cannot_be_redriven_is_said
+        a_job_that_goes_elsewhere_leaves_its_batch
+        queues_stand_with_what_is_dead
+        results_are_told_in_pages_and_to_every_process_alike
+        locks_notes_and_workers_are_kept_beside
+        retention_forgets_records_and_remembers_ids
     }
 }

@@ -1,0 +1,171 @@
+//! How a claim ends: the record first, created once, then the mark that lists it.
+
+use super::keys::{self, Mark};
+use super::stone::{Stone, What};
+use super::{LARGEST, ObjectLedger, lock};
+use crate::broker::{Head, LeaseId, Settled, Verdict};
+use crate::error::{Error, Kind, Result};
+use crate::record::{End, Record};
+use crate::store::PutNew;
+
+/// How often an object is read anew that others keep changing.
+const TRIES: usize = 5;
+
+/// What came of writing an end.
+#[derive(Debug)]
+pub(super) enum Commit {
+    /// It stands, written now or by an earlier try: this is what stands there.
+    Ours(Stone),
+    /// Another stands.
+    Theirs(Stone),
+}
+
+impl ObjectLedger {
+    pub(super) async fn settle_claim(
+        &self,
+        job: &Head,
+        lease: LeaseId,
+        verdict: &Verdict,
+        payload: Option<&[u8]>,
+    ) -> Result<Settled> {
+        let settled = match verdict {
+            Verdict::End(record) if record.end == End::Succeeded => self.succeed(job, record).await?,
+            Verdict::End(record) => self.fail(job, record, payload).await?,
+            // The copy carries what a retry spent, and nothing here gives it out.
+            Verdict::Retry { .. } | Verdict::Release { .. } => Settled::Applied,
+        };
+        let start = lock(&self.running).get(&lease).and_then(|run| run.start.clone());
+        if let Some(start) = start {
+            self.store.delete(&[start]).await?;
+        }
+        lock(&self.running).remove(&lease);
+        Ok(settled)
+    }
+
+    async fn succeed(&self, job: &Head, record: &Record) -> Result<Settled> {
+        let stone = Stone::ended(job, record, self.clock.now());
+        let (success, other) = (keys::success(job.id), keys::other(job.id, job.epoch));
+        let (commit, other) = tokio::try_join!(self.commit(&success, stone), self.stone(&other))?;
+        let Commit::Ours(stone) = commit else { return Ok(Settled::Stale) };
+        self.mark(&stone).await?;
+        let Some(Stone { what: What::Ended { record: old, .. }, .. }) = &other else { return Ok(Settled::Applied) };
+        if let (End::Dead, Some(mark)) = (old.end, other.as_ref().and_then(Stone::mark)) {
+            self.undead(job, &mark).await?;
+        }
+        self.store.delete(&[keys::kept(job.id)]).await?;
+        Ok(Settled::Kept)
+    }
+
+    async fn fail(&self, job: &Head, record: &Record, payload: Option<&[u8]>) -> Result<Settled> {
+        if self.stone(&keys::success(job.id)).await?.is_some() {
+            return Ok(Settled::Stale);
+        }
+        // Before the end, which says that it can be redriven.
+        if let Some(payload) = payload {
+            self.store.put(&keys::kept(job.id), payload.to_vec()).await?;
+        }
+        let stone = Stone::ended(job, record, self.clock.now());
+        match self.commit(&keys::other(job.id, job.epoch), stone).await? {
+            Commit::Ours(stone) => self.mark(&stone).await.map(|()| Settled::Applied),
+            Commit::Theirs(_) => Ok(Settled::Stale),
+        }
+    }
+
+    /// Creates an end, in place of what is none yet. Whose it is when one stands there is told by the lease that wrote it:
+    /// an earlier try of ours, whose answer was lost, is ours.
+    pub(super) async fn commit(&self, key: &str, mut stone: Stone) -> Result<Commit> {
+        for _ in 0..TRIES {
+            let bytes = stone.bytes()?;
+            let created = if self.conditional {
+                self.store.put_new(key, bytes).await?
+            } else {
+                self.create_unconditionally(key, bytes).await?
+            };
+            let PutNew::Theirs(bytes) = created else { return Ok(Commit::Ours(stone)) };
+            let theirs = Stone::read(&bytes)?;
+            if is_same_run(&theirs, &stone) {
+                return Ok(Commit::Ours(theirs));
+            }
+            if !theirs.is_open() {
+                return Ok(Commit::Theirs(theirs));
+            }
+            // Later than what it takes the place of, by whatever clock.
+            stone.at = stone.at.max(theirs.at + std::time::Duration::from_millis(1));
+            let Some(was) = self.store.get_tagged(key, LARGEST).await? else { continue };
+            if was.bytes == bytes && self.store.swap(key, &was, stone.bytes()?).await? {
+                return Ok(Commit::Ours(stone));
+            }
+        }
+        Err(busy())
+    }
+
+    /// Reads before it writes, and again afterwards: what is left is the moment between.
+    async fn create_unconditionally(&self, key: &str, bytes: Vec<u8>) -> Result<PutNew> {
+        if let Some(found) = self.store.get(key, LARGEST).await? {
+            return Ok(PutNew::Theirs(found));
+        }
+        self.store.put(key, bytes.clone()).await?;
+        match self.store.get(key, LARGEST).await? {
+            Some(found) if found != bytes => Ok(PutNew::Theirs(found)),
+            Some(_) | None => Ok(PutNew::Ours),
+        }
+    }
+
+    /// Changes an object unless `change` has nothing to change; what stands there then, if that was changed.
+    pub(super) async fn rewrite(
+        &self,
+        key: String,
+        change: impl Fn(&Stone) -> Option<Stone> + Send,
+    ) -> Result<Option<Stone>> {
+        for _ in 0..TRIES {
+            let Some(was) = self.store.get_tagged(&key, LARGEST).await? else { return Ok(None) };
+            let Some(new) = change(&Stone::read(&was.bytes)?) else { return Ok(None) };
+            if self.store.swap(&key, &was, new.bytes()?).await? {
+                return Ok(Some(new));
+            }
+        }
+        Err(busy())
+    }
+
+    /// Lists an end, again if need be: the names follow from the end.
+    pub(super) async fn mark(&self, stone: &Stone) -> Result<()> {
+        let (Some(record), Some(mark)) = (stone.record(), stone.mark()) else { return Ok(()) };
+        let name = mark.name();
+        if record.end == End::Dead {
+            self.store.put(&format!("{}/{name}", keys::dead(&record.queue)), Vec::new()).await?;
+        }
+        let folder = keys::marks(&record.queue, record.batch.as_ref());
+        self.store.put(&format!("{folder}/{name}"), Vec::new()).await?;
+        lock(&self.marked).note((record.id, record.epoch, record.end));
+        Ok(())
+    }
+
+    /// Makes sure that a record is listed, for whoever met it without having written it.
+    pub(super) async fn mark_announced(&self, record: &Record) -> Result<()> {
+        if lock(&self.marked).set.contains(&(record.id, record.epoch, record.end)) {
+            return Ok(());
+        }
+        let key = match record.end {
+            End::Succeeded => keys::success(record.id),
+            End::Dead | End::Cancelled | End::Expired => keys::other(record.id, record.epoch),
+        };
+        match self.stone(&key).await? {
+            // An end that was taken back or overtaken since is listed as such.
+            Some(stone) if stone.state().is_some() => self.mark(&stone).await,
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Takes a job out of the dead set.
+    pub(super) async fn undead(&self, job: &Head, mark: &Mark) -> Result<()> {
+        self.store.delete(&[format!("{}/{}", keys::dead(&job.lane.queue), mark.name())]).await
+    }
+}
+
+fn is_same_run(theirs: &Stone, ours: &Stone) -> bool {
+    ours.lease() != LeaseId::NONE && theirs.lease() == ours.lease()
+}
+
+fn busy() -> Error {
+    Error::new(Kind::Unavailable, "write the end of a job", "others keep changing it")
+}
