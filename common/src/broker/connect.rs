@@ -13,6 +13,7 @@ use super::sqlite::Sqlite;
 use super::{Access, Backend, Beside, Broker, Survey, redis};
 use crate::error::{Error, Kind, Result};
 use crate::ledger::Claims;
+use crate::ledger::object::ObjectLedger;
 
 const OP: &str = "connect to the broker";
 
@@ -59,7 +60,7 @@ pub async fn ledger(access: &Access) -> Result<Arc<dyn Claims>> {
     const OP: &str = "connect to the ledger";
     let ledger = match &access.beside {
         Beside::Ledger(ledger) => ledger,
-        Beside::Store(_) => return Err(Error::new(Kind::Unsupported, OP, "object storage is not supported yet")),
+        Beside::Store(store) => return Ok(Arc::new(ObjectLedger::open(store.clone()).await?)),
         Beside::Nothing => {
             let what = "RabbitMQ keeps no records: name a ledger (--ledger redis://HOST:6379) or a store";
             return Err(Error::new(Kind::Config, OP, what));
