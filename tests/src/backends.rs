@@ -206,7 +206,9 @@ impl Fixture {
     pub async fn worker_on(&self, queues: &[(Queue, u32)], lease: Duration) -> Worker {
         match &self.home {
             Home::Rabbit(carrier) => carrier.worker(terms(queues, lease)).await,
-            Home::Memory | Home::Sqlite(_) | Home::Redis { .. } => Worker::on(&self.broker, terms(queues, lease)).await,
+            Home::Memory | Home::Sqlite(_) | Home::Redis { .. } | Home::Objects { .. } => {
+                Worker::on(&self.broker, terms(queues, lease)).await
+            }
         }
     }
 
