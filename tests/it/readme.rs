@@ -6,6 +6,7 @@ use std::process::{Command, Output};
 
 use promptq_tests::binary::binary;
 use promptq_tests::llm::Llm;
+use promptq_tests::rabbit::RabbitServer;
 use promptq_tests::redis::{Options, RedisServer};
 use tempfile::TempDir;
 
@@ -22,6 +23,9 @@ const SERVER: &str = "http://127.0.0.1:8081/v1";
 
 /// The Redis the README talks to.
 const REDIS: &str = "redis://127.0.0.1:6379";
+
+/// The RabbitMQ the README talks to.
+const RABBIT: &str = "amqp://127.0.0.1:5672";
 
 /// A newcomer's machine: the checked-out tree, an empty home.
 struct Machine {
@@ -89,7 +93,7 @@ fn rows() -> usize {
 
 #[test]
 fn no_shell_example_is_left_out() {
-    assert_eq!(blocks("sh").len(), 5, "a new example needs a test here");
+    assert_eq!(blocks("sh").len(), 6, "a new example needs a test here");
 }
 
 #[test]
@@ -131,8 +135,16 @@ fn submitter_and_worker_are_two_processes() {
 fn a_fleet_meets_on_redis() {
     let server = RedisServer::start(Options::durable());
     let machine = Machine::new();
-    machine.succeed(&block(REDIS).replace(REDIS, &server.url()));
+    machine.succeed(&block(&format!("PROMPTQ_BROKER={REDIS}")).replace(REDIS, &server.url()));
     assert_eq!(machine.lines("fleet.jsonl"), rows());
+}
+
+#[test]
+fn a_fleet_meets_on_rabbitmq() {
+    let (rabbit, redis) = (RabbitServer::shared(), RedisServer::start(Options::durable()));
+    let (host, machine) = (rabbit.host(), Machine::new());
+    machine.succeed(&block(RABBIT).replace(RABBIT, &host.url()).replace(REDIS, &redis.url()));
+    assert_eq!(machine.lines("rabbits.jsonl"), rows());
 }
 
 #[test]

@@ -1,11 +1,11 @@
 //! What `promptq doctor` says of a RabbitMQ server, hop by hop, and that it leaves nothing behind there.
 
 use promptq_tests::process::{Home, Said};
-use promptq_tests::rabbit::{RabbitServer, VirtualHost};
+use promptq_tests::rabbit::RabbitServer;
 use promptq_tests::redis::{Options, RedisServer};
 use serde_json::Value;
 
-use super::rights;
+use super::login;
 
 /// What it found, by check.
 struct Findings(Vec<Value>, i32);
@@ -32,11 +32,6 @@ fn ask(broker: &str, ledger: &str, settings: &[(&str, &str)]) -> Findings {
     assert!(!said.stdout.contains("of-a-test") && !said.stderr.contains("of-a-test"), "a password was said");
     let answer: Value = serde_json::from_str(&said.stdout).unwrap_or_else(|error| panic!("{error}: {}", said.stderr));
     Findings(answer["checks"].as_array().unwrap().clone(), said.code)
-}
-
-fn login(host: &VirtualHost, user: &str) -> String {
-    let [configure, write, read] = rights(user);
-    host.url_of(user, [&configure, &write, &read])
 }
 
 #[test]

@@ -1,11 +1,13 @@
 //! What stands around a RabbitMQ broker: its users' rights, what the doctor says of it, clients that are not ours.
 
 mod doctor;
+mod foreign;
 mod rights;
 mod topology;
 
 use std::path::{Path, PathBuf};
 
+use promptq_tests::rabbit::VirtualHost;
 use serde_json::Value;
 
 /// What is shipped for RabbitMQ.
@@ -20,4 +22,10 @@ fn rights(user: &str) -> [String; 3] {
     let permissions = definitions["permissions"].as_array().unwrap();
     let found = permissions.iter().find(|permission| permission["user"] == user).unwrap();
     ["configure", "write", "read"].map(|right| found[right].as_str().unwrap().to_owned())
+}
+
+/// The address by which a shipped user, or one with its rights, comes into this virtual host.
+fn login(host: &VirtualHost, user: &str) -> String {
+    let [configure, write, read] = rights(user);
+    host.url_of(user, [&configure, &write, &read])
 }
