@@ -18,6 +18,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 pub use access::{Access, Beside, Durability};
+pub use amqp::{Health, Hop, QueueType, Settings, examine};
 pub use backend::{
     Backend, Beat, Cancel, CancelCounts, Claim, Declared, Depth, Enqueued, Envelope, Head, Hold, HoldKey, LEASE_BYTES,
     LeaseId, Leased, MAX_BATCH, PAGE_BYTES, QueueView, RawDelivery, Redriven, Refusal, Remark, Retention, Settled,

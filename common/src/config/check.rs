@@ -3,8 +3,7 @@
 use super::places::is_rabbitmq;
 use super::reader::Reader;
 use super::{Address, Config, Ledger, Store};
-use crate::broker::Durability;
-use crate::broker::amqp::QueueType;
+use crate::broker::{Durability, QueueType};
 use crate::config::error::ConfigError;
 
 /// Adds what does not fit together to the reader's errors.

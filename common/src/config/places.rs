@@ -12,8 +12,7 @@ use super::layer::Sources;
 use super::reader::Reader;
 use super::resolve::LONGEST;
 use super::{Broker, Ledger, Store};
-use crate::broker::amqp::{QueueType, Settings};
-use crate::broker::{Durability, default_path, is_local, sqlite_path};
+use crate::broker::{Durability, QueueType, Settings, default_path, is_local, sqlite_path};
 use crate::time::{format_duration, parse_duration};
 
 /// The most delay levels: each is a queue that every node of the server keeps a copy of.

@@ -3,8 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use promptq_common::broker::amqp::{self, Hop, QueueType};
-use promptq_common::broker::{self, Access, Durability};
+use promptq_common::broker::{self, Access, Durability, Hop, QueueType};
 use promptq_common::config::Ledger;
 use promptq_common::job::Queue;
 use promptq_common::time::format_duration;
@@ -24,7 +23,7 @@ pub(super) fn is_meant(cx: &Context) -> bool {
 /// Every check, none of which leaves anything at the server.
 pub(super) async fn checks(cx: &Context) -> Vec<Finding> {
     let access = cx.config.access(None);
-    let mut findings: Vec<_> = amqp::examine(&access, &queues(cx)).await.into_iter().map(finding).collect();
+    let mut findings: Vec<_> = broker::examine(&access, &queues(cx)).await.into_iter().map(finding).collect();
     findings.push(ledger(cx).await);
     findings.extend(kind(&access));
     findings.push(consumer_timeout(&access));
@@ -45,11 +44,11 @@ fn queues(cx: &Context) -> Vec<Queue> {
 
 fn finding(hop: Hop) -> Finding {
     let health = match hop.health {
-        amqp::Health::Fine => Health::Ok,
-        amqp::Health::Doubtful => Health::Warning,
-        amqp::Health::Broken | amqp::Health::Away => Health::Failed,
+        broker::Health::Fine => Health::Ok,
+        broker::Health::Doubtful => Health::Warning,
+        broker::Health::Broken | broker::Health::Away => Health::Failed,
     };
-    let unreachable = hop.health == amqp::Health::Away;
+    let unreachable = hop.health == broker::Health::Away;
     Finding { check: hop.name, health, what: hop.what, hint: hop.hint, unreachable }
 }
 
