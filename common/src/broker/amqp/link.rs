@@ -12,7 +12,8 @@ use tokio::time::timeout;
 use super::address::{OP, Target};
 use super::dial::Line;
 use super::fault::Peer;
-use super::publisher::{self, Desk, Publisher};
+use super::outbox::Outbox;
+use super::publisher::{self, Publisher};
 use crate::broker::Access;
 use crate::error::{Error, Kind, Result};
 
@@ -64,11 +65,11 @@ impl Link {
         let (tell, told) = oneshot::channel();
         let (show_open, open) = watch::channel(None);
         let (show_state, states) = watch::channel(State { generation: 0, up: false });
-        let (publisher, desk) = publisher::pair(peer.clone(), confirm);
+        let (publisher, outbox) = publisher::pair(peer.clone(), confirm);
         let keeper = Keeper { target, stopped, open: show_open, state: show_state };
         std::thread::Builder::new()
             .name("promptq-amqp".to_owned())
-            .spawn(move || run(keeper, desk, tell))
+            .spawn(move || run(keeper, outbox, tell))
             .map_err(|error| Error::new(Kind::Unavailable, OP, "no thread can be started").because(error))?;
         told.await.map_err(|_| Error::new(Kind::Closed, OP, "the thread of the connections ended"))??;
         Ok(Self(Arc::new(Shared { peer, open, states, publisher, _stop: stop })))
@@ -116,7 +117,7 @@ impl fmt::Debug for Link {
 }
 
 /// The thread: both connections until nobody wants them, then an orderly end.
-fn run(keeper: Keeper, desk: Desk, tell: oneshot::Sender<Result<()>>) {
+fn run(keeper: Keeper, outbox: Outbox, tell: oneshot::Sender<Result<()>>) {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -124,12 +125,12 @@ fn run(keeper: Keeper, desk: Desk, tell: oneshot::Sender<Result<()>>) {
             return drop(tell.send(Err(error)));
         }
     };
-    runtime.block_on(serve(keeper, desk, tell));
+    runtime.block_on(serve(keeper, outbox, tell));
     // A name that is still being looked up is not waited for.
     runtime.shutdown_background();
 }
 
-async fn serve(keeper: Keeper, desk: Desk, tell: oneshot::Sender<Result<()>>) {
+async fn serve(keeper: Keeper, outbox: Outbox, tell: oneshot::Sender<Result<()>>) {
     let (target, mut stopped) = (keeper.target.clone(), keeper.stopped.clone());
     let both = async { tokio::try_join!(Line::dial(&target, CONSUME), Line::dial(&target, PUBLISH)) };
     let dialled = tokio::select! {
@@ -141,7 +142,7 @@ async fn serve(keeper: Keeper, desk: Desk, tell: oneshot::Sender<Result<()>>) {
         Err(error) => drop(tell.send(Err(error))),
         Ok((consuming, publishing)) => {
             let keeping = keeper.keep(consuming, tell);
-            tokio::join!(keeping, desk.serve(publishing, PUBLISH, &target, stopped));
+            tokio::join!(keeping, outbox.serve(publishing, PUBLISH, &target, stopped));
         }
     }
 }

@@ -1,7 +1,8 @@
 //! The RabbitMQ broker: it carries jobs as messages, and keeps what is known of them in a ledger beside it. The server is
-//! reached by `address`, `dial`, `link`, `publisher`, `fault`; what stands on it is `topology`; a job as a message is
-//! `wire`. Into it: `enqueue`, `post`. Out of it: `source` (with `tap`, `share`, `news`), `desk` (with `slip`, `hold`,
-//! `swap`, `holds`, `leave`). What people ask: `admin`, `dead`, `moving`, `check`.
+//! reached by `address`, `dial`, `link`, `publisher` (with `outbox`, `window`, `trouble`), `fault`; what stands on it is
+//! `topology`; a job as a message is `wire`. Into it: `enqueue`, `post`. Out of it: `source` (with `tap`, `share`,
+//! `news`), `desk` (with `slip`, `hold`, `swap`, `holds`, `leave`). What people ask: `admin`, `dead`, `moving`,
+//! `check`.
 
 mod address;
 mod admin;
@@ -18,6 +19,7 @@ mod level;
 mod link;
 mod moving;
 mod news;
+mod outbox;
 mod post;
 mod publisher;
 mod share;

@@ -183,7 +183,7 @@ mod tests {
         assert_eq!(next_window(&mut held), ["b"]);
         assert_eq!(next_window(&mut held), ["c"]);
         assert_eq!(next_window(&mut held), ["d"]);
-        let (mut held, _answers) = requests(&vec![("", 0); 2]);
+        let (mut held, _answers) = requests(&[("", 0); 2]);
         assert_eq!((next_window(&mut held).len(), held.len()), (1, 1));
         let marks: Vec<String> = (0..=MOST).map(|number| number.to_string()).collect();
         let (mut held, _answers) = requests(&marks.iter().map(|mark| (mark.as_str(), 0)).collect::<Vec<_>>());
