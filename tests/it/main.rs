@@ -6,6 +6,7 @@ mod chaos;
 mod commands;
 mod conformance;
 mod crash;
+mod crash_carried;
 mod faults;
 mod foreign;
 mod llm;

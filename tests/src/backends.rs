@@ -10,7 +10,7 @@ use promptq_common::broker::memory::Memory;
 use promptq_common::broker::redis::Redis;
 use promptq_common::broker::sqlite::Sqlite;
 use promptq_common::broker::{Access, Backend, Broker, Source, Terms, WorkerId};
-use promptq_common::job::Queue;
+use promptq_common::job::{ModelName, Queue};
 use promptq_common::ledger::object::{Ages, ObjectLedger};
 use promptq_common::ledger::{Claims, Ledger};
 use promptq_common::store::Store;
@@ -20,8 +20,9 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::carrier::Carrier;
+use crate::fixture::release;
 use crate::redis::{Options, RedisServer};
-use crate::steps::Worker;
+use crate::steps::{PATIENCE, Worker, eventually, want};
 
 /// A lease short enough to be waited out.
 pub const SHORT: Duration = Duration::from_millis(300);
@@ -123,13 +124,15 @@ impl Fixture {
         Self::on_rabbit(Carrier::with_redis(QueueType::Quorum)).await
     }
 
-    /// On RabbitMQ with classic queues, and a ledger in memory beside it.
-    pub async fn classic_memory() -> Self {
-        Self::on_rabbit(Carrier::with_memory(QueueType::Classic)).await
+    /// On RabbitMQ with classic queues, and a ledger in a SQLite file beside it.
+    pub async fn classic_sqlite() -> Self {
+        Self::on_rabbit(Carrier::with_sqlite(QueueType::Classic)).await
     }
 
     async fn on_rabbit(carrier: Carrier) -> Self {
         let (backend, claims) = carrier.connect().await;
+        // Made when it is first needed otherwise, which takes longer than cases wait that count in milliseconds.
+        backend.declare(&Queue::standard(), &[], false).await.expect("declares");
         let ledger = Arc::clone(&claims) as Arc<dyn Ledger>;
         Self {
             broker: Broker::new(Arc::clone(&backend), ledger),
@@ -162,6 +165,77 @@ impl Fixture {
                 Broker::new(backend, claims)
             }
             Home::Objects { store, .. } => Broker::new(Arc::new(Memory::new()), Arc::new(objects(store).await)),
+        }
+    }
+
+    /// Whether what waits can be looked at from the first: when it is due, its payload, how many jobs of it there are.
+    /// RabbitMQ keeps messages: its ledger knows a job that has a key or a batch, and everything else of it once it is
+    /// met; messages of ended jobs are counted until then.
+    pub fn sees_waiting(&self) -> bool {
+        !self.is_carried()
+    }
+
+    /// Whether one call leases all that it may. RabbitMQ's gives what has been delivered by then, more with each call.
+    pub fn leases_at_once(&self) -> bool {
+        !self.is_carried()
+    }
+
+    /// Whether a claim says what is so when it is asked; on RabbitMQ, what was so when the job was handed out. A beat
+    /// says what is so now.
+    pub fn claims_when_asked(&self) -> bool {
+        !self.is_carried()
+    }
+
+    /// Whether a job that is given back goes ahead of its lane. On RabbitMQ it goes behind what workers hold already.
+    pub fn keeps_order(&self) -> bool {
+        !self.is_carried()
+    }
+
+    /// Whether released jobs can be woken. On RabbitMQ they come back by themselves.
+    pub fn wakes_holds(&self) -> bool {
+        !self.is_carried()
+    }
+
+    fn is_carried(&self) -> bool {
+        matches!(self.home, Home::Rabbit(_))
+    }
+
+    /// Gives these models lanes of their own where they have none otherwise.
+    pub async fn declare(&self, models: &[&str]) {
+        let models: Vec<_> = models.iter().map(|model| ModelName::new(model)).collect();
+        self.broker.declare(&Queue::standard(), &models, false).await.expect("declares");
+    }
+
+    /// Waits until RabbitMQ has back what workers that are gone had, when there is nobody else.
+    pub async fn all_given_back(&self) {
+        if let Home::Rabbit(carrier) = &self.home {
+            let given_back = || async { (carrier.host.counts("pq1.q.").1 == 0).then_some(()) };
+            eventually("RabbitMQ has every message back", given_back).await;
+        }
+    }
+
+    /// Waits until the standard queue holds so many jobs ready, delayed, running and dead: at once, save where messages
+    /// of ended jobs have to be met by a worker first.
+    pub async fn depth_is(&self, expected: [u64; 4]) {
+        let depth = async || {
+            let depth = self.broker.depth(&Queue::standard()).await.expect("counts");
+            [depth.ready, depth.delayed, depth.running, depth.dead]
+        };
+        if self.sees_waiting() {
+            return assert_eq!(depth().await, expected, "ready, delayed, running, dead");
+        }
+        let start = Instant::now();
+        while depth().await != expected {
+            assert!(
+                start.elapsed() < PATIENCE,
+                "{:?} are ready, delayed, running, dead, not {expected:?}",
+                depth().await
+            );
+            let mut worker = self.worker().await;
+            for delivery in worker.consumer.next(&want(100)).await.expect("leases").deliveries {
+                delivery.lease.settle(release()).await.expect("gives back what has not ended");
+            }
+            worker.consumer.close().await.expect("closes");
         }
     }
 

@@ -6,10 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use promptq_common::broker::amqp::{Amqp, QueueType, Settings};
-use promptq_common::broker::memory::Memory;
 use promptq_common::broker::redis::Redis;
-use promptq_common::broker::{Access, Backend, Broker, Terms, WorkerId};
+use promptq_common::broker::sqlite::Sqlite;
+use promptq_common::broker::{self, Access, Backend, Broker, Terms, WorkerId};
 use promptq_common::ledger::Claims;
+use tempfile::TempDir;
 
 use crate::proxy::{Network, Proxy};
 use crate::rabbit::{RabbitServer, VirtualHost};
@@ -35,19 +36,19 @@ pub struct Carrier {
 /// What keeps the records.
 #[derive(Debug)]
 enum Beside {
-    Memory(Arc<Memory>),
     Redis(RedisServer),
+    Sqlite(TempDir),
 }
 
 impl Carrier {
-    /// With a ledger in memory.
-    pub fn with_memory(queues: QueueType) -> Self {
-        Self::over(queues, Beside::Memory(Arc::new(Memory::new())))
-    }
-
     /// With a ledger on a Redis of its own, which keeps nothing over a restart.
     pub fn with_redis(queues: QueueType) -> Self {
         Self::over(queues, Beside::Redis(RedisServer::start(Options::cheap())))
+    }
+
+    /// With a ledger in a SQLite file.
+    pub fn with_sqlite(queues: QueueType) -> Self {
+        Self::over(queues, Beside::Sqlite(TempDir::new().expect("a temporary folder")))
     }
 
     fn over(queues: QueueType, beside: Beside) -> Self {
@@ -62,20 +63,38 @@ impl Carrier {
 
     async fn connect_through(&self, port: u16) -> (Arc<dyn Backend>, Arc<dyn Claims>) {
         let claims = self.claims().await;
-        let mut access = Access::new(&self.host.url_through(port)).expect("an address");
-        access.amqp = Settings { queues: self.queues, levels: LEVELS.to_vec(), ..Settings::default() };
-        let amqp = Amqp::connect(&access, Arc::clone(&claims)).await;
+        let amqp = Amqp::connect(&self.access_through(port), Arc::clone(&claims)).await;
         let amqp = amqp.unwrap_or_else(|error| panic!("connects: {error:?}\n{}", self.server.log()));
         (Arc::new(amqp), claims)
+    }
+
+    /// How everybody reaches it.
+    pub fn access(&self) -> Access {
+        self.access_through(self.server.port())
+    }
+
+    fn access_through(&self, port: u16) -> Access {
+        access(&self.host.url_through(port), &self.ledger_url(), self.queues)
+    }
+
+    /// The ledger's address.
+    pub fn ledger_url(&self) -> String {
+        match &self.beside {
+            Beside::Redis(server) => server.url_of("promptq"),
+            Beside::Sqlite(folder) => format!("sqlite://{}", folder.path().join("ledger.db").display()),
+        }
     }
 
     /// The ledger, over a connection of its own.
     async fn claims(&self) -> Arc<dyn Claims> {
         match &self.beside {
-            Beside::Memory(memory) => Arc::clone(memory) as Arc<dyn Claims>,
-            Beside::Redis(server) => {
-                let access = Access::new(&server.url_of("promptq")).expect("an address");
+            Beside::Redis(_) => {
+                let access = Access::new(&self.ledger_url()).expect("an address");
                 Arc::new(Redis::connect(&access).await.expect("connects"))
+            }
+            Beside::Sqlite(folder) => {
+                let path = folder.path().join("ledger.db");
+                Arc::new(Sqlite::open(&path).await.expect("the file opens"))
             }
         }
     }
@@ -107,7 +126,7 @@ impl Carrier {
     pub fn faults(&self) -> Vec<String> {
         let mut faults = match &self.beside {
             Beside::Redis(server) => server.faults(),
-            Beside::Memory(_) => Vec::new(),
+            Beside::Sqlite(_) => Vec::new(),
         };
         let (ready, unacked) = self.host.counts("pq1.dead");
         if ready + unacked > 0 {
@@ -115,4 +134,15 @@ impl Carrier {
         }
         faults
     }
+}
+
+/// Access to RabbitMQ with a ledger beside it, and delays as short as tests can wait for.
+///
+/// # Panics
+/// When one of them is no address.
+pub fn access(url: &str, ledger: &str, queues: QueueType) -> Access {
+    let mut access = Access::new(url).expect("an address");
+    access.beside = broker::Beside::Ledger(Box::new(Access::new(ledger).expect("an address")));
+    access.amqp = Settings { queues, levels: LEVELS.to_vec(), ..Settings::default() };
+    access
 }

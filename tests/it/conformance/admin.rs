@@ -6,11 +6,11 @@ use promptq_common::job::{Job, Queue};
 use promptq_common::record::{End, State};
 use promptq_common::time::Timestamp;
 use promptq_tests::backends::{Fixture, LONG};
-use promptq_tests::fixture::{batch, job, job_in, job_of, jobs, queue};
+use promptq_tests::fixture::{batch, job, job_in, job_of, jobs, queue, registered};
 use promptq_tests::steps::{end, eventually, put, put_one, recount, see, state, want};
 
 pub(crate) async fn a_paused_queue_gives_no_leases_until_resumed(f: Fixture) {
-    let id = put_one(&f.broker, job()).await;
+    let id = put_one(&f.broker, registered()).await;
     let other = f.second().await;
     other.pause(&Queue::standard(), Some("provider is down")).await.unwrap();
     assert_eq!(see(&f.broker, id).await.paused.as_deref(), Some("provider is down"));
@@ -36,9 +36,15 @@ pub(crate) async fn jobs_that_run_when_their_queue_is_paused_go_on(f: Fixture) {
 
 pub(crate) async fn a_lease_of_a_queue_paused_meanwhile_is_told_by_its_claim(f: Fixture) {
     put_one(&f.broker, job()).await;
-    let delivery = f.worker().await.one().await;
+    let mut worker = f.worker().await;
+    let delivery = worker.one().await;
     f.broker.pause(&Queue::standard(), Some("maintenance")).await.unwrap();
     let lease = &delivery.lease;
+    if !f.claims_when_asked() {
+        assert_eq!(lease.claim().await.unwrap(), Claim::Fresh { deaths: 0 }, "it was handed out before");
+        put_one(&f.broker, job()).await;
+        return worker.finds_nothing().await;
+    }
     let claim = eventually("the claim says so", || async {
         let claim = lease.claim().await.unwrap();
         (!matches!(claim, Claim::Fresh { .. })).then_some(claim)
@@ -58,7 +64,7 @@ pub(crate) async fn purge_cancels_only_what_waits(f: Fixture) {
         put_one(&f.broker, job_of(&name)).await;
     }
     put_one(&f.broker, Job { not_before: Some(Timestamp::now() + LONG), ..job_of(&name) }).await;
-    let stranger = put_one(&f.broker, job_in(&queue("other"))).await;
+    let stranger = put_one(&f.broker, Job { queue: queue("other"), ..job_of(&batch("c")) }).await;
     let mut worker = f.worker().await;
     worker.ends_one(End::Dead).await;
     let running = worker.one().await;
@@ -101,6 +107,7 @@ pub(crate) async fn a_purge_of_many_ends_them_all(f: Fixture) {
 }
 
 pub(crate) async fn a_worker_that_saw_jobs_before_a_pause_gets_none(f: Fixture) {
+    f.declare(&["mock"]).await;
     put_one(&f.broker, job()).await;
     let mut worker = f.worker().await;
     assert_eq!(worker.consumer.next(&want(0)).await.unwrap().lanes_seen, [job().lane()]);

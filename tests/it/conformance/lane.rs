@@ -6,31 +6,35 @@ use promptq_common::broker::Want;
 use promptq_common::job::{Band, Job, Lane, Queue};
 use promptq_common::record::{End, State};
 use promptq_tests::backends::{Fixture, LONG};
-use promptq_tests::fixture::{job, job_at, job_for, job_in, jobs, queue};
+use promptq_tests::fixture::{batch, job, job_at, job_for, job_in, jobs, queue};
 use promptq_tests::steps::{end, put, put_one, state, want};
 
 pub(crate) async fn a_held_back_lane_is_never_leased_and_an_open_one_beside_it_always_is(f: Fixture) {
-    let closed = jobs_for("closed", 30);
+    f.declare(&["closed", "open"]).await;
+    let closed: Vec<_> = (0..30).map(|_| Job { batch: Some(batch("b")), ..job_for(Some("closed")) }).collect();
     put(&f.broker, &closed).await;
     put(&f.broker, &jobs_for("open", 30)).await;
     let mut worker = f.worker().await;
     let want = Want { total: 5, caps: vec![(lane("closed"), 0)], rest: 5 };
-    let mut open = 0;
+    let (mut open, mut told) = (0, false);
     while open < 30 {
         let found = worker.consumer.next(&want).await.unwrap();
         assert!(!found.deliveries.is_empty(), "an open lane with ready jobs gave none");
-        assert!(found.lanes_seen.contains(&lane("closed")), "a closed lane with jobs is still told of");
+        told |= found.lanes_seen.contains(&lane("closed"));
+        assert!(told || !f.leases_at_once(), "a closed lane with jobs is still told of");
         for delivery in found.deliveries {
             assert_eq!(delivery.head.lane, lane("open"));
             open += 1;
             end(delivery, End::Succeeded).await;
         }
     }
-    assert!(worker.consumer.next(&want).await.unwrap().deliveries.is_empty());
+    let last = worker.consumer.next(&want).await.unwrap();
+    assert!(last.deliveries.is_empty() && last.lanes_seen.contains(&lane("closed")), "{:?}", last.lanes_seen);
     assert_eq!(state(&f.broker, closed[0].id).await, State::Queued);
 }
 
 pub(crate) async fn never_more_than_the_total_is_leased(f: Fixture) {
+    f.declare(&["a", "b"]).await;
     put(&f.broker, &jobs_for("a", 5)).await;
     put(&f.broker, &jobs_for("b", 5)).await;
     let mut worker = f.worker().await;
@@ -42,6 +46,7 @@ pub(crate) async fn never_more_than_the_total_is_leased(f: Fixture) {
 }
 
 pub(crate) async fn never_more_than_a_lanes_cap_is_leased(f: Fixture) {
+    f.declare(&["a", "b"]).await;
     put(&f.broker, &jobs_for("a", 9)).await;
     put(&f.broker, &jobs_for("b", 9)).await;
     let mut worker = f.worker().await;
@@ -55,6 +60,7 @@ pub(crate) async fn never_more_than_a_lanes_cap_is_leased(f: Fixture) {
 }
 
 pub(crate) async fn the_rest_bounds_each_lane_that_is_not_named(f: Fixture) {
+    f.declare(&["a", "b", "named"]).await;
     for model in ["a", "b", "named"] {
         put(&f.broker, &jobs_for(model, 6)).await;
     }
@@ -62,7 +68,8 @@ pub(crate) async fn the_rest_bounds_each_lane_that_is_not_named(f: Fixture) {
     let want = Want { total: 20, caps: vec![(lane("named"), 1)], rest: 2 };
     let found = worker.consumer.next(&want).await.unwrap();
     let counts = by_lane(&found.deliveries.iter().map(|one| one.head.lane.clone()).collect::<Vec<_>>());
-    assert_eq!(counts, BTreeMap::from([(lane("a"), 2), (lane("b"), 2), (lane("named"), 1)]));
+    let most = BTreeMap::from([(lane("a"), 2), (lane("b"), 2), (lane("named"), 1)]);
+    assert!(counts == most || !f.leases_at_once() && counts.iter().all(|(lane, n)| n <= &most[lane]), "{counts:?}");
     let none = Want { rest: 0, ..want };
     let found = worker.consumer.next(&none).await.unwrap();
     assert!(found.deliveries.iter().all(|one| one.head.lane == lane("named")), "rest 0 closes unnamed lanes");
@@ -76,6 +83,7 @@ pub(crate) async fn a_lane_is_first_in_first_out(f: Fixture) {
 }
 
 pub(crate) async fn bands_are_served_8_to_3_to_1(f: Fixture) {
+    f.declare(&["mock"]).await;
     for priority in [1, 5, 8] {
         put(&f.broker, &(0..150).map(|_| job_at(priority)).collect::<Vec<_>>()).await;
     }
@@ -115,7 +123,11 @@ pub(crate) async fn an_empty_queues_share_goes_to_the_others(f: Fixture) {
     put(&f.broker, &jobs(20)).await;
     let both = [(queue("empty"), 1_000), (Queue::standard(), 1)];
     let mut worker = f.worker_on(&both, LONG).await;
-    assert_eq!(worker.consumer.next(&want(20)).await.unwrap().deliveries.len(), 20);
+    if f.leases_at_once() {
+        assert_eq!(worker.consumer.next(&want(20)).await.unwrap().deliveries.len(), 20);
+    } else {
+        worker.take(20).await;
+    }
 }
 
 pub(crate) async fn a_job_without_a_model_has_a_lane_of_its_own(f: Fixture) {

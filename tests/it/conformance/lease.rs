@@ -9,7 +9,7 @@ use promptq_common::job::{Job, Queue};
 use promptq_common::record::{End, State};
 use promptq_common::work::Work;
 use promptq_tests::backends::{Fixture, LONG, SHORT, terms};
-use promptq_tests::fixture::{job, job_in, jobs, queue};
+use promptq_tests::fixture::{job, job_in, jobs, queue, registered};
 use promptq_tests::steps::{PATIENCE, Worker, end, put, put_one, see, state, want};
 use rand::RngExt;
 use tokio::time::{Instant, interval, timeout};
@@ -62,7 +62,7 @@ pub(crate) async fn a_lease_that_was_taken_over_is_lost(f: Fixture) {
     let taken = f.worker().await.one().await;
     assert_ne!(lost.lease.id(), taken.lease.id());
     assert_eq!(lost.lease.beat().await.unwrap(), Beat::Lost);
-    assert!(matches!(lost.lease.claim().await.unwrap(), Claim::Taken { .. }));
+    assert!(!f.claims_when_asked() || matches!(lost.lease.claim().await.unwrap(), Claim::Taken { .. }));
     assert_eq!(taken.lease.beat().await.unwrap(), Beat::Kept);
 }
 
@@ -73,7 +73,9 @@ pub(crate) async fn a_job_that_another_copy_ended_is_told_so(f: Fixture) {
     f.lose(worker).await;
     f.worker().await.ends_one(End::Succeeded).await;
     assert_eq!(lost.lease.beat().await.unwrap(), Beat::Ended);
-    assert_eq!(lost.lease.claim().await.unwrap(), Claim::Ended(State::Succeeded));
+    if f.claims_when_asked() {
+        assert_eq!(lost.lease.claim().await.unwrap(), Claim::Ended(State::Succeeded));
+    }
 }
 
 pub(crate) async fn a_job_given_back_goes_ahead_of_its_lane(f: Fixture) {
@@ -84,14 +86,18 @@ pub(crate) async fn a_job_given_back_goes_ahead_of_its_lane(f: Fixture) {
     let gone = f.lose(gone).await;
     f.broker.recover(&gone).await.unwrap();
     let order: Vec<_> = f.worker().await.take(2).await.iter().map(|delivery| delivery.head.id).collect();
-    assert_eq!(order, [first, second]);
+    assert!(order == [first, second] || !f.keeps_order() && order == [second, first], "{order:?}");
 }
 
 pub(crate) async fn recover_gives_a_workers_jobs_back_at_once(f: Fixture) {
-    put(&f.broker, &jobs(5)).await;
-    let (mut gone, mut alive) = (f.worker().await, f.worker().await);
-    let lost: HashSet<_> = gone.take(3).await.iter().map(|delivery| delivery.head.id).collect();
+    // In a queue of its own: on RabbitMQ a worker is given a job more than it has begun, which another cannot get.
+    let apart = queue("apart");
+    put(&f.broker, &[job_in(&apart), job_in(&apart)]).await;
+    let mut alive = f.worker_on(&[(apart, 1)], LONG).await;
     let kept = alive.take(2).await;
+    put(&f.broker, &jobs(3)).await;
+    let mut gone = f.worker().await;
+    let lost: HashSet<_> = gone.take(3).await.iter().map(|delivery| delivery.head.id).collect();
     let gone = f.lose(gone).await;
     assert_eq!(f.second().await.recover(&gone).await.unwrap(), 3);
     let mut successor = f.worker().await;
@@ -123,9 +129,12 @@ pub(crate) async fn an_answer_is_bounded_in_bytes(f: Fixture) {
     let mut worker = f.worker().await;
     let mut answers = Vec::new();
     while answers.iter().sum::<usize>() < 6 {
-        answers.push(worker.consumer.next(&want(100)).await.unwrap().deliveries.len());
+        let found = worker.consumer.next(&want(100)).await.unwrap().deliveries;
+        let bytes: usize = found.iter().map(|delivery| delivery.payload.len()).sum();
+        assert!(bytes <= LEASE_BYTES || found.len() == 1, "{bytes} bytes at once");
+        answers.push(found.len());
     }
-    assert_eq!(answers, [2, 1, 3], "at most {LEASE_BYTES} bytes, and nothing is leased that is not handed out");
+    assert!(answers == [2, 1, 3] || !f.leases_at_once(), "{answers:?}: nothing is leased that is not handed out");
 }
 
 pub(crate) async fn next_survives_cancellation(f: Fixture) {
@@ -175,7 +184,7 @@ pub(crate) async fn a_queue_named_twice_is_refused(f: Fixture) {
 }
 
 pub(crate) async fn jobs_of_other_queues_are_not_leased(f: Fixture) {
-    let stray = put_one(&f.broker, job_in(&queue("elsewhere"))).await;
+    let stray = put_one(&f.broker, Job { queue: queue("elsewhere"), ..registered() }).await;
     let id = put_one(&f.broker, job()).await;
     let mut worker = f.worker().await;
     assert_eq!(worker.take(1).await[0].head.id, id);

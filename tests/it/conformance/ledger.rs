@@ -5,17 +5,17 @@ use std::time::Duration;
 
 use promptq_common::broker::{Verdict, WorkerId};
 use promptq_common::error::Kind;
-use promptq_common::job::Queue;
+use promptq_common::job::{Job, Queue};
 use promptq_common::ledger::{Cursor, JobFilter, RESULT_BYTES, Scope, WorkerReport};
 use promptq_common::record::{End, State};
 use promptq_common::time::Timestamp;
 use promptq_tests::backends::{Fixture, SHORT};
-use promptq_tests::fixture::{answer, batch, job, job_in, job_of, jobs, queue, record};
+use promptq_tests::fixture::{answer, batch, job_of, jobs, queue, record};
 use promptq_tests::steps::{end, eventually, list, put, put_one, results, view};
 
 pub(crate) async fn a_list_is_narrowed_by_every_filter(f: Fixture) {
-    let (ours, theirs) = (put_one(&f.broker, job_of(&batch("b"))).await, put_one(&f.broker, job()).await);
-    let elsewhere = put_one(&f.broker, job_in(&queue("other"))).await;
+    let (ours, theirs) = (put_one(&f.broker, job_of(&batch("b"))).await, put_one(&f.broker, job_of(&batch("c"))).await);
+    let elsewhere = put_one(&f.broker, Job { queue: queue("other"), ..job_of(&batch("d")) }).await;
     let mut worker = f.worker().await;
     worker.ends_one(End::Dead).await;
     let _running = worker.one().await;
@@ -40,13 +40,14 @@ pub(crate) async fn a_list_is_narrowed_by_every_filter(f: Fixture) {
 }
 
 pub(crate) async fn a_list_names_each_job_once_while_jobs_are_added(f: Fixture) {
-    let old = jobs(95);
+    let of_a_batch = |count: usize| (0..count).map(|_| job_of(&batch("b"))).collect::<Vec<_>>();
+    let old = of_a_batch(95);
     put(&f.broker, &old).await;
     let (mut seen, mut cursor) = (Vec::new(), None::<String>);
     loop {
         let page = f.ledger().list(&JobFilter::default(), cursor.as_deref(), 10).await.unwrap();
         seen.extend(page.items.iter().map(|job| job.id));
-        put(&f.broker, &jobs(3)).await;
+        put(&f.broker, &of_a_batch(3)).await;
         cursor = page.next;
         if cursor.is_none() || seen.len() > 2 * old.len() {
             break;

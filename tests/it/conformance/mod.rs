@@ -35,6 +35,8 @@ macro_rules! cases {
         on!(sqlite $($($area $case)*)*);
         on!(redis $($($area $case)*)*);
         on!(redis_flushed $($($area $case)*)*);
+        on!(quorum_redis $($($area $case)*)*);
+        on!(classic_sqlite $($($area $case)*)*);
     };
 }
 

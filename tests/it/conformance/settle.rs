@@ -9,7 +9,7 @@ use promptq_common::record::{End, State};
 use promptq_common::time::Timestamp;
 use promptq_tests::backends::{Fixture, LONG, SHORT};
 use promptq_tests::fixture::{self, COST, USAGE, batch, job, job_of, release, retry};
-use promptq_tests::steps::{end, put_one, record, recount, results, see, state, view, want};
+use promptq_tests::steps::{PATIENCE, end, put_one, record, recount, results, see, state, view, want};
 
 const MOMENT: Duration = Duration::from_millis(150);
 
@@ -72,7 +72,7 @@ pub(crate) async fn a_released_job_goes_ahead_of_its_lane(f: Fixture) {
     let mut worker = f.worker().await;
     worker.one().await.lease.settle(release()).await.unwrap();
     let order: Vec<_> = worker.take(2).await.iter().map(|one| one.head.id).collect();
-    assert_eq!(order, [first, second]);
+    assert!(order == [first, second] || !f.keeps_order() && order == [second, first], "{order:?}");
 }
 
 pub(crate) async fn a_released_job_waits_as_long_as_told(f: Fixture) {
@@ -96,9 +96,14 @@ pub(crate) async fn waking_a_hold_key_ends_every_wait_under_it_in_one_step(f: Fi
         worker.one().await.lease.settle(verdict).await.unwrap();
     }
     let seen = see(&f.broker, held[0]).await;
-    assert_eq!((seen.state, seen.hold.as_ref(), seen.attempts), (State::Queued, Some(&ours), 0));
-    assert!(seen.due.is_some());
+    assert_eq!((seen.state, seen.attempts), (State::Queued, 0));
     worker.finds_nothing().await;
+    if !f.wakes_holds() {
+        assert_eq!(f.second().await.wake(&ours).await.unwrap(), 0);
+        return worker.finds_nothing().await;
+    }
+    assert_eq!(seen.hold.as_ref(), Some(&ours));
+    assert!(seen.due.is_some());
     assert_eq!(f.broker.wake(&HoldKey::Limit("other".into())).await.unwrap(), 0);
     assert_eq!(f.second().await.wake(&ours).await.unwrap(), 3);
     assert_eq!(f.broker.wake(&ours).await.unwrap(), 0);
@@ -245,6 +250,7 @@ pub(crate) async fn repeating_a_late_success_keeps_it_once(f: Fixture) {
     let id = put_one(&f.broker, job_of(&batch("b"))).await;
     let mut source = f.source(SHORT).await;
     let late = source.next(&want(1)).await.unwrap().deliveries.pop().unwrap();
+    drop(source);
     f.worker().await.ends_one(End::Dead).await;
     let verdict = fixture::end(&late.head, late.lease, End::Succeeded);
     assert_eq!(late.hold.settle(&verdict).await.unwrap(), Settled::Kept);
@@ -271,12 +277,18 @@ async fn won(f: &Fixture, id: JobId) {
     assert_eq!(seen.record.unwrap().end, End::Succeeded);
     let counts = recount(&f.broker, &batch("b")).await;
     assert_eq!((counts.total, counts.succeeded), (1, 1));
-    let depth = f.broker.depth(&seen.queue).await.unwrap();
-    assert_eq!((depth.ready, depth.delayed, depth.running, depth.dead), (0, 0, 0, 0));
+    f.depth_is([0; 4]).await;
 }
 
 async fn raw(f: &Fixture) -> RawDelivery {
-    f.source(LONG).await.next(&want(1)).await.unwrap().deliveries.pop().expect("one is ready")
+    let mut source = f.source(LONG).await;
+    let start = std::time::Instant::now();
+    loop {
+        assert!(start.elapsed() < PATIENCE, "nothing was leased");
+        if let Some(delivery) = source.next(&want(1)).await.unwrap().deliveries.pop() {
+            return delivery;
+        }
+    }
 }
 
 fn sorted(ids: &[JobId]) -> Vec<JobId> {

@@ -1,5 +1,7 @@
 //! What people ask of queues and jobs: the ledger answers, since RabbitMQ can neither list nor change what waits in it.
 
+use std::collections::HashSet;
+
 use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions};
 
 use super::post::Post;
@@ -59,8 +61,12 @@ pub(super) async fn redrive(post: &Post, ids: &[JobId]) -> Result<Vec<Redriven>>
     crate::crash_point!("amqp.redrive.after_raise");
     let mut places = Vec::new();
     let mut parcels = Vec::new();
+    let mut seen = HashSet::new();
     for (place, raised) in raised.iter().enumerate() {
-        if let Raised::Publish(envelope) = raised {
+        // An id named twice is raised once.
+        if let Raised::Publish(envelope) = raised
+            && seen.insert(envelope.head.id)
+        {
             places.push(place);
             parcels.push(Parcel { envelope: (**envelope).clone(), reply: None });
         }
@@ -77,7 +83,8 @@ pub(super) async fn redrive(post: &Post, ids: &[JobId]) -> Result<Vec<Redriven>>
     }
     let heads: Vec<_> = parcels.iter().map(|parcel| &parcel.envelope.head).collect();
     post.claims.published(&heads).await?;
-    let answer = |raised: &Raised| match raised {
+    let answer = |(place, raised): (usize, &Raised)| match raised {
+        Raised::Publish(_) if !places.contains(&place) => Redriven::Waiting,
         Raised::Publish(envelope) => Redriven::Queued { epoch: envelope.head.epoch },
         Raised::Restored { epoch } => Redriven::Queued { epoch: *epoch },
         Raised::Waiting => Redriven::Waiting,
@@ -85,7 +92,7 @@ pub(super) async fn redrive(post: &Post, ids: &[JobId]) -> Result<Vec<Redriven>>
         Raised::Gone => Redriven::Gone,
         Raised::Unknown => Redriven::Unknown,
     };
-    Ok(raised.iter().map(answer).collect())
+    Ok(raised.iter().enumerate().map(answer).collect())
 }
 
 /// Cancels what waits: what the ledger knows at once, and every message that stands in a lane now. Delayed ones meet the

@@ -12,7 +12,7 @@ use super::post::Post;
 use super::{admin, topology, wire};
 use crate::broker::backend::{Envelope, Head, PAGE_BYTES};
 use crate::error::{Error, Kind, Result};
-use crate::job::{JobId, Queue};
+use crate::job::{BatchName, JobId, Queue};
 use crate::ledger::Page;
 use crate::record::State;
 
@@ -32,6 +32,10 @@ struct Walk {
     place: usize,
     /// What was taken, by its job.
     taken: HashMap<JobId, Vec<(u32, Acker)>>,
+    /// Taken, and too large for the page before.
+    carried: Option<Envelope>,
+    /// How many pages it has given.
+    pages: u64,
 }
 
 impl Walks {
@@ -43,7 +47,9 @@ impl Walks {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Page<Envelope>> {
-        let place = after.map(str::parse::<usize>).transpose();
+        // The number of the page behind it only tells places within one source apart.
+        let source = |text: &str| text.split_once('.').map_or(text, |(source, _)| source).parse::<usize>();
+        let place = after.map(source).transpose();
         let place = place.map_err(|_| Error::new(Kind::Config, OP, "that is no place in a list of ours"))?;
         let mut walks = self.0.lock().await;
         if place.is_none()
@@ -87,11 +93,12 @@ impl Walk {
                 sources.push(name);
             }
         }
-        Ok(Self { channel: post.link.channel().await?, sources, place, taken: HashMap::new() })
+        Ok(Self { channel: post.link.channel().await?, sources, place, taken: HashMap::new(), carried: None, pages: 0 })
     }
 
     async fn page(&mut self, post: &Post, queue: &Queue, limit: usize) -> Result<Page<Envelope>> {
-        let (mut items, mut bytes) = (Vec::new(), 0);
+        let mut items: Vec<Envelope> = self.carried.take().into_iter().collect();
+        let mut bytes = items.iter().map(|item| item.payload.len()).sum::<usize>();
         while items.len() < limit && bytes < PAGE_BYTES {
             let Some(source) = self.sources.get(self.place) else { break };
             let got = self.channel.basic_get(source.as_str().into(), BasicGetOptions::default()).await;
@@ -109,14 +116,27 @@ impl Walk {
             let known =
                 self.taken.get(&head.id).is_some_and(|taken| taken.iter().any(|(epoch, _)| *epoch == head.epoch));
             self.taken.entry(head.id).or_default().push((head.epoch, message.delivery.acker.clone()));
-            if !known {
-                bytes += payload.len();
-                items.push(Envelope { head, payload });
+            if known {
+                continue;
             }
+            bytes += payload.len();
+            if bytes > PAGE_BYTES && !items.is_empty() {
+                self.carried = Some(Envelope { head, payload });
+                break;
+            }
+            items.push(Envelope { head, payload });
         }
-        let next = self.sources.get(self.place).map(|_| self.place.to_string());
+        self.pages += 1;
+        let more = self.carried.is_some() || self.place < self.sources.len();
+        let next = more.then(|| format!("{}.{}", self.place, self.pages));
         let gone = ended(post, items.iter().map(|item| &item.head)).await?;
         items.retain(|item| !gone.contains(&item.head.id));
+        // They are no longer of the epoch that they could be forgotten in.
+        for id in &gone {
+            for (epoch, _) in self.taken.get_mut(id).into_iter().flatten() {
+                *epoch = u32::MAX;
+            }
+        }
         Ok(Page { items, next })
     }
 
@@ -132,7 +152,17 @@ async fn ended(post: &Post, heads: impl Iterator<Item = &Head>) -> Result<HashSe
     let now = post.clock.now();
     let overdue = heads.iter().filter(|head| head.deadline <= now).map(|head| head.id);
     let mut gone: HashSet<JobId> = overdue.collect();
+    let mut cancelled: HashMap<&BatchName, bool> = HashMap::new();
     for (head, view) in heads.iter().zip(post.ledger().fetch(&ids).await?) {
+        if let (0, Some(batch)) = (head.epoch, &head.batch) {
+            if !cancelled.contains_key(batch) {
+                let is_cancelled = post.ledger().batch(batch).await?.is_some_and(|view| view.cancelled);
+                cancelled.insert(batch, is_cancelled);
+            }
+            if cancelled.get(batch) == Some(&true) {
+                gone.insert(head.id);
+            }
+        }
         let Some(view) = view else { continue };
         let waits = matches!(view.state, State::Scheduled | State::Queued | State::Retrying);
         if !waits || view.epoch > head.epoch || view.attempts > head.attempts {

@@ -11,6 +11,8 @@ pub(super) struct Lane {
     pub(super) active: bool,
     /// Jobs of it that run here.
     pub(super) running: u32,
+    /// How much of the worker it is to have beside others: its queue's weight times its band's.
+    pub(super) weight: u32,
 }
 
 /// What is known of the worker.
@@ -36,13 +38,13 @@ const AHEAD_BYTES: usize = 64 << 20;
 
 /// The prefetch of each lane; `None` for one that is closed.
 pub(super) fn prefetch(worker: &Worker, lanes: &[Lane]) -> Vec<Option<u16>> {
-    let active = lanes.iter().filter(|lane| lane.open && lane.active).count().max(1);
+    let active = lanes.iter().filter(|lane| lane.open && lane.active).map(|lane| u64::from(lane.weight)).sum::<u64>();
     let ahead = if worker.usual < SHORT { worker.slots } else { 0 };
     let fits = AHEAD_BYTES / worker.bytes.max(1);
     let unstarted = (worker.free + ahead).min(u32::try_from(fits).unwrap_or(u32::MAX));
-    let share = unstarted.div_ceil(u32::try_from(active).unwrap_or(u32::MAX));
+    let share = |lane: &Lane| (u64::from(unstarted) * u64::from(lane.weight)).div_ceil(active.max(1)).max(1);
     let one = |lane: &Lane| {
-        let room = lane.running + if lane.active { share.max(1) } else { 1 };
+        let room = u64::from(lane.running) + if lane.active { share(lane) } else { 1 };
         u16::try_from(room).unwrap_or(u16::MAX)
     };
     lanes.iter().map(|lane| lane.open.then(|| one(lane))).collect()
@@ -61,13 +63,21 @@ mod tests {
     const LONG: Worker = Worker { free: 16, slots: 16, usual: Duration::from_secs(60), bytes: 1_000 };
 
     fn open(active: bool, running: u32) -> Lane {
-        Lane { open: true, active, running }
+        Lane { open: true, active, running, weight: 3 }
     }
 
     #[test]
     fn lanes_that_deliver_share_the_free_slots_and_the_others_hold_one() {
         let lanes = [open(true, 0), open(false, 0), open(true, 0), Lane::default()];
         assert_eq!(prefetch(&LONG, &lanes), [Some(8), Some(1), Some(8), None]);
+    }
+
+    #[test]
+    fn lanes_that_deliver_share_by_their_weight() {
+        let lane = |weight| Lane { weight, ..open(true, 0) };
+        let worker = Worker { free: 12, slots: 12, ..LONG };
+        assert_eq!(prefetch(&worker, &[lane(8), lane(3), lane(1)]), [Some(8), Some(3), Some(1)]);
+        assert_eq!(prefetch(&worker, &[lane(1), Lane { weight: 8, ..open(false, 0) }]), [Some(12), Some(1)]);
     }
 
     #[test]

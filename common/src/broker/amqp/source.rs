@@ -283,6 +283,8 @@ impl AmqpSource {
                 open: !shut && !paused,
                 active: queue.delivered.is_some_and(|at| now - at < share::ACTIVE),
                 running: self.tap.unanswered(name).saturating_sub(waiting),
+                weight: lane.band.weight()
+                    * self.terms.queues.iter().find(|one| one.0 == lane.queue).map_or(1, |one| one.1),
             });
         }
         if !returned.is_empty() {

@@ -1,0 +1,127 @@
+//! A process dies at every crash point of RabbitMQ, at the first passage and at a later one. Afterwards nothing that was
+//! confirmed is lost, what had its end keeps it and is not given out again, no message is left over, and counts hold.
+
+use std::collections::HashSet;
+use std::process::Stdio;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use promptq_common::broker::amqp::{CRASH_POINTS, QueueType};
+use promptq_common::broker::{Broker, Claim, Enqueued, Retention};
+use promptq_common::job::{JobId, Queue};
+use promptq_common::record::{End, State};
+use promptq_tests::backends::terms;
+use promptq_tests::carrier::Carrier;
+use promptq_tests::fixture::{self, batch};
+use promptq_tests::steps::{PATIENCE, Worker, end, recount, see, view, want};
+use tempfile::TempDir;
+use tokio::process::Command;
+use tokio::time::{Instant, timeout};
+
+/// A second copy that meets the first one in hand waits for so long.
+const LEASE: Duration = Duration::from_secs(2);
+
+/// Met once in the life of the process that dies.
+const ONCE: [&str; 2] = ["amqp.purge.", "amqp.dead."];
+
+#[tokio::test]
+async fn a_process_may_die_anywhere_on_quorum_queues() {
+    die_everywhere(QueueType::Quorum, "return").await;
+}
+
+#[tokio::test]
+async fn a_process_may_die_anywhere_later_on_quorum_queues() {
+    die_everywhere(QueueType::Quorum, "1*off->return").await;
+}
+
+#[tokio::test]
+async fn a_process_may_die_anywhere_on_classic_queues() {
+    die_everywhere(QueueType::Classic, "return").await;
+}
+
+/// A few points at once: much of the time is spent waiting for claims to run out.
+async fn die_everywhere(queues: QueueType, passage: &str) {
+    let again = passage != "return";
+    let points = CRASH_POINTS.iter().filter(|point| !again || !ONCE.iter().any(|once| point.starts_with(once)));
+    futures_util::stream::iter(points).map(|point| die_at(point, passage, queues)).buffer_unordered(4).count().await;
+}
+
+async fn die_at(point: &str, passage: &str, queues: QueueType) {
+    let carrier = match queues {
+        QueueType::Quorum => Carrier::with_redis(queues),
+        QueueType::Classic => Carrier::with_sqlite(queues),
+    };
+    let folder = TempDir::new().unwrap();
+    let (log, armed) = (folder.path().join("log"), format!("{point}={passage}"));
+    let mut child = Command::new(env!("CARGO_BIN_EXE_crash_carried"));
+    child.args([carrier.host.url(), carrier.ledger_url()]).arg(&log).arg(queues.as_str());
+    child.env("FAILPOINTS", &armed).stdin(Stdio::null()).kill_on_drop(true);
+    let output = timeout(PATIENCE * 2, child.output()).await.expect("it dies soon").unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(137), "{armed}: {said}");
+    let told = Told(std::fs::read_to_string(&log).unwrap_or_default());
+    check(&carrier, &told, &armed).await;
+}
+
+/// What the dead process was told.
+struct Told(String);
+
+impl Told {
+    /// The jobs of lines that begin so and hold `how`.
+    fn jobs(&self, what: &str, how: &str) -> HashSet<JobId> {
+        let lines = self.0.lines().filter(|line| line.split(' ').next() == Some(what) && line.contains(how));
+        lines.map(|line| line.split(' ').nth(1).unwrap().parse().unwrap()).collect()
+    }
+}
+
+async fn check(carrier: &Carrier, told: &Told, armed: &str) {
+    let broker = Broker::connect(&carrier.access()).await.unwrap();
+    let succeeded = told.jobs("settled", "succeeded Applied");
+    for id in &succeeded {
+        assert_eq!(see(&broker, *id).await.state, State::Succeeded, "{armed}: {id}");
+    }
+    // A redrive that died is finished by the same command.
+    let redriving: Vec<_> = told.jobs("redriving", "").into_iter().collect();
+    broker.redrive(&redriving).await.unwrap();
+    // So is a submission: what was confirmed is known.
+    let confirmed = told.jobs("enqueued", "");
+    for jobs in fixture::rounds() {
+        for (job, answer) in jobs.iter().zip(broker.enqueue(&jobs).await.unwrap()) {
+            let known = matches!(answer, Enqueued::Known(_));
+            assert!(known || answer == Enqueued::New && !confirmed.contains(&job.id), "{armed}: {answer:?}");
+        }
+    }
+    while broker.sweep(&Retention::standard()).await.unwrap().more {}
+    let worker = carrier.worker(terms(&[(Queue::standard(), 1)], LEASE)).await;
+    drain(&broker, carrier, worker, (&succeeded, armed)).await;
+    for id in &succeeded {
+        assert_eq!(see(&broker, *id).await.state, State::Succeeded, "{armed}: {id}");
+    }
+    for id in told.jobs("settled", "retried Applied") {
+        assert!(see(&broker, id).await.attempts >= 1, "{armed}: {id} forgot an attempt");
+    }
+    let counts = recount(&broker, &batch("b")).await;
+    assert_eq!((counts.ended(), counts.total), (12, 12), "{armed}");
+    assert_eq!(carrier.faults(), [""; 0], "{armed}");
+}
+
+/// Answers everything that is left, until no message is anywhere.
+async fn drain(broker: &Broker, carrier: &Carrier, mut worker: Worker, (ended, armed): (&HashSet<JobId>, &str)) {
+    let start = Instant::now();
+    loop {
+        let left = ["pq1.q.", "pq1.delay.", "pq1.hold."].map(|prefix| carrier.host.counts(prefix));
+        let ended_now = view(broker, &batch("b")).await.counts.ended();
+        if ended_now == 12 && left == [(0, 0); 3] {
+            return;
+        }
+        assert!(start.elapsed() < PATIENCE, "{armed}: {ended_now} of 12 have ended; messages left: {left:?}");
+        let found = timeout(Duration::from_secs(3), worker.consumer.next(&want(50))).await.expect("answers").unwrap();
+        for delivery in found.deliveries {
+            let claim = delivery.lease.claim().await.unwrap();
+            assert!(matches!(claim, Claim::Fresh { deaths: 0 | 1 }), "{armed}: {claim:?}");
+            assert!(!ended.contains(&delivery.head.id), "{armed}: a job was given out after its success");
+            assert!(delivery.open().is_ok(), "{armed}: its payload came through");
+            end(delivery, End::Succeeded).await;
+        }
+    }
+}
