@@ -13,6 +13,7 @@ mod llm;
 mod messages;
 mod model;
 mod moving;
+mod rabbit;
 mod rabbitmq;
 mod reach;
 mod readme;
