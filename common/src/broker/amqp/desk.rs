@@ -156,7 +156,10 @@ impl Desk {
             place.insert(Hand::Opening);
             return Some(item);
         }
-        self.post.park(item.parcel, item.slip, self.lease).await;
+        // The next attempt may come before the last one is out of hand.
+        let head = &item.parcel.envelope.head;
+        let next = matches!(self.hands().get(&head.id), Some(Hand::Held(held)) if held.is_before(head));
+        self.post.park(item.parcel, item.slip, if next { Duration::ZERO } else { self.lease }).await;
         None
     }
 
@@ -294,6 +297,12 @@ impl Held {
         (ours.epoch, ours.attempts) == (head.epoch, head.attempts)
     }
 
+    /// Whether a message with this head is of a later attempt.
+    fn is_before(&self, head: &Head) -> bool {
+        let ours = &self.parcel.envelope.head;
+        (ours.epoch, ours.attempts) < (head.epoch, head.attempts)
+    }
+
     /// Its claim was extended.
     pub(super) fn beaten(&self, length: Duration) {
         self.state().until = Instant::now() + length;
@@ -304,11 +313,12 @@ impl Held {
         !self.state().slip.as_ref().is_some_and(Slip::is_usable)
     }
 
-    /// Whether its message has been in hand for longer than `age`, and no copy is on its way since then.
+    /// Whether its message has been in hand for longer than `age` or was taken back, and no copy is on its way since
+    /// then.
     pub(super) fn is_old(&self, age: Duration) -> bool {
         let state = self.state();
         let swapping = state.swapping.is_some_and(|since| since.elapsed() < age / 2);
-        !swapping && state.slip.as_ref().is_some_and(|slip| slip.age() >= age)
+        !swapping && state.slip.as_ref().is_some_and(|slip| slip.age() >= age || slip.is_taken_back())
     }
 
     /// A copy of its message is on its way to this worker.

@@ -48,8 +48,8 @@ pub(super) async fn see_off(desk: Weak<Desk>, mut tap: Tap, keepers: JoinSet<()>
 }
 
 async fn hand_back(desk: &Desk, arrival: Arrival, hold: &Arc<str>) {
-    let Arrival { queue, delivery, count } = arrival;
-    let slip = Slip::new(delivery.acker.clone(), &count);
+    let Arrival { queue, delivery, count, ended } = arrival;
+    let slip = Slip::new(delivery.acker.clone(), &count, ended);
     let owner = topology::queue_of_key(delivery.routing_key.as_str()).unwrap_or_else(Queue::standard);
     let read = wire::read(&delivery, &owner, desk.post.clock.now());
     let Some(item) = desk.attach(Item::new(read, slip, delivery.redelivered, queue == *hold)) else { return };

@@ -1,12 +1,13 @@
 //! The RabbitMQ broker: it carries jobs as messages, and keeps what is known of them in a ledger beside it. The server is
 //! reached by `address`, `dial`, `link`, `publisher` (with `outbox`, `window`, `trouble`), `fault`; what stands on it is
-//! `topology`; a job as a message is `wire`. Into it: `enqueue`, `post`. Out of it: `source` (with `tap`, `share`,
-//! `news`), `desk` (with `slip`, `hold`, `swap`, `holds`, `leave`). What people ask: `admin`, `dead`, `moving`,
-//! `check`.
+//! `topology`; a job as a message is `wire`. Into it: `enqueue`, `post`. Out of it: `subscription` and `source` (with
+//! `tap`, `share`, `closed`, `news`), `desk` (with `slip`, `hold`, `swap`, `holds`, `leave`). What people ask: `admin`,
+//! `dead`, `moving`, `check`.
 
 mod address;
 mod admin;
 mod check;
+mod closed;
 mod dead;
 mod desk;
 mod dial;
@@ -25,6 +26,7 @@ mod publisher;
 mod share;
 mod slip;
 mod source;
+mod subscription;
 mod swap;
 mod tap;
 #[cfg(test)]
@@ -46,7 +48,7 @@ use async_trait::async_trait;
 use self::link::Link;
 use self::moving::Walks;
 use self::post::{Clock, Post};
-use self::source::AmqpSource;
+use self::subscription::Subscription;
 use super::Access;
 use super::backend::{
     Backend, Cancel, CancelCounts, Declared, Depth, Enqueued, Envelope, HoldKey, MAX_BATCH, QueueView, Redriven,
@@ -198,7 +200,7 @@ impl Backend for Amqp {
         for (queue, _) in &terms.queues {
             self.find(queue).await?;
         }
-        Ok(Box::new(AmqpSource::open(Arc::clone(&self.post), terms).await?))
+        Ok(Box::new(Subscription::open(Arc::clone(&self.post), terms).await?))
     }
 
     async fn depth(&self, queue: &Queue) -> Result<Depth> {

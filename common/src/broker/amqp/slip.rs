@@ -2,7 +2,7 @@
 //! when the channel ends.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use lapin::Acker;
@@ -14,6 +14,8 @@ use tokio::time::Instant;
 pub(super) struct Slip {
     acker: Acker,
     since: Instant,
+    /// Whether the server took the message back.
+    taken_back: Arc<AtomicBool>,
     _counted: Counted,
 }
 
@@ -28,15 +30,21 @@ impl Drop for Counted {
 }
 
 impl Slip {
-    /// For a delivery that is counted in `count` until it is answered for.
-    pub(super) fn new(acker: Acker, count: &Arc<AtomicU32>) -> Self {
+    /// For a delivery that is counted in `count` until it is answered for. `taken_back` says whether the server has
+    /// taken it back.
+    pub(super) fn new(acker: Acker, count: &Arc<AtomicU32>, taken_back: Arc<AtomicBool>) -> Self {
         count.fetch_add(1, Ordering::Relaxed);
-        Self { acker, since: Instant::now(), _counted: Counted(Arc::clone(count)) }
+        Self { acker, since: Instant::now(), taken_back, _counted: Counted(Arc::clone(count)) }
     }
 
-    /// Whether the channel it came by is still there.
+    /// Whether the channel and the consumer it came by are still there.
     pub(super) fn is_usable(&self) -> bool {
-        self.acker.usable()
+        self.acker.usable() && !self.is_taken_back()
+    }
+
+    /// Whether the server took away the consumer it came by, and the message with it.
+    pub(super) fn is_taken_back(&self) -> bool {
+        self.taken_back.load(Ordering::Relaxed)
     }
 
     /// How long the message has been in hand.

@@ -6,29 +6,29 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::closed::{CLOSED, Closed, LaneQueue};
 use super::desk::{Desk, Item, Opening};
 use super::news::{self, Feed};
 use super::post::Post;
 use super::slip::Slip;
 use super::tap::{Arrival, Plan, Tap};
 use super::{leave, share, swap, topology, wire};
-use crate::broker::backend::{LEASE_BYTES, Leased, RawDelivery, Source, Terms, Want};
+use crate::broker::backend::{LEASE_BYTES, Leased, RawDelivery, Terms, Want};
 use crate::broker::rounds::{Open, Rounds};
 use crate::error::{Error, Kind, Result};
 use crate::job::{Lane, Queue};
 
 /// An empty call lasts at most this long.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Unstarted deliveries of a lane that stays closed for longer go back. Protocol, section 2.
-const CLOSED: Duration = Duration::from_secs(5);
 /// Nothing new is taken once nothing could be published for so long.
 const MUTE: Duration = Duration::from_secs(2);
 /// Consumers change their prefetch at most this often.
 const SETTLE: Duration = Duration::from_millis(200);
+/// A worker that has not asked for so long has no hands free: otherwise it asks again at once.
+const SILENT: Duration = Duration::from_millis(500);
 /// How many lanes a caller is told of.
 const LANES: usize = 1_000;
 /// How long the last results may take to be announced when a worker leaves.
@@ -55,22 +55,14 @@ pub(super) struct AmqpSource {
     /// Averages over what was handed out: how large, how long between.
     bytes: usize,
     planned: Instant,
+    closed: Closed,
     /// Since when the worker takes nothing at all.
     full: Option<Instant>,
+    /// When it was last asked for jobs.
+    asked_at: Instant,
     /// Keeps the claims, the news and long jobs' messages.
     keepers: JoinSet<()>,
     hold: Arc<str>,
-}
-
-/// One lane's queue.
-#[derive(Debug)]
-struct LaneQueue {
-    /// Without a model: the queue of every model that has none of its own.
-    lane: Lane,
-    waiting: VecDeque<Item>,
-    delivered: Option<Instant>,
-    /// Since when nothing is taken from it.
-    closed: Option<Instant>,
 }
 
 impl AmqpSource {
@@ -100,7 +92,9 @@ impl AmqpSource {
             slots: 1,
             bytes: 0,
             planned: Instant::now(),
+            closed: Closed::default(),
             full: None,
+            asked_at: Instant::now(),
             keepers,
             hold,
         };
@@ -113,24 +107,43 @@ impl AmqpSource {
         let news = self.feed.news.borrow_and_update().clone();
         for lane in &news.lanes {
             let queue: Arc<str> = topology::lane_queue(lane).into();
-            self.lanes.entry(queue).or_insert_with(|| LaneQueue {
-                lane: lane.clone(),
-                waiting: VecDeque::new(),
-                delivered: None,
-                closed: None,
-            });
+            self.lanes.entry(queue).or_insert_with(|| LaneQueue::new(lane));
+        }
+    }
+
+    /// Sees to everything that can be done without waiting.
+    fn go_on(&mut self, want: &Want) {
+        while let Some(arrival) = self.tap.try_next() {
+            self.take_in(arrival);
+        }
+        if self.feed.news.has_changed().unwrap_or(false) {
+            self.learn();
+        }
+        self.plan(want);
+        self.tell_closed();
+        self.choose(want);
+        while let Some(opened) = self.opening.try_join_next() {
+            self.sort(opened.unwrap_or_default());
+        }
+    }
+
+    /// Goes on for a worker that does not ask, as one that has all hands full: what runs is kept, the rest goes back.
+    pub(super) fn tend(&mut self) {
+        if self.asked_at.elapsed() > SILENT {
+            self.go_on(&Want::default());
+            self.hand_out(&Want::default());
         }
     }
 
     /// Puts what was delivered where it waits to be opened.
     fn take_in(&mut self, arrival: Arrival) {
-        let Arrival { queue, delivery, count } = arrival;
+        let Arrival { queue, delivery, count, ended } = arrival;
         if !delivery.acker.usable() {
             // Its channel is lost: the message itself comes again, here or elsewhere.
             return;
         }
         let (held, redelivered) = (queue == self.hold, delivery.redelivered);
-        let slip = Slip::new(delivery.acker.clone(), &count);
+        let slip = Slip::new(delivery.acker.clone(), &count, ended);
         let named = self.lanes.get(&queue).map(|lane| lane.lane.queue.clone());
         let named = named.or_else(|| topology::queue_of_key(delivery.routing_key.as_str()));
         let now = self.desk.post.clock.now();
@@ -145,12 +158,7 @@ impl AmqpSource {
         }
         let size = item.parcel.envelope.payload.len();
         self.bytes = if self.bytes == 0 { size } else { self.bytes - self.bytes / 8 + size / 8 };
-        let place = self.lanes.entry(queue).or_insert_with(|| LaneQueue {
-            lane: item.parcel.envelope.head.lane.clone(),
-            waiting: VecDeque::new(),
-            delivered: None,
-            closed: None,
-        });
+        let place = self.lanes.entry(queue).or_insert_with(|| LaneQueue::new(&item.parcel.envelope.head.lane));
         place.delivered = Some(Instant::now());
         place.waiting.push_back(item);
     }
@@ -265,18 +273,23 @@ impl AmqpSource {
         let mute = self.desk.post.link.publisher().trouble().is_some_and(|trouble| trouble > MUTE);
         let full = mute || self.full.is_some_and(|since| now - since > CLOSED);
         let caps: HashMap<&Lane, u32> = want.caps.iter().map(|(lane, cap)| (lane, *cap)).collect();
+        self.closed.note(want, now);
         let mut returned = Vec::new();
         let mut views = Vec::with_capacity(self.lanes.len());
         let names: Vec<Arc<str>> = self.lanes.keys().cloned().collect();
         for name in &names {
             let Some(lane) = self.lanes.get(name).map(|queue| queue.lane.clone()) else { continue };
-            let open = *name == self.hold || self.cap(&lane, &caps, want.rest) > 0 && !full;
+            let open = self.cap(&lane, &caps, want.rest) > 0 && !full;
             let Some(queue) = self.lanes.get_mut(name) else { continue };
             queue.closed = if open { None } else { queue.closed.or(Some(now)) };
             let shut = full || queue.closed.is_some_and(|since| now - since > CLOSED);
             let paused = self.feed.news.borrow().paused.contains(&lane.queue);
             if shut || paused {
                 returned.extend(queue.waiting.drain(..));
+            }
+            for (item, wait) in self.closed.part(&lane, &mut queue.waiting, now) {
+                let desk = Arc::clone(&self.desk);
+                self.desk.spawn(async move { desk.post.park(item.parcel, item.slip, wait).await });
             }
             let waiting = u32::try_from(queue.waiting.len()).unwrap_or(u32::MAX);
             views.push(share::Lane {
@@ -302,9 +315,6 @@ impl AmqpSource {
         let old = self.tap.plan();
         let mut plan = Plan::new();
         for (name, prefetch) in names.iter().zip(share::prefetch(&worker, views)) {
-            if *name == self.hold {
-                continue;
-            }
             let Some(wanted) = prefetch else { continue };
             let now = old.get(name).copied();
             let early = self.planned.elapsed() < SETTLE && now.is_some_and(|now| now > 1);
@@ -341,25 +351,13 @@ impl AmqpSource {
             new
         });
     }
-}
 
-#[async_trait]
-impl Source for AmqpSource {
-    async fn next(&mut self, want: &Want) -> Result<Leased> {
+    /// See [`crate::broker::Source::next`].
+    pub(super) async fn next(&mut self, want: &Want) -> Result<Leased> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            while let Some(arrival) = self.tap.try_next() {
-                self.take_in(arrival);
-            }
-            if self.feed.news.has_changed().unwrap_or(false) {
-                self.learn();
-            }
-            self.plan(want);
-            self.tell_closed();
-            self.choose(want);
-            while let Some(opened) = self.opening.try_join_next() {
-                self.sort(opened.unwrap_or_default());
-            }
+            self.asked_at = Instant::now();
+            self.go_on(want);
             let deliveries = self.hand_out(want);
             if !deliveries.is_empty() || self.trouble.is_some() || Instant::now() >= deadline {
                 if let Some(error) = self.trouble.take().filter(|_| deliveries.is_empty()) {
@@ -379,7 +377,8 @@ impl Source for AmqpSource {
         }
     }
 
-    async fn close(mut self: Box<Self>) -> Result<()> {
+    /// See [`crate::broker::Source::close`].
+    pub(super) async fn close(mut self) -> Result<()> {
         while let Some(opened) = self.opening.join_next().await {
             self.sort(opened.unwrap_or_default());
         }
@@ -391,7 +390,7 @@ impl Source for AmqpSource {
             item.slip.give_back().await;
         }
         self.desk.finish(LEAVING).await;
-        let Self { desk, tap, keepers, hold, .. } = *self;
+        let Self { desk, tap, keepers, hold, .. } = self;
         let post = Arc::clone(&desk.post);
         let mut leaving = post.leaving.lock().unwrap_or_else(PoisonError::into_inner);
         while leaving.try_join_next().is_some() {}

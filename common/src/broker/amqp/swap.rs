@@ -37,20 +37,25 @@ async fn swap(desk: &Desk, held: &Held) -> Result<()> {
     let name = topology::hold_name(&desk.worker);
     if !desk.holding.load(Ordering::Relaxed) {
         holds::add(&desk.post, &desk.worker).await?;
-        topology::declare_hold(&desk.post.link, &desk.worker, &desk.post.settings).await?;
+        topology::declare_hold(&desk.post.link, &desk.worker, desk.lease, &desk.post.settings).await?;
         desk.holding.store(true, Ordering::Relaxed);
     }
     let (properties, body) = held.parcel.message(true)?;
     let key = topology::key(&held.parcel.envelope.head.lane);
     held.swapping();
     let message = Message { exchange: name, key, properties, body, mandatory: true };
-    match desk.post.link.publisher().publish(message).await? {
-        Sent::Taken => Ok(()),
-        Sent::Returned => {
-            desk.holding.store(false, Ordering::Relaxed);
-            Err(Error::new(Kind::Unavailable, "renew a message", "the hold queue is gone"))
-        }
+    match desk.post.link.publisher().publish(message).await {
+        Ok(Sent::Taken) => Ok(()),
+        // Somebody has deleted the queue, and its exchange went with it.
+        Ok(Sent::Returned) => Err(gone(desk)),
+        Err(error) if error.kind() == Kind::NotFound => Err(gone(desk)),
+        Err(error) => Err(error),
     }
+}
+
+fn gone(desk: &Desk) -> Error {
+    desk.holding.store(false, Ordering::Relaxed);
+    Error::new(Kind::Unavailable, "renew a message", "the hold queue is gone; making it again")
 }
 
 /// Removes the hold queue, if there is one and it is empty.

@@ -2,7 +2,7 @@
 //! whenever it was lost. Which queue gets how much is the source's; what becomes of a delivery, too.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -35,6 +35,8 @@ pub(super) struct Arrival {
     pub(super) delivery: Delivery,
     /// Where it is counted until it is answered for.
     pub(super) count: Arc<AtomicU32>,
+    /// Set when the server takes away the consumer it came by, and the message with it.
+    pub(super) ended: Arc<AtomicBool>,
 }
 
 /// The consumers of a subscription.
@@ -170,6 +172,8 @@ struct Pipes<'a> {
 struct Pipe {
     tag: String,
     prefetch: u16,
+    /// See [`Arrival::ended`].
+    ended: Arc<AtomicBool>,
 }
 
 impl Pipes<'_> {
@@ -193,9 +197,15 @@ impl Pipes<'_> {
                         return Continue(());
                     }
                     // The server took this consumer away, and this one alone (from 4.3: its time was over).
-                    if let Ok((queue, tag)) = ended && self.open.get(&queue).is_some_and(|pipe| pipe.tag == tag) {
-                        tracing::debug!(%queue, "RabbitMQ ended a consumer");
-                        self.open.remove(&queue);
+                    if let Ok((queue, tag)) = ended
+                        && let Some(pipe) = self.open.remove(&queue)
+                    {
+                        if pipe.tag == tag {
+                            tracing::debug!(%queue, "RabbitMQ ended a consumer");
+                            pipe.ended.store(true, Ordering::Relaxed);
+                        } else {
+                            self.open.insert(queue, pipe);
+                        }
                     }
                 }
                 () = tokio::time::sleep(REST), if missing => {}
@@ -222,15 +232,15 @@ impl Pipes<'_> {
                 missing = true;
                 continue;
             }
-            let tag = self.consume(queue, prefetch).await?;
-            if let Some(old) = self.open.insert(Arc::clone(queue), Pipe { tag, prefetch }) {
+            let pipe = self.consume(queue, prefetch).await?;
+            if let Some(old) = self.open.insert(Arc::clone(queue), pipe) {
                 self.cancel(old.tag).await?;
             }
         }
         Ok(missing)
     }
 
-    async fn consume(&mut self, queue: &Arc<str>, prefetch: u16) -> lapin::Result<String> {
+    async fn consume(&mut self, queue: &Arc<str>, prefetch: u16) -> lapin::Result<Pipe> {
         self.channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
         self.tags += 1;
         let tag = format!("promptq-{}", self.tags);
@@ -243,8 +253,10 @@ impl Pipes<'_> {
             let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(counts.entry(Arc::clone(queue)).or_default())
         };
-        self.streams.spawn(forward(consumer, Arc::clone(queue), tag.clone(), count, self.out.clone()));
-        Ok(tag)
+        let ended = Arc::new(AtomicBool::new(false));
+        let source = Spring { queue: Arc::clone(queue), count, ended: Arc::clone(&ended) };
+        self.streams.spawn(forward(consumer, source, tag.clone(), self.out.clone()));
+        Ok(Pipe { tag, prefetch, ended })
     }
 
     async fn cancel(&self, tag: String) -> lapin::Result<()> {
@@ -259,16 +271,24 @@ impl Pipes<'_> {
     }
 }
 
+/// What all deliveries of a consumer have in common.
+struct Spring {
+    queue: Arc<str>,
+    count: Arc<AtomicU32>,
+    ended: Arc<AtomicBool>,
+}
+
 /// Hands deliveries on until the consumer ends.
 async fn forward(
     mut consumer: Consumer,
-    queue: Arc<str>,
+    source: Spring,
     tag: String,
-    count: Arc<AtomicU32>,
     out: mpsc::Sender<Arrival>,
 ) -> (Arc<str>, String) {
+    let Spring { queue, count, ended } = source;
     while let Some(Ok(delivery)) = consumer.next().await {
-        let arrival = Arrival { queue: Arc::clone(&queue), delivery, count: Arc::clone(&count) };
+        let (count, ended) = (Arc::clone(&count), Arc::clone(&ended));
+        let arrival = Arrival { queue: Arc::clone(&queue), delivery, count, ended };
         if out.send(arrival).await.is_err() {
             break;
         }

@@ -88,8 +88,8 @@ pub(super) async fn declare_fully(
 ///
 /// # Errors
 /// `Config` where the user may not.
-pub(super) async fn declare_hold(link: &Link, worker: &WorkerId, settings: &Settings) -> Result<()> {
-    let (exchange, queue) = wanted::hold(worker, settings);
+pub(super) async fn declare_hold(link: &Link, worker: &WorkerId, lease: Duration, settings: &Settings) -> Result<()> {
+    let (exchange, queue) = wanted::hold(worker, lease, settings);
     let mut talk = Talk::open(link).await?;
     or_error(talk.make_exchange(&exchange).await?)?;
     or_error(talk.make_queue(&queue).await?)?;

@@ -12,9 +12,8 @@ use crate::broker::WorkerId;
 use crate::broker::amqp::{QueueType, Settings};
 use crate::job::{Band, Lane, ModelName, Queue};
 
-/// How long a message of a worker's hold queue that nobody holds any more stays there: it had long left the queue of
-/// its lane, so it goes back at once; the minute is for the worker that has published it and is yet to fetch it.
-const HOLD_TTL: Duration = Duration::from_secs(60);
+/// The shortest stay in a hold queue: what was published there has to be fetched.
+const HOLD_TTL: Duration = Duration::from_secs(1);
 /// How long an announcement of a result is kept; it can be read from the ledger for longer.
 const RESULT_TTL: Duration = Duration::from_secs(86_400);
 /// The most bytes of announcements a queue keeps, the newest: they can be made again, and may not fill a server's disk.
@@ -89,13 +88,14 @@ fn of_queue(queue: &Queue, models: &[ModelName], settings: &Settings) -> Vec<Wan
     lanes.chain([results(queue, settings)]).collect()
 }
 
-/// A worker's hold: what it publishes there keeps the key of its lane and goes back to it when nobody holds it.
-pub(super) fn hold(worker: &WorkerId, settings: &Settings) -> (Exchange, WantedQueue) {
+/// A worker's hold: what it publishes there keeps the key of its lane and goes back to it when nobody holds it, once it
+/// is as old as a lease: its time runs from when it was published, and until then the dead worker's claim stands anyway.
+pub(super) fn hold(worker: &WorkerId, lease: Duration, settings: &Settings) -> (Exchange, WantedQueue) {
     let name = names::hold_name(worker);
     // The exchange goes with the queue, so that whoever cleans up has one thing to delete.
     let options = ExchangeDeclareOptions { durable: true, auto_delete: true, ..ExchangeDeclareOptions::default() };
     let mut arguments = dead_lettering(settings, IN);
-    arguments.insert("x-message-ttl".into(), millis(HOLD_TTL));
+    arguments.insert("x-message-ttl".into(), millis(lease.max(HOLD_TTL)));
     arguments.insert("x-consumer-timeout".into(), millis(CONSUMER_TIMEOUT));
     without_limit(&mut arguments, settings);
     let bindings = vec![Binding { exchange: name.clone(), key: String::new(), arguments: FieldTable::default() }];
