@@ -392,6 +392,14 @@ impl AmqpSource {
         self.desk.finish(LEAVING).await;
         let Self { desk, tap, keepers, hold, .. } = self;
         let post = Arc::clone(&desk.post);
+        if desk.is_done() {
+            // A process that leaves does not wait for what is spawned.
+            let seen_off = leave::see_off(Arc::downgrade(&desk), tap, keepers, hold);
+            if tokio::time::timeout(LEAVING, seen_off).await.is_err() {
+                tracing::debug!("what this worker leaves behind is for the next sweep");
+            }
+            return Ok(());
+        }
         let mut leaving = post.leaving.lock().unwrap_or_else(PoisonError::into_inner);
         while leaving.try_join_next().is_some() {}
         leaving.spawn(leave::see_off(Arc::downgrade(&desk), tap, keepers, hold));
