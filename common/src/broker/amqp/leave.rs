@@ -1,6 +1,6 @@
 //! How a subscription ends: what was not handed out goes back at once, the channel stays for jobs that still run.
 
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::task::JoinSet;
@@ -15,6 +15,8 @@ use crate::job::Queue;
 
 /// How often it is looked whether the last job is done.
 const LOOK: Duration = Duration::from_millis(100);
+/// How long a worker that leaves waits for its channel and its hold queue to go.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Gives back what was claimed and not handed out, spending nothing.
 pub(super) async fn release(jobs: Vec<RawDelivery>) {
@@ -26,8 +28,32 @@ pub(super) async fn release(jobs: Vec<RawDelivery>) {
     }
 }
 
+/// Gives back what nobody has started.
+pub(super) async fn give_back(items: Vec<Item>) {
+    for item in items {
+        item.slip.give_back().await;
+    }
+}
+
+/// Ends a subscription whose worker takes no more: now if nothing runs, else behind the last job.
+pub(super) async fn quit(desk: Arc<Desk>, tap: Tap, keepers: JoinSet<()>, hold: Arc<str>) {
+    let post = Arc::clone(&desk.post);
+    let seen_off = see_off(Arc::downgrade(&desk), tap, keepers, hold);
+    if desk.is_done() {
+        // A process that leaves does not wait for what is spawned.
+        if timeout(PATIENCE, seen_off).await.is_err() {
+            tracing::debug!("what this worker leaves behind is for the next sweep");
+        }
+        return;
+    }
+    drop(desk);
+    let mut leaving = post.leaving.lock().unwrap_or_else(PoisonError::into_inner);
+    while leaving.try_join_next().is_some() {}
+    leaving.spawn(seen_off);
+}
+
 /// Keeps the channel for jobs that still run, gives back what is delivered all the same, and closes after the last.
-pub(super) async fn see_off(desk: Weak<Desk>, mut tap: Tap, keepers: JoinSet<()>, hold: Arc<str>) {
+async fn see_off(desk: Weak<Desk>, mut tap: Tap, keepers: JoinSet<()>, hold: Arc<str>) {
     let mut last = None;
     while let Some(desk) = desk.upgrade() {
         if desk.is_done() {

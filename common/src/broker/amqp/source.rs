@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
@@ -301,11 +301,7 @@ impl AmqpSource {
             });
         }
         if !returned.is_empty() {
-            self.desk.spawn(async move {
-                for item in returned {
-                    item.slip.give_back().await;
-                }
-            });
+            self.desk.spawn(leave::give_back(returned));
         }
         self.set(&names, &views, want.total);
     }
@@ -386,23 +382,11 @@ impl AmqpSource {
         self.tap.set(holding.then(|| (Arc::clone(&self.hold), 0)).into_iter().collect());
         self.desk.leaving.store(true, Ordering::Relaxed);
         leave::release(std::mem::take(&mut self.ready).into()).await;
-        for item in std::mem::take(&mut self.lanes).into_values().flat_map(|lane| lane.waiting) {
-            item.slip.give_back().await;
-        }
+        let waiting = std::mem::take(&mut self.lanes).into_values().flat_map(|lane| lane.waiting);
+        leave::give_back(waiting.collect()).await;
         self.desk.finish(LEAVING).await;
         let Self { desk, tap, keepers, hold, .. } = self;
-        let post = Arc::clone(&desk.post);
-        if desk.is_done() {
-            // A process that leaves does not wait for what is spawned.
-            let seen_off = leave::see_off(Arc::downgrade(&desk), tap, keepers, hold);
-            if tokio::time::timeout(LEAVING, seen_off).await.is_err() {
-                tracing::debug!("what this worker leaves behind is for the next sweep");
-            }
-            return Ok(());
-        }
-        let mut leaving = post.leaving.lock().unwrap_or_else(PoisonError::into_inner);
-        while leaving.try_join_next().is_some() {}
-        leaving.spawn(leave::see_off(Arc::downgrade(&desk), tap, keepers, hold));
+        leave::quit(desk, tap, keepers, hold).await;
         Ok(())
     }
 }
