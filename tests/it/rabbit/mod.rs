@@ -2,6 +2,7 @@
 //! as ledger beside them, and worker processes around both.
 
 mod long;
+mod thrown;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

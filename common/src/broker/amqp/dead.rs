@@ -29,23 +29,27 @@ pub(super) async fn take_in(post: &Post) -> Result<bool> {
     let channel = post.link.channel().await?;
     let failed = |error: lapin::Error| post.link.peer().lift(OP, &error);
     let worker = WorkerId::random("dead");
-    let mut more = true;
+    let (mut more, mut taken) = (true, 0_usize);
     for _ in 0..AT_ONCE {
         let got = channel.basic_get(topology::DEAD.into(), BasicGetOptions::default()).await.map_err(failed)?;
         let Some(message) = got else {
             more = false;
             break;
         };
-        bury(post, &worker, &message.delivery).await?;
-        crate::crash_point!("amqp.dead.after_ledger");
-        message.delivery.acker.ack(BasicAckOptions::default()).await.map_err(failed)?;
+        // One that cannot be ended now goes back with the channel, for a later sweep.
+        if bury(post, &worker, &message.delivery).await? {
+            crate::crash_point!("amqp.dead.after_ledger");
+            message.delivery.acker.ack(BasicAckOptions::default()).await.map_err(failed)?;
+            taken += 1;
+        }
     }
     channel.close(200, "done".into()).await.map_err(failed)?;
-    Ok(more)
+    Ok(more && taken > 0)
 }
 
-/// Ends the job of a dead message, unless it has ended or runs.
-async fn bury(post: &Post, worker: &WorkerId, delivery: &Delivery) -> Result<()> {
+/// Ends the job of a dead message, unless it has ended. False: its queue is paused, or somebody has a claim on it that
+/// may be a dead worker's, and this message may be all that there is of the job.
+async fn bury(post: &Post, worker: &WorkerId, delivery: &Delivery) -> Result<bool> {
     let headers = delivery.properties.headers();
     let header = |name: &str| headers.as_ref().and_then(|headers| text(headers, name)).unwrap_or_default();
     let (reason, origin) = (header("x-first-death-reason"), header("x-first-death-queue"));
@@ -54,8 +58,10 @@ async fn bury(post: &Post, worker: &WorkerId, delivery: &Delivery) -> Result<()>
     let head = &read.parcel.envelope.head;
     let lease = LeaseId::random();
     let opened = post.claims.open(head, &Asked { lease, worker, length: LEASE, redelivered: false }).await?;
-    if !matches!(opened.claim, Claim::Fresh { .. } | Claim::Cancelled) {
-        return post.conclude(&read.parcel, &opened).await;
+    match opened.claim {
+        Claim::Fresh { .. } | Claim::Cancelled => {}
+        Claim::Taken { .. } | Claim::Paused { .. } => return Ok(false),
+        Claim::Ended(_) | Claim::Stale => return post.conclude(&read.parcel, &opened).await.map(|()| true),
     }
     let mut record = read.dead.unwrap_or_else(|| {
         let cause = Cause {
@@ -69,7 +75,8 @@ async fn bury(post: &Post, worker: &WorkerId, delivery: &Delivery) -> Result<()>
     record.lease = lease;
     let verdict = Verdict::End(record.clone());
     post.claims.settle(head, lease, &verdict, Some(&read.parcel.envelope.payload)).await?;
-    post.announce(&record).await
+    post.announce(&record).await?;
+    Ok(true)
 }
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "nothing else is text")]
