@@ -37,6 +37,7 @@ async fn jobs_that_outlast_the_server_are_called_once() {
     assert!(swaps.len() == 4 && swaps.values().all(|count| (2..=8).contains(count)), "{:?}", swaps.values());
     stand.is_empty().await;
     worker.leaves();
+    sweep(&broker, &Retention::standard()).await;
     assert_eq!(stand.host.queues().iter().filter(|queue| queue.name.starts_with("pq1.hold.")).count(), 0);
 }
 
@@ -99,6 +100,19 @@ async fn swapped(stand: &Stand, count: u64) {
     until("the messages have changed", async || (stand.held() == (0, count)).then_some(())).await;
 }
 
+/// Waits until every queue is empty. What is left are copies, which somebody has to look at.
+async fn nothing_is_left(stand: &Stand, worker: &mut Worker) {
+    let looking = async {
+        loop {
+            assert_eq!(worker.drain().await, [], "a job that has ended is given out again");
+        }
+    };
+    tokio::select! {
+        () = stand.is_empty() => {}
+        () = looking => {}
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_late_copy_of_an_earlier_attempt_does_not_stand_for_the_later_one() {
     let stand = Stand::new(patience(1_500), 0).await;
@@ -144,7 +158,7 @@ async fn a_hold_queue_that_somebody_deletes_is_made_again() {
     stand.delete(&format!("pq1.hold.{}", here.id));
     swapped(&stand, 1).await;
     end(job, End::Succeeded).await;
-    stand.is_empty().await;
+    nothing_is_left(&stand, &mut here).await;
     assert_eq!(state(&broker, id).await, State::Succeeded);
 }
 
@@ -192,10 +206,6 @@ async fn jobs_end_retry_and_go_back_while_their_messages_change() {
             tokio::task::block_in_place(|| stand.server.restart());
         }
     }
-    // What is left are copies, which somebody has to look at.
-    tokio::select! {
-        () = stand.is_empty() => {}
-        () = async { loop { assert_eq!(here.drain().await, [], "a job that has ended is given out again"); } } => {}
-    }
+    nothing_is_left(&stand, &mut here).await;
     all_succeed(&broker, 60, Duration::from_secs(1)).await;
 }

@@ -23,13 +23,12 @@ pub(super) async fn add(post: &Post, worker: &WorkerId) -> Result<()> {
     .await
 }
 
-/// Removes a worker's hold queue unless something is in it or somebody consumes it. Whether it is gone.
-pub(super) async fn remove(post: &Post, worker: &WorkerId) -> Result<bool> {
-    let gone = topology::drop_hold(&post.link, worker).await?;
-    if gone {
+/// Removes a worker's hold queue unless something is in it or somebody consumes it.
+pub(super) async fn remove(post: &Post, worker: &WorkerId) -> Result<()> {
+    if topology::drop_hold(&post.link, worker).await? {
         change(post, worker, |names| names.retain(|name| name != worker.as_str())).await?;
     }
-    Ok(gone)
+    Ok(())
 }
 
 /// Removes what workers left behind that are gone.

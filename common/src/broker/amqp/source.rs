@@ -2,8 +2,8 @@
 //! out those that may run. How the consumers are kept is `tap.rs`, how much each holds `share.rs`.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::sync::atomic::Ordering;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::task::JoinSet;

@@ -12,9 +12,6 @@ use crate::error::{Error, Kind, Result};
 
 /// However long the server waits, a message changes after this.
 const LATEST: Duration = Duration::from_secs(25 * 60);
-/// How often a worker that leaves looks whether its hold queue can go, and after what.
-const LEAVING: u32 = 10;
-const MOMENT: Duration = Duration::from_millis(100);
 
 /// Keeps the claims and messages in hand, for as long as somebody has one.
 ///
@@ -61,19 +58,13 @@ fn gone(desk: &Desk) -> Error {
     Error::new(Kind::Unavailable, "renew a message", "the hold queue is gone; making it again")
 }
 
-/// Removes the hold queue, if there is one and it is empty. Its consumer has just ended, which takes the server a moment.
+/// Removes the hold queue, if there is one and it is empty.
 pub(super) async fn leave(desk: &Desk) {
     if !desk.holding.load(Ordering::Relaxed) {
         return;
     }
-    for _ in 0..LEAVING {
-        match holds::remove(&desk.post, &desk.worker).await {
-            Ok(true) => return,
-            Ok(false) => tokio::time::sleep(MOMENT).await,
-            Err(error) => {
-                tracing::debug!(%error, "the hold queue stays for the next sweep");
-                return;
-            }
-        }
+    match holds::remove(&desk.post, &desk.worker).await {
+        Ok(()) => {}
+        Err(error) => tracing::debug!(%error, "the hold queue stays for the next sweep"),
     }
 }
