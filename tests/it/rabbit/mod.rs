@@ -5,14 +5,14 @@ mod long;
 mod thrown;
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use promptq_common::broker::amqp::Settings;
 use promptq_common::broker::{Access, Beside, Broker};
 use promptq_common::record::End;
 use promptq_tests::rabbit::{Options, RabbitServer, RawClient, VirtualHost};
 use promptq_tests::redis;
-use promptq_tests::site::{Setup, Site, records, until};
+use promptq_tests::site::{PATIENCE, Setup, Site, records};
 
 /// The queue that [`Stand::watch`] fills.
 const WATCH: &str = "watch";
@@ -96,12 +96,17 @@ impl Stand {
 
     /// That nothing is left in any queue but for announcements, nor with any worker.
     async fn is_empty(&self) {
-        until("every queue is empty", async || {
-            let left = self.host.queues().into_iter().filter(|queue| !queue.name.starts_with("pq1.results."));
-            let left: u64 = left.filter(|queue| queue.name != WATCH).map(|queue| queue.ready + queue.unacked).sum();
-            (left == 0).then_some(())
-        })
-        .await;
+        let began = Instant::now();
+        loop {
+            let queues = self.host.queues().into_iter().filter(|queue| queue.ready + queue.unacked > 0);
+            let queues = queues.filter(|queue| !queue.name.starts_with("pq1.results.") && queue.name != WATCH);
+            let left: Vec<_> = queues.map(|queue| (queue.name, queue.ready, queue.unacked)).collect();
+            if left.is_empty() {
+                return;
+            }
+            assert!(began.elapsed() < PATIENCE, "{left:?} is left");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 }
 
@@ -116,7 +121,7 @@ async fn seen(watch: &RawClient) -> BTreeMap<Vec<u8>, usize> {
 
 /// Waits until so many jobs have ended, and checks that each did once, as a success.
 async fn all_succeed(broker: &Broker, count: usize, patience: Duration) {
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     while records(broker).await.len() < count {
         assert!(began.elapsed() < patience, "{} of {count} jobs have ended", records(broker).await.len());
         tokio::time::sleep(Duration::from_millis(20)).await;
