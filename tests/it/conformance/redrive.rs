@@ -99,7 +99,7 @@ pub(crate) async fn cancelled_and_expired_jobs_can_be_redriven(f: Fixture) {
     let answers = f.broker.redrive(&[cancelled, job().id, expired]).await.unwrap();
     // Where the message of the old epoch still waits, it is the one that may run after all.
     let back = Redriven::Queued { epoch: u32::from(f.sees_waiting()) };
-    assert_eq!(answers, [back.clone(), Redriven::Unknown, back]);
+    assert_eq!(answers, [back, Redriven::Unknown, back]);
     f.worker().await.ends_one(End::Succeeded).await;
     assert_eq!(state(&f.broker, cancelled).await, State::Succeeded);
 }

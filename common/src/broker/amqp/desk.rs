@@ -157,8 +157,8 @@ impl Desk {
             return Some(item);
         }
         // The next attempt may come before the last one is out of hand.
-        let head = &item.parcel.envelope.head;
-        let next = matches!(self.hands().get(&head.id), Some(Hand::Held(held)) if held.is_before(head));
+        let copy = &item.parcel.envelope.head;
+        let next = matches!(self.hands().get(&copy.id), Some(Hand::Held(held)) if held.is_before(copy));
         self.post.park(item.parcel, item.slip, if next { Duration::ZERO } else { self.lease }).await;
         None
     }

@@ -105,8 +105,14 @@ impl AmqpSource {
     /// Takes over which lanes there are.
     fn learn(&mut self) {
         let news = self.feed.news.borrow_and_update().clone();
-        for lane in &news.lanes {
-            let queue: Arc<str> = topology::lane_queue(lane).into();
+        let there: BTreeMap<Arc<str>, &Lane> =
+            news.lanes.iter().map(|lane| (topology::lane_queue(lane).into(), lane)).collect();
+        // A lane that was given up is consumed no more, so that it can go.
+        let gone: Vec<_> = self.lanes.keys().filter(|queue| !there.contains_key(*queue)).cloned().collect();
+        for lane in gone.iter().filter_map(|queue| self.lanes.remove(queue)) {
+            self.desk.spawn(leave::give_back(lane.waiting.into()));
+        }
+        for (queue, lane) in there {
             self.lanes.entry(queue).or_insert_with(|| LaneQueue::new(lane));
         }
     }

@@ -34,6 +34,7 @@ impl Subscription {
 }
 
 /// Never ends by itself.
+#[expect(clippy::infinite_loop, reason = "ends with its subscription")]
 async fn tend(source: Arc<Mutex<AmqpSource>>) {
     loop {
         tokio::time::sleep(OFTEN).await;
