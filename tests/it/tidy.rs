@@ -282,7 +282,7 @@ fn names_no_machine(file: &File) -> Vec<String> {
 
 fn packages_have_owners(file: &File) -> Vec<String> {
     const OWNERS: [(&str, &[&str]); 8] = [
-        ("lapin", &["common/src/broker/amqp", "tests/src/rabbit/"]),
+        ("lapin", &["common/src/broker/amqp", "tests/src/rabbit/", "benches/src/on_rabbit/"]),
         ("deadpool_redis", &["common/src/broker/redis", "common/src/ledger/redis", "common/src/limits/redis"]),
         ("bincode", &["common/src/codec"]),
         ("governor", &["common/src/limits/local", "producer/src/gateway/"]),
