@@ -14,7 +14,7 @@ use crate::latency::ONE;
 use crate::meter::{TEXT, float, own_time};
 use crate::redis::{Options, RedisServer};
 
-/// See [`crate::latency`].
+/// From the call of `enqueue` to the claim that lets an idle worker start, beside a Redis that writes every second.
 pub async fn latency(count: usize) -> anyhow::Result<String> {
     let server = RedisServer::start(Options::every_second());
     crate::latency::latency(&access(&server)?, count).await
