@@ -29,7 +29,7 @@ impl Folder {
         blocking(move || make_folders(&made)).await?;
         let objects = LocalFileSystem::new_with_prefix(&root)
             .map_err(|error| failed("open the store", &Path::default(), error))?
-            // A folder for each job would otherwise stay for ever. One that goes while it is written to is `Unavailable`.
+            // A folder for each job would otherwise stay for ever.
             .with_automatic_cleanup(true);
         Ok(Self { root, objects })
     }
@@ -45,7 +45,6 @@ impl Folder {
         let root = self.root.clone();
         blocking(move || {
             let folder = path.parent().unwrap_or(&root);
-            make_folders(folder)?;
             write_file(&path, folder, payload, &mode)
         })
         .await
@@ -57,7 +56,7 @@ fn write_file(path: &FilePath, folder: &FilePath, mut payload: Payload, mode: &P
     let mut name = path.as_os_str().to_owned();
     name.push(format!("#{}", Uuid::now_v7().as_u128()));
     let temporary = PathBuf::from(name);
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+    let mut file = create(&temporary, folder)?;
     let written = (|| {
         loop {
             let part = payload.take()?;
@@ -76,7 +75,27 @@ fn write_file(path: &FilePath, folder: &FilePath, mut payload: Payload, mode: &P
         // Gone already when only the last step failed.
         std::fs::remove_file(&temporary).ok();
     }
-    written.and_then(|()| sync(folder))
+    match written.and_then(|()| sync(folder)) {
+        // Deleted again already, with its folder.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !folder.exists() => Ok(()),
+        written => written,
+    }
+}
+
+/// Creates the file, and what is missing above it: a folder that has become empty is removed by whoever empties it, and
+/// with a file in it, it stays.
+fn create(file: &FilePath, folder: &FilePath) -> io::Result<File> {
+    /// As many have to empty it in just that moment.
+    const TRIES: usize = 100;
+    let mut tries = 0;
+    loop {
+        let made = make_folders(folder);
+        let made = made.and_then(|()| OpenOptions::new().write(true).create_new(true).mode(0o600).open(file));
+        match made {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && tries < TRIES => tries += 1,
+            made => return made,
+        }
+    }
 }
 
 /// Makes `folder` and what is missing above it, each durable in its parent.
@@ -152,6 +171,25 @@ mod tests {
         assert_eq!(store.get("large-copy", 1 << 20).await.unwrap_err().kind(), Kind::TooLarge);
         assert_eq!(store.get("nothing", 1).await.unwrap(), None);
         assert_eq!(store.delete_older("nothing", crate::time::Timestamp::now(), 9).await.unwrap(), 0);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_folder_that_goes_while_it_is_written_to_is_made_again() {
+        let home = tempfile::tempdir().unwrap();
+        let store = store(home.path()).await;
+        let mut writers = tokio::task::JoinSet::new();
+        for writer in 0..4 {
+            let (store, key) = (store.clone(), format!("a/b/{writer}"));
+            writers.spawn(async move {
+                for _ in 0..50 {
+                    store.put(&key, b"1".to_vec()).await.unwrap();
+                    store.delete(std::slice::from_ref(&key)).await.unwrap();
+                }
+            });
+        }
+        while let Some(written) = writers.join_next().await {
+            written.unwrap();
+        }
     }
 
     #[tokio::test]
