@@ -92,3 +92,15 @@ fn a_promise_smaller_than_it_seems_is_told_once_to_those_who_rely_on_it() {
     assert_eq!(warned(&submit, "relaxed"), (0, 0));
     assert_eq!(warned(&submit, "strict"), (2, 1));
 }
+
+#[test]
+fn a_doctor_that_lacks_a_right_leaves_no_job_behind() {
+    let server = RedisServer::start(Options::durable());
+    let (home, url) = (Home::new(), server.url_of("promptq"));
+    let ask = |arguments: &[&str]| Said::of(home.program("promptq", arguments).env("PROMPTQ_BROKER", &url));
+    server.must(&["ACL", "SETUSER", "promptq", "-lpop"]);
+    ask(&["doctor"]).ends(1).prints(&["FAILED  broker: ", "too few rights"]);
+    server.must(&["ACL", "SETUSER", "promptq", "+lpop"]);
+    let queues = ask(&["queues", "list", "--json"]).ends(0).json();
+    assert_eq!(queues["items"].as_array().unwrap().len(), 0, "{queues}");
+}

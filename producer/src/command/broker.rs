@@ -1,7 +1,7 @@
 //! `promptq broker`: moves what waits in one broker to another.
 
 use promptq_common::broker::{Access, Broker, QueueView};
-use promptq_common::config::Address;
+use promptq_common::config::{Address, Ledger};
 use promptq_common::job::Queue;
 use promptq_common::telemetry::{Act, audit};
 use serde_json::{Value, json};
@@ -90,6 +90,9 @@ async fn shift(cx: &Context, args: &MoveArgs) -> Result<Exit> {
     if from == to {
         return Err(same_problem());
     }
+    if share_a_ledger(cx.config.ledger.as_ref(), &from, &to) {
+        return Err(shared_problem());
+    }
     if [&from, &to].iter().any(|url| url.scheme() == "memory") {
         return Err(Problem::usage("memory:// ends with this process: there is nothing to move from or to it"));
     }
@@ -112,6 +115,35 @@ async fn shift(cx: &Context, args: &MoveArgs) -> Result<Exit> {
     report(cx, args, (&from, &to), &done)?;
     warn_of_pauses(cx, &target, &done).await?;
     refused(&done).map_or(Ok(Exit::Done), Err)
+}
+
+/// Whether both ends would keep their records in one place: RabbitMQ's are in the configured ledger, whichever end it is.
+fn share_a_ledger(ledger: Option<&Ledger>, from: &Address, to: &Address) -> bool {
+    let is_rabbitmq = |url: &Address| matches!(url.scheme(), "amqp" | "amqps");
+    let is_ledger = |url: &Address| matches!(ledger, Some(Ledger::Elsewhere { url: own, .. }) if same_place(own, url));
+    match (is_rabbitmq(from), is_rabbitmq(to)) {
+        (true, true) => true,
+        (true, false) => is_ledger(to),
+        (false, true) => is_ledger(from),
+        (false, false) => false,
+    }
+}
+
+/// Whether two addresses lead to the same data, whoever logs in.
+fn same_place(one: &Address, other: &Address) -> bool {
+    let place = |url: &Address| {
+        let url = url::Url::parse(url.expose()).ok()?;
+        let path = url.path().trim_end_matches('/').trim_end_matches("/0").to_owned();
+        let scheme = url.scheme().replace("rediss", "redis");
+        Some((scheme, url.host_str().map(str::to_owned), url.port().unwrap_or(6_379), path))
+    };
+    place(one) == place(other)
+}
+
+fn shared_problem() -> Problem {
+    let what = "both ends would keep their records in one ledger, which takes a job of the one for a job of the other";
+    Problem::new(Exit::Usage, "same-ledger", what)
+        .hint("move in two steps, through a file: --to sqlite:///tmp/move.db, then --from there, each RabbitMQ with a ledger of its own")
 }
 
 async fn all(

@@ -24,6 +24,12 @@ impl Findings {
     }
 }
 
+fn ask_said(broker: &str, ledger: &str) -> Said {
+    let home = Home::new();
+    let mut command = home.program("promptq", &["doctor"]);
+    Said::of(command.env("PROMPTQ_BROKER", broker).env("PROMPTQ_LEDGER", ledger))
+}
+
 fn ask(broker: &str, ledger: &str, settings: &[(&str, &str)]) -> Findings {
     let home = Home::new();
     let mut command = home.program("promptq", &["doctor", "--json"]);
@@ -57,6 +63,21 @@ fn each_hop_is_tried_and_nothing_stays_behind() {
     let found = ask(&host.url(), &redis.url(), &classic);
     assert!(found.of("queue type", "warning").contains("may be lost"));
     assert!(found.of("consumer_timeout", "ok").contains("more than 5m"));
+}
+
+#[test]
+fn what_the_store_as_ledger_cannot_promise_is_told() {
+    let (server, folder) = (RabbitServer::shared(), tempfile::tempdir().unwrap());
+    let host = server.host();
+    let store = format!("file://{}", folder.path().display());
+    let found = ask(&host.url(), "", &[("PROMPTQ_STORE", &store)]);
+    let told = found.of("ledger", "warning");
+    for word in ["two copies", "not recognised", "a death later"] {
+        assert!(told.contains(word), "{told}");
+    }
+    assert!(found.1 == 0 && found.of("store", "ok").contains("creates only once"));
+    let alone = ask_said(&host.url(), "");
+    assert_eq!((alone.code, alone.stderr.contains("error[store-missing]")), (2, true), "{}", alone.stderr);
 }
 
 #[test]

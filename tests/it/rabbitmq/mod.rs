@@ -2,6 +2,7 @@
 
 mod doctor;
 mod foreign;
+mod moving;
 mod rights;
 mod topology;
 

@@ -89,7 +89,8 @@ async fn a_producer_puts_in_and_a_worker_takes_retries_and_ends() {
     worker.ends_one(End::Succeeded).await;
     assert_eq!(state(&producer, id).await, State::Succeeded);
     broker.sweep(&Retention::standard()).await.unwrap();
-    assert_eq!(place.host.queue("pq1.results.default").unwrap().ready, 1);
+    let told = || async { (place.host.queue("pq1.results.default").unwrap().ready == 1).then_some(()) };
+    eventually("an announcement", told).await;
     let late = put_one(&producer, registered()).await;
     assert_eq!(producer.cancel(&[late]).await.unwrap().len(), 1);
     assert_eq!(state(&producer, late).await, State::Cancelled);
@@ -104,7 +105,8 @@ async fn a_worker_makes_a_queue_of_its_own_for_long_jobs_and_removes_it() {
     let delivery = worker.one().await;
     delivery.lease.claim().await.unwrap();
     let held = || async { place.host.queues().into_iter().find(|queue| queue.name.starts_with("pq1.hold.")) };
-    eventually("a queue for long jobs", held).await;
+    let is_fetched = || async { held().await.filter(|queue| queue.unacked == 1) };
+    eventually("a queue for long jobs with the job in it", is_fetched).await;
     end(delivery, End::Succeeded).await;
     worker.consumer.close().await.unwrap();
     let gone = || async {
