@@ -191,6 +191,11 @@ impl Fixture {
         !self.is_carried()
     }
 
+    /// Whether a worker's first death counts. Object storage learns of it only when the message comes again.
+    pub fn counts_first_death(&self) -> bool {
+        !matches!(self.home, Home::Objects { .. })
+    }
+
     /// Whether released jobs can be woken. On RabbitMQ they come back by themselves.
     pub fn wakes_holds(&self) -> bool {
         !self.is_carried()
