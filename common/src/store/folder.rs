@@ -173,19 +173,20 @@ mod tests {
         assert_eq!(store.delete_older("nothing", crate::time::Timestamp::now(), 9).await.unwrap(), 0);
     }
 
+    async fn write_and_delete(store: Store, key: String) {
+        for _ in 0..50 {
+            store.put(&key, b"1".to_vec()).await.unwrap();
+            store.delete(std::slice::from_ref(&key)).await.unwrap();
+        }
+    }
+
     #[tokio::test(flavor = "multi_thread")]
     async fn a_folder_that_goes_while_it_is_written_to_is_made_again() {
         let home = tempfile::tempdir().unwrap();
         let store = store(home.path()).await;
         let mut writers = tokio::task::JoinSet::new();
         for writer in 0..4 {
-            let (store, key) = (store.clone(), format!("a/b/{writer}"));
-            writers.spawn(async move {
-                for _ in 0..50 {
-                    store.put(&key, b"1".to_vec()).await.unwrap();
-                    store.delete(std::slice::from_ref(&key)).await.unwrap();
-                }
-            });
+            writers.spawn(write_and_delete(store.clone(), format!("a/b/{writer}")));
         }
         while let Some(written) = writers.join_next().await {
             written.unwrap();

@@ -80,12 +80,12 @@ pub(crate) async fn purge_cancels_only_what_waits(f: Fixture) {
 }
 
 pub(crate) async fn queues_are_listed_by_name_with_their_depth(f: Fixture) {
-    put(&f.broker, &[job_in(&queue("b")), job_in(&queue("b")), job_in(&queue("a"))]).await;
+    put(&f.broker, &[job_in(&queue("b")), job_in(&queue("b")), job_in(&queue("a")), job()]).await;
     f.broker.pause(&queue("c"), Some("not yet")).await.unwrap();
     let found = f.second().await.queues().await.unwrap();
     let brief: Vec<_> =
         found.iter().map(|view| (view.queue.as_str(), view.depth.ready, view.paused.as_deref())).collect();
-    assert_eq!(brief, [("a", 1, None), ("b", 2, None), ("c", 0, Some("not yet"))]);
+    assert_eq!(brief, [("a", 1, None), ("b", 2, None), ("c", 0, Some("not yet")), ("default", 1, None)]);
     for view in &found {
         assert_eq!(view.depth, f.broker.depth(&view.queue).await.unwrap());
     }
