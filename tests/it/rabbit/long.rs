@@ -174,7 +174,8 @@ async fn jobs_end_retry_and_go_back_while_their_messages_change() {
     while ended < sent.len() {
         assert!(turn < 2_000, "{ended} jobs have ended");
         turn += 1;
-        tokio::time::sleep(Duration::from_millis(17)).await;
+        let tick = tokio::time::Instant::now() + Duration::from_millis(17);
+        tokio::time::sleep_until(tick).await;
         if let Some(delivery) = taken.pop() {
             let after = Duration::from_millis(turn % 3 * 40);
             match turn % 4 {

@@ -9,7 +9,7 @@ use lapin::types::{AMQPValue, FieldTable};
 
 use super::post::Post;
 use super::{topology, wire};
-use crate::broker::backend::{Claim, LeaseId, Settled, Verdict, WorkerId};
+use crate::broker::backend::{Claim, LeaseId, Verdict, WorkerId};
 use crate::error::Result;
 use crate::job::Queue;
 use crate::ledger::Asked;
@@ -74,10 +74,8 @@ async fn bury(post: &Post, worker: &WorkerId, delivery: &Delivery) -> Result<boo
     });
     record.lease = lease;
     let verdict = Verdict::End(record.clone());
-    let settled = post.claims.settle(head, lease, &verdict, Some(&read.parcel.envelope.payload)).await?;
-    if settled != Settled::Stale {
-        post.announce(&record).await?;
-    }
+    post.claims.settle(head, lease, &verdict, Some(&read.parcel.envelope.payload)).await?;
+    post.announce(&record).await?;
     Ok(true)
 }
 

@@ -18,7 +18,7 @@ use super::wire::{Parcel, Read};
 use crate::broker::backend::{Claim, Head, LeaseId, RawDelivery, Terms, Verdict, WorkerId};
 use crate::error::Error;
 use crate::job::JobId;
-use crate::ledger::{Asked, Opened};
+use crate::ledger::Asked;
 use crate::record::Record;
 
 /// How many ended jobs may wait for their announcement; a further end waits until there is room.
@@ -125,12 +125,11 @@ impl Desk {
     /// other.
     pub(super) fn attach(&self, item: Item) -> Option<Item> {
         let copy = &item.parcel.envelope.head;
-        // Under the lock, so that whoever lets go of the job meanwhile finds the message that stands for it.
-        let old = match self.hands().get(&copy.id) {
-            Some(Hand::Held(held)) if held.is_same(copy) && (item.held || held.is_orphan()) => held.replace(item.slip),
+        let ours = match self.hands().get(&copy.id) {
+            Some(Hand::Held(held)) if held.is_same(copy) && (item.held || held.is_orphan()) => Arc::clone(held),
             Some(Hand::Held(_) | Hand::Opening) | None => return Some(item),
         };
-        if let Some(old) = old {
+        if let Some(old) = ours.replace(item.slip) {
             self.spawn(old.ack());
         }
         None
@@ -139,7 +138,7 @@ impl Desk {
     /// Asks the ledger whether a message may run, and answers for it if not.
     pub(super) async fn open(self: Arc<Self>, item: Item) -> Opening {
         let id = item.parcel.envelope.head.id;
-        let Some(item) = self.enter(item) else { return Opening::Gone };
+        let Some(item) = self.enter(item).await else { return Opening::Gone };
         let opened = self.ask(item).await;
         if !matches!(opened, Opening::Granted(_)) {
             let mut hands = self.hands();
@@ -151,7 +150,7 @@ impl Desk {
     }
 
     /// Notes a message as being opened; `None` when a copy of it is in hand already and this one was answered for.
-    fn enter(self: &Arc<Self>, item: Item) -> Option<Item> {
+    async fn enter(&self, item: Item) -> Option<Item> {
         let item = self.attach(item)?;
         if let Entry::Vacant(place) = self.hands().entry(item.parcel.envelope.head.id) {
             place.insert(Hand::Opening);
@@ -160,25 +159,8 @@ impl Desk {
         // The next attempt may come before the last one is out of hand.
         let copy = &item.parcel.envelope.head;
         let next = matches!(self.hands().get(&copy.id), Some(Hand::Held(held)) if held.is_before(copy));
-        self.park(item, if next { Duration::ZERO } else { self.lease });
+        self.post.park(item.parcel, item.slip, if next { Duration::ZERO } else { self.lease }).await;
         None
-    }
-
-    /// Has a message wait elsewhere. Nobody waits for that: others are opened beside it, and their claims run.
-    fn park(self: &Arc<Self>, item: Item, wait: Duration) {
-        let desk = Arc::clone(self);
-        self.spawn(async move { desk.post.park(item.parcel, item.slip, wait).await });
-    }
-
-    /// Answers for the message of an ended job.
-    async fn conclude(self: Arc<Self>, item: Item, opened: Opened) {
-        if let Err(error) = self.post.conclude(&item.parcel, &opened).await {
-            tracing::warn!(%error, job = %item.parcel.envelope.head.id, "an ended job is not announced yet");
-            tokio::time::sleep(REST).await;
-            item.slip.give_back().await;
-        } else {
-            item.slip.ack().await;
-        }
     }
 
     async fn ask(self: &Arc<Self>, item: Item) -> Opening {
@@ -193,21 +175,28 @@ impl Desk {
             Err(error) => return Opening::Failed(Box::new(item), error),
         };
         match opened.claim {
-            Claim::Fresh { .. } | Claim::Cancelled => self.grant(item, opened.claim),
+            Claim::Fresh { .. } | Claim::Cancelled => self.grant(item, opened.claim).await,
             Claim::Paused { .. } => Opening::Paused(Box::new(item)),
             Claim::Taken { until } => {
-                self.park(item, until.since(self.post.clock.now()));
+                let wait = until.since(self.post.clock.now());
+                self.post.park(item.parcel, item.slip, wait).await;
                 Opening::Gone
             }
             Claim::Ended(_) | Claim::Stale => {
-                self.spawn(Arc::clone(self).conclude(item, opened));
+                if let Err(error) = self.post.conclude(&item.parcel, &opened).await {
+                    tracing::warn!(%error, job = %item.parcel.envelope.head.id, "an ended job is not announced yet");
+                    tokio::time::sleep(REST).await;
+                    item.slip.give_back().await;
+                } else {
+                    item.slip.ack().await;
+                }
                 Opening::Gone
             }
         }
     }
 
     /// Takes a claimed job in hand.
-    fn grant(self: &Arc<Self>, item: Item, claim: Claim) -> Opening {
+    async fn grant(self: &Arc<Self>, item: Item, claim: Claim) -> Opening {
         let Item { parcel, dead, lease, slip, .. } = item;
         let (head, payload) = (parcel.envelope.head.clone(), parcel.envelope.payload.clone());
         let state = HeldState { slip: Some(slip), until: Instant::now() + self.lease, swapping: None };
@@ -216,12 +205,10 @@ impl Desk {
         let hold = Box::new(AmqpHold { desk: Arc::clone(self), held: job, claim, copied: AtomicBool::new(false) });
         if let Some(mut record) = dead {
             record.lease = lease;
-            self.spawn(async move {
-                // Without an answer the claim runs out, and the next to get the message ends it.
-                if let Err(error) = crate::broker::Hold::settle(&*hold, &Verdict::End(record)).await {
-                    tracing::warn!(%error, job = %head.id, "a job that nobody can read is not recorded yet");
-                }
-            });
+            // Without an answer the claim runs out, and the next to get the message ends it.
+            if let Err(error) = crate::broker::Hold::settle(&*hold, &Verdict::End(record)).await {
+                tracing::warn!(%error, job = %head.id, "a job that nobody can read is not recorded yet");
+            }
             return Opening::Gone;
         }
         Opening::Granted(Box::new(RawDelivery { head, payload, lease, hold }))
@@ -332,11 +319,6 @@ impl Held {
         let state = self.state();
         let swapping = state.swapping.is_some_and(|since| since.elapsed() < age / 2);
         !swapping && state.slip.as_ref().is_some_and(|slip| slip.age() >= age || slip.is_taken_back())
-    }
-
-    /// No copy is on its way after all.
-    pub(super) fn not_swapping(&self) {
-        self.state().swapping = None;
     }
 
     /// A copy of its message is on its way to this worker.

@@ -81,16 +81,15 @@ async fn publish(
     }
     let sent = post.link.publisher().publish_all(messages).await;
     crate::crash_point!("amqp.enqueue.after_publish");
-    let (mut durable, mut nowhere, mut trouble) = (Vec::new(), Vec::new(), None);
+    let (mut durable, mut nowhere) = (Vec::new(), Vec::new());
     for ((place, parcel), sent) in places.iter().zip(parcels).zip(sent) {
         let head = &parcel.envelope.head;
-        match sent {
-            Ok(Sent::Taken) => durable.extend(is_registered(head).then_some(head)),
-            Ok(Sent::Returned) => {
+        match sent? {
+            Sent::Taken => durable.extend(is_registered(head).then_some(head)),
+            Sent::Returned => {
                 answers[*place] = Some(Enqueued::Refused(Refusal::NoSuchQueue));
                 nowhere.extend(is_registered(head).then_some((head.id, head.epoch)));
             }
-            Err(error) => trouble = Some(error),
         }
     }
     if !durable.is_empty() {
@@ -100,6 +99,5 @@ async fn publish(
     if !nowhere.is_empty() {
         post.claims.forget(&nowhere).await?;
     }
-    // What was taken is noted all the same: a repetition finds it.
-    trouble.map_or(Ok(()), Err)
+    Ok(())
 }

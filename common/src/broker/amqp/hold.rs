@@ -11,7 +11,7 @@ use super::desk::{Desk, Held};
 use super::slip::Slip;
 use super::wire::Parcel;
 use crate::broker::backend::{Beat, Claim, Envelope, Head, Hold, Settled, Verdict};
-use crate::error::{Kind, Result};
+use crate::error::Result;
 use crate::outcome::Attempt;
 use crate::record::{End, Record};
 
@@ -49,8 +49,6 @@ impl Hold for AmqpHold {
     }
 
     async fn settle(&self, verdict: &Verdict) -> Result<Settled> {
-        // What is being settled is nobody else's to run, however long the ledger takes to hear of it.
-        self.held.beaten(self.desk.lease);
         match verdict {
             Verdict::End(record) => self.end(verdict, record).await,
             Verdict::Retry { after, attempt } => self.retry(verdict, *after, attempt).await,
@@ -66,12 +64,11 @@ impl AmqpHold {
 
     /// Ledger, announcement, acknowledgement, reply; the caller waits for the ledger alone.
     async fn end(&self, verdict: &Verdict, record: &Record) -> Result<Settled> {
+        let permit = Arc::clone(&self.desk.finishing).acquire_owned().await;
         crate::crash_point!("amqp.end.before_ledger");
         let payload = (record.end != End::Succeeded).then_some(self.held.parcel.envelope.payload.as_slice());
         let settled = self.desk.post.claims.settle(self.head(), self.held.lease, verdict, payload).await?;
         crate::crash_point!("amqp.end.after_ledger");
-        // The record is durable, whatever becomes of the rest; a worker whose results nobody takes goes no further.
-        let permit = Arc::clone(&self.desk.finishing).acquire_owned().await;
         let slip = self.desk.let_go(&self.held);
         let (desk, held, record) = (Arc::clone(&self.desk), Arc::clone(&self.held), record.clone());
         let rest = async move {
@@ -133,10 +130,6 @@ impl AmqpHold {
 async fn finish(desk: &Desk, parcel: &Parcel, record: &Record, slip: Option<Slip>) {
     let mut pause = PAUSES.0;
     while let Err(error) = desk.post.announce(record).await {
-        if !error.is_transient() && error.kind() != Kind::Closed {
-            tracing::warn!(%error, job = %record.id, "a result is not announced; it can be read from the ledger");
-            break;
-        }
         if !slip.as_ref().is_some_and(Slip::is_usable) {
             tracing::debug!(%error, job = %record.id, "a result is announced by whoever gets its message next");
             return;

@@ -1,6 +1,5 @@
 //! How a subscription ends: what was not handed out goes back at once, the channel stays for jobs that still run.
 
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
@@ -60,10 +59,6 @@ async fn see_off(desk: Weak<Desk>, mut tap: Tap, keepers: JoinSet<()>, hold: Arc
         if desk.is_done() {
             last = Some(desk);
             break;
-        }
-        // A job may become a long one only now.
-        if desk.holding.load(Ordering::Relaxed) {
-            tap.set([(Arc::clone(&hold), 0)].into_iter().collect());
         }
         match timeout(LOOK, tap.next()).await {
             Ok(Some(arrival)) => hand_back(&desk, arrival, &hold).await,

@@ -26,7 +26,7 @@ pub(super) struct Walks(Mutex<HashMap<Queue, Walk>>);
 #[derive(Debug)]
 struct Walk {
     channel: Channel,
-    /// What is looked through, delay queues first: what comes due meanwhile is met in its lane.
+    /// What is looked through, lanes first.
     sources: Vec<String>,
     /// How many of them are done.
     place: usize,
@@ -88,7 +88,7 @@ impl Walk {
         let lanes = admin::lanes(post, queue).await?;
         let delays = post.settings.levels.iter().map(|level| topology::delay_queue(*level));
         let mut sources = Vec::new();
-        for name in delays.chain(lanes.iter().map(topology::lane_queue)) {
+        for name in lanes.iter().map(topology::lane_queue).chain(delays) {
             if topology::ready(&post.link, &name).await?.is_some() {
                 sources.push(name);
             }

@@ -232,9 +232,8 @@ impl AmqpSource {
         let named = topology::lane_queue(lane);
         let common = topology::lane_queue(&Lane { model: None, ..lane.clone() });
         let name = if self.lanes.contains_key(named.as_str()) { named } else { common };
-        match self.lanes.get_mut(name.as_str()) {
-            Some(queue) => queue.waiting.push_front(item),
-            None => self.desk.spawn(leave::give_back(vec![item])),
+        if let Some(queue) = self.lanes.get_mut(name.as_str()) {
+            queue.waiting.push_front(item);
         }
     }
 

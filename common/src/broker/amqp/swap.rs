@@ -44,11 +44,7 @@ async fn swap(desk: &Desk, held: &Held) -> Result<()> {
     let key = topology::key(&held.parcel.envelope.head.lane);
     held.swapping();
     let message = Message { exchange: name, key, properties, body, mandatory: true };
-    let sent = desk.post.link.publisher().publish(message).await;
-    if !matches!(sent, Ok(Sent::Taken)) {
-        held.not_swapping();
-    }
-    match sent {
+    match desk.post.link.publisher().publish(message).await {
         Ok(Sent::Taken) => Ok(()),
         // Somebody has deleted the queue, and its exchange went with it.
         Ok(Sent::Returned) => Err(gone(desk)),
