@@ -66,7 +66,7 @@ fn each_hop_is_tried_and_nothing_stays_behind() {
 }
 
 #[test]
-fn what_the_store_as_ledger_cannot_promise_is_told() {
+fn what_a_ledger_cannot_promise_is_told() {
     let (server, folder) = (RabbitServer::shared(), tempfile::tempdir().unwrap());
     let host = server.host();
     let store = format!("file://{}", folder.path().display());
@@ -76,6 +76,8 @@ fn what_the_store_as_ledger_cannot_promise_is_told() {
         assert!(told.contains(word), "{told}");
     }
     assert!(found.1 == 0 && found.of("store", "ok").contains("creates only once"));
+    let file = format!("sqlite://{}", folder.path().join("ledger.db").display());
+    assert!(ask(&host.url(), &file, &[]).of("ledger", "warning").contains("every command for this broker must run here"));
     let alone = ask_said(&host.url(), "");
     assert_eq!((alone.code, alone.stderr.contains("error[store-missing]")), (2, true), "{}", alone.stderr);
 }

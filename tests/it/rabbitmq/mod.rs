@@ -2,7 +2,10 @@
 
 mod doctor;
 mod foreign;
+mod fresh;
+mod moved;
 mod moving;
+mod reach;
 mod rights;
 mod topology;
 

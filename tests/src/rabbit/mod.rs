@@ -135,9 +135,9 @@ impl RabbitServer {
         self.must(&format!("rabbit_alarm:clear_alarm({{resource_limit, {}, node()}}).", alarm.resource()));
     }
 
-    /// Kills it with -9; its data stay. The numbers of quorum queues are saved first: RabbitMQ 3.10 writes them up to 3 s
-    /// after a queue was declared, and a server that is killed before has forgotten what the queue held, confirmed or
-    /// not. Queues that are in use for longer do not need it.
+    /// Kills it with -9; its data stay. Where the newest quorum queue is kept is saved first: RabbitMQ writes it up to 3 s
+    /// after the queue was declared, and a server that is killed before has forgotten what the queue held, confirmed or
+    /// not. Queues that promptq made or that are in use for longer do not need it.
     ///
     /// # Panics
     /// On the shared server.

@@ -9,7 +9,7 @@ use lapin::types::{AMQPValue, FieldTable};
 
 use super::post::Post;
 use super::{topology, wire};
-use crate::broker::backend::{Claim, LeaseId, Verdict, WorkerId};
+use crate::broker::backend::{Claim, LeaseId, Settled, Verdict, WorkerId};
 use crate::error::Result;
 use crate::job::Queue;
 use crate::ledger::Asked;
@@ -19,6 +19,9 @@ use crate::record::{Cause, End, Record};
 const OP: &str = "take in dead messages";
 /// How many are taken in by one call.
 const AT_ONCE: usize = 100;
+/// How many are looked at by one call: those that have to stay for now, as those of a paused queue have to, are passed
+/// by, at a call to the server and one to the ledger each.
+const LOOKED_AT: usize = 2_000;
 const LEASE: Duration = Duration::from_secs(30);
 
 /// Takes in what lies in the dead queue. Whether there may be more.
@@ -30,7 +33,7 @@ pub(super) async fn take_in(post: &Post) -> Result<bool> {
     let failed = |error: lapin::Error| post.link.peer().lift(OP, &error);
     let worker = WorkerId::random("dead");
     let (mut more, mut taken) = (true, 0_usize);
-    for _ in 0..AT_ONCE {
+    for _ in 0..LOOKED_AT {
         let got = channel.basic_get(topology::DEAD.into(), BasicGetOptions::default()).await.map_err(failed)?;
         let Some(message) = got else {
             more = false;
@@ -41,14 +44,17 @@ pub(super) async fn take_in(post: &Post) -> Result<bool> {
             crate::crash_point!("amqp.dead.after_ledger");
             message.delivery.acker.ack(BasicAckOptions::default()).await.map_err(failed)?;
             taken += 1;
+            if taken == AT_ONCE {
+                break;
+            }
         }
     }
     channel.close(200, "done".into()).await.map_err(failed)?;
     Ok(more && taken > 0)
 }
 
-/// Ends the job of a dead message, unless it has ended. False: its queue is paused, or somebody has a claim on it that
-/// may be a dead worker's, and this message may be all that there is of the job.
+/// Ends the job of a dead message, unless it has ended. False: its queue is paused, or somebody has or had a claim on it
+/// that may be a dead worker's, and this message may be all that there is of the job.
 async fn bury(post: &Post, worker: &WorkerId, delivery: &Delivery) -> Result<bool> {
     let headers = delivery.properties.headers();
     let header = |name: &str| headers.as_ref().and_then(|headers| text(headers, name)).unwrap_or_default();
@@ -74,7 +80,11 @@ async fn bury(post: &Post, worker: &WorkerId, delivery: &Delivery) -> Result<boo
     });
     record.lease = lease;
     let verdict = Verdict::End(record.clone());
-    post.claims.settle(head, lease, &verdict, Some(&read.parcel.envelope.payload)).await?;
+    let settled = post.claims.settle(head, lease, &verdict, Some(&read.parcel.envelope.payload)).await?;
+    if settled == Settled::Stale {
+        // The job has ended otherwise meanwhile, or our claim has: this record is nobody's.
+        return Ok(false);
+    }
     post.announce(&record).await?;
     Ok(true)
 }

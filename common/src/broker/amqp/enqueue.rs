@@ -5,10 +5,9 @@ use std::collections::HashMap;
 
 use super::post::Post;
 use super::publisher::Sent;
-use super::wire::Parcel;
+use super::wire::{self, Parcel};
 use crate::broker::backend::{Enqueued, Envelope, Head, Refusal};
-use crate::codec;
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::job::JobId;
 use crate::ledger::Registered;
 use crate::record::State;
@@ -56,7 +55,7 @@ fn refused<'a>(batch: &'a [Envelope]) -> Vec<Option<Enqueued>> {
     let mut first = HashMap::<JobId, &Head>::new();
     let one = |envelope: &'a Envelope| {
         let Envelope { head, payload } = envelope;
-        if payload.len() > codec::MAX_BYTES {
+        if payload.len() > wire::LARGEST {
             return Some(Enqueued::Refused(Refusal::TooLarge(payload.len())));
         }
         match first.insert(head.id, head) {
@@ -84,13 +83,18 @@ async fn publish(
     let (mut durable, mut nowhere) = (Vec::new(), Vec::new());
     for ((place, parcel), sent) in places.iter().zip(parcels).zip(sent) {
         let head = &parcel.envelope.head;
-        match sent? {
-            Sent::Taken => durable.extend(is_registered(head).then_some(head)),
-            Sent::Returned => {
-                answers[*place] = Some(Enqueued::Refused(Refusal::NoSuchQueue));
-                nowhere.extend(is_registered(head).then_some((head.id, head.epoch)));
+        let refusal = match sent {
+            Ok(Sent::Taken) => {
+                durable.extend(is_registered(head).then_some(head));
+                continue;
             }
-        }
+            Ok(Sent::Returned) => Refusal::NoSuchQueue,
+            // A server that takes less than any does as it comes.
+            Err(error) if error.kind() == Kind::TooLarge => Refusal::TooLarge(parcel.envelope.payload.len()),
+            Err(error) => return Err(error),
+        };
+        answers[*place] = Some(Enqueued::Refused(refusal));
+        nowhere.extend(is_registered(head).then_some((head.id, head.epoch)));
     }
     if !durable.is_empty() {
         post.claims.confirm(&durable).await?;

@@ -33,18 +33,10 @@ struct Shared {
     peer: Peer,
     /// The consuming connection, while there is one.
     open: watch::Receiver<Option<Arc<Connection>>>,
-    states: watch::Receiver<State>,
+    up: watch::Receiver<bool>,
     publisher: Publisher,
     /// Dropped with the last clone, which is what the thread waits for.
     _stop: watch::Sender<()>,
-}
-
-/// How the consuming connection is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct State {
-    /// Rises with each new connection, from 1: deliveries of an earlier one cannot be acked any more.
-    pub(super) generation: u64,
-    pub(super) up: bool,
 }
 
 impl Link {
@@ -64,15 +56,15 @@ impl Link {
         let (stop, stopped) = watch::channel(());
         let (tell, told) = oneshot::channel();
         let (show_open, open) = watch::channel(None);
-        let (show_state, states) = watch::channel(State { generation: 0, up: false });
+        let (show_up, up) = watch::channel(false);
         let (publisher, outbox) = publisher::pair(peer.clone(), confirm);
-        let keeper = Keeper { target, stopped, open: show_open, state: show_state };
+        let keeper = Keeper { target, stopped, open: show_open, up: show_up };
         std::thread::Builder::new()
             .name("promptq-amqp".to_owned())
             .spawn(move || run(keeper, outbox, tell))
             .map_err(|error| Error::new(Kind::Unavailable, OP, "no thread can be started").because(error))?;
         told.await.map_err(|_| Error::new(Kind::Closed, OP, "the thread of the connections ended"))??;
-        Ok(Self(Arc::new(Shared { peer, open, states, publisher, _stop: stop })))
+        Ok(Self(Arc::new(Shared { peer, open, up, publisher, _stop: stop })))
     }
 
     /// A new channel on the consuming connection. Waits up to 10 s for a connection. Cancel-safe.
@@ -94,9 +86,9 @@ impl Link {
         timeout(WAIT, making).await.unwrap_or_else(|_| Err(absent()))
     }
 
-    /// Changes whenever the consuming connection was lost or is there again.
-    pub(super) fn states(&self) -> watch::Receiver<State> {
-        self.0.states.clone()
+    /// Whether there is a consuming connection; changes whenever it was lost or is there again.
+    pub(super) fn up(&self) -> watch::Receiver<bool> {
+        self.0.up.clone()
     }
 
     /// What publishes, on the other connection.
@@ -157,17 +149,17 @@ struct Keeper {
     target: Target,
     stopped: watch::Receiver<()>,
     open: watch::Sender<Option<Arc<Connection>>>,
-    state: watch::Sender<State>,
+    up: watch::Sender<bool>,
 }
 
 impl Keeper {
     /// Makes it again whenever it is lost. Tells when the first is there to be used.
     async fn keep(self, first: Line, tell: oneshot::Sender<Result<()>>) {
-        let Self { target, mut stopped, open, state } = self;
+        let Self { target, mut stopped, open, up } = self;
         let (mut line, mut tell) = (first, Some(tell));
         loop {
             open.send_replace(Some(Arc::clone(line.connection())));
-            state.send_modify(|state| *state = State { generation: state.generation + 1, up: true });
+            up.send_replace(true);
             if tell.take().is_some_and(|tell| tell.send(Ok(())).is_err()) {
                 return line.close().await;
             }
@@ -179,7 +171,7 @@ impl Keeper {
             open.send_replace(None);
             let Some(error) = lost else { return line.close().await };
             tracing::warn!("{error}; connecting again");
-            state.send_modify(|state| state.up = false);
+            up.send_replace(false);
             drop(line);
             line = tokio::select! {
                 biased;

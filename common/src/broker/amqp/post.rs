@@ -62,7 +62,7 @@ impl Post {
     /// # Errors
     /// `Unavailable` when there is none.
     pub(super) fn check(&self) -> Result<()> {
-        if self.link.states().borrow().up {
+        if *self.link.up().borrow() {
             return Ok(());
         }
         Err(Error::new(Kind::Unavailable, "lease jobs", "RabbitMQ is away; connecting again"))

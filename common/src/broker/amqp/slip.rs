@@ -52,8 +52,13 @@ impl Slip {
         self.since.elapsed()
     }
 
-    /// Removes the message from its queue. Where the channel is gone, the message comes again and meets the ledger.
+    /// Removes the message from its queue. Where the channel is gone or the server has taken it back, the message comes
+    /// again and meets the ledger.
     pub(super) async fn ack(self) {
+        // A server may close the channel over what it does not know any more, and every other delivery with it.
+        if self.is_taken_back() {
+            return;
+        }
         if let Err(error) = self.acker.ack(BasicAckOptions::default()).await {
             tracing::debug!(%error, "an acknowledgement was not sent");
         }
@@ -61,6 +66,9 @@ impl Slip {
 
     /// Puts the message back in its queue, ahead of others.
     pub(super) async fn give_back(self) {
+        if self.is_taken_back() {
+            return;
+        }
         let options = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
         if let Err(error) = self.acker.nack(options).await {
             tracing::debug!(%error, "a message was not given back");

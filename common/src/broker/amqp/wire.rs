@@ -23,6 +23,9 @@ const DUPLICATE: &str = "pq-dup";
 /// Messages survive a restart of the server.
 const PERSISTENT: u8 = 2;
 const BODY_V1: u8 = 1;
+/// The largest payload that travels: what servers from 4.0 on take as they come (`max_message_size`, 16 MiB), less the
+/// room for its head, which grows with each attempt.
+pub(super) const LARGEST: usize = (16 << 20) - (256 << 10);
 
 /// A job as it came, or goes.
 #[derive(Clone, Debug)]
@@ -50,7 +53,8 @@ pub(super) struct Read {
 }
 
 impl Parcel {
-    /// The properties of this job's message, and its body.
+    /// The properties of this job's message, and its body. None of them is the message's priority: its lane says that,
+    /// and from 4.0 on servers would keep what is due in a delay queue behind whatever is more urgent there.
     ///
     /// # Errors
     /// `TooLarge` when the head alone is beyond the codec's limit.
@@ -75,7 +79,6 @@ impl Parcel {
             .with_headers(headers)
             .with_delivery_mode(PERSISTENT)
             .with_message_id(head.id.to_string().into())
-            .with_priority(head.priority.get())
             .with_timestamp(u64::try_from(head.created_at.as_millis() / 1_000).unwrap_or(0));
         if let Some(reply) = &self.reply {
             properties = properties.with_reply_to(short(&reply.to));

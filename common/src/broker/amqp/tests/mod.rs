@@ -2,7 +2,9 @@
 
 mod link;
 mod peer;
+mod played;
 mod publisher;
+mod versions;
 
 use lapin::BasicProperties;
 

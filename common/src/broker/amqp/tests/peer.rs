@@ -186,6 +186,15 @@ impl Session {
     pub(in crate::broker::amqp) async fn published(&mut self) -> Published {
         let (channel, method) = self.method().await;
         let AMQPClass::Basic(basic::AMQPMethod::Publish(publish)) = method else { panic!("no message: {method:?}") };
+        self.content_of(channel, publish).await
+    }
+
+    /// The rest of a message whose publishing has begun.
+    pub(in crate::broker::amqp) async fn content_of(
+        &mut self,
+        channel: ChannelId,
+        publish: basic::Publish,
+    ) -> Published {
         let Some(AMQPFrame::Header(_, header)) = self.read().await else { panic!("no header") };
         let mut body = Vec::new();
         while u64::try_from(body.len()).unwrap() < header.body_size {

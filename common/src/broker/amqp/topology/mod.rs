@@ -19,8 +19,8 @@ pub(super) use names::{
 };
 use talk::{Look, Refused, Talk};
 
-use super::Settings;
 use super::link::Link;
+use super::{QueueType, Settings};
 use crate::broker::{Declared, Remark, WorkerId};
 use crate::error::Result;
 use crate::job::{ModelName, Queue};
@@ -96,7 +96,7 @@ pub(super) async fn declare_hold(link: &Link, worker: &WorkerId, lease: Duration
     for binding in &queue.bindings {
         or_error(talk.bind(&queue.name, binding).await?)?;
     }
-    Ok(())
+    write_down(&mut talk, &format!("{}.after", queue.name), settings).await
 }
 
 /// Deletes a worker's hold if it is empty and nobody consumes it. Whether it is gone.
@@ -196,9 +196,22 @@ async fn make_all(link: &Link, change: &Change<'_>, models: &[ModelName], settin
         }
         if there { &mut declared.there } else { &mut declared.made }.push(queue.name);
     }
+    write_down(&mut talk, WorkerId::random("pq1.after").as_str(), settings).await?;
     note.whole = true;
     lanes::write(change.ledger, change.queue, &note).await?;
     Ok(declared)
+}
+
+/// Has the server write down which files the queues are kept in that were made until now, by making one more, called
+/// `name`, and deleting it: it keeps the last entry of that list in memory for up to 3 s, and one that is killed before
+/// has forgotten what the queue holds, confirmed or not. Told of 3.10 by trying, of later ones by reading; classic queues
+/// need none of it.
+async fn write_down(talk: &mut Talk<'_>, name: &str, settings: &Settings) -> Result<()> {
+    if settings.queues == QueueType::Quorum {
+        or_error(talk.make_queue(&wanted::passing(name)).await?)?;
+        or_error(talk.delete(name).await?)?;
+    }
+    Ok(())
 }
 
 /// What of all that [`declare`] wants is there with other arguments than it would be made with today, and which.

@@ -21,6 +21,8 @@ const RESULT_BYTES: i64 = 1 << 30;
 /// What servers from 3.12 on may be told about how long a delivery may take: the longest time-out a job can have (a
 /// day) and an hour to end it.
 const CONSUMER_TIMEOUT: Duration = Duration::from_secs(25 * 3_600);
+/// How long a queue is left that its maker died over.
+const PASSING: Duration = Duration::from_secs(60);
 /// How often a quorum queue may deliver a message: without end, as nearly as all servers let it be said. To 4.x it could
 /// be -1; to 3.10 that is a limit which the first return is above. It is our ledger that stops what kills its workers.
 const DELIVERIES: i64 = 1 << 31;
@@ -100,6 +102,12 @@ pub(super) fn hold(worker: &WorkerId, lease: Duration, settings: &Settings) -> (
     without_limit(&mut arguments, settings);
     let bindings = vec![Binding { exchange: name.clone(), key: String::new(), arguments: FieldTable::default() }];
     (exchange(&name, ExchangeKind::Fanout, options, FieldTable::default()), WantedQueue { name, arguments, bindings })
+}
+
+/// A quorum queue that is made to be deleted again; should nobody come to that, the server does it.
+pub(super) fn passing(name: &str) -> WantedQueue {
+    let arguments = table([("x-queue-type", text("quorum")), ("x-expires", millis(PASSING))]);
+    WantedQueue { name: name.to_owned(), arguments, bindings: Vec::new() }
 }
 
 /// A lane with the ways from [`IN`] to it, and for one without a model those from [`REST`].

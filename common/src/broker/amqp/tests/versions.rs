@@ -1,0 +1,201 @@
+//! What servers of different versions do differently, each played: 3.12, 4.0 and 4.3 cannot be run here.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable};
+
+use super::peer::Peer;
+use super::played::{Did, Kind, Order, Played};
+use crate::broker::amqp::Amqp;
+use crate::broker::amqp::wire::{LARGEST, Parcel};
+use crate::broker::memory::Memory;
+use crate::broker::{
+    Backend, Claim, Enqueued, Leased, RawDelivery, Refusal, Source, Terms, Verdict, Want, WorkerId, envelope,
+};
+use crate::job::{Job, Queue};
+use crate::record::{End, Record};
+use crate::time::Timestamp;
+use crate::work::Work;
+
+const LANE: &str = "pq1.q.default._.normal";
+const LEASE: Duration = Duration::from_secs(45);
+/// Everything is there, and messages may be as large as a server takes since 4.0.
+const NEW: Kind = Kind { has_all: true, max_message_size: 16 << 20 };
+
+async fn played(kind: Kind) -> (Played, Amqp) {
+    let peer = Peer::listen().await;
+    let access = peer.access();
+    let server = Played::start(peer, kind);
+    (server, Amqp::connect(&access, Arc::new(Memory::new())).await.unwrap())
+}
+
+/// A worker of the standard queue, which consumes its lanes.
+async fn worker(server: &mut Played, amqp: &Amqp) -> Box<dyn Source> {
+    let terms = Terms { queues: vec![(Queue::standard(), 1)], worker: WorkerId::known("w"), lease: LEASE };
+    let mut source = amqp.subscribe(terms).await.unwrap();
+    tokio::join!(server.until_consumed(LANE), source.next(&want())).1.unwrap();
+    source
+}
+
+fn want() -> Want {
+    Want { total: 1, caps: Vec::new(), rest: 1 }
+}
+
+fn job(text: &str) -> Job {
+    Job::new(Queue::standard(), Work::prompt(None, text))
+}
+
+fn message(job: &Job) -> (BasicProperties, Vec<u8>) {
+    Parcel { envelope: envelope(job).unwrap(), reply: None }.message(false).unwrap()
+}
+
+async fn one(source: &mut Box<dyn Source>) -> RawDelivery {
+    loop {
+        let Leased { mut deliveries, .. } = source.next(&want()).await.unwrap();
+        if let Some(delivery) = deliveries.pop() {
+            return delivery;
+        }
+    }
+}
+
+/// Waits for something the server is told, while the worker asks on and is given nothing.
+async fn meanwhile<T>(source: &mut Box<dyn Source>, told: impl Future<Output = T>) -> T {
+    tokio::pin!(told);
+    loop {
+        tokio::select! {
+            found = &mut told => return found,
+            leased = source.next(&want()) => assert!(leased.unwrap().deliveries.is_empty(), "leased twice"),
+        }
+    }
+}
+
+/// Ends it, and waits until the result is announced and a delivery answered for.
+async fn ends(server: &mut Played, delivery: RawDelivery) -> Did {
+    let unrun = Record::unrun(&delivery.head, End::Cancelled, None, Timestamp::now());
+    let record = Record { lease: delivery.lease, ..unrun };
+    delivery.hold.settle(&Verdict::End(Box::new(record))).await.unwrap();
+    let announced = |did| matches!(did, Did::Published(message) if message.key == "pq1.results.default").then_some(());
+    server.until(announced).await;
+    server.until(|did| matches!(did, Did::Answered { .. }).then_some(did)).await
+}
+
+/// 4.3: `basic.cancel`, and the channel stays with everything else on it.
+#[tokio::test]
+async fn a_consumer_that_is_taken_away_takes_no_other_along() {
+    let (mut server, amqp) = played(NEW).await;
+    let mut source = worker(&mut server, &amqp).await;
+    let (properties, body) = message(&job("long"));
+    server.order(Order::Deliver { queue: LANE.to_owned(), properties, body }).await;
+    let delivery = one(&mut source).await;
+    server.order(Order::Cancel { queue: LANE.to_owned() }).await;
+    // It runs on: a message of its own is made, and kept in hand instead of the one that is gone.
+    let copied = |did| match did {
+        Did::Published(copy) if copy.exchange == "pq1.hold.w" => Some(copy),
+        Did::Answered { .. } => panic!("{did:?}"),
+        _ => None,
+    };
+    let copy = meanwhile(&mut source, server.until(copied)).await;
+    meanwhile(&mut source, server.until_consumed("pq1.hold.w")).await;
+    let (properties, body) = (copy.properties, copy.body);
+    server.order(Order::Deliver { queue: "pq1.hold.w".to_owned(), properties, body }).await;
+    // The lane is consumed anew.
+    let (properties, body) = message(&job("next"));
+    server.order(Order::Deliver { queue: LANE.to_owned(), properties, body }).await;
+    let next = one(&mut source).await;
+    assert_ne!(next.head.id, delivery.head.id);
+    // To the server the first one is not in our hands any more.
+    let answered = ends(&mut server, delivery).await;
+    assert!(matches!(answered, Did::Answered { tag: 2, ack: true, .. }), "{answered:?}");
+    let answered = ends(&mut server, next).await;
+    assert!(matches!(answered, Did::Answered { tag: 3, ack: true, .. }), "{answered:?}");
+}
+
+/// 3.x to 4.2: the channel goes, and all that was delivered on it comes again.
+#[tokio::test]
+async fn a_channel_that_is_closed_over_a_long_job_costs_no_second_run() {
+    let (mut server, amqp) = played(NEW).await;
+    let mut source = worker(&mut server, &amqp).await;
+    let (properties, body) = message(&job("long"));
+    server.order(Order::Deliver { queue: LANE.to_owned(), properties: properties.clone(), body: body.clone() }).await;
+    let delivery = one(&mut source).await;
+    let why = "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. Timeout value used: 1800000 ms.";
+    server.order(Order::Close { queue: LANE.to_owned(), code: 406, why }).await;
+    meanwhile(&mut source, server.until_consumed(LANE)).await;
+    server.order(Order::Deliver { queue: LANE.to_owned(), properties, body }).await;
+    // Taken for the message that is in hand, not for another job.
+    for _ in 0..2 {
+        assert!(source.next(&want()).await.unwrap().deliveries.is_empty());
+    }
+    let answered = ends(&mut server, delivery).await;
+    assert!(matches!(answered, Did::Answered { tag: 1, ack: true, .. }), "{answered:?}");
+}
+
+/// 4.x counts deliveries in `x-delivery-count`, 4.3 the failures there and all of them in `x-acquired-count`.
+#[tokio::test]
+async fn a_servers_counts_are_no_deaths() {
+    let (mut server, amqp) = played(NEW).await;
+    let mut source = worker(&mut server, &amqp).await;
+    let (properties, body) = message(&job("often given back"));
+    let mut headers = properties.headers().clone().unwrap_or_default();
+    for (name, count) in [("x-delivery-count", 25), ("x-acquired-count", 40)] {
+        headers.insert(name.into(), AMQPValue::LongLongInt(count));
+    }
+    let properties = properties.with_headers(headers);
+    server.order(Order::Deliver { queue: LANE.to_owned(), properties, body }).await;
+    let delivery = one(&mut source).await;
+    assert_eq!(delivery.hold.claim().await.unwrap(), Claim::Fresh { deaths: 0 });
+}
+
+/// From 4.0 on a quorum queue that says nothing gives a message up after 20 deliveries; from 4.3 on queues that do not
+/// outlive the server and a prefetch for a whole channel are refused, as `played` does.
+#[tokio::test]
+async fn every_queue_outlives_its_server_and_gives_no_job_up() {
+    let (mut server, amqp) = played(Kind { has_all: false, ..NEW }).await;
+    amqp.declare(&Queue::standard(), &[], false).await.unwrap();
+    let mut made = 0;
+    for did in server.so_far() {
+        let Did::Declared { queue, arguments } = did else { continue };
+        let argument = |name: &str| arguments.inner().get(name).cloned();
+        assert_eq!(argument("x-queue-type"), Some(AMQPValue::LongString("quorum".into())), "{queue}");
+        let is_consumed = !queue.starts_with("pq1.delay.") && !queue.starts_with("pq1.after");
+        assert_eq!(argument("x-delivery-limit"), is_consumed.then_some(AMQPValue::LongLongInt(1 << 31)), "{queue}");
+        made += 1;
+    }
+    assert_eq!(made, 1 + 7 + 3 + 1 + 1, "rejected, delayed, lanes, results, and one in passing");
+}
+
+/// From 4.0 on `max_message_size` is 16 MiB; where it is less, the server says so by closing the channel.
+#[tokio::test]
+async fn a_job_that_is_too_large_is_refused_and_no_other() {
+    let (mut server, amqp) = played(NEW).await;
+    let beyond = job(&"x".repeat(LARGEST + 1));
+    let size = envelope(&beyond).unwrap().payload.len();
+    let fits = job(&"x".repeat(LARGEST - 1_000));
+    let answers = amqp.enqueue(vec![envelope(&beyond).unwrap(), envelope(&fits).unwrap()]).await.unwrap();
+    assert_eq!(answers, [Enqueued::Refused(Refusal::TooLarge(size)), Enqueued::New]);
+    let published = server.until(|did| if let Did::Published(one) = did { Some(one) } else { None }).await;
+    assert_eq!(published.properties.message_id().as_ref().unwrap().as_str(), fits.id.to_string());
+
+    let (_server, amqp) = played(Kind { max_message_size: 5_000, ..NEW }).await;
+    let jobs = [job("a"), job(&"x".repeat(6_000)).with_key("large"), job("b").with_key("b")];
+    let envelopes = || jobs.iter().map(|job| envelope(job).unwrap()).collect::<Vec<_>>();
+    let mut answers = amqp.enqueue(envelopes()).await;
+    // Which of them it was is not known at once.
+    while answers.as_ref().is_err_and(|error| error.is_transient()) {
+        answers = amqp.enqueue(envelopes()).await;
+    }
+    let size = envelopes()[1].payload.len();
+    assert_eq!(answers.unwrap(), [Enqueued::New, Enqueued::Refused(Refusal::TooLarge(size)), Enqueued::New]);
+}
+
+/// From 4.0 on a quorum queue serves what is more urgent first, and a delay queue looks at its head alone.
+#[test]
+fn messages_of_one_queue_stand_in_one_line() {
+    let urgent = Job { priority: crate::job::Priority::new(9).unwrap(), ..job("urgent") };
+    let (properties, _) = message(&urgent);
+    assert_eq!(*properties.priority(), None);
+    let headers: Option<&FieldTable> = properties.headers().as_ref();
+    assert!(headers.is_some_and(|headers| !headers.contains_key("priority")));
+}
