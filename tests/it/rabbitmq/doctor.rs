@@ -77,7 +77,9 @@ fn what_a_ledger_cannot_promise_is_told() {
     }
     assert!(found.1 == 0 && found.of("store", "ok").contains("creates only once"));
     let file = format!("sqlite://{}", folder.path().join("ledger.db").display());
-    assert!(ask(&host.url(), &file, &[]).of("ledger", "warning").contains("every command for this broker must run here"));
+    assert!(
+        ask(&host.url(), &file, &[]).of("ledger", "warning").contains("every command for this broker must run here")
+    );
     let alone = ask_said(&host.url(), "");
     assert_eq!((alone.code, alone.stderr.contains("error[store-missing]")), (2, true), "{}", alone.stderr);
 }

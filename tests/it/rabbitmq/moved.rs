@@ -89,11 +89,11 @@ async fn jobs_go_to_rabbitmq_and_come_back_as_they_were() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn kills_at_any_moment_lose_nothing_there_and_back() {
-    const JOBS: usize = 1_200;
+    const JOBS: usize = 300;
     let ends = Ends::new();
     let (from, name) = (ends.home.broker().await, batch("nov"));
     let sent: Vec<Job> = (0..JOBS).map(|_| job_of(&name)).collect();
-    for part in sent.chunks(400) {
+    for part in sent.chunks(100) {
         put(&from, part).await;
     }
     let kills = under_kills(|| ends.command("--from", &ends.home.url())).await;
@@ -112,7 +112,7 @@ async fn under_kills(command: impl Fn() -> Command) -> usize {
     for kills in 0_u32.. {
         assert!(began.elapsed() < PATIENCE * 4, "{kills} kills and not done");
         let mut child = command().stdout(std::process::Stdio::null()).spawn().unwrap();
-        let longest = Duration::from_millis(300) + Duration::from_millis(100) * kills;
+        let longest = Duration::from_millis(200) + Duration::from_millis(200) * kills;
         let deadline = Instant::now() + longest.mul_f64(dice.random_range(0.0..1.0));
         while Instant::now() < deadline && child.try_wait().unwrap().is_none() {
             sleep(Duration::from_millis(1)).await;

@@ -164,8 +164,8 @@ struct Pipes<'a> {
     counts: &'a Counts,
     refused: &'a Refused,
     open: HashMap<Arc<str>, Pipe>,
-    /// Each ends with the queue and tag it was for.
-    streams: JoinSet<(Arc<str>, String)>,
+    /// Each ends with the queue and tag it was for, and why, if the server said so.
+    streams: JoinSet<(Arc<str>, String, Option<lapin::Error>)>,
     tags: u64,
 }
 
@@ -194,10 +194,11 @@ impl Pipes<'_> {
                 },
                 Some(ended) = self.streams.join_next() => {
                     if !self.channel.status().connected() {
+                        self.tell(ended.ok().and_then(|(_, _, why)| why));
                         return Continue(());
                     }
                     // The server took this consumer away, and this one alone (from 4.3: its time was over).
-                    if let Ok((queue, tag)) = ended
+                    if let Ok((queue, tag, _)) = ended
                         && let Some(pipe) = self.open.remove(&queue)
                     {
                         if pipe.tag == tag {
@@ -238,6 +239,14 @@ impl Pipes<'_> {
             }
         }
         Ok(missing)
+    }
+
+    /// Says why the server closed the channel alone: what is set wrong shows nowhere else.
+    fn tell(&self, why: Option<lapin::Error>) {
+        if let Some(why) = why.filter(lapin::Error::is_amqp_soft_error) {
+            let error = self.link.peer().lift("consume from RabbitMQ", &why);
+            tracing::warn!("{error}; its messages come again, what runs goes on");
+        }
     }
 
     async fn consume(&mut self, queue: &Arc<str>, prefetch: u16) -> lapin::Result<Pipe> {
@@ -284,14 +293,22 @@ async fn forward(
     source: Spring,
     tag: String,
     out: mpsc::Sender<Arrival>,
-) -> (Arc<str>, String) {
+) -> (Arc<str>, String, Option<lapin::Error>) {
     let Spring { queue, count, ended } = source;
-    while let Some(Ok(delivery)) = consumer.next().await {
+    let mut why = None;
+    while let Some(next) = consumer.next().await {
+        let delivery = match next {
+            Ok(delivery) => delivery,
+            Err(error) => {
+                why = Some(error);
+                break;
+            }
+        };
         let (count, ended) = (Arc::clone(&count), Arc::clone(&ended));
         let arrival = Arrival { queue: Arc::clone(&queue), delivery, count, ended };
         if out.send(arrival).await.is_err() {
             break;
         }
     }
-    (queue, tag)
+    (queue, tag, why)
 }

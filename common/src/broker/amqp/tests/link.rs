@@ -1,7 +1,5 @@
 //! Connecting to, losing and leaving a server that is played.
 
-use std::io::Write;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -11,8 +9,8 @@ use lapin::types::FieldTable;
 use tokio::time::timeout;
 use tracing::level_filters::LevelFilter;
 
-use super::message;
 use super::peer::{Peer, Session};
+use super::{Written, message};
 use crate::broker::amqp::link::Link;
 use crate::error::{Error, Kind, Result};
 use crate::telemetry::{self, LogFormat};
@@ -236,26 +234,6 @@ async fn no_log_line_holds_a_message_or_a_password() {
     timeout(Duration::from_secs(10), heard).await.expect("no line of ours");
     let text = written.text();
     assert!(!text.contains("body of planted") && !text.contains("hunter2") && !text.contains("lapin"), "{text}");
-}
-
-#[derive(Clone, Default)]
-struct Written(Arc<Mutex<Vec<u8>>>);
-
-impl Written {
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
-    }
-}
-
-impl Write for Written {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }
 
 /// Waits until no thread of a link or of the driver is left in this process, which runs this test alone.

@@ -23,13 +23,14 @@ pub(in crate::broker::amqp) enum Did {
         queue: String,
         arguments: FieldTable,
     },
+    /// With this prefetch.
     Consumed {
         queue: String,
+        prefetch: u16,
     },
     Published(Published),
-    /// Answered for a delivery on a channel: an ack, or else it is to come again.
+    /// Answered for a delivery: an ack, or else it is to come again.
     Answered {
-        channel: ChannelId,
         tag: DeliveryTag,
         ack: bool,
     },
@@ -70,7 +71,7 @@ impl Played {
         let mut task = JoinSet::new();
         task.spawn(async move {
             let (consuming, publishing) = peer.both().await;
-            let mut server = Server { kind, consumers: HashMap::new(), tags: BTreeMap::new(), tell };
+            let mut server = Server { kind, consumers: HashMap::new(), tags: BTreeMap::new(), prefetch: 0, tell };
             server.tags.insert((1, 1), 0);
             server.serve(consuming, publishing, ordered).await;
         });
@@ -79,6 +80,11 @@ impl Played {
 
     pub(in crate::broker::amqp) async fn order(&self, order: Order) {
         self.orders.send(order).await.expect("the server serves");
+    }
+
+    /// Gives the newest consumer of a queue a message.
+    pub(in crate::broker::amqp) async fn deliver(&self, queue: &str, (properties, body): (BasicProperties, Vec<u8>)) {
+        self.order(Order::Deliver { queue: queue.to_owned(), properties, body }).await;
     }
 
     /// The next that a client did and `pick` takes; what it does not take is passed over.
@@ -95,7 +101,7 @@ impl Played {
     }
 
     pub(in crate::broker::amqp) async fn until_consumed(&mut self, wanted: &str) {
-        self.until(|did| matches!(did, Did::Consumed { queue } if queue == wanted).then_some(())).await;
+        self.until(|did| matches!(did, Did::Consumed { queue, .. } if queue == wanted).then_some(())).await;
     }
 
     /// What was done since, as far as it has come here.
@@ -110,6 +116,8 @@ struct Server {
     consumers: HashMap<String, (ChannelId, String)>,
     /// The last delivery tag by connection (0 consumes, 1 publishes) and channel.
     tags: BTreeMap<(u8, ChannelId), DeliveryTag>,
+    /// Of the next consumer.
+    prefetch: u16,
     tell: mpsc::Sender<Did>,
 }
 
@@ -211,6 +219,7 @@ impl Server {
         let answer = match asked {
             Qos(wanted) => {
                 assert!(!wanted.global, "4.3 refuses a prefetch that consumers share");
+                self.prefetch = wanted.prefetch_count;
                 QosOk(basic::QosOk {})
             }
             Consume(wanted) => {
@@ -218,7 +227,7 @@ impl Server {
                 self.consumers.insert(queue.clone(), (id, tag));
                 let ok = basic::ConsumeOk { consumer_tag: wanted.consumer_tag };
                 session.say(id, AMQPClass::Basic(ConsumeOk(ok))).await;
-                return self.tell(Did::Consumed { queue }).await;
+                return self.tell(Did::Consumed { queue, prefetch: self.prefetch }).await;
             }
             Cancel(wanted) => CancelOk(basic::CancelOk { consumer_tag: wanted.consumer_tag }),
             Publish(publish) => {
@@ -231,8 +240,8 @@ impl Server {
                 session.ack(id, tag, false).await;
                 return self.tell(Did::Published(published)).await;
             }
-            Ack(said) => return self.tell(Did::Answered { channel: id, tag: said.delivery_tag, ack: true }).await,
-            Nack(said) => return self.tell(Did::Answered { channel: id, tag: said.delivery_tag, ack: false }).await,
+            Ack(said) => return self.tell(Did::Answered { tag: said.delivery_tag, ack: true }).await,
+            Nack(said) => return self.tell(Did::Answered { tag: said.delivery_tag, ack: false }).await,
             other => panic!("not played: {other:?}"),
         };
         session.say(id, AMQPClass::Basic(answer)).await;

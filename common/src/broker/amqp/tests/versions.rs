@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lapin::BasicProperties;
-use lapin::types::{AMQPValue, FieldTable};
+use lapin::types::{AMQPValue, DeliveryTag, FieldTable};
+use tracing::level_filters::LevelFilter;
 
+use super::Written;
 use super::peer::Peer;
 use super::played::{Did, Kind, Order, Played};
 use crate::broker::amqp::Amqp;
@@ -16,6 +18,7 @@ use crate::broker::{
 };
 use crate::job::{Job, Queue};
 use crate::record::{End, Record};
+use crate::telemetry::{self, LogFormat};
 use crate::time::Timestamp;
 use crate::work::Work;
 
@@ -35,7 +38,8 @@ async fn played(kind: Kind) -> (Played, Amqp) {
 async fn worker(server: &mut Played, amqp: &Amqp) -> Box<dyn Source> {
     let terms = Terms { queues: vec![(Queue::standard(), 1)], worker: WorkerId::known("w"), lease: LEASE };
     let mut source = amqp.subscribe(terms).await.unwrap();
-    tokio::join!(server.until_consumed(LANE), source.next(&want())).1.unwrap();
+    let want = want();
+    tokio::join!(server.until_consumed(LANE), source.next(&want)).1.unwrap();
     source
 }
 
@@ -63,22 +67,23 @@ async fn one(source: &mut Box<dyn Source>) -> RawDelivery {
 /// Waits for something the server is told, while the worker asks on and is given nothing.
 async fn meanwhile<T>(source: &mut Box<dyn Source>, told: impl Future<Output = T>) -> T {
     tokio::pin!(told);
+    let want = want();
     loop {
         tokio::select! {
             found = &mut told => return found,
-            leased = source.next(&want()) => assert!(leased.unwrap().deliveries.is_empty(), "leased twice"),
+            leased = source.next(&want) => assert!(leased.unwrap().deliveries.is_empty(), "leased twice"),
         }
     }
 }
 
-/// Ends it, and waits until the result is announced and a delivery answered for.
-async fn ends(server: &mut Played, delivery: RawDelivery) -> Did {
+/// Ends it, and waits until the result is announced and a delivery acknowledged: which.
+async fn ends(server: &mut Played, delivery: RawDelivery) -> DeliveryTag {
     let unrun = Record::unrun(&delivery.head, End::Cancelled, None, Timestamp::now());
     let record = Record { lease: delivery.lease, ..unrun };
     delivery.hold.settle(&Verdict::End(Box::new(record))).await.unwrap();
     let announced = |did| matches!(did, Did::Published(message) if message.key == "pq1.results.default").then_some(());
     server.until(announced).await;
-    server.until(|did| matches!(did, Did::Answered { .. }).then_some(did)).await
+    server.until(|did| if let Did::Answered { tag, ack: true } = did { Some(tag) } else { None }).await
 }
 
 /// 4.3: `basic.cancel`, and the channel stays with everything else on it.
@@ -86,50 +91,57 @@ async fn ends(server: &mut Played, delivery: RawDelivery) -> Did {
 async fn a_consumer_that_is_taken_away_takes_no_other_along() {
     let (mut server, amqp) = played(NEW).await;
     let mut source = worker(&mut server, &amqp).await;
-    let (properties, body) = message(&job("long"));
-    server.order(Order::Deliver { queue: LANE.to_owned(), properties, body }).await;
-    let delivery = one(&mut source).await;
+    let mut others = Vec::new();
+    for _ in 0..3 {
+        server.deliver(LANE, message(&job("another"))).await;
+        others.push(one(&mut source).await);
+    }
+    // With three in hand there is room for one, and as much with four: it does not change its consumer for that.
+    let settled = |did| matches!(did, Did::Consumed { prefetch: 4, .. }).then_some(());
+    meanwhile(&mut source, server.until(settled)).await;
+    server.deliver(LANE, message(&job("long"))).await;
+    let long = one(&mut source).await;
     server.order(Order::Cancel { queue: LANE.to_owned() }).await;
     // It runs on: a message of its own is made, and kept in hand instead of the one that is gone.
     let copied = |did| match did {
         Did::Published(copy) if copy.exchange == "pq1.hold.w" => Some(copy),
         Did::Answered { .. } => panic!("{did:?}"),
-        _ => None,
+        Did::Declared { .. } | Did::Consumed { .. } | Did::Published(_) => None,
     };
     let copy = meanwhile(&mut source, server.until(copied)).await;
+    assert_eq!(copy.properties.message_id().as_ref().unwrap().as_str(), long.head.id.to_string());
     meanwhile(&mut source, server.until_consumed("pq1.hold.w")).await;
-    let (properties, body) = (copy.properties, copy.body);
-    server.order(Order::Deliver { queue: "pq1.hold.w".to_owned(), properties, body }).await;
-    // The lane is consumed anew.
-    let (properties, body) = message(&job("next"));
-    server.order(Order::Deliver { queue: LANE.to_owned(), properties, body }).await;
+    server.deliver("pq1.hold.w", (copy.properties, copy.body)).await;
+    server.deliver(LANE, message(&job("next"))).await;
     let next = one(&mut source).await;
-    assert_ne!(next.head.id, delivery.head.id);
-    // To the server the first one is not in our hands any more.
-    let answered = ends(&mut server, delivery).await;
-    assert!(matches!(answered, Did::Answered { tag: 2, ack: true, .. }), "{answered:?}");
-    let answered = ends(&mut server, next).await;
-    assert!(matches!(answered, Did::Answered { tag: 3, ack: true, .. }), "{answered:?}");
+    assert_ne!(next.head.id, long.head.id);
+    // The first three are answered for; to the server the fourth is not in our hands any more, but its copy is.
+    for (delivery, of) in others.into_iter().zip(1..).chain([(long, 5), (next, 6)]) {
+        assert_eq!(ends(&mut server, delivery).await, of);
+    }
 }
 
 /// 3.x to 4.2: the channel goes, and all that was delivered on it comes again.
 #[tokio::test]
 async fn a_channel_that_is_closed_over_a_long_job_costs_no_second_run() {
+    let log = Written::default();
+    let writer = log.clone();
+    telemetry::init(LevelFilter::WARN, LogFormat::Text, move || writer.clone());
     let (mut server, amqp) = played(NEW).await;
     let mut source = worker(&mut server, &amqp).await;
-    let (properties, body) = message(&job("long"));
-    server.order(Order::Deliver { queue: LANE.to_owned(), properties: properties.clone(), body: body.clone() }).await;
+    let sent = message(&job("long"));
+    server.deliver(LANE, sent.clone()).await;
     let delivery = one(&mut source).await;
     let why = "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. Timeout value used: 1800000 ms.";
     server.order(Order::Close { queue: LANE.to_owned(), code: 406, why }).await;
     meanwhile(&mut source, server.until_consumed(LANE)).await;
-    server.order(Order::Deliver { queue: LANE.to_owned(), properties, body }).await;
+    server.deliver(LANE, sent).await;
     // Taken for the message that is in hand, not for another job.
     for _ in 0..2 {
         assert!(source.next(&want()).await.unwrap().deliveries.is_empty());
     }
-    let answered = ends(&mut server, delivery).await;
-    assert!(matches!(answered, Did::Answered { tag: 1, ack: true, .. }), "{answered:?}");
+    assert_eq!(ends(&mut server, delivery).await, 1);
+    assert_eq!(log.text().matches("set broker.consumer_timeout").count(), 1, "{}", log.text());
 }
 
 /// 4.x counts deliveries in `x-delivery-count`, 4.3 the failures there and all of them in `x-acquired-count`.
@@ -142,8 +154,7 @@ async fn a_servers_counts_are_no_deaths() {
     for (name, count) in [("x-delivery-count", 25), ("x-acquired-count", 40)] {
         headers.insert(name.into(), AMQPValue::LongLongInt(count));
     }
-    let properties = properties.with_headers(headers);
-    server.order(Order::Deliver { queue: LANE.to_owned(), properties, body }).await;
+    server.deliver(LANE, (properties.with_headers(headers), body)).await;
     let delivery = one(&mut source).await;
     assert_eq!(delivery.hold.claim().await.unwrap(), Claim::Fresh { deaths: 0 });
 }
