@@ -129,6 +129,21 @@ impl Fixture {
         Self::on_rabbit(Carrier::with_sqlite(QueueType::Classic)).await
     }
 
+    /// On RabbitMQ with quorum queues, and a ledger in object storage (a folder), which is asked anew each time.
+    pub async fn quorum_store() -> Self {
+        Self::on_rabbit(Carrier::with_store(QueueType::Quorum)).await
+    }
+
+    /// On RabbitMQ with quorum queues, and a ledger in a SQLite file beside it.
+    pub async fn quorum_sqlite() -> Self {
+        Self::on_rabbit(Carrier::with_sqlite(QueueType::Quorum)).await
+    }
+
+    /// On RabbitMQ with classic queues, and a Redis of its own beside it.
+    pub async fn classic_redis() -> Self {
+        Self::on_rabbit(Carrier::with_redis(QueueType::Classic)).await
+    }
+
     async fn on_rabbit(carrier: Carrier) -> Self {
         let (backend, claims) = carrier.connect().await;
         // Made when it is first needed otherwise, which takes longer than cases wait that count in milliseconds.
@@ -193,7 +208,7 @@ impl Fixture {
 
     /// Whether a worker's first death counts. Object storage learns of it only when the message comes again.
     pub fn counts_first_death(&self) -> bool {
-        !matches!(self.home, Home::Objects { .. })
+        !matches!(&self.home, Home::Objects { .. }) && !matches!(&self.home, Home::Rabbit(carrier) if !carrier.claims())
     }
 
     /// Whether released jobs can be woken. On RabbitMQ they come back by themselves.

@@ -10,6 +10,8 @@ use promptq_common::broker::redis::Redis;
 use promptq_common::broker::sqlite::Sqlite;
 use promptq_common::broker::{self, Access, Backend, Broker, Terms, WorkerId};
 use promptq_common::ledger::Claims;
+use promptq_common::ledger::object::{Ages, ObjectLedger};
+use promptq_common::store::Store;
 use tempfile::TempDir;
 
 use crate::proxy::{Network, Proxy};
@@ -27,7 +29,8 @@ pub struct Carrier {
     /// Where its queues are.
     pub host: VirtualHost,
     server: RabbitServer,
-    queues: QueueType,
+    /// Of which type its queues are.
+    pub queues: QueueType,
     beside: Beside,
     /// The networks between workers and the server.
     lines: Mutex<HashMap<WorkerId, Proxy>>,
@@ -38,6 +41,7 @@ pub struct Carrier {
 enum Beside {
     Redis(RedisServer),
     Sqlite(TempDir),
+    Store(TempDir),
 }
 
 impl Carrier {
@@ -51,6 +55,11 @@ impl Carrier {
         Self::over(queues, Beside::Sqlite(TempDir::new().expect("a temporary folder")))
     }
 
+    /// With a ledger in object storage, which is a local folder here.
+    pub fn with_store(queues: QueueType) -> Self {
+        Self::over(queues, Beside::Store(TempDir::new().expect("a temporary folder")))
+    }
+
     fn over(queues: QueueType, beside: Beside) -> Self {
         let server = RabbitServer::shared();
         Self { host: server.host(), server, queues, beside, lines: Mutex::default() }
@@ -62,19 +71,16 @@ impl Carrier {
     }
 
     async fn connect_through(&self, port: u16) -> (Arc<dyn Backend>, Arc<dyn Claims>) {
-        let claims = self.claims().await;
-        let amqp = Amqp::connect(&self.access_through(port), Arc::clone(&claims)).await;
+        let claims = self.ledger().await;
+        let access = access(&self.host.url_through(port), &self.ledger_url(), self.queues).await;
+        let amqp = Amqp::connect(&access, Arc::clone(&claims)).await;
         let amqp = amqp.unwrap_or_else(|error| panic!("connects: {error:?}\n{}", self.server.log()));
         (Arc::new(amqp), claims)
     }
 
-    /// How everybody reaches it.
-    pub fn access(&self) -> Access {
-        self.access_through(self.server.port())
-    }
-
-    fn access_through(&self, port: u16) -> Access {
-        access(&self.host.url_through(port), &self.ledger_url(), self.queues)
+    /// Whether its ledger can say that a job is taken.
+    pub fn claims(&self) -> bool {
+        !matches!(self.beside, Beside::Store(_))
     }
 
     /// The ledger's address.
@@ -82,11 +88,12 @@ impl Carrier {
         match &self.beside {
             Beside::Redis(server) => server.url_of("promptq"),
             Beside::Sqlite(folder) => format!("sqlite://{}", folder.path().join("ledger.db").display()),
+            Beside::Store(folder) => format!("file://{}", folder.path().display()),
         }
     }
 
     /// The ledger, over a connection of its own.
-    async fn claims(&self) -> Arc<dyn Claims> {
+    async fn ledger(&self) -> Arc<dyn Claims> {
         match &self.beside {
             Beside::Redis(_) => {
                 let access = Access::new(&self.ledger_url()).expect("an address");
@@ -95,6 +102,10 @@ impl Carrier {
             Beside::Sqlite(folder) => {
                 let path = folder.path().join("ledger.db");
                 Arc::new(Sqlite::open(&path).await.expect("the file opens"))
+            }
+            Beside::Store(_) => {
+                let store = Store::open(&self.ledger_url()).await.expect("a folder");
+                Arc::new(ObjectLedger::open_with(store, Ages::NONE).await.expect("a folder that can be written to"))
             }
         }
     }
@@ -126,7 +137,7 @@ impl Carrier {
     pub fn faults(&self) -> Vec<String> {
         let mut faults = match &self.beside {
             Beside::Redis(server) => server.faults(),
-            Beside::Sqlite(_) => Vec::new(),
+            Beside::Sqlite(_) | Beside::Store(_) => Vec::new(),
         };
         let (ready, unacked) = self.host.counts("pq1.dead");
         if ready + unacked > 0 {
@@ -136,13 +147,17 @@ impl Carrier {
     }
 }
 
-/// Access to RabbitMQ with a ledger beside it, and delays as short as tests can wait for.
+/// Access to RabbitMQ with a ledger beside it (`file://` is a store), and delays as short as tests can wait for.
 ///
 /// # Panics
 /// When one of them is no address.
-pub fn access(url: &str, ledger: &str, queues: QueueType) -> Access {
+pub async fn access(url: &str, ledger: &str, queues: QueueType) -> Access {
     let mut access = Access::new(url).expect("an address");
-    access.beside = broker::Beside::Ledger(Box::new(Access::new(ledger).expect("an address")));
+    access.beside = if ledger.starts_with("file://") {
+        broker::Beside::Store(Store::open(ledger).await.expect("a folder"))
+    } else {
+        broker::Beside::Ledger(Box::new(Access::new(ledger).expect("an address")))
+    };
     access.amqp = Settings { queues, levels: LEVELS.to_vec(), ..Settings::default() };
     access
 }

@@ -3,7 +3,7 @@
 use super::places::is_rabbitmq;
 use super::reader::Reader;
 use super::{Address, Config, Ledger, Store};
-use crate::broker::{Durability, QueueType};
+use crate::broker::{Durability, QueueType, Retention};
 use crate::config::error::ConfigError;
 
 /// Adds what does not fit together to the reader's errors.
@@ -60,6 +60,11 @@ fn ledger(config: &Config, r: &mut Reader<'_>) {
         },
         Some(Ledger::Store) => match config.store.url.as_ref().map(Address::scheme) {
             Some("memory") => r.wrong(&["store", "url"], "ends with each process: it cannot be the ledger as well"),
+            Some(_) if config.retention.bytes != Retention::standard().bytes => {
+                let what = "retention.bytes is of no use: records in object storage go by age alone; leave it out";
+                let error = ConfigError::new(r.origin(&["retention", "bytes"]), what);
+                r.errors.push(error.hint("shorten retention.succeeded, or name a Redis server as the ledger"));
+            }
             Some(_) => {}
             None => missing(r, &path, "ledger.url is the store, but there is none"),
         },

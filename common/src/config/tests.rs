@@ -197,6 +197,10 @@ fn settings_must_fit_each_other() {
         ("ledger = \"store\"", "keeps its own records"),
         ("broker = \"amqp://localhost\"", "it needs a ledger beside it"),
         ("broker = \"amqp://far\"\nledger = \"store\"", "the store, but there is none"),
+        (
+            "broker = \"amqp://far\"\nledger = \"store\"\nstore = \"s3://b\"\nretention.bytes = \"1GiB\"",
+            "retention.bytes is of no use",
+        ),
         ("broker = \"amqp://far\"\nledger = \"amqp://far\"", "cannot be RabbitMQ"),
         ("broker = \"amqp://far\"\nledger = \"s3://bucket\"", "cannot be s3://"),
         ("broker = \"amqp://localhost\"\nledger = \"memory:\"", "ends with each process"),

@@ -94,6 +94,11 @@ pub trait Claims: Ledger {
     /// A queue's pause, and how many of its jobs run and are dead. What waits is the broker's to count.
     async fn standing(&self, queue: &Queue) -> Result<QueueView>;
 
+    /// Why a queue is paused, if it is: all of [`Claims::standing`] that a worker asks for, again and again.
+    async fn paused(&self, queue: &Queue) -> Result<Option<String>> {
+        Ok(self.standing(queue).await?.paused)
+    }
+
     /// Every queue this ledger knows, as [`Claims::standing`] shows it, by name.
     async fn standings(&self) -> Result<Vec<QueueView>>;
 }

@@ -40,6 +40,74 @@ macro_rules! cases {
     };
 }
 
+// The other pairs of queues and ledgers meet in the same few calls: some of each kind.
+macro_rules! some {
+    ($($backend:ident)*) => {$(
+        on!(
+            $backend
+            enqueue a_keyed_resubmission_is_known
+            lease an_unsettled_delivery_comes_back_with_one_death_more
+            lease a_lease_that_was_taken_over_is_lost
+            lease two_handles_drain_everything_exactly_once
+            settle a_retried_job_returns_with_the_next_attempt
+            settle a_release_spends_nothing
+            settle a_stale_settle_changes_nothing
+            settle a_late_success_ends_a_job_that_another_runs
+            settle a_success_is_never_replaced_by_another_end
+            end batch_counts_follow_every_path
+            redrive redrive_begins_a_new_epoch_at_zero
+            redrive a_job_back_in_line_is_not_redriven_twice
+            cancel a_waiting_job_is_cancelled_at_once
+            cancel a_running_job_learns_of_it_with_its_next_beat
+            admin a_paused_queue_gives_no_leases_until_resumed
+            admin purge_cancels_only_what_waits
+        );
+    )*};
+}
+
+some!(quorum_sqlite classic_redis);
+
+// Of those that ask for nothing which object storage does not promise.
+on!(
+    quorum_store
+    enqueue a_confirmed_job_is_delivered_once
+    enqueue a_key_stays_known_after_the_job_ended
+    enqueue a_batch_belongs_to_one_queue
+    enqueue a_payload_is_kept_until_its_job_succeeds
+    lease a_job_that_another_copy_ended_is_told_so
+    lease close_releases_what_was_not_handed_out
+    lease an_idle_worker_gets_a_dead_ones_job_when_its_lease_ends
+    settle a_settled_job_is_not_delivered_again
+    settle a_retry_is_never_early
+    settle a_released_job_waits_as_long_as_told
+    settle a_late_success_replaces_every_other_end
+    settle a_late_failure_of_an_earlier_epoch_is_stale
+    settle a_success_is_never_replaced_by_a_second_one
+    settle a_success_is_never_replaced_by_another_end
+    settle a_late_success_of_a_dropped_job_is_kept
+    end every_end_is_what_is_seen_of_the_job
+    end a_batch_adds_up_usage_and_cost_of_every_attempt
+    end an_idle_worker_is_there_when_a_delayed_job_is_due
+    redrive redrive_begins_a_new_epoch_at_zero
+    redrive an_old_end_leaves_the_counts
+    redrive a_success_is_never_redriven
+    redrive a_redriven_job_that_was_delayed_may_run_at_once
+    redrive a_dropped_job_is_gone_from_the_dead_but_keeps_its_record
+    redrive the_dead_are_grouped_by_cause
+    redrive a_job_that_died_before_its_cancel_was_seen_runs_when_redriven
+    cancel an_answer_that_came_before_the_cancel_was_seen_is_kept
+    cancel cancelling_an_ended_or_unknown_job_says_so
+    cancel jobs_enqueued_to_a_cancelled_batch_never_run
+    admin a_lease_of_a_queue_paused_meanwhile_is_told_by_its_claim
+    admin pausing_one_queue_leaves_the_others
+    admin queues_are_listed_by_name_with_their_depth
+    moving what_stands_behind_a_forgotten_job_is_leased
+    ledger results_come_in_order_without_a_gap_from_any_cursor
+    ledger a_redriven_job_comes_again_and_the_later_record_counts
+    retention a_forgotten_id_is_still_known
+    retention outputs_nothing_names_any_more_are_given_back
+);
+
 cases! {
     enqueue {
         an_enqueued_job_waits_and_can_be_seen

@@ -1,5 +1,5 @@
-//! The kill storm by hand: `tests/chaos [--backend sqlite|redis|rabbitmq] [--ledger redis|sqlite] [--jobs N] [--kills K]
-//! [--between MS] [--server-kills K] [--pauses P] [--cuts C] [--alarms A] [--seed S] [--workers W] [--slots S]`.
+//! The kill storm by hand: `tests/chaos [--backend sqlite|redis|rabbitmq] [--ledger redis|sqlite|store] [--jobs N]
+//! [--kills K] [--between MS] [--server-kills K] [--pauses P] [--cuts C] [--alarms A] [--seed S] [--workers W] [--slots S]`.
 #![expect(clippy::print_stdout, reason = "what it measured is for people")]
 
 use std::process::ExitCode;
@@ -26,7 +26,8 @@ fn plan(arguments: &[String]) -> anyhow::Result<Plan> {
     let ledger = match said("--ledger") {
         None | Some("redis") => Ledger::Redis,
         Some("sqlite") => Ledger::Sqlite,
-        Some(other) => anyhow::bail!("{other:?} is no ledger of the storm; there are redis and sqlite"),
+        Some("store") => Ledger::Store,
+        Some(other) => anyhow::bail!("{other:?} is no ledger of the storm; there are redis, sqlite and store"),
     };
     let mut plan = match said("--backend") {
         None | Some("sqlite") => Plan::sqlite(),

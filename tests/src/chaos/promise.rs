@@ -8,7 +8,7 @@ use promptq_common::record::{Answer, End, Output, Record};
 
 use super::trouble::{Trouble, Troubles};
 use super::watch::{Watch, row};
-use super::{Kill, Plan, Victim};
+use super::{Kill, Ledger, Plan, Stage, Victim};
 use crate::provider::Call;
 
 /// What was seen of a storm.
@@ -27,9 +27,10 @@ impl Facts {
         broken.extend(self.late_calls(watch));
         let extra = (self.calls.len() as u64).saturating_sub(self.plan.jobs);
         let kills = self.open_at_kills().len();
-        let allowed = kills as u64 * u64::from(self.plan.slots);
+        let counted = kills as u64 + self.cut_off();
+        let allowed = counted * u64::from(self.plan.slots);
         if extra > allowed {
-            broken.push(format!("{extra} extra calls; {kills} kills of {} slots allow {allowed}", self.plan.slots));
+            broken.push(format!("{extra} extra calls; {counted} kills of {} slots allow {allowed}", self.plan.slots));
         }
         if kills < self.plan.kills {
             broken.push(format!("only {kills} kills, {} were asked for: too few jobs", self.plan.kills));
@@ -69,6 +70,16 @@ impl Facts {
             }
         }
         troubles
+    }
+
+    /// Of how many workers the jobs went to others while they lived. Only without claims do others run them then: every
+    /// loss of the connection counts as a kill of every worker.
+    fn cut_off(&self) -> u64 {
+        let Troubles { kills, pauses, cuts, .. } = self.troubles();
+        match self.plan.stage {
+            Stage::RabbitMq(Ledger::Store) => (kills + pauses + cuts) * self.plan.workers as u64,
+            Stage::Sqlite | Stage::Redis | Stage::RabbitMq(_) => 0,
+        }
     }
 
     /// All that happened to one job, and every kill of a worker that called for it.
@@ -243,6 +254,17 @@ mod tests {
         case.seen = Some(now + Duration::from_millis(2));
         assert_eq!(case.faults().await, "");
         assert!(case.facts.story(1).contains("called by worker 1, answered"), "{}", case.facts.story(1));
+    }
+
+    #[tokio::test]
+    async fn without_claims_a_broker_that_is_killed_counts_as_every_worker() {
+        let mut case = Case::new().await.ends(End::Succeeded, "\"answer 1\"").await;
+        let kill = Kill { at: case.facts.begun, victim: Victim::Broker(Trouble::Kill) };
+        case.facts.kills.push(kill);
+        case.facts.calls = vec![call(Instant::now()); 5];
+        assert!(case.faults().await.contains("4 extra calls; 1 kills of 2 slots allow 2"), "{}", case.faults().await);
+        case.facts.plan.stage = Stage::RabbitMq(Ledger::Store);
+        assert!(!case.faults().await.contains("extra calls"), "{}", case.faults().await);
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use promptq_common::broker::{Access, Beside};
+use promptq_common::store::Store;
 use tokio::task::JoinSet;
 
 use super::trouble::Trouble;
@@ -26,6 +27,8 @@ pub enum Ledger {
     Redis,
     /// A file of this host.
     Sqlite,
+    /// Object storage, which is a folder of this host here.
+    Store,
 }
 
 /// Both of them, and the network between the workers and RabbitMQ.
@@ -43,6 +46,7 @@ pub(super) struct Rabbit {
 enum Beyond {
     Redis(Box<RedisServer>),
     Sqlite(String),
+    Store { url: String, store: Store },
 }
 
 impl Rabbit {
@@ -52,6 +56,11 @@ impl Rabbit {
         let ledger = match ledger {
             Ledger::Redis => Beyond::Redis(Box::new(RedisServer::start(RedisOptions::durable()))),
             Ledger::Sqlite => Beyond::Sqlite(format!("sqlite://{}", home.join("ledger.db").display())),
+            Ledger::Store => {
+                let url = format!("file://{}", home.join("store").display());
+                let store = Store::open(&url).await.expect("a folder");
+                Beyond::Store { url, store }
+            }
         };
         let server = Arc::new(Mutex::new(server));
         Self { server, host, proxy, ledger, mending: JoinSet::new() }
@@ -59,21 +68,23 @@ impl Rabbit {
 
     /// Past the network that the workers go through.
     pub(super) fn access(&self) -> anyhow::Result<Access> {
-        let beside = Beside::Ledger(Box::new(Access::new(&self.ledger_url())?));
+        let beside = match &self.ledger {
+            Beyond::Redis(server) => Beside::Ledger(Box::new(Access::new(&server.url())?)),
+            Beyond::Sqlite(url) => Beside::Ledger(Box::new(Access::new(url)?)),
+            Beyond::Store { store, .. } => Beside::Store(store.clone()),
+        };
         Ok(Access { beside, ..Access::new(&self.host.url())? })
     }
 
     /// What tells workers where everything is.
     pub(super) fn environment(&self) -> Vec<(&'static str, String)> {
         let broker = format!("{}?heartbeat={}s", self.host.url_through(self.proxy.port()), HEARTBEAT.as_secs());
-        vec![("PROMPTQ_BROKER", broker), ("PROMPTQ_LEDGER", self.ledger_url())]
-    }
-
-    fn ledger_url(&self) -> String {
-        match &self.ledger {
-            Beyond::Redis(server) => server.url(),
-            Beyond::Sqlite(url) => url.clone(),
-        }
+        let ledger = match &self.ledger {
+            Beyond::Redis(server) => vec![("PROMPTQ_LEDGER", server.url())],
+            Beyond::Sqlite(url) => vec![("PROMPTQ_LEDGER", url.clone())],
+            Beyond::Store { url, .. } => vec![("PROMPTQ_LEDGER", "store".to_owned()), ("PROMPTQ_STORE", url.clone())],
+        };
+        [vec![("PROMPTQ_BROKER", broker)], ledger].concat()
     }
 
     pub(super) fn begin(&mut self, trouble: Trouble) {

@@ -108,7 +108,7 @@ async fn look(post: Arc<Post>, mut closed: watch::Receiver<Vec<Lane>>, news: Arc
 async fn paused(post: &Post, queues: &[Queue]) -> Result<HashSet<Queue>> {
     let mut paused = HashSet::new();
     for queue in queues {
-        if post.claims.standing(queue).await?.paused.is_some() {
+        if post.claims.paused(queue).await?.is_some() {
             paused.insert(queue.clone());
         }
     }

@@ -106,7 +106,7 @@ impl ObjectLedger {
             tally.reopen(&self.store, &folder).await?;
             // Before the marks: an end that is counted is of a job that is counted.
             tally.flags = self.objects_of(name, &mut tally).await?;
-            tally.refresh(&self.store, &folder, &self.ages).await?;
+            tally.refresh(&self.store, &folder, (&self.ages, self.clock.now())).await?;
         }
         let (sealed, cancelled) = tally.flags;
         let counts = tally.account.counts(tally.total());

@@ -120,10 +120,15 @@ impl Claims for ObjectLedger {
     }
 
     async fn standing(&self, queue: &Queue) -> Result<QueueView> {
-        let paused = self.flags.get(keys::queue(queue, "pause"), self.ages.flags);
-        let (paused, dead) = tokio::try_join!(paused, self.dead_marks(Some(queue), DEAD))?;
+        let (paused, dead) = tokio::try_join!(self.paused(queue), self.dead_marks(Some(queue), DEAD))?;
         let depth = Depth { dead: dead.len() as u64, ..Depth::default() };
-        Ok(QueueView { queue: queue.clone(), paused: paused.as_deref().map(text), depth })
+        Ok(QueueView { queue: queue.clone(), paused, depth })
+    }
+
+    /// One read, and none while what was read is young.
+    async fn paused(&self, queue: &Queue) -> Result<Option<String>> {
+        let paused = self.flags.get(keys::queue(queue, "pause"), self.ages.flags).await?;
+        Ok(paused.as_deref().map(text))
     }
 
     async fn standings(&self) -> Result<Vec<QueueView>> {

@@ -50,7 +50,7 @@ const LARGEST: u64 = crate::codec::MAX_BYTES as u64;
 /// and cost without reading a record. A mark is written before its message is acknowledged, by whoever meets the end.
 ///
 /// What it asks of the service, in requests: a fresh open two reads (and one each for a flag that is older than 5 s) in one
-/// round trip; one of a message that came again a write and a list besides. An end two writes and a read; a dead one two
+/// round trip; one of a message that came again a list besides, and a write after them when it runs. An end two writes and a read; a dead one two
 /// writes more. A registration a write per 1,000 jobs of a batch, and two reads per keyed job. A heartbeat none, save a
 /// read every 10 s for each queue and batch that runs, and two a minute for each job that runs so long. Counts of a batch
 /// that is looked at a list or two every 5 s, and all of it (a list per 1,000 ends) now and then; in memory 16 bytes per
@@ -83,6 +83,9 @@ pub struct Ages {
     pub looks: Duration,
     /// Counts and results.
     pub counts: Duration,
+    /// How young what has ended must not be to be told as a result while its batch is not over: what ended before may be
+    /// listed yet, and would be missed by whoever goes on after it.
+    pub untold: Duration,
     /// The whole list of a batch's ends, read again for marks that came late.
     pub whole: Duration,
     /// Between two rounds of retention.
@@ -91,10 +94,12 @@ pub struct Ages {
 
 impl Default for Ages {
     /// As `protocol.md` promises: 5 s for pauses, cancelled batches and counts, 10 s for what runs; a minute for a copy
-    /// elsewhere and marks that came late; an hour for retention, which is in days.
+    /// elsewhere and marks that came late; an hour for retention, which is in days. Results 5 s after they ended: clocks of hosts are corrected where they are over 2 s
+    /// off, and a second is left for the list.
     fn default() -> Self {
-        let [flags, beats, looks, counts, whole, sweeps] = [5, 10, 60, 5, 60, 3_600].map(Duration::from_secs);
-        Self { flags, beats, looks, counts, whole, sweeps }
+        let [flags, beats, looks, counts, untold, whole, sweeps] =
+            [5, 10, 60, 5, 5, 60, 3_600].map(Duration::from_secs);
+        Self { flags, beats, looks, counts, untold, whole, sweeps }
     }
 }
 
@@ -102,7 +107,7 @@ impl Ages {
     /// Ask each time.
     pub const NONE: Self = {
         let none = Duration::ZERO;
-        Self { flags: none, beats: none, looks: none, counts: none, whole: none, sweeps: none }
+        Self { flags: none, beats: none, looks: none, counts: none, untold: none, whole: none, sweeps: none }
     };
 }
 

@@ -78,6 +78,10 @@ impl ObjectLedger {
         if let Some(reason) = flags.paused {
             return Ok(Opened { claim: Claim::Paused { reason }, announce: false, keep: false });
         }
+        if asked.redelivered {
+            // Only now: a message that does not run after all is no death.
+            self.store.put(&keys::start(job.id, job.epoch, asked.lease), Vec::new()).await?;
+        }
         self.runs(job, asked, (flags.bell, spared.is_some()));
         Ok(Opened { claim: Claim::Fresh { deaths }, announce: false, keep: false })
     }
@@ -127,8 +131,7 @@ impl ObjectLedger {
         if !asked.redelivered {
             return Ok(0);
         }
-        let (key, folder) = (keys::start(job.id, job.epoch, asked.lease), keys::starts(job.id));
-        let (listed, ()) = tokio::try_join!(self.store.list(&folder, None, STARTS), self.store.put(&key, Vec::new()))?;
+        let listed = self.store.list(&keys::starts(job.id), None, STARTS).await?;
         let (ours, epoch) = (format!("{}.{}", job.epoch, asked.lease), format!("{}.", job.epoch));
         let others = listed.iter().filter(|start| start.name.starts_with(&epoch) && start.name != ours).count();
         Ok(u32::try_from(others).unwrap_or(u32::MAX))

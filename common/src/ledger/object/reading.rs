@@ -176,7 +176,7 @@ impl ObjectLedger {
         let mut tally = tally.lock().await;
         if tally.is_old(self.ages.counts) {
             tally.reopen(&self.store, &folder).await?;
-            tally.refresh(&self.store, &folder, &self.ages).await?;
+            tally.refresh(&self.store, &folder, (&self.ages, self.clock.now())).await?;
         }
         let limit = limit.clamp(1, PAGE);
         let late = tally.late.range(cursor.0.saturating_add(1)..).take(limit + 1);

@@ -11,6 +11,10 @@ use crate::store::PutNew;
 /// How often an object is read anew that others keep changing.
 const TRIES: usize = 5;
 
+/// An end that was listed this much later than it was written is listed anew, as of then: less than
+/// [`super::Ages::untold`] by as much as clocks may differ.
+const LATE: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// What came of writing an end.
 #[derive(Debug)]
 pub(super) enum Commit {
@@ -48,10 +52,8 @@ impl ObjectLedger {
         let (commit, other) = tokio::try_join!(self.commit(&success, stone), self.stone(&other))?;
         let Commit::Ours(stone) = commit else { return Ok(Settled::Stale) };
         self.mark(&stone).await?;
-        let Some(Stone { what: What::Ended { record: old, .. }, .. }) = &other else { return Ok(Settled::Applied) };
-        if let (End::Dead, Some(mark)) = (old.end, other.as_ref().and_then(Stone::mark)) {
-            self.undead(job, &mark).await?;
-        }
+        let Some(Stone { what: What::Ended { .. }, .. }) = &other else { return Ok(Settled::Applied) };
+        self.undead(other.as_ref()).await?;
         self.store.delete(&[keys::kept(job.id)]).await?;
         Ok(Settled::Kept)
     }
@@ -127,15 +129,19 @@ impl ObjectLedger {
         Err(busy())
     }
 
-    /// Lists an end, again if need be: the names follow from the end.
+    /// Lists an end, again if need be: the names follow from the end. Whoever has read on to later ones would miss it if
+    /// that took long.
     pub(super) async fn mark(&self, stone: &Stone) -> Result<()> {
+        self.enlist(stone).await?;
+        if self.clock.now().since(stone.at) > LATE { self.list_anew(stone).await } else { Ok(()) }
+    }
+
+    async fn enlist(&self, stone: &Stone) -> Result<()> {
         let (Some(record), Some(mark)) = (stone.record(), stone.mark()) else { return Ok(()) };
-        let name = mark.name();
-        if record.end == End::Dead {
-            self.store.put(&format!("{}/{name}", keys::dead(&record.queue)), Vec::new()).await?;
+        if let Some(dead) = stone.dead_mark() {
+            self.store.put(&format!("{}/{}", keys::dead(&record.queue), dead.name()), Vec::new()).await?;
         }
-        let folder = keys::marks(&record.queue, record.batch.as_ref());
-        self.store.put(&format!("{folder}/{name}"), Vec::new()).await?;
+        self.store.put(&listed_as(record, &mark), Vec::new()).await?;
         lock(&self.marked).note((record.id, record.epoch, record.end));
         Ok(())
     }
@@ -149,17 +155,41 @@ impl ObjectLedger {
             End::Succeeded => keys::success(record.id),
             End::Dead | End::Cancelled | End::Expired => keys::other(record.id, record.epoch),
         };
-        match self.stone(&key).await? {
-            // An end that was taken back or overtaken since is listed as such.
-            Some(stone) if stone.state().is_some() => self.mark(&stone).await,
-            Some(_) | None => Ok(()),
+        // An end that was taken back or overtaken since is listed as such.
+        let Some(stone) = self.stone(&key).await?.filter(|stone| stone.state().is_some()) else { return Ok(()) };
+        let (Some(record), Some(mark)) = (stone.record(), stone.mark()) else { return Ok(()) };
+        if self.store.modified(&listed_as(record, &mark)).await?.is_none() {
+            return self.list_anew(&stone).await;
         }
+        lock(&self.marked).note((record.id, record.epoch, record.end));
+        Ok(())
     }
 
-    /// Takes a job out of the dead set.
-    pub(super) async fn undead(&self, job: &Head, mark: &Mark) -> Result<()> {
-        self.store.delete(&[format!("{}/{}", keys::dead(&job.lane.queue), mark.name())]).await
+    /// Lists an end as of now, which says so itself first: one mark is told of it, whoever wrote which.
+    async fn list_anew(&self, stone: &Stone) -> Result<()> {
+        let (Some(record), Some(mark)) = (stone.record(), stone.mark()) else { return Ok(()) };
+        let anew = self.rewrite(mark.key(), |there| {
+            let at = self.clock.now().max(there.at + std::time::Duration::from_millis(1));
+            (there.at == stone.at && there.state().is_some()).then(|| Stone { at, ..there.clone() })
+        });
+        // Another has done so.
+        let Some(anew) = anew.await? else { return Ok(()) };
+        self.enlist(&anew).await?;
+        self.store.delete(&[listed_as(record, &mark)]).await
     }
+
+    /// Takes a job that ended so out of the dead set, if it is there.
+    pub(super) async fn undead(&self, stone: Option<&Stone>) -> Result<()> {
+        let Some((record, mark)) = stone.and_then(|stone| Some((stone.record()?, stone.dead_mark()?))) else {
+            return Ok(());
+        };
+        self.store.delete(&[format!("{}/{}", keys::dead(&record.queue), mark.name())]).await
+    }
+}
+
+/// The key of a record's mark.
+fn listed_as(record: &Record, mark: &Mark) -> String {
+    format!("{}/{}", keys::marks(&record.queue, record.batch.as_ref()), mark.name())
 }
 
 fn is_same_run(theirs: &Stone, ours: &Stone) -> bool {

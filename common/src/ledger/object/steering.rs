@@ -124,9 +124,7 @@ impl ObjectLedger {
         let Some(payload) = self.store.get(&keys::kept(head.id), super::LARGEST).await? else {
             return Ok(Raised::Gone);
         };
-        if let Some(mark) = stone.as_ref().and_then(Stone::mark) {
-            self.undead(head, &mark).await?;
-        }
+        self.undead(stone.as_ref()).await?;
         self.mark_waiting(head, head.epoch + 1, (*at, Sort::Raised)).await?;
         Ok(Raised::Publish(Box::new(Envelope { head: raised(head, *at), payload })))
     }
@@ -228,11 +226,9 @@ impl ObjectLedger {
     /// Whether it was dead and is now dropped.
     pub(super) async fn drop_job(&self, id: JobId) -> Result<bool> {
         let found = self.find(id).await?;
-        let Some(Stone { what: What::Ended { head, .. }, .. }) =
-            found.current.as_ref().filter(|_| found.done.is_none())
-        else {
+        if found.done.is_some() {
             return Ok(false);
-        };
+        }
         let dropped = self.rewrite(keys::other(id, found.epoch), |stone| match &stone.what {
             What::Ended { head, record, fate: Fate::Stands } if record.end == End::Dead => {
                 let (head, record) = (head.clone(), record.clone());
@@ -241,9 +237,7 @@ impl ObjectLedger {
             What::Ended { .. } | What::Stopped | What::Spared { .. } | What::Forgotten { .. } => None,
         });
         let Some(stone) = dropped.await? else { return Ok(false) };
-        if let Some(mark) = stone.mark() {
-            self.undead(head, &mark).await?;
-        }
+        self.undead(Some(&stone)).await?;
         self.store.delete(&[keys::kept(id)]).await?;
         Ok(true)
     }

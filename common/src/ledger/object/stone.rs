@@ -100,6 +100,12 @@ impl Stone {
     pub(super) fn mark(&self) -> Option<Mark> {
         self.record().map(|record| Mark::of(record, self.at, Sort::Ended(record.end)))
     }
+
+    /// The mark in the dead set, which stays as it is when the end is listed later.
+    pub(super) fn dead_mark(&self) -> Option<Mark> {
+        let dead = self.record().filter(|record| record.end == End::Dead);
+        dead.map(|record| Mark::of(record, record.ended_at, Sort::Ended(End::Dead)))
+    }
 }
 
 /// The head of a job that waits in the epoch after the one of `head`, since then, its allowance of time renewed.

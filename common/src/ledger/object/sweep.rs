@@ -118,9 +118,7 @@ impl ObjectLedger {
         if forgotten.await?.is_some() {
             swept.forgotten += 1;
             swept.outputs.extend(before.as_ref().and_then(Stone::record).and_then(stored_key));
-            if let Some(record) = before.as_ref().and_then(Stone::record).filter(|record| record.end == End::Dead) {
-                self.store.delete(&[format!("{}/{}", keys::dead(&record.queue), mark.name())]).await?;
-            }
+            self.undead(before.as_ref()).await?;
             self.store.delete(&[keys::kept(mark.id)]).await?;
         }
         let quiet = Mark { forgotten: true, ..*mark };

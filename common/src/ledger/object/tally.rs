@@ -13,6 +13,7 @@ use crate::error::Result;
 use crate::job::JobId;
 use crate::record::End;
 use crate::store::Store;
+use crate::time::Timestamp;
 
 /// Marks read at a time: five requests.
 const PAGE: usize = 5_000;
@@ -37,6 +38,8 @@ pub(super) struct Tally {
     /// What all of it comes to.
     pub(super) account: Account,
     /// The place of the newest mark.
+    newest: u64,
+    /// Up to where results are told.
     pub(super) frontier: u64,
     /// Marks that appeared after later ones had been read, each under a place after those.
     pub(super) late: BTreeMap<u64, Mark>,
@@ -107,7 +110,12 @@ impl Tally {
 
     /// Reads what is new, unless what is known is young enough. Of a batch that is over nothing is: see
     /// [`Tally::reopen`].
-    pub(super) async fn refresh(&mut self, store: &Store, folder: &Folder, ages: &Ages) -> Result<()> {
+    pub(super) async fn refresh(
+        &mut self,
+        store: &Store,
+        folder: &Folder,
+        (ages, now): (&Ages, Timestamp),
+    ) -> Result<()> {
         if !self.is_old(ages.counts) || self.is_closed() {
             return Ok(());
         }
@@ -115,7 +123,7 @@ impl Tally {
         let whole = !folder.ordered || self.whole.is_none_or(due);
         let start = Instant::now();
         let before = Some(self.frontier).filter(|_| self.whole.is_some());
-        let overlap = keys::floor(keys::time_of(self.frontier) - OVERLAP);
+        let overlap = keys::floor(keys::time_of(self.newest) - OVERLAP);
         let mut from = (!whole).then(|| keys::after(overlap));
         loop {
             let page = store.list(&folder.name, from.as_deref(), PAGE).await?;
@@ -131,6 +139,8 @@ impl Tally {
             self.whole = Some((Instant::now(), start.elapsed()));
         }
         self.read = Some(Instant::now());
+        let told = if ages.untold.is_zero() { self.newest } else { keys::floor(now - ages.untold).min(self.newest) };
+        self.frontier = self.frontier.max(told);
         Ok(())
     }
 
@@ -144,7 +154,7 @@ impl Tally {
             let newest = self.late.last_key_value().map_or(before, |(place, _)| before.max(*place));
             self.late.insert((newest | 1) + 2, *mark);
         }
-        self.frontier = self.frontier.max(mark.place);
+        self.newest = self.newest.max(mark.place);
     }
 
     /// Counts a mark; false for one that is known or has been overtaken.
@@ -179,6 +189,8 @@ impl Tally {
     pub(super) fn close(&mut self) {
         if self.closed.is_none() {
             self.closed = Some(self.jobs.len() as u64);
+            // Nothing is on its way any more.
+            self.frontier = self.newest;
             (self.done, self.others, self.jobs) = Default::default();
         }
     }

@@ -126,14 +126,15 @@ async fn without_conditions_an_end_is_looked_for_before_it_is_written() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn opening_takes_one_round_trip_however_slow_the_store_is() {
+async fn opening_takes_one_round_trip_and_what_came_again_two_however_slow_the_store_is() {
     let (ledger, _, switches) = bench().await;
     let each = Duration::from_millis(250);
     switches.slow(each);
-    for redelivered in [false, true] {
+    // That what came again runs is noted once it is known that it does.
+    for (redelivered, trips) in [(false, 1), (true, 2)] {
         let (message, start) = (message(), Instant::now());
         let opened = open(&ledger, &message.head, LeaseId::random(), redelivered).await;
-        assert_eq!((opened.claim, start.elapsed()), (Claim::Fresh { deaths: 0 }, each));
+        assert_eq!((opened.claim, start.elapsed()), (Claim::Fresh { deaths: 0 }, each * trips));
     }
     // What runs is not asked after one by one.
     let ledger = ObjectLedger { ages: Ages::default(), ..ledger };
@@ -142,6 +143,47 @@ async fn opening_takes_one_round_trip_however_slow_the_store_is() {
     let start = Instant::now();
     assert_eq!(ledger.beat(&message.head, lease, LONG).await.unwrap(), Beat::Kept);
     assert_eq!(start.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whether_a_queue_is_paused_is_one_read_however_many_are_dead() {
+    let (ledger, _, switches) = bench().await;
+    let ledger = ObjectLedger { ages: Ages::default(), ..ledger };
+    ledger.pause(&Queue::standard(), Some("a pause")).await.unwrap();
+    let each = Duration::from_millis(250);
+    switches.slow(each);
+    let asks = async || {
+        let start = Instant::now();
+        let paused = ledger.paused(&Queue::standard()).await.unwrap();
+        (paused, start.elapsed())
+    };
+    assert_eq!(asks().await, (Some("a pause".to_owned()), Duration::ZERO));
+    tokio::time::advance(Ages::default().flags).await;
+    assert_eq!(asks().await.1, each);
+    assert_eq!(asks().await.1, Duration::ZERO);
+}
+
+#[tokio::test]
+async fn a_message_that_came_again_and_did_not_run_is_no_death() {
+    let (ledger, _, switches) = bench().await;
+    let message = message();
+    for n in 0..4 {
+        if n % 2 == 0 {
+            ledger.pause(&Queue::standard(), Some("a pause")).await.unwrap();
+            let told = open(&ledger, &message.head, LeaseId::random(), true).await.claim;
+            assert!(matches!(told, Claim::Paused { .. }), "{told:?}");
+            ledger.pause(&Queue::standard(), None).await.unwrap();
+        } else {
+            switches.next(Fault::Unreadable, "ledger/ends/");
+            let (lease, worker) = (LeaseId::random(), WorkerId::known("w"));
+            let asked = Asked { lease, worker: &worker, length: LONG, redelivered: true };
+            ledger.open(&message.head, &asked).await.unwrap_err();
+        }
+    }
+    let told = open(&ledger, &message.head, LeaseId::random(), true).await.claim;
+    assert_eq!(told, Claim::Fresh { deaths: 0 });
+    // This one runs and is never heard of again.
+    assert_eq!(open(&ledger, &message.head, LeaseId::random(), true).await.claim, Claim::Fresh { deaths: 1 });
 }
 
 #[tokio::test]
@@ -182,6 +224,54 @@ async fn a_mark_that_comes_late_comes_after_what_was_told_before() {
     assert_eq!(ids(&reader, end).await.0, []);
     assert_eq!(counts(&reader).await, (2, 2, 0));
     assert_eq!(ids(&ledger, Cursor(0)).await.0.len(), 2, "another process tells both");
+}
+
+#[tokio::test]
+async fn an_end_that_another_lists_comes_after_what_was_told_before_to_processes_that_begin_later_too() {
+    for how in [End::Succeeded, End::Dead] {
+        let (ledger, store, switches) = bench().await;
+        let begin = async || ObjectLedger::open_with(store.clone(), Ages::NONE).await.unwrap();
+        let (late, timely, lease) = (message(), message(), LeaseId::random());
+        ledger.register(&[&late.head, &timely.head]).await.unwrap();
+        switches.next(Fault::Unwritten, "ledger/marks/");
+        ledger.settle(&late.head, lease, &end(&late.head, lease, how), Some(&late.payload)).await.unwrap_err();
+        a_moment_later().await;
+        ledger.settle(&timely.head, lease, &end(&timely.head, lease, End::Succeeded), None).await.unwrap();
+        let (told, next) = ids(&begin().await, Cursor(0)).await;
+        assert_eq!(told, [timely.head.id]);
+        // The worker is gone; copies of its message come to others.
+        for _ in 0..2 {
+            let heir = begin().await;
+            assert!(open(&heir, &late.head, LeaseId::random(), true).await.announce);
+            let view = heir.fetch(&[late.head.id]).await.unwrap().pop().flatten().unwrap();
+            heir.announced(&view.record.unwrap()).await.unwrap();
+        }
+        let (told, last) = ids(&begin().await, next).await;
+        assert_eq!(told, [late.head.id], "{how}");
+        assert_eq!(ids(&begin().await, last).await.0, []);
+        assert_eq!(ids(&begin().await, Cursor(0)).await.0, [timely.head.id, late.head.id]);
+        let dead = u64::from(how == End::Dead);
+        assert_eq!(counts(&ledger).await, (2, 2 - dead, dead));
+        assert_eq!(ledger.standing(&Queue::standard()).await.unwrap().depth.dead, dead);
+        ledger.raise(&[late.head.id]).await.unwrap();
+        assert_eq!(ledger.standing(&Queue::standard()).await.unwrap().depth.dead, 0);
+    }
+}
+
+#[tokio::test]
+async fn what_has_just_ended_is_told_once_nothing_earlier_can_come_any_more() {
+    let (ledger, ..) = bench().await;
+    let ledger = ObjectLedger { ages: Ages { untold: LONG, ..Ages::NONE }, ..ledger };
+    let (messages, lease) = ([message(), message()], LeaseId::random());
+    ledger.register(&[&messages[0].head, &messages[1].head]).await.unwrap();
+    ledger.seal(&batch(), &Queue::standard()).await.unwrap();
+    let ends = |message: &Envelope| end(&message.head, lease, End::Succeeded);
+    ledger.settle(&messages[0].head, lease, &ends(&messages[0]), None).await.unwrap();
+    assert_eq!((counts(&ledger).await, ids(&ledger, Cursor(0)).await.0), ((2, 1, 0), vec![]));
+    a_moment_later().await;
+    ledger.settle(&messages[1].head, lease, &ends(&messages[1]), None).await.unwrap();
+    assert_eq!(counts(&ledger).await, (2, 2, 0));
+    assert_eq!(ids(&ledger, Cursor(0)).await.0, messages.map(|message| message.head.id), "the batch is over");
 }
 
 #[tokio::test]

@@ -299,14 +299,24 @@ async fn store(cx: &Context) -> Finding {
     };
     let probe = async { cx.store().await?.probe().await.map_err(Problem::from) };
     match tokio::time::timeout(PATIENCE, probe).await {
-        Ok(Ok(true)) => Finding::new("store", Health::Ok, format!("{url}: writes, reads, creates only once")),
-        Ok(Ok(false)) => {
-            Finding::new("store", Health::Warning, format!("{url}: works, but would replace what is there on a create"))
-                .hint("a second writer is then not noticed; use a service that honours If-None-Match")
-        }
+        Ok(Ok(conditional)) => tried_store(url, conditional, cx.config.ledger == Some(config::Ledger::Store)),
         Ok(Err(problem)) => Finding::failed("store", &problem),
         Err(_) => Finding::unreachable("store", format!("{url}: no answer within 10 s")),
     }
+}
+
+/// Of a store that works: what it is worth, above all where records are kept in it.
+fn tried_store(url: &config::Address, conditional: bool, is_ledger: bool) -> Finding {
+    if conditional {
+        return Finding::new("store", Health::Ok, format!("{url}: writes, reads, creates only once"));
+    }
+    let what = format!("{url}: works, but would replace what is there on a create");
+    Finding::new("store", Health::Warning, what).hint(if is_ledger {
+        "it is the ledger: two copies of a job that end in the same moment may both be taken for its result, and two \
+         workers hold one lock; use a service that honours If-None-Match"
+    } else {
+        "a second writer is then not noticed; use a service that honours If-None-Match"
+    })
 }
 
 /// Asks for the list of models: free, and answers whether the key is right.
@@ -337,5 +347,23 @@ async fn reach(name: &str, provider: &Provider) -> Finding {
             Finding::unreachable(CHECK, format!("{name}: {shown}: {why}"))
                 .hint("is base_url right, and the network open?")
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_that_would_replace_what_is_there_is_told_and_more_so_as_a_ledger() {
+        let url = config::Address::new("s3://jobs").unwrap();
+        assert_eq!(tried_store(&url, true, true).health, Health::Ok);
+        let hint = |is_ledger| {
+            let finding = tried_store(&url, false, is_ledger);
+            assert_eq!(finding.health, Health::Warning);
+            finding.hint.unwrap()
+        };
+        assert!(hint(true).contains("two copies of a job"), "{}", hint(true));
+        assert!(!hint(false).contains("ledger"), "{}", hint(false));
     }
 }

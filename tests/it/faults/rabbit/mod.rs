@@ -5,6 +5,7 @@ mod killed;
 mod network;
 mod pause;
 mod restart;
+mod store;
 mod trouble;
 
 use std::time::Duration;
