@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 /// One call, as it was met.
@@ -26,6 +27,8 @@ pub struct Call {
 pub struct Provider {
     port: u16,
     calls: Arc<Mutex<Vec<Call>>>,
+    /// Whether it answers at all.
+    answers: watch::Sender<bool>,
     _server: JoinSet<()>,
 }
 
@@ -39,9 +42,20 @@ impl Provider {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let port = listener.local_addr()?.port();
         let calls = Arc::new(Mutex::new(Vec::new()));
+        let (answers, may_answer) = watch::channel(true);
         let mut server = JoinSet::new();
-        server.spawn(accept(listener, Arc::clone(&calls), Latency { seed, millis: latency }));
-        Ok(Self { port, calls, _server: server })
+        server.spawn(accept(listener, Arc::clone(&calls), Latency { seed, millis: latency, may_answer }));
+        Ok(Self { port, calls, answers, _server: server })
+    }
+
+    /// Keeps every answer back until [`Provider::go_on`]: its calls take as long as a test needs, and no longer.
+    pub fn hold(&self) {
+        self.answers.send_replace(false);
+    }
+
+    /// Answers again.
+    pub fn go_on(&self) {
+        self.answers.send_replace(true);
     }
 
     /// What a worker process is told, so that its calls can be told apart.
@@ -76,7 +90,7 @@ async fn accept(listener: TcpListener, calls: Arc<Mutex<Vec<Call>>>, drawn: Late
 }
 
 /// Answers one connection's calls until it ends; a caller that was killed just ends it.
-async fn serve(stream: TcpStream, calls: Arc<Mutex<Vec<Call>>>, drawn: Latency) {
+async fn serve(stream: TcpStream, calls: Arc<Mutex<Vec<Call>>>, mut drawn: Latency) {
     let mut stream = BufReader::new(stream);
     while let Some((generation, job)) = read_call(&mut stream).await {
         let at = {
@@ -85,6 +99,9 @@ async fn serve(stream: TcpStream, calls: Arc<Mutex<Vec<Call>>>, drawn: Latency) 
             calls.len() - 1
         };
         tokio::time::sleep(latency(&drawn, job)).await;
+        if drawn.may_answer.wait_for(|may| *may).await.is_err() {
+            return;
+        }
         calls.lock().unwrap_or_else(PoisonError::into_inner)[at].answered = true;
         if stream.write_all(answer(job).as_bytes()).await.is_err() {
             return;
@@ -92,11 +109,12 @@ async fn serve(stream: TcpStream, calls: Arc<Mutex<Vec<Call>>>, drawn: Latency) 
     }
 }
 
-/// How long calls take, in milliseconds.
+/// How long calls take: milliseconds, and until answers are let go.
 #[derive(Clone, Debug)]
 struct Latency {
     seed: u64,
     millis: RangeInclusive<u64>,
+    may_answer: watch::Receiver<bool>,
 }
 
 fn latency(of: &Latency, job: u64) -> Duration {

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use rustix::process::{Pid, Signal, kill_process};
@@ -19,6 +19,9 @@ const STOP: Duration = Duration::from_secs(40);
 /// A worker's exit code when it cannot reach its broker.
 const BROKER_LOST: i32 = 7;
 
+/// Between two starts of a worker that leaves by itself: hundreds of starts a minute would be the storm's own load.
+const RESTART: Duration = Duration::from_secs(1);
+
 #[derive(Debug)]
 pub(super) struct Fleet {
     command: Recipe,
@@ -30,6 +33,7 @@ pub(super) struct Fleet {
 struct Worker {
     child: Child,
     generation: u64,
+    since: Instant,
 }
 
 /// What every worker is started with.
@@ -71,13 +75,18 @@ impl Fleet {
             let Some(status) = self.workers[at].child.try_wait()? else { continue };
             let excused = self.command.plan.troubles.count() > 0 && status.code() == Some(BROKER_LOST);
             ensure!(excused, "a worker left by itself with {status}: {}", self.tails());
-            self.workers[at] = self.spawn()?;
+            if self.workers[at].since.elapsed() > RESTART {
+                self.workers[at] = self.spawn()?;
+            }
         }
         Ok(())
     }
 
     pub(super) async fn kill_and_restart(&mut self, worker: usize) -> anyhow::Result<()> {
-        self.workers[worker].child.kill().await?;
+        // It may have left by itself already.
+        if self.workers[worker].child.try_wait()?.is_none() {
+            self.workers[worker].child.kill().await?;
+        }
         self.workers[worker] = self.spawn()?;
         Ok(())
     }
@@ -108,7 +117,7 @@ impl Fleet {
     fn spawn(&mut self) -> anyhow::Result<Worker> {
         self.started += 1;
         let generation = self.started;
-        Ok(Worker { child: self.command.spawn(generation)?, generation })
+        Ok(Worker { child: self.command.spawn(generation)?, generation, since: Instant::now() })
     }
 }
 

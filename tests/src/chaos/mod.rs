@@ -15,8 +15,9 @@ use anyhow::ensure;
 use promptq_common::broker::Broker;
 use promptq_common::job::{BatchName, Job, Queue};
 use promptq_common::work::Work;
+use rand::SeedableRng;
 use rand::rngs::StdRng;
-use rand::{RngExt, SeedableRng};
+use rand::seq::IteratorRandom;
 use tempfile::TempDir;
 
 use fleet::Fleet;
@@ -153,9 +154,13 @@ pub async fn storm(plan: Plan) -> anyhow::Result<Report> {
             Some(Turn::End(trouble)) => server.end(trouble),
             None => {}
         }
-        // Towards the end there is nothing to fill the slots with, and a kill shows little.
-        if Instant::now() >= next_kill && plan.jobs - watch.ended() > plan.all_slots() * 2 {
-            let victim = dice.random_range(0..plan.workers);
+        // Towards the end there is nothing to fill the slots with, and a kill shows little; so does one of a worker that
+        // has not come to work yet.
+        let working = |worker: &usize| provider.open_calls(fleet.generation(*worker)) > 0;
+        if Instant::now() >= next_kill
+            && plan.jobs - watch.ended() > plan.all_slots() * 2
+            && let Some(victim) = (0..plan.workers).filter(working).choose(&mut dice)
+        {
             let generation = fleet.generation(victim);
             let open = provider.open_calls(generation);
             kills.push(Kill { at: Instant::now(), victim: Victim::Worker { generation, open } });

@@ -15,6 +15,8 @@ pub(super) const PORTS: u16 = 4;
 
 const KEEPER: &str = include_str!("keeper.sh");
 const CONTROL: &str = include_str!("control.erl");
+/// What users are asked to set.
+const ADVANCED: &str = include_str!("../../../deploy/rabbitmq/advanced.config");
 
 /// A server's settings, with more lines where a test needs them.
 #[derive(Clone, Debug, Default)]
@@ -24,7 +26,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// As servers come, in little memory and on one address.
+    /// As servers come, in little memory and on one address, with what is shipped for them.
     pub fn new() -> Self {
         Self::default()
     }
@@ -47,6 +49,7 @@ impl Options {
         DirBuilder::new().recursive(true).mode(0o700).create(folder).expect("a folder of its own");
         write(&at("port"), &port.to_string());
         write(&at("rabbitmq.conf"), &self.config(folder, port));
+        write(&at("advanced.config"), ADVANCED);
         write(&at("control.erl"), CONTROL);
         write(&at("keeper.sh"), KEEPER);
         write(&at("enabled_plugins"), "[].\n");
@@ -68,7 +71,7 @@ impl Options {
             .env("RABBITMQ_DIST_PORT", (port + 2).to_string())
             .env("RABBITMQ_CONF_ENV_FILE", at("none"))
             .env("RABBITMQ_CONFIG_FILE", at("rabbitmq.conf"))
-            .env("RABBITMQ_ADVANCED_CONFIG_FILE", at("none.config"))
+            .env("RABBITMQ_ADVANCED_CONFIG_FILE", at("advanced.config"))
             .env("RABBITMQ_ENABLED_PLUGINS_FILE", at("enabled_plugins"))
             .env("RABBITMQ_MNESIA_BASE", at("data"))
             .env("RABBITMQ_LOG_BASE", folder)

@@ -50,6 +50,12 @@ async fn everybody_shares_one_and_has_a_host_of_their_own() {
 }
 
 #[tokio::test]
+async fn it_has_read_what_is_shipped_for_servers() {
+    let asked = "application:get_env(rabbit, dead_letter_worker_publisher_confirm_timeout).";
+    assert_eq!(RabbitServer::shared().must(asked), "{ok,10000}");
+}
+
+#[tokio::test]
 async fn users_may_do_what_they_were_permitted() {
     let server = RabbitServer::shared();
     let host = server.host();

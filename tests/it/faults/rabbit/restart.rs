@@ -67,20 +67,23 @@ async fn every_confirmed_job_is_there_after_a_kill() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn jobs_that_run_meanwhile_are_attached_to_their_messages() {
-    let mut farm = Farm::private(25_000..=25_000).await;
+    let mut farm = Farm::private(20..=20).await;
+    farm.provider.hold();
     put(&farm.broker().await, &jobs(1..=4)).await;
     let worker = farm.worker(1, &Setup { slots: 4, ..farm.setup() });
     called(&farm, 4).await;
     farm.restart();
     farm.until_queue(LANE, 0, 4).await;
     assert!(records(&farm.ledger().await).await.is_empty(), "they still run");
+    farm.provider.go_on();
     all_paid_once(&farm, 4).await;
     worker.leaves();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_worker_that_gets_their_messages_is_told_that_they_are_taken() {
-    let farm = Farm::shared(12_000..=12_000).await;
+    let farm = Farm::shared(20..=20).await;
+    farm.provider.hold();
     let proxy = Proxy::before(farm.rabbit.port()).await;
     put(&farm.broker().await, &jobs(1..=4)).await;
     let lease = Duration::from_secs(6);
@@ -94,6 +97,7 @@ async fn another_worker_that_gets_their_messages_is_told_that_they_are_taken() {
     })
     .await;
     assert!(records(&farm.ledger().await).await.is_empty(), "they still run");
+    farm.provider.go_on();
     let records = all_paid_once(&farm, 4).await;
     assert!(records.iter().all(|record| record.worker.as_ref().is_some_and(|worker| worker.starts_with("w1-"))));
     proxy.set(Network::Whole);
