@@ -161,6 +161,21 @@ async fn a_hold_queue_that_somebody_deletes_is_made_again() {
     assert_eq!(state(&broker, id).await, State::Succeeded);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_becomes_long_while_its_worker_leaves_keeps_its_message() {
+    let server = tokio::task::block_in_place(RabbitServer::shared);
+    let stand = Stand::on(server, patience(1_500), 0).await;
+    let broker = stand.broker().await;
+    let id = put_one(&broker, job()).await;
+    let mut here = worker(&stand, Duration::from_secs(60)).await;
+    let job = here.one().await;
+    here.consumer.close().await.unwrap();
+    swapped(&stand, 1).await;
+    end(job, End::Succeeded).await;
+    assert_eq!(state(&broker, id).await, State::Succeeded);
+    stand.is_empty().await;
+}
+
 /// Whatever becomes of jobs while their messages change, once a quarter of a second.
 #[tokio::test(flavor = "multi_thread")]
 async fn jobs_end_retry_and_go_back_while_their_messages_change() {

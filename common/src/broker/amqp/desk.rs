@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -82,9 +83,15 @@ struct HeldState {
     slip: Option<Slip>,
     /// When the claim runs out unless it is beaten.
     until: Instant,
+    /// How many calls are under way that settle it.
+    settling: u32,
     /// Since when a copy is on its way to the hold queue.
     swapping: Option<Instant>,
 }
+
+/// A call that settles a job is under way.
+#[derive(Debug)]
+pub(super) struct Settling<'a>(&'a Held, Duration);
 
 /// What came of opening a message.
 #[derive(Debug)]
@@ -125,11 +132,12 @@ impl Desk {
     /// other.
     pub(super) fn attach(&self, item: Item) -> Option<Item> {
         let copy = &item.parcel.envelope.head;
-        let ours = match self.hands().get(&copy.id) {
-            Some(Hand::Held(held)) if held.is_same(copy) && (item.held || held.is_orphan()) => Arc::clone(held),
+        // Under the lock: whoever lets go of the job at this moment finds the message that stands for it.
+        let old = match self.hands().get(&copy.id) {
+            Some(Hand::Held(held)) if held.is_same(copy) && (item.held || held.is_orphan()) => held.replace(item.slip),
             Some(Hand::Held(_) | Hand::Opening) | None => return Some(item),
         };
-        if let Some(old) = ours.replace(item.slip) {
+        if let Some(old) = old {
             self.spawn(old.ack());
         }
         None
@@ -199,7 +207,7 @@ impl Desk {
     async fn grant(self: &Arc<Self>, item: Item, claim: Claim) -> Opening {
         let Item { parcel, dead, lease, slip, .. } = item;
         let (head, payload) = (parcel.envelope.head.clone(), parcel.envelope.payload.clone());
-        let state = HeldState { slip: Some(slip), until: Instant::now() + self.lease, swapping: None };
+        let state = HeldState { slip: Some(slip), until: Instant::now() + self.lease, settling: 0, swapping: None };
         let job = Arc::new(Held { parcel, lease, since: Instant::now(), state: Mutex::new(state) });
         self.hands().insert(head.id, Hand::Held(Arc::clone(&job)));
         let hold = Box::new(AmqpHold { desk: Arc::clone(self), held: job, claim, copied: AtomicBool::new(false) });
@@ -250,35 +258,49 @@ impl Desk {
 
     /// Gives back the messages of claims that ran out: whoever gets them finds that, and a death more.
     pub(super) async fn expire(&self) {
-        let now = Instant::now();
-        for held in self.held(|held| held.state().until <= now) {
-            if let Some(slip) = self.let_go(&held) {
+        for held in self.held(Held::is_over) {
+            if held.is_over()
+                && let Some(slip) = self.let_go(&held)
+            {
                 slip.give_back().await;
             }
         }
     }
 
-    /// Goes on with something after its caller has been answered. What is under way is bounded by `finishing`.
+    /// Goes on with something after its caller has been answered. What is under way is bounded by the deliveries that
+    /// it answers for.
     pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
-        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tasks = self.tasks();
         while tasks.try_join_next().is_some() {}
         tasks.spawn(work);
     }
 
     /// Whether nothing is in hand and nothing under way.
     pub(super) fn is_done(&self) -> bool {
-        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tasks = self.tasks();
         while tasks.try_join_next().is_some() {}
-        tasks.is_empty() && self.hands().is_empty()
+        tasks.is_empty() && self.count() == 0
     }
 
-    /// Waits until what was spawned is done, `patience` at the longest.
+    /// Waits until what was spawned is done, `patience` at the longest. What is not by then goes on while jobs run here;
+    /// without any it ends, and the server takes its messages back with the channel, which is to end now.
     pub(super) async fn finish(&self, patience: Duration) {
-        let mut tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
-        let done = async { while tasks.join_next().await.is_some() {} };
-        if tokio::time::timeout(patience, done).await.is_err() {
-            tracing::warn!("some results are not announced yet; whoever gets their messages next does it");
+        let done = std::future::poll_fn(|context| {
+            loop {
+                if ready!(self.tasks().poll_join_next(context)).is_none() {
+                    return Poll::Ready(());
+                }
+            }
+        });
+        if tokio::time::timeout(patience, done).await.is_err() && self.count() == 0 {
+            tracing::warn!("some messages are not answered for yet; whoever gets them next does it");
+            let rest = std::mem::take(&mut *self.tasks());
+            drop(rest);
         }
+    }
+
+    fn tasks(&self) -> MutexGuard<'_, JoinSet<()>> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn hands(&self) -> MutexGuard<'_, HashMap<JobId, Hand>> {
@@ -308,6 +330,19 @@ impl Held {
         self.state().until = Instant::now() + length;
     }
 
+    /// Keeps its message here for as long as the answer lives and `length` beyond that, however long the ledger takes to
+    /// hear of the end: were it given back, the job would run again while its answer waits to be stored.
+    pub(super) fn settling(&self, length: Duration) -> Settling<'_> {
+        self.state().settling += 1;
+        Settling(self, length)
+    }
+
+    /// Whether its claim ran out and nobody is settling it.
+    fn is_over(&self) -> bool {
+        let state = self.state();
+        state.settling == 0 && state.until <= Instant::now()
+    }
+
     /// Whether its message has been given to somebody else, or will be.
     pub(super) fn is_orphan(&self) -> bool {
         !self.state().slip.as_ref().is_some_and(Slip::is_usable)
@@ -326,6 +361,11 @@ impl Held {
         self.state().swapping = Some(Instant::now());
     }
 
+    /// No copy is on its way after all, or none that is known of.
+    pub(super) fn not_swapping(&self) {
+        self.state().swapping = None;
+    }
+
     /// Another copy of the message stands for it from now on; the old one is to be acknowledged.
     fn replace(&self, slip: Slip) -> Option<Slip> {
         let mut state = self.state();
@@ -335,5 +375,13 @@ impl Held {
 
     fn state(&self) -> MutexGuard<'_, HeldState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Settling<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.settling -= 1;
+        state.until = state.until.max(Instant::now() + self.1);
     }
 }

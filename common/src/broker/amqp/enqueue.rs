@@ -80,7 +80,7 @@ async fn publish(
     }
     let sent = post.link.publisher().publish_all(messages).await;
     crate::crash_point!("amqp.enqueue.after_publish");
-    let (mut durable, mut nowhere) = (Vec::new(), Vec::new());
+    let (mut durable, mut nowhere, mut trouble) = (Vec::new(), Vec::new(), None);
     for ((place, parcel), sent) in places.iter().zip(parcels).zip(sent) {
         let head = &parcel.envelope.head;
         let refusal = match sent {
@@ -91,7 +91,10 @@ async fn publish(
             Ok(Sent::Returned) => Refusal::NoSuchQueue,
             // A server that takes less than any does as it comes.
             Err(error) if error.kind() == Kind::TooLarge => Refusal::TooLarge(parcel.envelope.payload.len()),
-            Err(error) => return Err(error),
+            Err(error) => {
+                trouble = Some(error);
+                continue;
+            }
         };
         answers[*place] = Some(Enqueued::Refused(refusal));
         nowhere.extend(is_registered(head).then_some((head.id, head.epoch)));
@@ -103,5 +106,6 @@ async fn publish(
     if !nowhere.is_empty() {
         post.claims.forget(&nowhere).await?;
     }
-    Ok(())
+    // What was taken is noted all the same, so that a repetition publishes the others alone.
+    trouble.map_or(Ok(()), Err)
 }

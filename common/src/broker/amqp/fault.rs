@@ -188,7 +188,8 @@ pub(super) fn blame(error: &lapin::Error) -> Blame {
     }
     let rest = said.get_message().as_str().split_once("exchange '").map(|(_, rest)| rest);
     let named = rest.and_then(|rest| rest.split_once('\'')).map(|(name, _)| name.to_owned());
-    named.map_or(Blame::Someone, Blame::Exchange)
+    // Where rights are concerned, the exchange without a name has this one.
+    named.map_or(Blame::Someone, |name| Blame::Exchange(if name == "amq.default" { String::new() } else { name }))
 }
 
 /// What a server said, not endlessly and on one line.
@@ -267,6 +268,8 @@ mod tests {
     fn only_a_message_is_blamed_for_what_messages_do() {
         let named = said(404, "NOT_FOUND - no exchange 'a.b' in vhost 'team'");
         assert_eq!(blame(&named), Blame::Exchange("a.b".to_owned()));
+        let nameless = said(403, "ACCESS_REFUSED - write access to exchange 'amq.default' in vhost 'team' refused");
+        assert_eq!(blame(&nameless), Blame::Exchange(String::new()));
         assert_eq!(blame(&said(406, "PRECONDITION_FAILED - invalid expiration")), Blame::Someone);
         for innocent in [said(320, "CONNECTION_FORCED"), said(541, "x"), ErrorKind::MissingHeartbeatError.into()] {
             assert_eq!(blame(&innocent), Blame::Nobody);

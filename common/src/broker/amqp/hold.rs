@@ -49,6 +49,7 @@ impl Hold for AmqpHold {
     }
 
     async fn settle(&self, verdict: &Verdict) -> Result<Settled> {
+        let _settling = self.held.settling(self.desk.lease);
         match verdict {
             Verdict::End(record) => self.end(verdict, record).await,
             Verdict::Retry { after, attempt } => self.retry(verdict, *after, attempt).await,
@@ -64,11 +65,12 @@ impl AmqpHold {
 
     /// Ledger, announcement, acknowledgement, reply; the caller waits for the ledger alone.
     async fn end(&self, verdict: &Verdict, record: &Record) -> Result<Settled> {
-        let permit = Arc::clone(&self.desk.finishing).acquire_owned().await;
         crate::crash_point!("amqp.end.before_ledger");
         let payload = (record.end != End::Succeeded).then_some(self.held.parcel.envelope.payload.as_slice());
         let settled = self.desk.post.claims.settle(self.head(), self.held.lease, verdict, payload).await?;
         crate::crash_point!("amqp.end.after_ledger");
+        // The record is durable whatever becomes of the rest; a worker whose results nobody takes goes no further.
+        let permit = Arc::clone(&self.desk.finishing).acquire_owned().await;
         let slip = self.desk.let_go(&self.held);
         let (desk, held, record) = (Arc::clone(&self.desk), Arc::clone(&self.held), record.clone());
         let rest = async move {
@@ -78,9 +80,9 @@ impl AmqpHold {
             }
             drop(permit);
         };
-        if self.desk.leaving.load(Ordering::Relaxed) {
-            drop(tokio::time::timeout(LEAVING, rest).await);
-        } else {
+        let mut rest = Box::pin(rest);
+        let leaving = self.desk.leaving.load(Ordering::Relaxed);
+        if !leaving || tokio::time::timeout(LEAVING, &mut rest).await.is_err() {
             self.desk.spawn(rest);
         }
         Ok(settled)

@@ -1,8 +1,10 @@
 //! How a subscription ends: what was not handed out goes back at once, the channel stays for jobs that still run.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -17,14 +19,23 @@ use crate::job::Queue;
 const LOOK: Duration = Duration::from_millis(100);
 /// How long a worker that leaves waits for its channel and its hold queue to go.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Between attempts to give a claim back.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
-/// Gives back what was claimed and not handed out, spending nothing.
-pub(super) async fn release(jobs: Vec<RawDelivery>) {
-    for job in jobs {
+/// Gives back what was claimed and not handed out, spending nothing. While the ledger does not hear of it that is tried
+/// again, for as long as a claim lasts: one that runs out is a death.
+pub(super) async fn release(jobs: Vec<RawDelivery>, lease: Duration) {
+    let one = |job: RawDelivery| async move {
         let verdict = Verdict::Release { after: Duration::ZERO, hold: None };
-        if let Err(error) = job.hold.settle(&verdict).await {
-            tracing::debug!(%error, job = %job.head.id, "a claim is left to run out");
+        let mut pause = PAUSES.0;
+        while let Err(error) = job.hold.settle(&verdict).await {
+            tracing::debug!(%error, job = %job.head.id, "a claim was not given back; trying again");
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PAUSES.1);
         }
+    };
+    if timeout(lease, join_all(jobs.into_iter().map(one))).await.is_err() {
+        tracing::warn!("the ledger took no claims back; they have run out, and count as a death each");
     }
 }
 
@@ -56,9 +67,14 @@ pub(super) async fn quit(desk: Arc<Desk>, tap: Tap, keepers: JoinSet<()>, hold: 
 async fn see_off(desk: Weak<Desk>, mut tap: Tap, keepers: JoinSet<()>, hold: Arc<str>) {
     let mut last = None;
     while let Some(desk) = desk.upgrade() {
-        if desk.is_done() {
+        if desk.count() == 0 {
+            desk.finish(PATIENCE).await;
             last = Some(desk);
             break;
+        }
+        // A job may become a long one only now.
+        if desk.holding.load(Ordering::Relaxed) {
+            tap.set([(Arc::clone(&hold), 0)].into_iter().collect());
         }
         match timeout(LOOK, tap.next()).await {
             Ok(Some(arrival)) => hand_back(&desk, arrival, &hold).await,

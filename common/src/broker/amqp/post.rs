@@ -123,7 +123,11 @@ impl Post {
         }
     }
 
-    /// Tells those who listen to the results of a queue.
+    /// Tells those who listen to the results of a queue. One that is refused for good is warned of and left: trying again
+    /// would not change that, and the result is in the ledger.
+    ///
+    /// # Errors
+    /// When it may be taken later, or the ledger does not hear of it.
     pub(super) async fn announce(&self, record: &Record) -> Result<()> {
         let message = Message {
             exchange: String::new(),
@@ -132,9 +136,14 @@ impl Post {
             body: announcement(record).into_bytes(),
             mandatory: true,
         };
-        match self.link.publisher().publish(message).await? {
-            Sent::Taken => {}
-            Sent::Returned => tracing::debug!(queue = %record.queue, "no results queue; results are in the ledger"),
+        match self.link.publisher().publish(message).await {
+            Ok(Sent::Taken) => {}
+            Ok(Sent::Returned) => tracing::debug!(queue = %record.queue, "no results queue; results are in the ledger"),
+            Err(error) if error.is_transient() || error.kind() == Kind::Closed => return Err(error),
+            Err(error) => {
+                tracing::warn!(%error, job = %record.id, "a result is not announced; read it with `promptq results`");
+                return Ok(());
+            }
         }
         self.claims.announced(record).await
     }

@@ -265,7 +265,7 @@ impl AmqpSource {
             if fits { out.push(job) } else { unwanted.push(job) }
         }
         if !unwanted.is_empty() {
-            self.desk.spawn(leave::release(unwanted));
+            self.desk.spawn(leave::release(unwanted, self.terms.lease));
         }
         out
     }
@@ -387,7 +387,7 @@ impl AmqpSource {
         let holding = self.desk.holding.load(Ordering::Relaxed);
         self.tap.set(holding.then(|| (Arc::clone(&self.hold), 0)).into_iter().collect());
         self.desk.leaving.store(true, Ordering::Relaxed);
-        leave::release(std::mem::take(&mut self.ready).into()).await;
+        self.desk.spawn(leave::release(std::mem::take(&mut self.ready).into(), self.terms.lease));
         let waiting = std::mem::take(&mut self.lanes).into_values().flat_map(|lane| lane.waiting);
         leave::give_back(waiting.collect()).await;
         self.desk.finish(LEAVING).await;

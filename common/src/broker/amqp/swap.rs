@@ -44,7 +44,12 @@ async fn swap(desk: &Desk, held: &Held) -> Result<()> {
     let key = topology::key(&held.parcel.envelope.head.lane);
     held.swapping();
     let message = Message { exchange: name, key, properties, body, mandatory: true };
-    match desk.post.link.publisher().publish(message).await {
+    let sent = desk.post.link.publisher().publish(message).await;
+    if !matches!(sent, Ok(Sent::Taken)) {
+        // Tried again at once: the server's patience does not wait. Should it have come all the same, it stands, too.
+        held.not_swapping();
+    }
+    match sent {
         Ok(Sent::Taken) => Ok(()),
         // Somebody has deleted the queue, and its exchange went with it.
         Ok(Sent::Returned) => Err(gone(desk)),

@@ -4,11 +4,15 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use promptq_common::job::{Job, JobId};
+use promptq_common::broker::{Access, Beside, Broker, Settled};
+use promptq_common::job::{Job, JobId, Queue};
+use promptq_common::record::End;
+use promptq_tests::backends::terms;
 use promptq_tests::farm::{Farm, LANE};
 use promptq_tests::proxy::{Network, Proxy};
 use promptq_tests::rabbit::RawClient;
 use promptq_tests::site::{Setup, jobs, put, records, until};
+use promptq_tests::steps::{Worker, end};
 use tokio::task::JoinSet;
 
 use super::{RECOVERY, SHORT, all_end_once, all_paid_once, called, running};
@@ -138,4 +142,34 @@ async fn a_ledger_that_is_killed_costs_nothing_but_time() {
     running(&farm, 4).await;
     all_paid_once(&farm, 30).await;
     worker.leaves();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_outlasts_its_lease_while_the_ledger_is_away_is_paid_for_once() {
+    let farm = Farm::shared(0..=0).await;
+    put(&farm.broker().await, &jobs(1..=1)).await;
+    let line = Proxy::before(farm.server.port()).await;
+    let beside = Access::new(&format!("redis://127.0.0.1:{}", line.port())).unwrap();
+    let access = Access { beside: Beside::Ledger(Box::new(beside)), ..Access::new(&farm.host.url()).unwrap() };
+    let queues = [(Queue::standard(), 1)];
+    let mut here = Worker::on(&Broker::connect(&access).await.unwrap(), terms(&queues, SHORT)).await;
+    let job = here.one().await;
+    // From now on its lane is the other one's alone.
+    here.consumer.close().await.unwrap();
+    let mut other = Worker::on(&farm.broker().await, terms(&queues, SHORT)).await;
+    line.set(Network::Stalled);
+    let mut ending = Box::pin(end(job, End::Succeeded));
+    let asking = async {
+        let began = Instant::now();
+        while began.elapsed() < SHORT * 3 {
+            other.finds_nothing().await;
+        }
+    };
+    tokio::select! {
+        settled = &mut ending => panic!("{settled:?} by a ledger that is away"),
+        () = asking => line.set(Network::Whole),
+    }
+    assert_ne!(ending.await, Settled::Stale);
+    assert_eq!(records(&farm.ledger().await).await.len(), 1);
+    farm.tidy().await;
 }

@@ -76,6 +76,18 @@ async fn a_results_queue_that_is_gone_keeps_nobody_from_working() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_may_not_announce_says_so_and_works_on() {
+    let farm = Farm::shared(20..=20).await;
+    put(&farm.broker().await, &jobs(1..=3)).await;
+    // Results go to their queue by the exchange without a name, `amq.default`.
+    let url = farm.host.url_of("mute", [".*", "^pq1\\..*$", ".*"]);
+    let worker = farm.worker(1, &Setup { slots: 2, url, ..farm.setup() });
+    all_paid_once(&farm, 3).await;
+    assert_eq!(worker.log().matches("a result is not announced").count(), 3, "{}", worker.log());
+    worker.leaves();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_lane_that_was_deleted_is_consumed_again_once_it_is_back() {
     let farm = Farm::shared(1_000..=1_000).await;
     put(&farm.broker().await, &jobs(1..=1)).await;

@@ -1,5 +1,6 @@
 //! The way to a RabbitMQ server against servers that a test plays.
 
+mod desk;
 mod link;
 mod peer;
 mod played;

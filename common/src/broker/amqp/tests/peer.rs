@@ -176,6 +176,15 @@ impl Session {
         self.content(channel, message.0, message.1).await;
     }
 
+    /// The delivery that the client answers for next, and whether it acknowledges it rather than gives it back.
+    pub(in crate::broker::amqp) async fn answered(&mut self) -> (DeliveryTag, bool) {
+        match self.method().await.1 {
+            AMQPClass::Basic(basic::AMQPMethod::Ack(ack)) => (ack.delivery_tag, true),
+            AMQPClass::Basic(basic::AMQPMethod::Nack(nack)) => (nack.delivery_tag, false),
+            other => panic!("no answer: {other:?}"),
+        }
+    }
+
     /// Takes a consumer away, as when its queue was deleted or it took too long.
     pub(in crate::broker::amqp) async fn cancel(&mut self, channel: ChannelId, consumer: &str) {
         let cancel = basic::Cancel { consumer_tag: consumer.into(), nowait: true };

@@ -1,0 +1,294 @@
+//! Messages in hand, against a server that is played and a ledger in memory: who waits for what, what goes back to the
+//! server, and what is seen through.
+
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Barrier, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::StreamExt as _;
+use lapin::options::BasicConsumeOptions;
+use lapin::types::{ChannelId, FieldTable};
+use lapin::{Acker, BasicProperties, Consumer};
+use tokio::time::timeout;
+
+use super::peer::{Peer, Session};
+use crate::broker::amqp::desk::{Desk, Item, Opening};
+use crate::broker::amqp::link::Link;
+use crate::broker::amqp::post::{Clock, Post};
+use crate::broker::amqp::slip::Slip;
+use crate::broker::amqp::wire::{Parcel, Read};
+use crate::broker::amqp::{Settings, enqueue, leave, swap};
+use crate::broker::backend::{
+    Beat, Claim, Envelope, Head, Hold, LeaseId, RawDelivery, Settled, Terms, Verdict, WorkerId,
+};
+use crate::broker::memory::Memory;
+use crate::error::{Error, Kind, Result};
+use crate::job::{Job, Queue};
+use crate::ledger::{Claims, Ledger, Registered};
+use crate::record::{End, Record, State};
+use crate::time::Timestamp;
+use crate::work::Work;
+
+/// Longer than any test.
+const LONG: Duration = Duration::from_secs(600);
+/// Far longer than what is waited for takes, and shorter than the played server's patience.
+const SOON: Duration = Duration::from_secs(10);
+
+/// A subscription's messages in hand, and the server's ends of its connections.
+struct Stage {
+    desk: Arc<Desk>,
+    ledger: Arc<Memory>,
+    consuming: Session,
+    publishing: Session,
+    consumer: Consumer,
+    place: (ChannelId, String),
+    delivered: u64,
+    count: Arc<AtomicU32>,
+    /// Whether the server has taken the messages back.
+    taken_back: Arc<AtomicBool>,
+    _channel: lapin::Channel,
+}
+
+impl Stage {
+    async fn new(lease: Duration) -> Self {
+        let peer = Peer::listen().await;
+        let access = peer.access();
+        let (link, (mut consuming, publishing)) = tokio::join!(Link::connect(&access), peer.both());
+        let link = link.unwrap();
+        let (channel, _) = tokio::join!(link.channel(), consuming.channel());
+        let channel = channel.unwrap();
+        let options = BasicConsumeOptions::default();
+        let asking = channel.basic_consume("pq1.q.a".into(), "".into(), options, FieldTable::default());
+        let (consumer, place) = tokio::join!(asking, consuming.consumer());
+        let ledger = Arc::new(Memory::new());
+        let claims = Arc::clone(&ledger) as Arc<dyn Claims>;
+        let (settings, clock) = (Settings::default(), Clock::default());
+        let post = Post { link, claims, settings, clock, leaving: Mutex::default() };
+        let worker = WorkerId::random("here");
+        let terms = Terms { worker, queues: vec![(Queue::standard(), 1)], lease };
+        let desk = Desk::new(Arc::new(post), &terms);
+        let (consumer, count, taken_back) = (consumer.unwrap(), Arc::default(), Arc::default());
+        let delivered = 0;
+        Self { desk, ledger, consuming, publishing, consumer, place, delivered, count, taken_back, _channel: channel }
+    }
+
+    /// What answers for a message that is delivered now, the first with tag 1, and so on.
+    async fn acker(&mut self) -> Acker {
+        self.delivered += 1;
+        let (channel, tag) = &self.place;
+        self.consuming.deliver(*channel, tag, self.delivered, (BasicProperties::default(), b"x")).await;
+        self.consumer.next().await.unwrap().unwrap().acker.clone()
+    }
+
+    /// A job's message, delivered.
+    async fn item(&mut self, envelope: &Envelope) -> Item {
+        let slip = Slip::new(self.acker().await, &self.count, Arc::clone(&self.taken_back));
+        item(envelope, slip)
+    }
+
+    /// A job that runs here.
+    async fn held(&mut self) -> RawDelivery {
+        let item = self.item(&envelope()).await;
+        granted(Arc::clone(&self.desk).open(item).await)
+    }
+
+    async fn state(&self, head: &Head) -> State {
+        self.ledger.fetch(&[head.id]).await.unwrap().pop().flatten().unwrap().state
+    }
+}
+
+fn envelope() -> Envelope {
+    crate::broker::envelope(&Job::new(Queue::standard(), Work::prompt(None, "x"))).unwrap()
+}
+
+fn item(envelope: &Envelope, slip: Slip) -> Item {
+    let parcel = Parcel { envelope: envelope.clone(), reply: None };
+    Item::new(Read { parcel, dead: None }, slip, false, false)
+}
+
+fn granted(opening: Opening) -> RawDelivery {
+    let Opening::Granted(delivery) = opening else { panic!("{opening:?}") };
+    *delivery
+}
+
+fn success(head: &Head, lease: LeaseId) -> Verdict {
+    let mut record = Record::unrun(head, End::Succeeded, None, Timestamp::now());
+    record.lease = lease;
+    Verdict::End(Box::new(record))
+}
+
+#[tokio::test]
+async fn what_is_being_settled_stays_here_however_long_that_takes() {
+    let mut stage = Stage::new(Duration::from_millis(50)).await;
+    let job = stage.held().await;
+    let room = Arc::clone(&stage.desk.finishing);
+    let full = room.acquire_many(u32::try_from(room.available_permits()).unwrap()).await.unwrap();
+    let verdict = success(&job.head, job.lease);
+    {
+        let mut settling = pin!(job.hold.settle(&verdict));
+        for _ in 0..4 {
+            assert!(timeout(Duration::from_millis(40), &mut settling).await.is_err(), "there is no room");
+            stage.desk.expire().await;
+        }
+        // Its record is durable, whoever announces it.
+        assert_eq!(stage.state(&job.head).await, State::Succeeded);
+        assert_eq!(stage.desk.count(), 1, "it was given back");
+    }
+    // Nobody settles it any more.
+    let over = async {
+        while stage.desk.count() > 0 {
+            tokio::task::yield_now().await;
+            stage.desk.expire().await;
+        }
+    };
+    timeout(SOON, over).await.expect("it stays for ever");
+    assert_eq!(stage.consuming.answered().await, (1, false));
+    drop(full);
+}
+
+#[tokio::test]
+async fn a_result_that_nobody_takes_is_announced_once() {
+    let mut stage = Stage::new(LONG).await;
+    let job = stage.held().await;
+    assert_eq!(job.hold.settle(&success(&job.head, job.lease)).await.unwrap(), Settled::Applied);
+    let result = stage.publishing.published().await;
+    let why = "ACCESS_REFUSED - access to exchange 'amq.default' in vhost 'team' refused for user 'me'";
+    stage.publishing.close_channel(result.channel, 403, why).await;
+    assert_eq!(stage.consuming.answered().await, (1, true));
+}
+
+#[tokio::test]
+async fn an_end_is_announced_before_its_message_goes() {
+    let mut stage = Stage::new(LONG).await;
+    let job = stage.held().await;
+    job.hold.settle(&success(&job.head, job.lease)).await.unwrap();
+    let result = stage.publishing.published().await;
+    stage.publishing.nack(result.channel, 1).await;
+    let again = stage.publishing.published().await;
+    assert_eq!(again.body, result.body);
+    stage.publishing.ack(result.channel, 2, false).await;
+    assert_eq!(stage.consuming.answered().await, (1, true));
+}
+
+#[tokio::test]
+async fn a_message_that_could_not_change_tries_again_soon() {
+    let mut stage = Stage::new(LONG).await;
+    let _job = stage.held().await;
+    stage.desk.holding.store(true, Ordering::Relaxed);
+    stage.taken_back.store(true, Ordering::Relaxed);
+    // A copy that is on its way is waited for for a quarter of that.
+    let keeping = swap::keep(Arc::downgrade(&stage.desk), LONG, Duration::ZERO);
+    let refusing = async {
+        for tag in 1..=3 {
+            let copy = stage.publishing.published().await;
+            stage.publishing.nack(copy.channel, tag).await;
+        }
+    };
+    tokio::select! {
+        () = refusing => {}
+        () = keeping => unreachable!("it keeps for as long as there is something"),
+    }
+}
+
+#[tokio::test]
+async fn what_was_taken_is_known_though_another_was_refused() {
+    let mut stage = Stage::new(LONG).await;
+    let both = [envelope(), envelope()].map(|one| Envelope { head: Head { keyed: true, ..one.head }, ..one });
+    let refusing = async {
+        let taken = stage.publishing.published().await;
+        stage.publishing.ack(taken.channel, 1, false).await;
+        stage.publishing.published().await;
+        stage.publishing.nack(taken.channel, 2).await;
+    };
+    let (put, ()) = tokio::join!(enqueue::enqueue(&stage.desk.post, both.to_vec()), refusing);
+    assert_eq!(put.unwrap_err().kind(), Kind::Unavailable);
+    let known = stage.ledger.register(&[&both[0].head, &both[1].head]).await.unwrap();
+    assert_eq!(known, [Registered::Known(State::Queued), Registered::Again]);
+}
+
+#[tokio::test]
+async fn what_is_under_way_is_seen_through_while_jobs_run() {
+    let mut stage = Stage::new(LONG).await;
+    let waits = stage.item(&envelope()).await;
+    let job = stage.held().await;
+    let desk = Arc::clone(&stage.desk);
+    stage.desk.spawn(async move { desk.post.park(waits.parcel, waits.slip, Duration::ZERO).await });
+    let copy = stage.publishing.published().await;
+    stage.desk.finish(Duration::from_millis(20)).await;
+    stage.publishing.ack(copy.channel, 1, false).await;
+    assert_eq!(stage.consuming.answered().await, (1, true));
+    // With the last job goes the channel, and the server has back what is left.
+    let left = stage.item(&envelope()).await;
+    let desk = Arc::clone(&stage.desk);
+    stage.desk.spawn(async move { desk.post.park(left.parcel, left.slip, Duration::ZERO).await });
+    stage.publishing.published().await;
+    let verdict = Verdict::Release { after: Duration::ZERO, hold: None };
+    job.hold.settle(&verdict).await.unwrap();
+    stage.desk.finish(Duration::from_millis(20)).await;
+    assert!(stage.desk.is_done());
+}
+
+/// The ledger is away for the first few times.
+#[derive(Debug)]
+struct Flaky(AtomicU32, Arc<AtomicU32>);
+
+#[async_trait]
+impl Hold for Flaky {
+    async fn claim(&self) -> Result<Claim> {
+        Ok(Claim::Stale)
+    }
+
+    async fn beat(&self) -> Result<Beat> {
+        Ok(Beat::Lost)
+    }
+
+    async fn settle(&self, _verdict: &Verdict) -> Result<Settled> {
+        if self.0.fetch_sub(1, Ordering::Relaxed) > 0 {
+            return Err(Error::new(Kind::Unavailable, "settle", "not now"));
+        }
+        self.0.store(0, Ordering::Relaxed);
+        self.1.fetch_add(1, Ordering::Relaxed);
+        Ok(Settled::Applied)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn claims_are_given_back_as_soon_as_the_ledger_hears_of_it() {
+    let released = Arc::new(AtomicU32::new(0));
+    let job = |failures| {
+        let Envelope { head, payload } = envelope();
+        let hold = Box::new(Flaky(AtomicU32::new(failures), Arc::clone(&released)));
+        RawDelivery { head, payload, lease: LeaseId::random(), hold }
+    };
+    let began = tokio::time::Instant::now();
+    leave::release(vec![job(u32::MAX), job(3), job(0)], Duration::from_secs(45)).await;
+    assert_eq!((released.load(Ordering::Relaxed), began.elapsed()), (2, Duration::from_secs(45)));
+}
+
+/// Both at the same moment, many times: one of them has to see the other.
+#[tokio::test]
+async fn a_copy_that_comes_as_its_job_is_let_go_is_answered_for() {
+    let mut stage = Stage::new(LONG).await;
+    let acker = stage.acker().await;
+    let runtime = tokio::runtime::Handle::current();
+    for _ in 0..2_000 {
+        let slip = |old| Slip::new(acker.clone(), &stage.count, Arc::new(AtomicBool::new(old)));
+        let job = envelope();
+        let _job = granted(Arc::clone(&stage.desk).open(item(&job, slip(true))).await);
+        let held = stage.desk.held(|_| true).pop().unwrap();
+        let (copy, go) = (item(&job, slip(false)), Barrier::new(2));
+        let (attached, went) = std::thread::scope(|scope| {
+            let attaching = scope.spawn(|| {
+                let _entered = runtime.enter();
+                go.wait();
+                stage.desk.attach(copy).is_none()
+            });
+            go.wait();
+            let went = stage.desk.let_go(&held).unwrap();
+            (attaching.join().unwrap(), went)
+        });
+        assert_eq!(attached, !went.is_taken_back(), "the copy was taken, and is with nobody");
+    }
+}
