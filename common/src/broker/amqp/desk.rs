@@ -8,21 +8,22 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, ready};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 
+use super::held::Held;
 use super::hold::AmqpHold;
 use super::post::Post;
 use super::slip::Slip;
 use super::wire::{Parcel, Read};
-use crate::broker::backend::{Claim, Head, LeaseId, RawDelivery, Terms, Verdict, WorkerId};
+use crate::broker::backend::{Claim, LeaseId, RawDelivery, Terms, WorkerId};
 use crate::error::Error;
 use crate::job::JobId;
-use crate::ledger::Asked;
+use crate::ledger::{Asked, Opened};
 use crate::record::Record;
 
-/// How many ended jobs may wait for their announcement; a further end waits until there is room.
+/// How many messages may be answered for while their callers go on (ended jobs that wait for their announcement, copies
+/// that have to wait elsewhere); with more, a caller waits until there is room.
 const FINISHING: usize = 2_000;
 /// A message that could not be answered for goes back after this.
 const REST: Duration = Duration::from_secs(1);
@@ -67,31 +68,6 @@ enum Hand {
     /// It runs here.
     Held(Arc<Held>),
 }
-
-/// A claimed job and its message.
-#[derive(Debug)]
-pub(super) struct Held {
-    pub(super) parcel: Parcel,
-    pub(super) lease: LeaseId,
-    since: Instant,
-    state: Mutex<HeldState>,
-}
-
-#[derive(Debug)]
-struct HeldState {
-    /// `None` once it was answered for.
-    slip: Option<Slip>,
-    /// When the claim runs out unless it is beaten.
-    until: Instant,
-    /// How many calls are under way that settle it.
-    settling: u32,
-    /// Since when a copy is on its way to the hold queue.
-    swapping: Option<Instant>,
-}
-
-/// A call that settles a job is under way.
-#[derive(Debug)]
-pub(super) struct Settling<'a>(&'a Held, Duration);
 
 /// What came of opening a message.
 #[derive(Debug)]
@@ -158,7 +134,7 @@ impl Desk {
     }
 
     /// Notes a message as being opened; `None` when a copy of it is in hand already and this one was answered for.
-    async fn enter(&self, item: Item) -> Option<Item> {
+    async fn enter(self: &Arc<Self>, item: Item) -> Option<Item> {
         let item = self.attach(item)?;
         if let Entry::Vacant(place) = self.hands().entry(item.parcel.envelope.head.id) {
             place.insert(Hand::Opening);
@@ -167,8 +143,43 @@ impl Desk {
         // The next attempt may come before the last one is out of hand.
         let copy = &item.parcel.envelope.head;
         let next = matches!(self.hands().get(&copy.id), Some(Hand::Held(held)) if held.is_before(copy));
-        self.post.park(item.parcel, item.slip, if next { Duration::ZERO } else { self.lease }).await;
+        self.park(item, if next { Duration::ZERO } else { self.lease }).await;
         None
+    }
+
+    /// Has a message wait elsewhere.
+    async fn park(self: &Arc<Self>, item: Item, wait: Duration) {
+        let desk = Arc::clone(self);
+        self.aside(async move { desk.post.park(item.parcel, item.slip, wait).await }).await;
+    }
+
+    /// Answers for the message of a job that has ended.
+    async fn conclude(self: &Arc<Self>, item: Item, opened: Opened) {
+        let desk = Arc::clone(self);
+        self.aside(async move {
+            if let Err(error) = desk.post.conclude(&item.parcel, &opened).await {
+                tracing::warn!(%error, job = %item.parcel.envelope.head.id, "an ended job is not announced yet");
+                tokio::time::sleep(REST).await;
+                item.slip.give_back().await;
+            } else {
+                item.slip.ack().await;
+            }
+        })
+        .await;
+    }
+
+    /// Goes on with something that no neighbour is to wait for: those that were opened with it run already.
+    async fn aside(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let room = self.room().await;
+        self.spawn(async move {
+            work.await;
+            drop(room);
+        });
+    }
+
+    /// Waits until one message more may be answered for while its caller goes on. `None` never: nobody closes it.
+    pub(super) async fn room(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.finishing).acquire_owned().await.ok()
     }
 
     async fn ask(self: &Arc<Self>, item: Item) -> Opening {
@@ -186,18 +197,11 @@ impl Desk {
             Claim::Fresh { .. } | Claim::Cancelled => self.grant(item, opened.claim).await,
             Claim::Paused { .. } => Opening::Paused(Box::new(item)),
             Claim::Taken { until } => {
-                let wait = until.since(self.post.clock.now());
-                self.post.park(item.parcel, item.slip, wait).await;
+                self.park(item, until.since(self.post.clock.now())).await;
                 Opening::Gone
             }
             Claim::Ended(_) | Claim::Stale => {
-                if let Err(error) = self.post.conclude(&item.parcel, &opened).await {
-                    tracing::warn!(%error, job = %item.parcel.envelope.head.id, "an ended job is not announced yet");
-                    tokio::time::sleep(REST).await;
-                    item.slip.give_back().await;
-                } else {
-                    item.slip.ack().await;
-                }
+                self.conclude(item, opened).await;
                 Opening::Gone
             }
         }
@@ -207,16 +211,18 @@ impl Desk {
     async fn grant(self: &Arc<Self>, item: Item, claim: Claim) -> Opening {
         let Item { parcel, dead, lease, slip, .. } = item;
         let (head, payload) = (parcel.envelope.head.clone(), parcel.envelope.payload.clone());
-        let state = HeldState { slip: Some(slip), until: Instant::now() + self.lease, settling: 0, swapping: None };
-        let job = Arc::new(Held { parcel, lease, since: Instant::now(), state: Mutex::new(state) });
+        let job = Arc::new(Held::new(parcel, lease, slip, self.lease));
         self.hands().insert(head.id, Hand::Held(Arc::clone(&job)));
         let hold = Box::new(AmqpHold { desk: Arc::clone(self), held: job, claim, copied: AtomicBool::new(false) });
         if let Some(mut record) = dead {
             record.lease = lease;
-            // Without an answer the claim runs out, and the next to get the message ends it.
-            if let Err(error) = crate::broker::Hold::settle(&*hold, &Verdict::End(record)).await {
-                tracing::warn!(%error, job = %head.id, "a job that nobody can read is not recorded yet");
-            }
+            let room = self.room().await;
+            self.spawn(async move {
+                // Without an answer the claim runs out, and the next to get the message ends it.
+                if let Err(error) = hold.bury(&record, room).await {
+                    tracing::warn!(%error, job = %head.id, "a job that nobody can read is not recorded yet");
+                }
+            });
             return Opening::Gone;
         }
         Opening::Granted(Box::new(RawDelivery { head, payload, lease, hold }))
@@ -227,11 +233,11 @@ impl Desk {
         let mut hands = self.hands();
         if matches!(hands.get(&held.id()), Some(Hand::Held(here)) if Arc::ptr_eq(here, held)) {
             hands.remove(&held.id());
-            let took = u64::try_from(held.since.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
+            let took = u64::try_from(held.age().as_millis()).unwrap_or(u64::MAX).max(1);
             let usual = self.usual.load(Ordering::Relaxed);
             self.usual.store(if usual == 0 { took } else { usual - usual / 8 + took / 8 }, Ordering::Relaxed);
         }
-        held.state().slip.take()
+        held.take()
     }
 
     /// How long jobs are in hand on average; as long as can be while that is not known.
@@ -305,83 +311,5 @@ impl Desk {
 
     fn hands(&self) -> MutexGuard<'_, HashMap<JobId, Hand>> {
         self.hands.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Held {
-    pub(super) fn id(&self) -> JobId {
-        self.parcel.envelope.head.id
-    }
-
-    /// Whether a message with this head is a copy of its.
-    fn is_same(&self, head: &Head) -> bool {
-        let ours = &self.parcel.envelope.head;
-        (ours.epoch, ours.attempts) == (head.epoch, head.attempts)
-    }
-
-    /// Whether a message with this head is of a later attempt.
-    fn is_before(&self, head: &Head) -> bool {
-        let ours = &self.parcel.envelope.head;
-        (ours.epoch, ours.attempts) < (head.epoch, head.attempts)
-    }
-
-    /// Its claim was extended.
-    pub(super) fn beaten(&self, length: Duration) {
-        self.state().until = Instant::now() + length;
-    }
-
-    /// Keeps its message here for as long as the answer lives and `length` beyond that, however long the ledger takes to
-    /// hear of the end: were it given back, the job would run again while its answer waits to be stored.
-    pub(super) fn settling(&self, length: Duration) -> Settling<'_> {
-        self.state().settling += 1;
-        Settling(self, length)
-    }
-
-    /// Whether its claim ran out and nobody is settling it.
-    fn is_over(&self) -> bool {
-        let state = self.state();
-        state.settling == 0 && state.until <= Instant::now()
-    }
-
-    /// Whether its message has been given to somebody else, or will be.
-    pub(super) fn is_orphan(&self) -> bool {
-        !self.state().slip.as_ref().is_some_and(Slip::is_usable)
-    }
-
-    /// Whether its message has been in hand for longer than `age` or was taken back, and no copy is on its way since
-    /// then.
-    pub(super) fn is_old(&self, age: Duration) -> bool {
-        let state = self.state();
-        let swapping = state.swapping.is_some_and(|since| since.elapsed() < age / 2);
-        !swapping && state.slip.as_ref().is_some_and(|slip| slip.age() >= age || slip.is_taken_back())
-    }
-
-    /// A copy of its message is on its way to this worker.
-    pub(super) fn swapping(&self) {
-        self.state().swapping = Some(Instant::now());
-    }
-
-    /// No copy is on its way after all, or none that is known of.
-    pub(super) fn not_swapping(&self) {
-        self.state().swapping = None;
-    }
-
-    /// Another copy of the message stands for it from now on; the old one is to be acknowledged.
-    fn replace(&self, slip: Slip) -> Option<Slip> {
-        let mut state = self.state();
-        state.swapping = None;
-        state.slip.replace(slip)
-    }
-
-    fn state(&self) -> MutexGuard<'_, HeldState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Settling<'_> {
-    fn drop(&mut self) {
-        let mut state = self.0.state();
-        state.settling -= 1;
-        state.until = state.until.max(Instant::now() + self.1);
     }
 }

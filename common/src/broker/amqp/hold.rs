@@ -6,8 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::sync::OwnedSemaphorePermit;
 
-use super::desk::{Desk, Held};
+use super::desk::Desk;
+use super::held::Held;
 use super::slip::Slip;
 use super::wire::Parcel;
 use crate::broker::backend::{Beat, Claim, Envelope, Head, Hold, Settled, Verdict};
@@ -51,7 +53,7 @@ impl Hold for AmqpHold {
     async fn settle(&self, verdict: &Verdict) -> Result<Settled> {
         let _settling = self.held.settling(self.desk.lease);
         match verdict {
-            Verdict::End(record) => self.end(verdict, record).await,
+            Verdict::End(record) => self.end(verdict, record, None).await,
             Verdict::Retry { after, attempt } => self.retry(verdict, *after, attempt).await,
             Verdict::Release { after, .. } => self.release(verdict, (*after).min(LONGEST_RELEASE)).await,
         }
@@ -63,14 +65,20 @@ impl AmqpHold {
         &self.held.parcel.envelope.head
     }
 
-    /// Ledger, announcement, acknowledgement, reply; the caller waits for the ledger alone.
-    async fn end(&self, verdict: &Verdict, record: &Record) -> Result<Settled> {
+    /// Ends a job that was dead as it came, with the room there is for that.
+    pub(super) async fn bury(&self, record: &Record, room: Option<OwnedSemaphorePermit>) -> Result<Settled> {
+        let _settling = self.held.settling(self.desk.lease);
+        self.end(&Verdict::End(Box::new(record.clone())), record, room).await
+    }
+
+    /// Ledger, announcement, acknowledgement, reply; the caller waits for the ledger alone, and for room.
+    async fn end(&self, verdict: &Verdict, record: &Record, room: Option<OwnedSemaphorePermit>) -> Result<Settled> {
         crate::crash_point!("amqp.end.before_ledger");
         let payload = (record.end != End::Succeeded).then_some(self.held.parcel.envelope.payload.as_slice());
         let settled = self.desk.post.claims.settle(self.head(), self.held.lease, verdict, payload).await?;
         crate::crash_point!("amqp.end.after_ledger");
         // The record is durable whatever becomes of the rest; a worker whose results nobody takes goes no further.
-        let permit = Arc::clone(&self.desk.finishing).acquire_owned().await;
+        let room = if room.is_some() { room } else { self.desk.room().await };
         let slip = self.desk.let_go(&self.held);
         let (desk, held, record) = (Arc::clone(&self.desk), Arc::clone(&self.held), record.clone());
         let rest = async move {
@@ -78,7 +86,7 @@ impl AmqpHold {
                 Settled::Applied | Settled::Kept => finish(&desk, &held.parcel, &record, slip).await,
                 Settled::Stale => give_back(slip).await,
             }
-            drop(permit);
+            drop(room);
         };
         let mut rest = Box::pin(rest);
         let leaving = self.desk.leaving.load(Ordering::Relaxed);

@@ -1,7 +1,7 @@
 //! The RabbitMQ broker: it carries jobs as messages, and keeps what is known of them in a ledger beside it. The server is
 //! reached by `address`, `dial`, `link`, `publisher` (with `outbox`, `window`, `trouble`), `fault`; what stands on it is
 //! `topology`; a job as a message is `wire`. Into it: `enqueue`, `post`. Out of it: `subscription` and `source` (with
-//! `tap`, `share`, `closed`, `news`), `desk` (with `slip`, `hold`, `swap`, `holds`, `leave`). What people ask: `admin`,
+//! `tap`, `share`, `closed`, `news`), `desk` (with `held`, `slip`, `hold`, `swap`, `holds`, `leave`). What people ask: `admin`,
 //! `dead`, `moving`, `check`.
 
 mod address;
@@ -13,6 +13,7 @@ mod desk;
 mod dial;
 mod enqueue;
 mod fault;
+mod held;
 mod hold;
 mod holds;
 mod leave;

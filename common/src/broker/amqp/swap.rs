@@ -5,7 +5,8 @@ use std::sync::Weak;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::desk::{Desk, Held};
+use super::desk::Desk;
+use super::held::Held;
 use super::publisher::{Message, Sent};
 use super::{holds, topology};
 use crate::error::{Error, Kind, Result};

@@ -26,7 +26,7 @@ use crate::broker::backend::{
 use crate::broker::memory::Memory;
 use crate::error::{Error, Kind, Result};
 use crate::job::{Job, Queue};
-use crate::ledger::{Claims, Ledger, Registered};
+use crate::ledger::{Asked, Claims, Ledger, Registered};
 use crate::record::{End, Record, State};
 use crate::time::Timestamp;
 use crate::work::Work;
@@ -94,6 +94,15 @@ impl Stage {
         granted(Arc::clone(&self.desk).open(item).await)
     }
 
+    /// Has another worker run a job.
+    async fn taken(&self, head: &Head) -> LeaseId {
+        let (lease, worker) = (LeaseId::random(), WorkerId::random("there"));
+        let asked = Asked { lease, worker: &worker, length: LONG, redelivered: false };
+        let opened = self.ledger.open(head, &asked).await.unwrap();
+        assert_eq!(opened.claim, Claim::Fresh { deaths: 0 });
+        lease
+    }
+
     async fn state(&self, head: &Head) -> State {
         self.ledger.fetch(&[head.id]).await.unwrap().pop().flatten().unwrap().state
     }
@@ -146,6 +155,49 @@ async fn what_is_being_settled_stays_here_however_long_that_takes() {
     timeout(SOON, over).await.expect("it stays for ever");
     assert_eq!(stage.consuming.answered().await, (1, false));
     drop(full);
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_neighbours_message() {
+    let mut stage = Stage::new(LONG).await;
+    let (runs, ended) = (envelope(), envelope());
+    stage.taken(&runs.head).await;
+    let lease = stage.taken(&ended.head).await;
+    stage.ledger.settle(&ended.head, lease, &success(&ended.head, lease), None).await.unwrap();
+    let mut unread = stage.item(&envelope()).await;
+    unread.dead = Some(Box::new(Record::unrun(&unread.parcel.envelope.head, End::Dead, None, Timestamp::now())));
+    let dead = unread.parcel.envelope.head.clone();
+    let items = [stage.item(&runs).await, stage.item(&ended).await, unread, stage.item(&envelope()).await];
+    let opening = items.map(|item| Arc::clone(&stage.desk).open(item));
+    // The server confirms nothing yet: no copy that has to wait, no announcement.
+    let opened = timeout(SOON, futures_util::future::join_all(opening)).await.expect("they wait for each other");
+    assert!(matches!(opened[..], [Opening::Gone, Opening::Gone, Opening::Gone, Opening::Granted(_)]), "{opened:?}");
+    let mut answered = Vec::new();
+    for tag in 1..=3 {
+        let sent = stage.publishing.published().await;
+        stage.publishing.ack(sent.channel, tag, false).await;
+        answered.push(stage.consuming.answered().await);
+    }
+    answered.sort_unstable();
+    assert_eq!(answered, [(1, true), (2, true), (3, true)]);
+    assert_eq!(stage.state(&dead).await, State::Dead);
+}
+
+#[tokio::test]
+async fn what_goes_on_beside_is_bounded() {
+    let mut stage = Stage::new(LONG).await;
+    let runs = envelope();
+    stage.taken(&runs.head).await;
+    let room = Arc::clone(&stage.desk.finishing);
+    let full = room.acquire_many(u32::try_from(room.available_permits()).unwrap()).await.unwrap();
+    let item = stage.item(&runs).await;
+    let mut opening = pin!(Arc::clone(&stage.desk).open(item));
+    assert!(timeout(Duration::from_millis(100), &mut opening).await.is_err(), "there is no room");
+    drop(full);
+    assert!(matches!(opening.await, Opening::Gone));
+    let copy = stage.publishing.published().await;
+    stage.publishing.ack(copy.channel, 1, false).await;
+    assert_eq!(stage.consuming.answered().await, (1, true));
 }
 
 #[tokio::test]
