@@ -1,7 +1,7 @@
 //! How a subscription ends: what was not handed out goes back at once, the channel stays for jobs that still run.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -58,9 +58,7 @@ pub(super) async fn quit(desk: Arc<Desk>, tap: Tap, keepers: JoinSet<()>, hold: 
         return;
     }
     drop(desk);
-    let mut leaving = post.leaving.lock().unwrap_or_else(PoisonError::into_inner);
-    while leaving.try_join_next().is_some() {}
-    leaving.spawn(seen_off);
+    post.outlive(seen_off);
 }
 
 /// Keeps the channel for jobs that still run, gives back what is delivered all the same, and closes after the last.

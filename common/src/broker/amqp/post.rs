@@ -2,7 +2,7 @@
 //! One per connection, shared by its subscriptions and commands.
 
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::task::JoinSet;
@@ -27,7 +27,7 @@ pub(super) struct Post {
     pub(super) claims: Arc<dyn Claims>,
     pub(super) settings: Settings,
     pub(super) clock: Clock,
-    /// Subscriptions that were closed while jobs of theirs ran.
+    /// What outlives the subscription it belongs to.
     pub(super) leaving: Mutex<JoinSet<()>>,
 }
 
@@ -55,6 +55,13 @@ impl Post {
     /// What is known of jobs.
     pub(super) fn ledger(&self) -> &dyn Ledger {
         &*self.claims
+    }
+
+    /// Goes on with something that the subscription it belongs to does not wait for. It ends with the connection.
+    pub(super) fn outlive(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let mut leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
+        while leaving.try_join_next().is_some() {}
+        leaving.spawn(work);
     }
 
     /// Whether there is a connection.

@@ -79,7 +79,7 @@ impl AmqpSource {
         let hold: Arc<str> = topology::hold_name(&terms.worker).into();
         keepers.spawn(swap::keep(Arc::downgrade(&desk), post.settings.consumer_timeout, terms.lease));
         let mut source = Self {
-            tap: Tap::open(post.link.clone()),
+            tap: Tap::open(&post),
             desk,
             terms,
             lanes: BTreeMap::new(),

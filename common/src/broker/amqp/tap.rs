@@ -11,10 +11,11 @@ use lapin::message::Delivery;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Consumer};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::link::Link;
+use super::post::Post;
 use super::{fault, topology};
 use crate::error::{Error, Result};
 
@@ -46,7 +47,8 @@ pub(super) struct Tap {
     arrivals: mpsc::Receiver<Arrival>,
     counts: Counts,
     refused: Refused,
-    task: JoinSet<()>,
+    /// Ends with the channel.
+    done: oneshot::Receiver<()>,
 }
 
 /// Why the server does not let us consume, while it does not.
@@ -56,13 +58,19 @@ type Refused = Arc<Mutex<Option<Error>>>;
 type Counts = Arc<Mutex<HashMap<Arc<str>, Arc<AtomicU32>>>>;
 
 impl Tap {
-    /// Consumes nothing yet.
-    pub(super) fn open(link: Link) -> Self {
+    /// Consumes nothing yet. Who does it outlives the tap, to close its channel: cut off while it asks for a consumer, the
+    /// driver would keep both, and the server give messages to nobody.
+    pub(super) fn open(post: &Post) -> Self {
         let (plan, plans) = watch::channel(Plan::new());
         let (sender, arrivals) = mpsc::channel(WAITING);
-        let (counts, refused, mut task) = (Counts::default(), Refused::default(), JoinSet::new());
-        task.spawn(run(link, plans, sender, Arc::clone(&counts), Arc::clone(&refused)));
-        Self { plan, arrivals, counts, refused, task }
+        let (counts, refused) = (Counts::default(), Refused::default());
+        let running = run(post.link.clone(), plans, sender, Arc::clone(&counts), Arc::clone(&refused));
+        let (tell, done) = oneshot::channel();
+        post.outlive(async move {
+            running.await;
+            drop(tell);
+        });
+        Self { plan, arrivals, counts, refused, done }
     }
 
     /// Consumes this from now on.
@@ -108,8 +116,8 @@ impl Tap {
     pub(super) async fn close(mut self) {
         drop(self.plan);
         self.arrivals.close();
-        if tokio::time::timeout(CLOSING, self.task.join_next()).await.is_err() {
-            self.task.abort_all();
+        if tokio::time::timeout(CLOSING, self.done).await.is_err() {
+            tracing::debug!("a channel is still being closed");
         }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 use std::time::Duration;
 
+use amq_protocol::protocol::{AMQPClass, basic, queue};
 use async_trait::async_trait;
 use futures_util::StreamExt as _;
 use lapin::options::BasicConsumeOptions;
@@ -18,6 +19,7 @@ use crate::broker::amqp::desk::{Desk, Item, Opening};
 use crate::broker::amqp::link::Link;
 use crate::broker::amqp::post::{Clock, Post};
 use crate::broker::amqp::slip::Slip;
+use crate::broker::amqp::tap::Tap;
 use crate::broker::amqp::wire::{Parcel, Read};
 use crate::broker::amqp::{Settings, enqueue, leave, swap};
 use crate::broker::backend::{
@@ -172,10 +174,12 @@ async fn nobody_waits_for_a_neighbours_message() {
     // The server confirms nothing yet: no copy that has to wait, no announcement.
     let opened = timeout(SOON, futures_util::future::join_all(opening)).await.expect("they wait for each other");
     assert!(matches!(opened[..], [Opening::Gone, Opening::Gone, Opening::Gone, Opening::Granted(_)]), "{opened:?}");
-    let mut answered = Vec::new();
     for tag in 1..=3 {
         let sent = stage.publishing.published().await;
         stage.publishing.ack(sent.channel, tag, false).await;
+    }
+    let mut answered = Vec::new();
+    for _ in 0..3 {
         answered.push(stage.consuming.answered().await);
     }
     answered.sort_unstable();
@@ -317,6 +321,28 @@ async fn claims_are_given_back_as_soon_as_the_ledger_hears_of_it() {
     let began = tokio::time::Instant::now();
     leave::release(vec![job(u32::MAX), job(3), job(0)], Duration::from_secs(45)).await;
     assert_eq!((released.load(Ordering::Relaxed), began.elapsed()), (2, Duration::from_secs(45)));
+}
+
+/// The driver keeps a consumer that nobody waits for any more, and its channel with it.
+#[tokio::test]
+async fn a_subscription_that_goes_while_it_asks_for_a_consumer_leaves_none_behind() {
+    let mut stage = Stage::new(LONG).await;
+    let consuming = &mut stage.consuming;
+    let tap = Tap::open(&stage.desk.post);
+    tap.set([(Arc::from("pq1.q.b"), 1)].into_iter().collect());
+    let (channel, _looks) = (consuming.channel().await, consuming.channel().await);
+    let (id, _) = consuming.method().await;
+    let there = queue::DeclareOk { queue: "pq1.q.b".into(), message_count: 0, consumer_count: 0 };
+    consuming.say(id, AMQPClass::Queue(queue::AMQPMethod::DeclareOk(there))).await;
+    let (id, qos) = consuming.method().await;
+    assert_eq!((id, matches!(qos, AMQPClass::Basic(basic::AMQPMethod::Qos(_)))), (channel, true));
+    consuming.say(id, AMQPClass::Basic(basic::AMQPMethod::QosOk(basic::QosOk {}))).await;
+    let (_, asked) = consuming.method().await;
+    let AMQPClass::Basic(basic::AMQPMethod::Consume(asked)) = asked else { panic!("{asked:?}") };
+    drop(tap);
+    let ok = basic::ConsumeOk { consumer_tag: asked.consumer_tag };
+    consuming.say(channel, AMQPClass::Basic(basic::AMQPMethod::ConsumeOk(ok))).await;
+    consuming.closed(channel).await;
 }
 
 /// Both at the same moment, many times: one of them has to see the other.

@@ -191,6 +191,26 @@ impl Session {
         self.say(channel, AMQPClass::Basic(basic::AMQPMethod::Cancel(cancel))).await;
     }
 
+    /// Waits until the client closes a channel, and lets it; what it asks for on that before is granted.
+    pub(in crate::broker::amqp) async fn closed(&mut self, channel: ChannelId) {
+        loop {
+            match self.read().await {
+                Some(AMQPFrame::Method(id, AMQPClass::Channel(channel::AMQPMethod::Close(_)))) => {
+                    self.say(id, AMQPClass::Channel(channel::AMQPMethod::CloseOk(channel::CloseOk {}))).await;
+                    if id == channel {
+                        return;
+                    }
+                }
+                Some(AMQPFrame::Method(id, AMQPClass::Basic(basic::AMQPMethod::Cancel(cancel)))) => {
+                    let ok = basic::CancelOk { consumer_tag: cancel.consumer_tag };
+                    self.say(id, AMQPClass::Basic(basic::AMQPMethod::CancelOk(ok))).await;
+                }
+                Some(_) => {}
+                None => panic!("the client hung up"),
+            }
+        }
+    }
+
     /// The next message that is published.
     pub(in crate::broker::amqp) async fn published(&mut self) -> Published {
         let (channel, method) = self.method().await;
