@@ -3,7 +3,7 @@
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Barrier, Mutex};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use amq_protocol::protocol::{AMQPClass, basic, queue};
@@ -343,30 +343,4 @@ async fn a_subscription_that_goes_while_it_asks_for_a_consumer_leaves_none_behin
     let ok = basic::ConsumeOk { consumer_tag: asked.consumer_tag };
     consuming.say(channel, AMQPClass::Basic(basic::AMQPMethod::ConsumeOk(ok))).await;
     consuming.closed(channel).await;
-}
-
-/// Both at the same moment, many times: one of them has to see the other.
-#[tokio::test]
-async fn a_copy_that_comes_as_its_job_is_let_go_is_answered_for() {
-    let mut stage = Stage::new(LONG).await;
-    let acker = stage.acker().await;
-    let runtime = tokio::runtime::Handle::current();
-    for _ in 0..2_000 {
-        let slip = |old| Slip::new(acker.clone(), &stage.count, Arc::new(AtomicBool::new(old)));
-        let job = envelope();
-        let _job = granted(Arc::clone(&stage.desk).open(item(&job, slip(true))).await);
-        let held = stage.desk.held(|_| true).pop().unwrap();
-        let (copy, go) = (item(&job, slip(false)), Barrier::new(2));
-        let (attached, went) = std::thread::scope(|scope| {
-            let attaching = scope.spawn(|| {
-                let _entered = runtime.enter();
-                go.wait();
-                stage.desk.attach(copy).is_none()
-            });
-            go.wait();
-            let went = stage.desk.let_go(&held).unwrap();
-            (attaching.join().unwrap(), went)
-        });
-        assert_eq!(attached, !went.is_taken_back(), "the copy was taken, and is with nobody");
-    }
 }
