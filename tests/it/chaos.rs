@@ -19,3 +19,15 @@ async fn a_storm_that_kills_rabbitmq_too_loses_nothing_and_pays_little_twice() {
     let report = storm(Plan { seed: 7, ..Plan::rabbitmq(Ledger::Redis) }).await.unwrap();
     assert!(report.broken.is_empty(), "{report}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_storm_over_rabbitmq_and_a_file_loses_nothing_and_pays_little_twice() {
+    let report = storm(Plan { seed: 7, ..Plan::rabbitmq_in_brief(Ledger::Sqlite) }).await.unwrap();
+    assert!(report.broken.is_empty(), "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_storm_over_rabbitmq_and_object_storage_loses_nothing_and_pays_little_twice() {
+    let report = storm(Plan { seed: 7, ..Plan::rabbitmq_in_brief(Ledger::Store) }).await.unwrap();
+    assert!(report.broken.is_empty(), "{report}");
+}

@@ -81,10 +81,18 @@ impl Plan {
         Self { stage: Stage::Redis, jobs, workers, slots, lease, between, kills, troubles, seed: 1 }
     }
 
-    /// The same over RabbitMQ. A worker has to find its queues before it works, so that it gets more time to live.
+    /// The same over RabbitMQ. A worker has to find its queues before it works, so that it gets more time to live. Where
+    /// each record waits for the disk of this host, fewer slots can be kept busy.
     pub fn rabbitmq(ledger: Ledger) -> Self {
         let (between, kills) = (Duration::from_secs(1), 20);
-        Self { stage: Stage::RabbitMq(ledger), between, kills, ..Self::redis() }
+        let slots = if ledger == Ledger::Redis { 16 } else { 4 };
+        Self { stage: Stage::RabbitMq(ledger), between, kills, slots, ..Self::redis() }
+    }
+
+    /// A small one, with one kill of RabbitMQ: what it takes to come back outweighs the work.
+    pub fn rabbitmq_in_brief(ledger: Ledger) -> Self {
+        let troubles = Troubles { kills: 1, ..Troubles::default() };
+        Self { jobs: 1_000, kills: 3, troubles, ..Self::rabbitmq(ledger) }
     }
 
     fn all_slots(&self) -> u64 {
