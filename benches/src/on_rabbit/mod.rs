@@ -5,6 +5,8 @@ mod limit;
 mod pairs;
 mod single;
 
+use std::fmt;
+
 pub use pairs::pairs;
 pub use single::{backlog, idle, latency};
 
@@ -40,6 +42,20 @@ impl Stage {
     pub const CLASSIC: Self = Self { queues: QueueType::Classic, ledger: Ledger::Redis };
     /// Quorum queues, the ledger in object storage.
     pub const STORE: Self = Self { queues: QueueType::Quorum, ledger: Ledger::Store };
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let queues = match self.queues {
+            QueueType::Quorum => "quorum queues",
+            QueueType::Classic => "classic queues",
+        };
+        let ledger = match self.ledger {
+            Ledger::Redis => "Redis (everysec)",
+            Ledger::Store => "a synced folder as store",
+        };
+        write!(f, "{queues}, records in {ledger}")
+    }
 }
 
 /// The servers of one measurement, fresh.

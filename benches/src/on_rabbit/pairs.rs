@@ -53,7 +53,7 @@ impl Book {
 
     fn table(&self, stage: Stage, pairs: usize, count: usize) -> String {
         let mut text = format!(
-            "RabbitMQ, {stage:?}, {count} jobs, {pairs} pairs: median (least-most); ratios pair by pair to the limit, of a \
+            "RabbitMQ, {stage}, {count} jobs, {pairs} pairs: median (least-most); ratios pair by pair to the limit, of a \
              live run to its drain\n{:24} {:24} {:18} {:18} {}\n",
             "", "jobs/s", "our us/job", "servers' us/job", "ratio of jobs/s"
         );

@@ -22,7 +22,7 @@ pub async fn latency(count: usize) -> anyhow::Result<String> {
     let mut text = String::new();
     for stage in [Stage::QUORUM, Stage::CLASSIC, Stage::STORE] {
         let servers = Servers::start(stage).await?;
-        write!(text, "{stage:?}: {}", crate::latency::latency(&servers.access()?, count).await?)?;
+        write!(text, "{stage}: {}", crate::latency::latency(&servers.access()?, count).await?)?;
         if let Kept::Store { store, .. } = &servers.ledger {
             store.put("probe", b"x".to_vec()).await?;
             let mut waits = Vec::new();
