@@ -1,5 +1,6 @@
 //! What servers of different versions do differently, each played: 3.12, 4.0 and 4.3 cannot be run here.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -71,7 +72,14 @@ async fn meanwhile<T>(source: &mut Box<dyn Source>, told: impl Future<Output = T
     loop {
         tokio::select! {
             found = &mut told => return found,
-            leased = source.next(&want) => assert!(leased.unwrap().deliveries.is_empty(), "leased twice"),
+            leased = source.next(&want) => match leased {
+                Ok(leased) => assert!(leased.deliveries.is_empty(), "leased twice"),
+                // Told to the worker, which goes on.
+                Err(error) => {
+                    assert!(error.is_transient(), "{error}");
+                    tracing::warn!("{error}");
+                }
+            },
         }
     }
 }
@@ -141,7 +149,7 @@ async fn a_channel_that_is_closed_over_a_long_job_costs_no_second_run() {
         assert!(source.next(&want()).await.unwrap().deliveries.is_empty());
     }
     assert_eq!(ends(&mut server, delivery).await, 1);
-    assert_eq!(log.text().matches("set broker.consumer_timeout").count(), 1, "{}", log.text());
+    assert!(log.text().contains("set broker.consumer_timeout"), "{}", log.text());
 }
 
 /// 4.x counts deliveries in `x-delivery-count`, 4.3 the failures there and all of them in `x-acquired-count`.
@@ -165,16 +173,16 @@ async fn a_servers_counts_are_no_deaths() {
 async fn every_queue_outlives_its_server_and_gives_no_job_up() {
     let (mut server, amqp) = played(Kind { has_all: false, ..NEW }).await;
     amqp.declare(&Queue::standard(), &[], false).await.unwrap();
-    let mut made = 0;
+    let mut made = BTreeSet::new();
     for did in server.so_far() {
         let Did::Declared { queue, arguments } = did else { continue };
         let argument = |name: &str| arguments.inner().get(name).cloned();
         assert_eq!(argument("x-queue-type"), Some(AMQPValue::LongString("quorum".into())), "{queue}");
         let is_consumed = !queue.starts_with("pq1.delay.") && !queue.starts_with("pq1.after");
         assert_eq!(argument("x-delivery-limit"), is_consumed.then_some(AMQPValue::LongLongInt(1 << 31)), "{queue}");
-        made += 1;
+        made.insert(queue);
     }
-    assert_eq!(made, 1 + 7 + 3 + 1 + 1, "rejected, delayed, lanes, results, and one in passing");
+    assert_eq!(made.len(), 1 + 7 + 3 + 1 + 1, "rejected, delayed, lanes, results, and one in passing");
 }
 
 /// From 4.0 on `max_message_size` is 16 MiB; where it is less, the server says so by closing the channel.
