@@ -28,7 +28,7 @@ pub(in crate::broker::amqp) enum Did {
         queue: String,
         prefetch: u16,
     },
-    Published(Published),
+    Published(Box<Published>),
     /// Answered for a delivery: an ack, or else it is to come again.
     Answered {
         tag: DeliveryTag,
@@ -40,7 +40,7 @@ pub(in crate::broker::amqp) enum Did {
 #[derive(Debug)]
 pub(in crate::broker::amqp) enum Order {
     /// Give the consumer of a queue a message; the tags of a channel begin with 1.
-    Deliver { queue: String, properties: BasicProperties, body: Vec<u8> },
+    Deliver { queue: String, properties: Box<BasicProperties>, body: Vec<u8> },
     /// Take the consumer of a queue away.
     Cancel { queue: String },
     /// Close the channel that a queue is consumed on.
@@ -84,7 +84,7 @@ impl Played {
 
     /// Gives the newest consumer of a queue a message.
     pub(in crate::broker::amqp) async fn deliver(&self, queue: &str, (properties, body): (BasicProperties, Vec<u8>)) {
-        self.order(Order::Deliver { queue: queue.to_owned(), properties, body }).await;
+        self.order(Order::Deliver { queue: queue.to_owned(), properties: Box::new(properties), body }).await;
     }
 
     /// The next that a client did and `pick` takes; what it does not take is passed over.
@@ -151,7 +151,7 @@ impl Server {
             Order::Deliver { queue, properties, body } => {
                 let (channel, tag) = consumer(&queue);
                 let number = self.next_tag((0, channel));
-                consuming.deliver(channel, &tag, number, (properties, &body)).await;
+                consuming.deliver(channel, &tag, number, (*properties, &body)).await;
             }
             Order::Cancel { queue } => {
                 let (channel, tag) = consumer(&queue);
@@ -167,6 +167,7 @@ impl Server {
         *tag
     }
 
+    #[expect(clippy::wildcard_enum_match_arm, reason = "what no client of ours asks for")]
     async fn grant(&mut self, session: &mut Session, place: (u8, ChannelId), method: AMQPClass) {
         let id = place.1;
         let answer = match method {
@@ -194,6 +195,7 @@ impl Server {
         session.say(id, answer).await;
     }
 
+    #[expect(clippy::wildcard_enum_match_arm, reason = "what no client of ours asks for")]
     async fn grant_queue(&mut self, asked: queue::AMQPMethod) -> Option<queue::AMQPMethod> {
         use queue::AMQPMethod::{Bind, BindOk, Declare, DeclareOk, Delete, DeleteOk};
         Some(match asked {
@@ -213,6 +215,7 @@ impl Server {
         })
     }
 
+    #[expect(clippy::wildcard_enum_match_arm, reason = "what no client of ours asks for")]
     async fn grant_basic(&mut self, session: &mut Session, place: (u8, ChannelId), asked: basic::AMQPMethod) {
         use basic::AMQPMethod::{Ack, Cancel, CancelOk, Consume, ConsumeOk, Nack, Publish, Qos, QosOk};
         let id = place.1;
@@ -238,7 +241,7 @@ impl Server {
                 }
                 let tag = self.next_tag(place);
                 session.ack(id, tag, false).await;
-                return self.tell(Did::Published(published)).await;
+                return self.tell(Did::Published(Box::new(published))).await;
             }
             Ack(said) => return self.tell(Did::Answered { tag: said.delivery_tag, ack: true }).await,
             Nack(said) => return self.tell(Did::Answered { tag: said.delivery_tag, ack: false }).await,
