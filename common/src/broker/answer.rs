@@ -111,12 +111,21 @@ pub struct Depth {
     pub ready: u64,
     /// Wait for a time: scheduled, retrying or released under a hold.
     pub delayed: u64,
+    /// Whether `delayed` counts those of all queues, and is the most that this one can have: RabbitMQ keeps them together.
+    pub delayed_of_all: bool,
     /// Leased.
     pub running: u64,
     /// In the dead set.
     pub dead: u64,
     /// When the oldest ready job became so.
     pub oldest_ready: Option<Timestamp>,
+}
+
+impl Depth {
+    /// How many jobs wait here, as far as that is known: without `delayed` where that counts other queues' too.
+    pub fn waiting(&self) -> u64 {
+        self.ready + if self.delayed_of_all { 0 } else { self.delayed }
+    }
 }
 
 /// A queue, for lists.

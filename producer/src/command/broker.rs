@@ -1,6 +1,6 @@
 //! `promptq broker`: moves what waits in one broker to another.
 
-use promptq_common::broker::{Access, Broker, QueueView};
+use promptq_common::broker::{Access, Broker, Depth, QueueView};
 use promptq_common::config::{Address, Ledger};
 use promptq_common::job::Queue;
 use promptq_common::telemetry::{Act, audit};
@@ -189,24 +189,26 @@ async fn chosen(source: &Broker, named: &[Queue], reason: &str) -> Result<Vec<Qu
         return Err(Problem::new(Exit::NotFound, "not-found", what).hint("promptq queues list shows those there are"));
     }
     views.retain(|view| {
-        let alive = waiting(view) + view.depth.running > 0 || view.paused.as_deref() == Some(reason);
+        let depth = view.depth;
+        let alive = depth.ready + depth.delayed + depth.running > 0 || view.paused.as_deref() == Some(reason);
         if named.is_empty() { alive && !is_own(&view.queue) } else { named.contains(&view.queue) }
     });
     Ok(views)
 }
 
-fn waiting(view: &QueueView) -> u64 {
-    view.depth.ready + view.depth.delayed
-}
-
 fn deed(views: &[QueueView], to: &Address) -> Deed {
     let sample = |view: &QueueView| {
         let paused = view.paused.as_ref().map_or_else(String::new, |reason| format!(", paused ({reason})"));
-        format!("{}: {} waiting, {} running{paused}", view.queue, grouped(waiting(view)), grouped(view.depth.running))
+        let Depth { delayed, delayed_of_all, running, .. } = view.depth;
+        let delayed = if delayed_of_all { format!(", some of {} delayed", grouped(delayed)) } else { String::new() };
+        let waiting = grouped(view.depth.waiting());
+        format!("{}: {waiting} waiting{delayed}, {} running{paused}", view.queue, grouped(running))
     };
+    // Those that are counted for all queues together are so for each.
+    let of_all = views.iter().filter(|view| view.depth.delayed_of_all).map(|view| view.depth.delayed).max();
     Deed {
         verb: "move",
-        count: views.iter().map(waiting).sum(),
+        count: views.iter().map(|view| view.depth.waiting()).sum::<u64>() + of_all.unwrap_or(0),
         subject: format!("waiting jobs to {to}"),
         samples: views.iter().map(sample).collect(),
         queue: if let [only] = views { Some(only.queue.clone()) } else { None },
@@ -230,7 +232,7 @@ fn report(cx: &Context, args: &MoveArgs, (from, to): (&Address, &Address), done:
     }
     for (queue, moved) in done {
         let left = &moved.left;
-        let kept = [(left.ready + left.delayed, "waiting"), (left.running, "running"), (left.dead, "dead")];
+        let kept = [(left.waiting(), "waiting"), (left.running, "running"), (left.dead, "dead")];
         let kept: Vec<String> =
             kept.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{} {what}", grouped(*n))).collect();
         let kept = if kept.is_empty() { "nothing".to_owned() } else { kept.join(", ") };
@@ -259,7 +261,7 @@ fn object(queue: &Queue, moved: &Moved, resumed: bool) -> Value {
         "moved": moved.moved,
         "known": moved.known,
         "refused": moved.refused.count,
-        "left": { "waiting": left.ready + left.delayed, "running": left.running, "dead": left.dead },
+        "left": { "waiting": left.waiting(), "running": left.running, "dead": left.dead },
         "state": if resumed { "active" } else { "paused" },
     })
 }

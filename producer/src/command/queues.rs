@@ -111,7 +111,7 @@ async fn list(cx: &Context, all: bool, fields: &[String]) -> Result<()> {
         ("queue", |item| cell(item, "queue")),
         ("state", |item| cell(item, "state")),
         ("ready", |item| count(item, "ready")),
-        ("delayed", |item| count(item, "delayed")),
+        ("delayed", delayed),
         ("running", |item| count(item, "running")),
         ("dead", |item| count(item, "dead")),
         ("oldest", |item| ago(item, "oldest_ready")),
@@ -170,10 +170,17 @@ fn object(view: &QueueView) -> Value {
         "reason": view.paused,
         "ready": depth.ready,
         "delayed": depth.delayed,
+        "delayed_of_all": depth.delayed_of_all,
         "running": depth.running,
         "dead": depth.dead,
         "oldest_ready": depth.oldest_ready,
     })
+}
+
+/// At most so many, where those of all queues are counted together.
+fn delayed(item: &Value) -> String {
+    let most = if item["delayed_of_all"] == true { "≤ " } else { "" };
+    format!("{most}{}", count(item, "delayed"))
 }
 
 fn count(item: &Value, key: &str) -> String {
@@ -212,7 +219,11 @@ async fn purge(cx: &Context, queue: &Queue, confirm: &Confirm) -> Result<()> {
         let deed = Deed {
             verb: "purge",
             count: depth.ready + depth.delayed,
-            subject: format!("waiting jobs of queue {queue}"),
+            subject: if depth.delayed_of_all {
+                format!("waiting jobs at most of queue {queue} (delayed ones of other queues are counted, and stay)")
+            } else {
+                format!("waiting jobs of queue {queue}")
+            },
             samples: oldest.into_iter().collect(),
             queue: Some(queue.clone()),
         };

@@ -237,6 +237,7 @@ cases! {
         a_walk_misses_no_job_while_others_are_forgotten
         a_page_of_waiting_jobs_has_a_bound_in_bytes
         jobs_that_only_have_to_be_ended_are_left_out
+        a_job_whose_end_was_taken_back_waits_with_its_new_deadline
         a_forgotten_job_was_never_there
         only_what_waits_in_that_epoch_is_forgotten
         a_lease_of_a_forgotten_job_is_stale

@@ -13,7 +13,7 @@ use promptq_common::record::{End, State};
 use promptq_common::time::Timestamp;
 use promptq_common::work::Work;
 use promptq_tests::backends::Fixture;
-use promptq_tests::fixture::{self, batch, job, job_for, job_in, job_of, jobs, keyed, queue, retry};
+use promptq_tests::fixture::{self, batch, job, job_for, job_in, job_of, jobs, keyed, queue, registered, retry};
 use promptq_tests::steps::{end, list, put, put_one, recount, see, state, view};
 
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -145,6 +145,16 @@ pub(crate) async fn jobs_that_only_have_to_be_ended_are_left_out(f: Fixture) {
     let overdue = Job { deadline: Timestamp::now() - HOUR, ..job() };
     put(&f.broker, &[job_of(&name), overdue, job()]).await;
     assert_eq!(waiting(&f, 10).await.len(), 1);
+}
+
+pub(crate) async fn a_job_whose_end_was_taken_back_waits_with_its_new_deadline(f: Fixture) {
+    let now = Timestamp::now();
+    let overdue = Job { created_at: now - HOUR, deadline: now - HOUR / 2, ..registered() };
+    put(&f.broker, std::slice::from_ref(&overdue)).await;
+    f.broker.redrive(&[overdue.id]).await.unwrap();
+    let found = waiting(&f, 10).await;
+    assert_eq!(ids(&found), [overdue.id]);
+    assert!(found[0].head.deadline > now, "{}", found[0].head.deadline);
 }
 
 pub(crate) async fn a_forgotten_job_was_never_there(f: Fixture) {

@@ -1,6 +1,8 @@
 //! Jobs on RabbitMQ that last for long, wait for long, or come from clients that are not ours: real servers with a Redis
 //! as ledger beside them, and worker processes around both.
 
+mod delays;
+mod gone;
 mod long;
 mod thrown;
 

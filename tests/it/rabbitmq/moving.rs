@@ -1,6 +1,63 @@
-//! Moving jobs between brokers of which one is RabbitMQ: what is refused before anything is connected to.
+//! Moving jobs between brokers of which one is RabbitMQ: what is refused before anything is connected to, and what a walk
+//! through messages has to meet.
 
+use std::time::Duration;
+
+use promptq_common::broker::amqp::QueueType;
+use promptq_common::broker::{Broker, MAX_BATCH};
+use promptq_common::job::{Job, Queue};
+use promptq_common::record::State;
+use promptq_common::time::Timestamp;
+use promptq_tests::backends::{LONG, terms};
+use promptq_tests::carrier::Carrier;
+use promptq_tests::fixture::{job_at, registered};
 use promptq_tests::process::{Home, Said};
+use promptq_tests::steps::{eventually, put_one, state};
+
+/// A place, and a connection to it.
+async fn place() -> (Carrier, Broker) {
+    let carrier = Carrier::with_redis(QueueType::Quorum);
+    let (backend, ledger) = carrier.connect().await;
+    (carrier, Broker::new(backend, ledger))
+}
+
+#[tokio::test]
+async fn a_job_that_comes_due_while_others_are_looked_at_is_met() {
+    let (carrier, broker) = place().await;
+    let soon = Timestamp::now() + Duration::from_millis(600);
+    let delayed = put_one(&broker, Job { not_before: Some(soon), ..job_at(8) }).await;
+    let ready = put_one(&broker, job_at(1)).await;
+    let (mut seen, mut after) = (Vec::new(), None);
+    loop {
+        let page = broker.waiting(&Queue::standard(), after.as_deref(), 1).await.unwrap();
+        seen.extend(page.items.iter().map(|envelope| envelope.head.id));
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+        // Whatever is not in hand by now is in its lane.
+        let none_delayed = || async { (carrier.host.counts("pq1.delay.").0 == 0).then_some(()) };
+        eventually("nothing is left in a delay queue", none_delayed).await;
+    }
+    seen.sort_unstable();
+    let mut all = [delayed, ready];
+    all.sort_unstable();
+    assert_eq!(seen, all);
+}
+
+#[tokio::test]
+async fn what_no_walk_has_in_hand_is_not_forgotten_and_runs() {
+    let (carrier, broker) = place().await;
+    let id = put_one(&broker, registered()).await;
+    assert_eq!(broker.forget(&[(id, 0)]).await.unwrap(), 0);
+    assert_eq!(state(&broker, id).await, State::Queued, "its message would run, and nobody would know it");
+    let page = broker.waiting(&Queue::standard(), None, MAX_BATCH).await.unwrap();
+    assert_eq!((page.items.len(), page.next), (1, None));
+    assert_eq!(broker.forget(&[(id, 0)]).await.unwrap(), 1);
+    let other = put_one(&broker, registered()).await;
+    let mut worker = carrier.worker(terms(&[(Queue::standard(), 1)], LONG)).await;
+    assert_eq!(worker.drain().await, [other]);
+}
 
 #[test]
 fn one_ledger_cannot_serve_both_ends() {

@@ -97,7 +97,7 @@ async fn a_producer_puts_in_and_a_worker_takes_retries_and_ends() {
 }
 
 #[tokio::test]
-async fn a_worker_makes_a_queue_of_its_own_for_long_jobs() {
+async fn a_worker_makes_a_queue_of_its_own_for_long_jobs_and_removes_it() {
     let place = Place::new().await;
     put_one(&place.broker("promptq-producer").await, job()).await;
     let broker = place.broker("promptq-worker").await;
@@ -106,7 +106,15 @@ async fn a_worker_makes_a_queue_of_its_own_for_long_jobs() {
     delivery.lease.claim().await.unwrap();
     let held = || async { place.host.queues().into_iter().find(|queue| queue.name.starts_with("pq1.hold.")) };
     eventually("a queue for long jobs", held).await;
+    // Its copy is on the way just now, and comes when the worker has left.
     end(delivery, End::Succeeded).await;
+    worker.consumer.close().await.unwrap();
+    let gone = || async { held().await.is_none().then_some(()) };
+    eventually("no queue for long jobs", gone).await;
+    let mut other = Worker::on(&broker, terms(&[(Queue::standard(), 1)], LONG)).await;
+    let empty = || async { (place.host.counts("pq1.q.") == (0, 0)).then_some(()) };
+    assert_eq!(other.drain().await, []);
+    eventually("no message", empty).await;
 }
 
 #[tokio::test]

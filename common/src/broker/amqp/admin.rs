@@ -28,26 +28,41 @@ pub(super) async fn lanes(post: &Post, queue: &Queue) -> Result<Vec<Lane>> {
 /// What waits is counted by RabbitMQ, ready jobs by lane and delayed ones all together; what runs and is dead, by the
 /// ledger.
 pub(super) async fn depth(post: &Post, queue: &Queue) -> Result<QueueView> {
-    let mut view = post.claims.standing(queue).await?;
-    let mut ready = 0;
-    for lane in lanes(post, queue).await? {
-        ready += u64::from(topology::ready(&post.link, &topology::lane_queue(&lane)).await?.unwrap_or(0));
-    }
-    let mut delayed = 0;
-    for level in &post.settings.levels {
-        delayed += u64::from(topology::ready(&post.link, &topology::delay_queue(*level)).await?.unwrap_or(0));
-    }
-    view.depth = Depth { ready, delayed, oldest_ready: None, ..view.depth };
-    Ok(view)
+    let view = post.claims.standing(queue).await?;
+    let delayed = delayed(post).await?;
+    let of_all = delayed > 0 && post.claims.standings().await?.iter().any(|other| other.queue != *queue);
+    counted(post, view, (delayed, of_all)).await
 }
 
 /// Every queue the ledger knows.
 pub(super) async fn queues(post: &Post) -> Result<Vec<QueueView>> {
-    let mut views = Vec::new();
-    for view in post.claims.standings().await? {
-        views.push(depth(post, &view.queue).await?);
+    let known = post.claims.standings().await?;
+    let delayed = delayed(post).await?;
+    let of_all = delayed > 0 && known.len() > 1;
+    let mut views = Vec::with_capacity(known.len());
+    for view in known {
+        views.push(counted(post, view, (delayed, of_all)).await?);
     }
     Ok(views)
+}
+
+/// Delayed jobs of all queues: each delay queue is for every lane.
+async fn delayed(post: &Post) -> Result<u64> {
+    let mut delayed = 0;
+    for level in &post.settings.levels {
+        delayed += u64::from(topology::ready(&post.link, &topology::delay_queue(*level)).await?.unwrap_or(0));
+    }
+    Ok(delayed)
+}
+
+/// What the ledger says of a queue, with what waits in its lanes and in all delay queues.
+async fn counted(post: &Post, mut view: QueueView, (delayed, of_all): (u64, bool)) -> Result<QueueView> {
+    let mut ready = 0;
+    for lane in lanes(post, &view.queue).await? {
+        ready += u64::from(topology::ready(&post.link, &topology::lane_queue(&lane)).await?.unwrap_or(0));
+    }
+    view.depth = Depth { ready, delayed, delayed_of_all: of_all, oldest_ready: None, ..view.depth };
+    Ok(view)
 }
 
 /// The names of every queue the ledger knows.

@@ -1,5 +1,5 @@
-//! What a lane's queue delivered, and what of it stands in the way of others there: jobs of closed models among those
-//! that have no lane of their own. Which are to wait elsewhere, and how long; where is `post.rs`.
+//! What stands in the way of others in a lane's queue: jobs of closed models among those that have no lane of their own.
+//! Which are to wait elsewhere, and how long; where is `post.rs`.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -14,23 +14,6 @@ use crate::job::Lane;
 pub(super) const CLOSED: Duration = Duration::from_secs(5);
 /// Nothing can wake what waits elsewhere. Protocol, section 2.
 const LONGEST: Duration = Duration::from_secs(600);
-
-/// One lane's queue.
-#[derive(Debug)]
-pub(super) struct LaneQueue {
-    /// Without a model: the queue of every model that has none of its own.
-    pub(super) lane: Lane,
-    pub(super) waiting: VecDeque<Item>,
-    pub(super) delivered: Option<Instant>,
-    /// Since when nothing is taken from it.
-    pub(super) closed: Option<Instant>,
-}
-
-impl LaneQueue {
-    pub(super) fn new(lane: &Lane) -> Self {
-        Self { lane: lane.clone(), waiting: VecDeque::new(), delivered: None, closed: None }
-    }
-}
 
 /// Since when the worker takes nothing from lanes, those of models without a queue of their own included.
 #[derive(Debug, Default)]

@@ -3,15 +3,22 @@
 
 use std::time::Duration;
 
+use lapin::options::{BasicAckOptions, BasicGetOptions};
+
 use super::post::Post;
-use super::topology;
+use super::{topology, wire};
 use crate::broker::backend::WorkerId;
 use crate::error::{Error, Kind, Result};
+use crate::job::Queue;
 
 /// The ledger's note: worker names, one a line.
 const NOTE: &str = "amqp/holds";
 /// How long changing the note may take.
 const LOCK: Duration = Duration::from_secs(10);
+/// How often a worker that leaves looks whether its hold queue can go, and after what: its consumer has just ended, and
+/// the server takes a moment to have back what that was given.
+const LEAVING: u32 = 20;
+const MOMENT: Duration = Duration::from_millis(100);
 
 /// Notes that this worker has a hold queue, before it has one.
 pub(super) async fn add(post: &Post, worker: &WorkerId) -> Result<()> {
@@ -23,12 +30,45 @@ pub(super) async fn add(post: &Post, worker: &WorkerId) -> Result<()> {
     .await
 }
 
-/// Removes a worker's hold queue unless something is in it or somebody consumes it.
-pub(super) async fn remove(post: &Post, worker: &WorkerId) -> Result<()> {
-    if topology::drop_hold(&post.link, worker).await? {
+/// Removes the hold queue of a worker that has nothing in hand any more and consumes no more. A copy that came after its
+/// job had ended would lie there for a lease: it goes to its lane, where whoever gets it asks the ledger.
+/// Dead in the middle: a copy may be in both, and the next sweep removes the queue.
+pub(super) async fn leave(post: &Post, worker: &WorkerId) -> Result<()> {
+    for _ in 0..LEAVING {
+        empty(post, worker).await?;
+        if remove(post, worker).await? {
+            return Ok(());
+        }
+        tokio::time::sleep(MOMENT).await;
+    }
+    Err(Error::new(Kind::Unavailable, "remove a hold queue", "the server still counts its consumer"))
+}
+
+async fn empty(post: &Post, worker: &WorkerId) -> Result<()> {
+    let name = topology::hold_name(worker);
+    if topology::ready(&post.link, &name).await?.unwrap_or(0) == 0 {
+        return Ok(());
+    }
+    let failed = |error: lapin::Error| post.link.peer().lift("empty a hold queue", &error);
+    let channel = post.link.channel().await?;
+    while let Some(got) =
+        channel.basic_get(name.as_str().into(), BasicGetOptions::default()).await.map_err(failed)?
+    {
+        let owner = topology::queue_of_key(got.delivery.routing_key.as_str()).unwrap_or_else(Queue::standard);
+        let read = wire::read(&got.delivery, &owner, post.clock.now());
+        post.send(&read.parcel, Duration::ZERO).await?;
+        got.delivery.acker.ack(BasicAckOptions::default()).await.map_err(failed)?;
+    }
+    channel.close(200, "done".into()).await.map_err(failed)
+}
+
+/// Removes a worker's hold queue unless something is in it or somebody consumes it. Whether it is gone.
+async fn remove(post: &Post, worker: &WorkerId) -> Result<bool> {
+    let gone = topology::drop_hold(&post.link, worker).await?;
+    if gone {
         change(post, worker, |names| names.retain(|name| name != worker.as_str())).await?;
     }
-    Ok(())
+    Ok(gone)
 }
 
 /// Removes what workers left behind that are gone.

@@ -62,7 +62,7 @@ pub(super) async fn quit(desk: Arc<Desk>, tap: Tap, keepers: JoinSet<()>, hold: 
 }
 
 /// Keeps the channel for jobs that still run, gives back what is delivered all the same, and closes after the last.
-async fn see_off(desk: Weak<Desk>, mut tap: Tap, keepers: JoinSet<()>, hold: Arc<str>) {
+async fn see_off(desk: Weak<Desk>, mut tap: Tap, mut keepers: JoinSet<()>, hold: Arc<str>) {
     let mut last = None;
     while let Some(desk) = desk.upgrade() {
         if desk.count() == 0 {
@@ -81,7 +81,8 @@ async fn see_off(desk: Weak<Desk>, mut tap: Tap, keepers: JoinSet<()>, hold: Arc
         }
     }
     tap.close().await;
-    drop(keepers);
+    // Nothing is to be sent to the hold queue any more.
+    keepers.shutdown().await;
     if let Some(desk) = last {
         swap::leave(&desk).await;
     }

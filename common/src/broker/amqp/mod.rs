@@ -1,8 +1,8 @@
 //! The RabbitMQ broker: it carries jobs as messages, and keeps what is known of them in a ledger beside it. The server is
 //! reached by `address`, `dial`, `link`, `publisher` (with `outbox`, `window`, `trouble`), `fault`; what stands on it is
 //! `topology`; a job as a message is `wire`. Into it: `enqueue`, `post`. Out of it: `subscription` and `source` (with
-//! `tap`, `share`, `closed`, `news`), `desk` (with `held`, `slip`, `hold`, `swap`, `holds`, `leave`). What people ask: `admin`,
-//! `dead`, `moving`, `check`.
+//! `waiting`, `tap`, `share`, `closed`, `news`, `mend`), `desk` (with `held`, `slip`, `hold`, `swap`, `holds`, `leave`).
+//! What people ask: `admin`, `dead`, `moving`, `check`.
 
 mod address;
 mod admin;
@@ -19,6 +19,7 @@ mod holds;
 mod leave;
 mod level;
 mod link;
+mod mend;
 mod moving;
 mod news;
 mod outbox;
@@ -34,6 +35,7 @@ mod tap;
 mod tests;
 mod topology;
 mod trouble;
+mod waiting;
 mod window;
 mod wire;
 
@@ -253,7 +255,6 @@ impl Backend for Amqp {
 
     async fn forget(&self, jobs: &[(JobId, u32)]) -> Result<u64> {
         check_count("forget jobs", jobs.len())?;
-        self.post.claims.forget(jobs).await?;
         self.walks.forget(&self.post, jobs).await
     }
 

@@ -10,7 +10,7 @@ use tokio::sync::Mutex;
 
 use super::post::Post;
 use super::{admin, topology, wire};
-use crate::broker::backend::{Envelope, Head, PAGE_BYTES};
+use crate::broker::backend::{Envelope, PAGE_BYTES};
 use crate::error::{Error, Kind, Result};
 use crate::job::{BatchName, JobId, Queue};
 use crate::ledger::Page;
@@ -26,7 +26,8 @@ pub(super) struct Walks(Mutex<HashMap<Queue, Walk>>);
 #[derive(Debug)]
 struct Walk {
     channel: Channel,
-    /// What is looked through, lanes first.
+    /// What is looked through: delay queues before lanes, where what comes due meanwhile is met, and after them, for what
+    /// workers had in hand and passed on.
     sources: Vec<String>,
     /// How many of them are done.
     place: usize,
@@ -64,11 +65,15 @@ impl Walks {
         walk.page(post, queue, limit).await
     }
 
-    /// Acknowledges the messages of forgotten jobs. How many there were.
+    /// Forgets jobs whose messages a walk has in hand, and acknowledges those. Any other job's message would be met
+    /// later and run. How many there were.
     pub(super) async fn forget(&self, post: &Post, jobs: &[(JobId, u32)]) -> Result<u64> {
         let mut walks = self.0.lock().await;
+        let taken = |(id, epoch): &(JobId, u32)| walks.values().any(|walk| walk.has(*id, *epoch));
+        let jobs: Vec<_> = jobs.iter().copied().filter(taken).collect();
+        post.claims.forget(&jobs).await?;
         let mut forgotten = 0;
-        for (id, epoch) in jobs {
+        for (id, epoch) in &jobs {
             let mut found = false;
             for walk in walks.values_mut() {
                 let Some(taken) = walk.taken.get_mut(id) else { continue };
@@ -88,7 +93,7 @@ impl Walk {
         let lanes = admin::lanes(post, queue).await?;
         let delays = post.settings.levels.iter().map(|level| topology::delay_queue(*level));
         let mut sources = Vec::new();
-        for name in lanes.iter().map(topology::lane_queue).chain(delays) {
+        for name in delays.clone().chain(lanes.iter().map(topology::lane_queue)).chain(delays) {
             if topology::ready(&post.link, &name).await?.is_some() {
                 sources.push(name);
             }
@@ -113,8 +118,7 @@ impl Walk {
                 self.taken.entry(head.id).or_default().push((u32::MAX, message.delivery.acker.clone()));
                 continue;
             }
-            let known =
-                self.taken.get(&head.id).is_some_and(|taken| taken.iter().any(|(epoch, _)| *epoch == head.epoch));
+            let known = self.has(head.id, head.epoch);
             self.taken.entry(head.id).or_default().push((head.epoch, message.delivery.acker.clone()));
             if known {
                 continue;
@@ -129,7 +133,7 @@ impl Walk {
         self.pages += 1;
         let more = self.carried.is_some() || self.place < self.sources.len();
         let next = more.then(|| format!("{}.{}", self.place, self.pages));
-        let gone = ended(post, items.iter().map(|item| &item.head)).await?;
+        let gone = ended(post, &mut items).await?;
         items.retain(|item| !gone.contains(&item.head.id));
         // They are no longer of the epoch that they could be forgotten in.
         for id in &gone {
@@ -140,28 +144,38 @@ impl Walk {
         Ok(Page { items, next })
     }
 
+    /// Whether it has taken a message of this job in this epoch.
+    fn has(&self, id: JobId, epoch: u32) -> bool {
+        self.taken.get(&id).is_some_and(|taken| taken.iter().any(|(of, _)| *of == epoch))
+    }
+
     async fn end(self, post: &Post) -> Result<()> {
         self.channel.close(200, "done".into()).await.map_err(|error| post.link.peer().lift(OP, &error))
     }
 }
 
-/// Those that have only to be ended yet, or have ended: their messages stay for a worker to meet.
-async fn ended(post: &Post, heads: impl Iterator<Item = &Head>) -> Result<HashSet<JobId>> {
-    let heads: Vec<&Head> = heads.collect();
-    let ids: Vec<JobId> = heads.iter().map(|head| head.id).collect();
+/// Those that have only to be ended yet, or have ended: their messages stay for a worker to meet. The others get their
+/// deadline of today: one whose end was taken back has a later one than its message says.
+async fn ended(post: &Post, items: &mut [Envelope]) -> Result<HashSet<JobId>> {
+    let ids: Vec<JobId> = items.iter().map(|item| item.head.id).collect();
     let now = post.clock.now();
-    let overdue = heads.iter().filter(|head| head.deadline <= now).map(|head| head.id);
-    let mut gone: HashSet<JobId> = overdue.collect();
-    let mut cancelled: HashMap<&BatchName, bool> = HashMap::new();
-    for (head, view) in heads.iter().zip(post.ledger().fetch(&ids).await?) {
+    let mut gone = HashSet::new();
+    let mut cancelled: HashMap<BatchName, bool> = HashMap::new();
+    for (Envelope { head, .. }, view) in items.iter_mut().zip(post.ledger().fetch(&ids).await?) {
         if let (0, Some(batch)) = (head.epoch, &head.batch) {
             if !cancelled.contains_key(batch) {
                 let is_cancelled = post.ledger().batch(batch).await?.is_some_and(|view| view.cancelled);
-                cancelled.insert(batch, is_cancelled);
+                cancelled.insert(batch.clone(), is_cancelled);
             }
             if cancelled.get(batch) == Some(&true) {
                 gone.insert(head.id);
             }
+        }
+        if let Some(view) = view.as_ref().filter(|view| view.epoch == head.epoch) {
+            head.deadline = head.deadline.max(view.deadline);
+        }
+        if head.deadline <= now {
+            gone.insert(head.id);
         }
         let Some(view) = view else { continue };
         let waits = matches!(view.state, State::Scheduled | State::Queued | State::Retrying);

@@ -1,7 +1,8 @@
 //! A worker's subscription: takes deliveries from its consumers, has the ledger open as many as are wanted, and hands
-//! out those that may run. How the consumers are kept is `tap.rs`, how much each holds `share.rs`.
+//! out those that may run. What waits for that is `waiting.rs`, how consumers are kept `tap.rs`, how much each holds
+//! `share.rs`.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -9,12 +10,14 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::closed::{CLOSED, Closed, LaneQueue};
+use super::closed::{CLOSED, Closed};
 use super::desk::{Desk, Item, Opening};
+use super::mend::Mender;
 use super::news::{self, Feed};
 use super::post::Post;
 use super::slip::Slip;
 use super::tap::{Arrival, Plan, Tap};
+use super::waiting::{LaneQueue, LaneQueues};
 use super::{leave, share, swap, topology, wire};
 use crate::broker::backend::{LEASE_BYTES, Leased, RawDelivery, Terms, Want};
 use crate::broker::rounds::{Open, Rounds};
@@ -40,8 +43,7 @@ pub(super) struct AmqpSource {
     desk: Arc<Desk>,
     terms: Terms,
     tap: Tap,
-    /// By the name of the queue.
-    lanes: BTreeMap<Arc<str>, LaneQueue>,
+    lanes: LaneQueues,
     feed: Feed,
     rounds: Rounds,
     opening: JoinSet<Vec<Opening>>,
@@ -56,6 +58,7 @@ pub(super) struct AmqpSource {
     bytes: usize,
     planned: Instant,
     closed: Closed,
+    mender: Mender,
     /// Since when the worker takes nothing at all.
     full: Option<Instant>,
     /// When it was last asked for jobs.
@@ -82,7 +85,7 @@ impl AmqpSource {
             tap: Tap::open(&post),
             desk,
             terms,
-            lanes: BTreeMap::new(),
+            lanes: LaneQueues::default(),
             feed,
             rounds: Rounds::default(),
             opening: JoinSet::new(),
@@ -93,6 +96,7 @@ impl AmqpSource {
             bytes: 0,
             planned: Instant::now(),
             closed: Closed::default(),
+            mender: Mender::default(),
             full: None,
             asked_at: Instant::now(),
             keepers,
@@ -105,15 +109,10 @@ impl AmqpSource {
     /// Takes over which lanes there are.
     fn learn(&mut self) {
         let news = self.feed.news.borrow_and_update().clone();
-        let there: BTreeMap<Arc<str>, &Lane> =
-            news.lanes.iter().map(|lane| (topology::lane_queue(lane).into(), lane)).collect();
         // A lane that was given up is consumed no more, so that it can go.
-        let gone: Vec<_> = self.lanes.keys().filter(|queue| !there.contains_key(*queue)).cloned().collect();
-        for lane in gone.iter().filter_map(|queue| self.lanes.remove(queue)) {
-            self.desk.spawn(leave::give_back(lane.waiting.into()));
-        }
-        for (queue, lane) in there {
-            self.lanes.entry(queue).or_insert_with(|| LaneQueue::new(lane));
+        let given_up = self.lanes.keep(&news.lanes);
+        if !given_up.is_empty() {
+            self.desk.spawn(leave::give_back(given_up));
         }
     }
 
@@ -126,6 +125,7 @@ impl AmqpSource {
             self.learn();
         }
         self.plan(want);
+        self.mend();
         self.tell_closed();
         self.choose(want);
         while let Some(opened) = self.opening.try_join_next() {
@@ -150,23 +150,31 @@ impl AmqpSource {
         }
         let (held, redelivered) = (queue == self.hold, delivery.redelivered);
         let slip = Slip::new(delivery.acker.clone(), &count, ended);
-        let named = self.lanes.get(&queue).map(|lane| lane.lane.queue.clone());
+        let named = self.lanes.lane(&queue).map(|lane| lane.queue.clone());
         let named = named.or_else(|| topology::queue_of_key(delivery.routing_key.as_str()));
         let now = self.desk.post.clock.now();
         let read = wire::read(&delivery, &named.unwrap_or_else(|| self.terms.queues[0].0.clone()), now);
         let Some(item) = self.desk.attach(Item::new(read, slip, redelivered, held)) else { return };
+        let size = item.parcel.envelope.payload.len();
+        self.bytes = if self.bytes == 0 { size } else { self.bytes - self.bytes / 8 + size / 8 };
         let wait = self.desk.post.wait(&item.parcel.envelope.head);
         // What comes from the hold queue and does not run here any more goes the ordinary way.
         if held || (!wait.is_zero() && item.dead.is_none()) {
-            let desk = Arc::clone(&self.desk);
-            self.desk.spawn(async move { desk.post.park(item.parcel, item.slip, wait).await });
-            return;
+            return self.pass_on(&queue, item, wait);
         }
-        let size = item.parcel.envelope.payload.len();
-        self.bytes = if self.bytes == 0 { size } else { self.bytes - self.bytes / 8 + size / 8 };
-        let place = self.lanes.entry(queue).or_insert_with(|| LaneQueue::new(&item.parcel.envelope.head.lane));
+        let place = self.lanes.place(queue, &item.parcel.envelope.head.lane);
         place.delivered = Some(Instant::now());
         place.waiting.push_back(item);
+    }
+
+    /// Has a message wait elsewhere. Nothing waits for that.
+    fn pass_on(&mut self, queue: &str, item: Item, wait: Duration) {
+        let passing = self.lanes.get_mut(queue).map(LaneQueue::pass_on);
+        let desk = Arc::clone(&self.desk);
+        self.desk.spawn(async move {
+            desk.post.park(item.parcel, item.slip, wait).await;
+            drop(passing);
+        });
     }
 
     /// What a lane may give now: nothing while its queue is paused.
@@ -179,28 +187,21 @@ impl AmqpSource {
 
     /// Has the ledger open as many of the waiting messages as are wanted beyond what is on its way already.
     fn choose(&mut self, want: &Want) {
-        for lane in self.lanes.values_mut() {
-            // Those of a lost channel are with others by now.
-            lane.waiting.retain(|item| item.slip.is_usable());
-        }
+        self.lanes.drop_lost();
         let total = want.total.saturating_sub(self.asked).saturating_sub(u32::try_from(self.ready.len()).unwrap_or(0));
-        if total == 0 || self.lanes.values().all(|lane| lane.waiting.is_empty()) {
+        if total == 0 || self.lanes.items().next().is_none() {
             return;
         }
         let caps: HashMap<&Lane, u32> = want.caps.iter().map(|(lane, cap)| (lane, *cap)).collect();
-        let mut counts: BTreeMap<Lane, u32> = BTreeMap::new();
-        for item in self.lanes.values().flat_map(|lane| &lane.waiting) {
-            *counts.entry(item.parcel.envelope.head.lane.clone()).or_default() += 1;
-        }
+        let counts = self.lanes.counts().into_iter();
         let open: Vec<Open> = counts
-            .into_iter()
             .map(|(lane, count)| Open { room: count.min(self.cap(&lane, &caps, want.rest)), lane })
             .collect();
         let turns = self.rounds.take(&self.terms.queues, &open, total);
         let mut bytes: usize = self.ready.iter().map(|job| job.payload.len()).sum();
         let mut chosen = Vec::with_capacity(turns.len());
         for place in turns {
-            let Some(item) = self.pull(&open[place].lane) else { continue };
+            let Some(item) = self.lanes.pull(&open[place].lane) else { continue };
             let size = item.parcel.envelope.payload.len();
             if bytes > 0 && bytes + size > LEASE_BYTES {
                 self.put_back(item);
@@ -219,21 +220,9 @@ impl AmqpSource {
         }
     }
 
-    /// The first waiting message of a lane, wherever it waits.
-    fn pull(&mut self, lane: &Lane) -> Option<Item> {
-        self.lanes.values_mut().find_map(|queue| {
-            let place = queue.waiting.iter().position(|item| item.parcel.envelope.head.lane == *lane)?;
-            queue.waiting.remove(place)
-        })
-    }
-
     fn put_back(&mut self, item: Item) {
-        let lane = &item.parcel.envelope.head.lane;
-        let named = topology::lane_queue(lane);
-        let common = topology::lane_queue(&Lane { model: None, ..lane.clone() });
-        let name = if self.lanes.contains_key(named.as_str()) { named } else { common };
-        if let Some(queue) = self.lanes.get_mut(name.as_str()) {
-            queue.waiting.push_front(item);
+        if let Some(item) = self.lanes.put_back(item) {
+            self.desk.spawn(leave::give_back(vec![item]));
         }
     }
 
@@ -281,10 +270,10 @@ impl AmqpSource {
         let caps: HashMap<&Lane, u32> = want.caps.iter().map(|(lane, cap)| (lane, *cap)).collect();
         self.closed.note(want, now);
         let mut returned = Vec::new();
-        let mut views = Vec::with_capacity(self.lanes.len());
-        let names: Vec<Arc<str>> = self.lanes.keys().cloned().collect();
+        let mut views = Vec::new();
+        let names = self.lanes.names();
         for name in &names {
-            let Some(lane) = self.lanes.get(name).map(|queue| queue.lane.clone()) else { continue };
+            let Some(lane) = self.lanes.lane(name).cloned() else { continue };
             let open = self.cap(&lane, &caps, want.rest) > 0 && !full;
             let Some(queue) = self.lanes.get_mut(name) else { continue };
             queue.closed = if open { None } else { queue.closed.or(Some(now)) };
@@ -293,18 +282,21 @@ impl AmqpSource {
             if shut || paused {
                 returned.extend(queue.waiting.drain(..));
             }
-            for (item, wait) in self.closed.part(&lane, &mut queue.waiting, now) {
-                let desk = Arc::clone(&self.desk);
-                self.desk.spawn(async move { desk.post.park(item.parcel, item.slip, wait).await });
-            }
-            let waiting = u32::try_from(queue.waiting.len()).unwrap_or(u32::MAX);
+            returned.extend(queue.surplus(self.slots, now));
+            let parted = self.closed.part(&lane, &mut queue.waiting, now);
+            let lately = |at: Option<Instant>| at.is_some_and(|at| now - at < share::ACTIVE);
+            let unstarted = u32::try_from(queue.waiting.len() + parted.len()).unwrap_or(u32::MAX) + queue.passing();
             views.push(share::Lane {
                 open: !shut && !paused,
-                active: queue.delivered.is_some_and(|at| now - at < share::ACTIVE),
-                running: self.tap.unanswered(name).saturating_sub(waiting),
+                active: lately(queue.delivered),
+                passed: lately(queue.passed) || !parted.is_empty(),
+                running: self.tap.unanswered(name).saturating_sub(unstarted),
                 weight: lane.band.weight()
                     * self.terms.queues.iter().find(|one| one.0 == lane.queue).map_or(1, |one| one.1),
             });
+            for (item, wait) in parted {
+                self.pass_on(name, item, wait);
+            }
         }
         if !returned.is_empty() {
             self.desk.spawn(leave::give_back(returned));
@@ -332,10 +324,19 @@ impl AmqpSource {
         }
     }
 
+    /// Has lane queues made again that somebody deleted.
+    fn mend(&mut self) {
+        let missing = self.tap.missing();
+        let lanes = missing.into_iter().filter_map(|name| {
+            let queue = self.lanes.lane(&name)?.queue.clone();
+            Some((name, queue))
+        });
+        self.mender.see_to(&lanes.collect::<Vec<_>>(), &self.desk);
+    }
+
     /// Lanes with jobs that wait, closed ones included.
     fn lanes_seen(&self) -> Vec<Lane> {
-        let here =
-            self.lanes.values().flat_map(|queue| &queue.waiting).map(|item| item.parcel.envelope.head.lane.clone());
+        let here = self.lanes.items().map(|item| item.parcel.envelope.head.lane.clone());
         let mut lanes: Vec<Lane> = here.chain(self.feed.news.borrow().waiting.iter().cloned()).collect();
         lanes.sort_unstable();
         lanes.dedup();
@@ -388,8 +389,7 @@ impl AmqpSource {
         self.tap.set(holding.then(|| (Arc::clone(&self.hold), 0)).into_iter().collect());
         self.desk.leaving.store(true, Ordering::Relaxed);
         self.desk.spawn(leave::release(std::mem::take(&mut self.ready).into(), self.terms.lease));
-        let waiting = std::mem::take(&mut self.lanes).into_values().flat_map(|lane| lane.waiting);
-        leave::give_back(waiting.collect()).await;
+        leave::give_back(std::mem::take(&mut self.lanes).into_items()).await;
         self.desk.finish(LEAVING).await;
         let Self { desk, tap, keepers, hold, .. } = self;
         leave::quit(desk, tap, keepers, hold).await;

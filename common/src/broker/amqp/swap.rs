@@ -64,13 +64,12 @@ fn gone(desk: &Desk) -> Error {
     Error::new(Kind::Unavailable, "renew a message", "the hold queue is gone; making it again")
 }
 
-/// Removes the hold queue, if there is one and it is empty.
+/// Removes the hold queue, if there is one.
 pub(super) async fn leave(desk: &Desk) {
     if !desk.holding.load(Ordering::Relaxed) {
         return;
     }
-    match holds::remove(&desk.post, &desk.worker).await {
-        Ok(()) => {}
-        Err(error) => tracing::debug!(%error, "the hold queue stays for the next sweep"),
+    if let Err(error) = holds::leave(&desk.post, &desk.worker).await {
+        tracing::debug!(%error, "the hold queue stays for the next sweep");
     }
 }

@@ -47,12 +47,16 @@ pub(super) struct Tap {
     arrivals: mpsc::Receiver<Arrival>,
     counts: Counts,
     refused: Refused,
+    missing: Missing,
     /// Ends with the channel.
     done: oneshot::Receiver<()>,
 }
 
 /// Why the server does not let us consume, while it does not.
 type Refused = Arc<Mutex<Option<Error>>>;
+
+/// Planned queues that are not there.
+type Missing = Arc<Mutex<Vec<Arc<str>>>>;
 
 /// Unanswered deliveries by queue, of the present channel.
 type Counts = Arc<Mutex<HashMap<Arc<str>, Arc<AtomicU32>>>>;
@@ -63,14 +67,15 @@ impl Tap {
     pub(super) fn open(post: &Post) -> Self {
         let (plan, plans) = watch::channel(Plan::new());
         let (sender, arrivals) = mpsc::channel(WAITING);
-        let (counts, refused) = (Counts::default(), Refused::default());
-        let running = run(post.link.clone(), plans, sender, Arc::clone(&counts), Arc::clone(&refused));
+        let (counts, refused, missing) = (Counts::default(), Refused::default(), Missing::default());
+        let heard = Told { counts: Arc::clone(&counts), refused: Arc::clone(&refused), missing: Arc::clone(&missing) };
+        let running = run(post.link.clone(), plans, sender, heard);
         let (tell, done) = oneshot::channel();
         post.outlive(async move {
             running.await;
             drop(tell);
         });
-        Self { plan, arrivals, counts, refused, done }
+        Self { plan, arrivals, counts, refused, missing, done }
     }
 
     /// Consumes this from now on.
@@ -106,6 +111,11 @@ impl Tap {
         refused.as_ref().map_or(Ok(()), |why| Err(why.shared()))
     }
 
+    /// Queues that are to be consumed and are not there; they are looked for again all the while.
+    pub(super) fn missing(&self) -> Vec<Arc<str>> {
+        self.missing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// How many deliveries of a queue are not answered for.
     pub(super) fn unanswered(&self, queue: &str) -> u32 {
         let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -123,13 +133,7 @@ impl Tap {
 }
 
 /// One channel after another, until nobody plans any more.
-async fn run(
-    link: Link,
-    mut plans: watch::Receiver<Plan>,
-    out: mpsc::Sender<Arrival>,
-    counts: Counts,
-    refused: Refused,
-) {
+async fn run(link: Link, mut plans: watch::Receiver<Plan>, out: mpsc::Sender<Arrival>, told: Told) {
     loop {
         // Without a queue to consume there is nothing a channel is needed for.
         while plans.borrow_and_update().is_empty() {
@@ -139,13 +143,12 @@ async fn run(
         }
         match link.channel().await {
             Ok(channel) => {
-                counts.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                told.counts.lock().unwrap_or_else(PoisonError::into_inner).clear();
                 let mut pipes = Pipes {
                     link: &link,
                     channel,
                     out: &out,
-                    counts: &counts,
-                    refused: &refused,
+                    told: &told,
                     open: HashMap::new(),
                     streams: JoinSet::new(),
                     tags: 0,
@@ -164,13 +167,19 @@ async fn run(
     }
 }
 
+/// What the source is told.
+struct Told {
+    counts: Counts,
+    refused: Refused,
+    missing: Missing,
+}
+
 /// The consumers of one channel.
 struct Pipes<'a> {
     link: &'a Link,
     channel: Channel,
     out: &'a mpsc::Sender<Arrival>,
-    counts: &'a Counts,
-    refused: &'a Refused,
+    told: &'a Told,
     open: HashMap<Arc<str>, Pipe>,
     /// Each ends with the queue and tag it was for, and why, if the server said so.
     streams: JoinSet<(Arc<str>, String, Option<lapin::Error>)>,
@@ -193,9 +202,11 @@ impl Pipes<'_> {
             let followed = self.follow(&plan).await;
             // A lost connection says so itself.
             let why = followed.as_ref().err().filter(|error| fault::code(error).is_some());
-            *self.refused.lock().unwrap_or_else(PoisonError::into_inner) =
+            *self.told.refused.lock().unwrap_or_else(PoisonError::into_inner) =
                 why.map(|error| self.link.peer().lift("consume from RabbitMQ", error));
-            let Ok(missing) = followed else { return Continue(()) };
+            let Ok((missing, unseen)) = followed else { return Continue(()) };
+            let again = unseen || !missing.is_empty();
+            *self.told.missing.lock().unwrap_or_else(PoisonError::into_inner) = missing;
             tokio::select! {
                 changed = plans.changed() => if changed.is_err() {
                     return Break(());
@@ -217,36 +228,46 @@ impl Pipes<'_> {
                         }
                     }
                 }
-                () = tokio::time::sleep(REST), if missing => {}
+                () = tokio::time::sleep(REST), if again => {}
             }
         }
     }
 
-    /// Opens, changes and closes consumers as the plan says. Whether a queue is not there.
-    async fn follow(&mut self, plan: &Plan) -> lapin::Result<bool> {
+    /// Opens, changes and closes consumers as the plan says. Which queues are not there, and whether any could not be
+    /// looked for.
+    async fn follow(&mut self, plan: &Plan) -> lapin::Result<(Vec<Arc<str>>, bool)> {
         let gone: Vec<_> = self.open.keys().filter(|queue| !plan.contains_key(*queue)).cloned().collect();
         for queue in gone {
             if let Some(pipe) = self.open.remove(&queue) {
                 self.cancel(pipe.tag).await?;
             }
         }
-        let mut missing = false;
+        let (mut missing, mut unseen) = (Vec::new(), false);
         for (queue, &prefetch) in plan {
             let open = self.open.get(queue).map(|pipe| pipe.prefetch);
             if open == Some(prefetch) {
                 continue;
             }
             // Consuming from a queue that is not there would end the channel, and every other consumer with it.
-            if open.is_none() && !matches!(topology::ready(self.link, queue).await, Ok(Some(_))) {
-                missing = true;
-                continue;
+            if open.is_none() {
+                match topology::ready(self.link, queue).await {
+                    Ok(Some(_)) => {}
+                    Ok(None) => {
+                        missing.push(Arc::clone(queue));
+                        continue;
+                    }
+                    Err(_) => {
+                        unseen = true;
+                        continue;
+                    }
+                }
             }
             let pipe = self.consume(queue, prefetch).await?;
             if let Some(old) = self.open.insert(Arc::clone(queue), pipe) {
                 self.cancel(old.tag).await?;
             }
         }
-        Ok(missing)
+        Ok((missing, unseen))
     }
 
     /// Says why the server closed the channel alone: what is set wrong shows nowhere else.
@@ -267,7 +288,7 @@ impl Pipes<'_> {
             .basic_consume(queue.as_ref().into(), tag.as_str().into(), options, FieldTable::default())
             .await?;
         let count = {
-            let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut counts = self.told.counts.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(counts.entry(Arc::clone(queue)).or_default())
         };
         let ended = Arc::new(AtomicBool::new(false));

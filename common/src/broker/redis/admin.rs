@@ -54,7 +54,8 @@ fn queue_view(queue: Queue, answer: Value) -> Result<QueueView> {
     let oldest = places.time()?;
     let paused = Some(places.text()?).filter(|reason| !reason.is_empty());
     let oldest_ready = (oldest > Timestamp::from_millis(0)).then_some(oldest);
-    Ok(QueueView { queue, paused, depth: Depth { ready: ready + inbox, delayed, running, dead, oldest_ready } })
+    let depth = Depth { ready: ready + inbox, delayed, running, dead, oldest_ready, ..Depth::default() };
+    Ok(QueueView { queue, paused, depth })
 }
 
 /// Pauses or resumes a queue.

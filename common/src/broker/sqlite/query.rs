@@ -245,6 +245,7 @@ pub(super) fn queues(conn: &Connection, only: Option<&Queue>) -> Result<Vec<Queu
         let depth = Depth {
             ready: count(3)? + due,
             delayed: count(4)? - due,
+            delayed_of_all: false,
             running: count(5)?,
             dead: count(6)?,
             oldest_ready: oldest.into_iter().flatten().min().map(Timestamp::from_millis),
