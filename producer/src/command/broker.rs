@@ -152,7 +152,7 @@ async fn all(
     source: &Broker,
     (moving, views): (&mut Move<'_>, &[QueueView]),
 ) -> Result<Vec<(Queue, Moved)>> {
-    let mut count = Count::new(cx.printer, "moved", views.iter().map(waiting).sum());
+    let mut count = Count::new(cx.printer, "moved", most(views));
     let mut done: Vec<(Queue, Moved)> = Vec::new();
     for view in views {
         let queue = &view.queue;
@@ -196,6 +196,12 @@ async fn chosen(source: &Broker, named: &[Queue], reason: &str) -> Result<Vec<Qu
     Ok(views)
 }
 
+/// How many jobs wait in these queues; where delayed ones are counted for all queues together, at most.
+fn most(views: &[QueueView]) -> u64 {
+    let of_all = views.iter().filter(|view| view.depth.delayed_of_all).map(|view| view.depth.delayed).max();
+    views.iter().map(|view| view.depth.waiting()).sum::<u64>() + of_all.unwrap_or(0)
+}
+
 fn deed(views: &[QueueView], to: &Address) -> Deed {
     let sample = |view: &QueueView| {
         let paused = view.paused.as_ref().map_or_else(String::new, |reason| format!(", paused ({reason})"));
@@ -204,11 +210,9 @@ fn deed(views: &[QueueView], to: &Address) -> Deed {
         let waiting = grouped(view.depth.waiting());
         format!("{}: {waiting} waiting{delayed}, {} running{paused}", view.queue, grouped(running))
     };
-    // Those that are counted for all queues together are so for each.
-    let of_all = views.iter().filter(|view| view.depth.delayed_of_all).map(|view| view.depth.delayed).max();
     Deed {
         verb: "move",
-        count: views.iter().map(|view| view.depth.waiting()).sum::<u64>() + of_all.unwrap_or(0),
+        count: most(views),
         subject: format!("waiting jobs to {to}"),
         samples: views.iter().map(sample).collect(),
         queue: if let [only] = views { Some(only.queue.clone()) } else { None },

@@ -1,13 +1,14 @@
 //! Cases: what is leased from which lane, and whose turn it is.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use promptq_common::broker::Want;
 use promptq_common::job::{Band, Job, Lane, Queue};
 use promptq_common::record::{End, State};
 use promptq_tests::backends::{Fixture, LONG};
 use promptq_tests::fixture::{batch, job, job_at, job_for, job_in, jobs, queue};
-use promptq_tests::steps::{end, put, put_one, state, want};
+use promptq_tests::steps::{Worker, end, put, put_one, state, want};
 
 pub(crate) async fn a_held_back_lane_is_never_leased_and_an_open_one_beside_it_always_is(f: Fixture) {
     f.declare(&["closed", "open"]).await;
@@ -90,9 +91,10 @@ pub(crate) async fn a_lane_is_first_in_first_out(f: Fixture) {
 pub(crate) async fn bands_are_served_8_to_3_to_1(f: Fixture) {
     f.declare(&["mock"]).await;
     for priority in [1, 5, 8] {
-        put(&f.broker, &(0..150).map(|_| job_at(priority)).collect::<Vec<_>>()).await;
+        put(&f.broker, &(0..ENOUGH).map(|_| job_at(priority)).collect::<Vec<_>>()).await;
     }
     let mut worker = f.worker().await;
+    learn(&f, &mut worker).await;
     let mut served = BTreeMap::new();
     for _ in 0..12 {
         for delivery in worker.take(10).await {
@@ -110,9 +112,10 @@ pub(crate) async fn bands_are_served_8_to_3_to_1(f: Fixture) {
 pub(crate) async fn queues_are_served_by_their_weight(f: Fixture) {
     let (heavy, light) = (queue("heavy"), queue("light"));
     for queue in [&heavy, &light] {
-        put(&f.broker, &(0..150).map(|_| job_in(queue)).collect::<Vec<_>>()).await;
+        put(&f.broker, &(0..ENOUGH).map(|_| job_in(queue)).collect::<Vec<_>>()).await;
     }
     let mut worker = f.worker_on(&[(heavy.clone(), 5), (light, 1)], LONG).await;
+    learn(&f, &mut worker).await;
     let mut from_heavy = 0;
     for _ in 0..12 {
         for delivery in worker.take(10).await {
@@ -144,6 +147,21 @@ pub(crate) async fn a_job_without_a_model_has_a_lane_of_its_own(f: Fixture) {
     assert_eq!(found.deliveries.iter().map(|one| one.head.id).collect::<Vec<_>>(), [unnamed]);
     assert_eq!(found.deliveries[0].head.lane, lane);
     assert_eq!(worker.one().await.head.id, named);
+}
+
+/// That no lane is empty after [`learn`] and 120 leases.
+const ENOUGH: usize = 400;
+
+/// A worker of RabbitMQ learns from what is delivered which lanes have jobs, and shares itself among them anew a few
+/// times a second at most: what it leases before is in no proportion.
+async fn learn(f: &Fixture, worker: &mut Worker) {
+    let (began, mut leased) = (Instant::now(), 0);
+    while !f.leases_at_once() && began.elapsed() < Duration::from_millis(500) && leased < 200 {
+        leased += 10;
+        for delivery in worker.take(10).await {
+            end(delivery, End::Succeeded).await;
+        }
+    }
 }
 
 fn lane(model: &str) -> Lane {

@@ -1,7 +1,7 @@
 //! Lane queues that somebody deletes while they are consumed: made again where this user may, said once each. What was
 //! in them is gone.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,31 +15,37 @@ use crate::job::Queue;
 /// Without the right to make a queue, it is somebody else who has to, and who may take their time.
 const AGAIN: Duration = Duration::from_secs(30);
 
-/// Which are missing, and what was done about it.
+/// What was done about those that are missing.
 #[derive(Debug, Default)]
 pub(super) struct Mender {
     tried: Option<Instant>,
-    /// As of the last try.
-    known: HashSet<Arc<str>>,
+    /// Those of the last try, and since when they had been missing.
+    known: HashMap<Arc<str>, Instant>,
 }
 
 impl Mender {
-    /// Sees to the lane queues that are not there, each with the queue of ours that it belongs to.
-    pub(super) fn see_to(&mut self, missing: &[(Arc<str>, Queue)], desk: &Arc<Desk>) {
-        if missing.is_empty() {
-            self.known.clear();
+    /// Sees to the lane queues that are not there, and since when. `owner` says which queue of ours one belongs to.
+    pub(super) fn see_to(
+        &mut self,
+        missing: HashMap<Arc<str>, Instant>,
+        owner: impl Fn(&str) -> Option<Queue>,
+        desk: &Desk,
+    ) {
+        let is_new = |(name, since): (&Arc<str>, &Instant)| self.known.get(name) != Some(since);
+        let again = self.tried.is_none_or(|at| at.elapsed() >= AGAIN);
+        if missing.is_empty() || !again && !missing.iter().any(is_new) {
             return;
         }
-        let all_known = missing.iter().all(|(name, _)| self.known.contains(name));
-        if all_known && self.tried.is_some_and(|at| at.elapsed() < AGAIN) {
-            return;
+        let mut queues: HashMap<Queue, Vec<Arc<str>>> = HashMap::new();
+        for (name, since) in &missing {
+            let Some(queue) = owner(name) else { continue };
+            let new = queues.entry(queue).or_default();
+            if is_new((name, since)) {
+                new.push(Arc::clone(name));
+            }
         }
-        self.tried = Some(Instant::now());
-        let new: Vec<_> = missing.iter().filter(|(name, _)| !self.known.contains(name)).cloned().collect();
-        self.known = missing.iter().map(|(name, _)| Arc::clone(name)).collect();
-        let queues: HashSet<Queue> = missing.iter().map(|(_, queue)| queue.clone()).collect();
-        for queue in queues {
-            let new: Vec<_> = new.iter().filter(|(_, of)| *of == queue).map(|(name, _)| Arc::clone(name)).collect();
+        (self.tried, self.known) = (Some(Instant::now()), missing);
+        for (queue, new) in queues {
             let post = Arc::clone(&desk.post);
             desk.spawn(async move { mend(&post, &queue, &new).await });
         }

@@ -57,10 +57,11 @@ pub(super) fn prefetch(worker: &Worker, lanes: &[Lane]) -> Vec<Option<u16>> {
     lanes.iter().map(|lane| lane.open.then(|| one(lane))).collect()
 }
 
-/// Whether a prefetch is so far from what it should be that consuming anew is worth it.
-pub(super) fn is_off(now: u16, wanted: u16) -> bool {
+/// Whether a prefetch is so far from what it should be that consuming anew is worth it: always where what runs leaves no
+/// room for the next job.
+pub(super) fn is_off(now: u16, wanted: u16, running: u32) -> bool {
     let (now, wanted) = (u32::from(now), u32::from(wanted));
-    wanted > now + now / 4 || wanted * 2 < now
+    wanted > now + now / 4 || wanted * 2 < now || wanted > now && now <= running
 }
 
 #[cfg(test)]
@@ -115,7 +116,9 @@ mod tests {
 
     #[test]
     fn small_changes_are_not_worth_a_new_consumer() {
-        assert!(!is_off(16, 17) && !is_off(16, 8) && !is_off(1, 1));
-        assert!(is_off(16, 21) && is_off(16, 7) && is_off(1, 2));
+        assert!(!is_off(16, 17, 15) && !is_off(16, 8, 0) && !is_off(1, 1, 1));
+        assert!(is_off(16, 21, 0) && is_off(16, 7, 0) && is_off(1, 2, 0));
+        // Its slots would stay empty beside jobs that wait.
+        assert!(is_off(16, 17, 16));
     }
 }

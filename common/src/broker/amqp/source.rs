@@ -163,7 +163,10 @@ impl AmqpSource {
             return self.pass_on(&queue, item, wait);
         }
         let place = self.lanes.place(queue, &item.parcel.envelope.head.lane);
-        place.delivered = Some(Instant::now());
+        // One that nothing is taken from is to have no more of the worker for what it gave.
+        if place.closed.is_none() {
+            place.delivered = Some(Instant::now());
+        }
         place.waiting.push_back(item);
     }
 
@@ -308,11 +311,11 @@ impl AmqpSource {
         let worker = share::Worker { free, slots: self.slots, usual: self.desk.usual(), bytes: self.bytes };
         let old = self.tap.plan();
         let mut plan = Plan::new();
-        for (name, prefetch) in names.iter().zip(share::prefetch(&worker, views)) {
+        for ((name, view), prefetch) in names.iter().zip(views).zip(share::prefetch(&worker, views)) {
             let Some(wanted) = prefetch else { continue };
             let now = old.get(name).copied();
             let early = self.planned.elapsed() < SETTLE && now.is_some_and(|now| now > 1);
-            let keep = now.filter(|now| early || !share::is_off(*now, wanted));
+            let keep = now.filter(|now| early || !share::is_off(*now, wanted, view.running));
             plan.insert(Arc::clone(name), keep.unwrap_or(wanted));
         }
         if self.desk.holding.load(Ordering::Relaxed) {
@@ -326,12 +329,7 @@ impl AmqpSource {
 
     /// Has lane queues made again that somebody deleted.
     fn mend(&mut self) {
-        let missing = self.tap.missing();
-        let lanes = missing.into_iter().filter_map(|name| {
-            let queue = self.lanes.lane(&name)?.queue.clone();
-            Some((name, queue))
-        });
-        self.mender.see_to(&lanes.collect::<Vec<_>>(), &self.desk);
+        self.mender.see_to(self.tap.missing(), |name| Some(self.lanes.lane(name)?.queue.clone()), &self.desk);
     }
 
     /// Lanes with jobs that wait, closed ones included.

@@ -13,6 +13,7 @@ use lapin::types::FieldTable;
 use lapin::{Channel, Consumer};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::link::Link;
 use super::post::Post;
@@ -55,8 +56,8 @@ pub(super) struct Tap {
 /// Why the server does not let us consume, while it does not.
 type Refused = Arc<Mutex<Option<Error>>>;
 
-/// Planned queues that are not there.
-type Missing = Arc<Mutex<Vec<Arc<str>>>>;
+/// Planned queues that are not there, and since when.
+type Missing = Arc<Mutex<HashMap<Arc<str>, Instant>>>;
 
 /// Unanswered deliveries by queue, of the present channel.
 type Counts = Arc<Mutex<HashMap<Arc<str>, Arc<AtomicU32>>>>;
@@ -111,8 +112,8 @@ impl Tap {
         refused.as_ref().map_or(Ok(()), |why| Err(why.shared()))
     }
 
-    /// Queues that are to be consumed and are not there; they are looked for again all the while.
-    pub(super) fn missing(&self) -> Vec<Arc<str>> {
+    /// Queues that are to be consumed and are not there, and since when; they are looked for again all the while.
+    pub(super) fn missing(&self) -> HashMap<Arc<str>, Instant> {
         self.missing.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -206,7 +207,7 @@ impl Pipes<'_> {
                 why.map(|error| self.link.peer().lift("consume from RabbitMQ", error));
             let Ok((missing, unseen)) = followed else { return Continue(()) };
             let again = unseen || !missing.is_empty();
-            *self.told.missing.lock().unwrap_or_else(PoisonError::into_inner) = missing;
+            self.tell_missing(missing);
             tokio::select! {
                 changed = plans.changed() => if changed.is_err() {
                     return Break(());
@@ -231,6 +232,12 @@ impl Pipes<'_> {
                 () = tokio::time::sleep(REST), if again => {}
             }
         }
+    }
+
+    fn tell_missing(&self, missing: Vec<Arc<str>>) {
+        let mut told = self.told.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        *told = missing.into_iter().map(|name| (Arc::clone(&name), told.get(&name).copied().unwrap_or(now))).collect();
     }
 
     /// Opens, changes and closes consumers as the plan says. Which queues are not there, and whether any could not be
