@@ -229,7 +229,10 @@ impl Fixture {
     /// Waits until RabbitMQ has back what workers that are gone had, when there is nobody else.
     pub async fn all_given_back(&self) {
         if let Home::Rabbit(carrier) = &self.home {
-            let given_back = || async { (carrier.host.counts("pq1.q.").1 == 0).then_some(()) };
+            let given_back = || async {
+                let back = carrier.host.gone_consumers() == 0 && carrier.host.counts("pq1.q.").1 == 0;
+                back.then_some(())
+            };
             eventually("RabbitMQ has every message back", given_back).await;
         }
     }

@@ -93,7 +93,8 @@ pub(crate) async fn what_waits_is_given_whole_and_as_it_stands(f: Fixture) {
     assert_eq!((stands.attempts, stands.history.recent.len()), (1, 1));
     assert_eq!(stands.history.usage, fixture::USAGE);
     // Looking leased nothing and moved nothing.
-    f.depth_is([1, 3, 1, 0]).await;
+    // On RabbitMQ the message of what runs came back when its worker was cut off, and waits until its claim is over.
+    f.depth_is([1, 3 + u64::from(!f.sees_waiting()), 1, 0]).await;
     assert_eq!(f.worker().await.one().await.head.id, sent[0].id);
 }
 

@@ -109,7 +109,10 @@ async fn a_worker_makes_a_queue_of_its_own_for_long_jobs_and_removes_it() {
     // Its copy is on the way just now, and comes when the worker has left.
     end(delivery, End::Succeeded).await;
     worker.consumer.close().await.unwrap();
-    let gone = || async { held().await.is_none().then_some(()) };
+    let gone = || async {
+        broker.sweep(&Retention::standard()).await.unwrap();
+        held().await.is_none().then_some(())
+    };
     eventually("no queue for long jobs", gone).await;
     let mut other = Worker::on(&broker, terms(&[(Queue::standard(), 1)], LONG)).await;
     let empty = || async { (place.host.counts("pq1.q.") == (0, 0)).then_some(()) };

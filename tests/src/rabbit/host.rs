@@ -138,6 +138,18 @@ impl VirtualHost {
         queues.fold((0, 0), |(ready, unacked), queue| (ready + queue.ready, unacked + queue.unacked))
     }
 
+    /// How many consumers the server still counts whose channel is gone: what they had is on its way back, and what comes
+    /// now may be given to them yet.
+    pub fn gone_consumers(&self) -> usize {
+        let said = self.must(&format!(
+            "Of = fun(Q) -> case catch rabbit_amqqueue:consumers(Q) of Found when is_list(Found) -> Found; _ -> [] end end, \
+             length([C || Q <- rabbit_amqqueue:list({}), C <- Of(Q), is_pid(element(1, C)), \
+             not is_process_alive(element(1, C))]).",
+            self.quoted()
+        ));
+        said.parse().expect("a number")
+    }
+
     /// How many connections are open in it.
     pub fn connections(&self) -> usize {
         let said = self.must(&format!("length(rabbit_connection_tracking:list({})).", self.quoted()));

@@ -24,8 +24,10 @@ use crate::error::{Error, Result};
 const WAITING: usize = 1_024;
 /// A queue that is not there, or would not be consumed, is tried again after this.
 const REST: Duration = Duration::from_secs(1);
-/// How long a closing channel may take.
+/// How long is waited for the end.
 const CLOSING: Duration = Duration::from_secs(2);
+/// How long a closing channel may take.
+const ENDING: Duration = Duration::from_secs(10);
 
 /// What is consumed: queue names and how many unanswered deliveries each may have; 0 is as many as there are.
 pub(super) type Plan = BTreeMap<Arc<str>, u16>;
@@ -310,7 +312,7 @@ impl Pipes<'_> {
 
     async fn close(self) {
         let closing = self.channel.close(200, "done".into());
-        if !matches!(tokio::time::timeout(CLOSING, closing).await, Ok(Ok(()))) {
+        if !matches!(tokio::time::timeout(ENDING, closing).await, Ok(Ok(()))) {
             tracing::debug!("the channel did not close in time");
         }
     }
