@@ -155,10 +155,8 @@ async fn thousands_that_come_by_early_hold_up_no_job_behind_them() {
     let fine = Broker::connect(&coarse.with(&[100])).await.unwrap();
     let moment = coarse.clock().await.now().await.unwrap() + HOUR * 2;
     put(&fine, &(0..COUNT).map(|_| Job { not_before: Some(moment), ..job() }).collect::<Vec<_>>()).await;
-    until("they are all there, and nobody is", async || {
-        (coarse.counts("pq1.q.") == (COUNT as u64, 0)).then_some(())
-    })
-    .await;
+    until("they are all there, and nobody is", async || (coarse.counts("pq1.q.") == (COUNT as u64, 0)).then_some(()))
+        .await;
     let behind = put_one(&fine, job()).await;
     let mut worker = Worker::on(&worker_side, terms(&[(Queue::standard(), 1)], LONG)).await;
     let mut most = 0;
@@ -173,7 +171,10 @@ async fn thousands_that_come_by_early_hold_up_no_job_behind_them() {
         delivery = worker.one() => delivery,
         () = watching => unreachable!("it watches for ever"),
     };
-    tell(&format!("the job behind {COUNT} early ones came after {:?}; {most} were with the worker at once", began.elapsed()));
+    tell(&format!(
+        "the job behind {COUNT} early ones came after {:?}; {most} were with the worker at once",
+        began.elapsed()
+    ));
     assert_eq!(delivery.head.id, behind);
     assert!(most >= 50, "{most} early jobs were passed on at once");
     assert_eq!(end(delivery, End::Succeeded).await, Settled::Applied);
@@ -285,7 +286,8 @@ async fn a_backlog_behind_a_closed_lane_rests_at_the_server() {
         for delivery in &found.deliveries {
             assert_eq!(delivery.head.lane.model.as_ref(), Some(&open), "its lane is closed");
         }
-        let ended = futures_util::future::join_all(found.deliveries.into_iter().map(|one| end(one, End::Succeeded))).await;
+        let ended =
+            futures_util::future::join_all(found.deliveries.into_iter().map(|one| end(one, End::Succeeded))).await;
         assert!(ended.iter().all(|settled| *settled == Settled::Applied), "{ended:?}");
     }
     tell(&format!("{OPEN} jobs of the open lane took {calls} calls and {:?}", began.elapsed()));

@@ -12,10 +12,8 @@ const LANE: &str = "pq1.q.default._.normal";
 
 /// Waits until a worker takes from the lane.
 async fn consumed(stand: &Stand) {
-    until("somebody takes from the lane", async || {
-        stand.host.queue(LANE).filter(|lane| lane.consumers > 0).map(drop)
-    })
-    .await;
+    until("somebody takes from the lane", async || stand.host.queue(LANE).filter(|lane| lane.consumers > 0).map(drop))
+        .await;
 }
 
 /// How often the worker has spoken of the lane so.

@@ -51,9 +51,7 @@ async fn empty(post: &Post, worker: &WorkerId) -> Result<()> {
     }
     let failed = |error: lapin::Error| post.link.peer().lift("empty a hold queue", &error);
     let channel = post.link.channel().await?;
-    while let Some(got) =
-        channel.basic_get(name.as_str().into(), BasicGetOptions::default()).await.map_err(failed)?
-    {
+    while let Some(got) = channel.basic_get(name.as_str().into(), BasicGetOptions::default()).await.map_err(failed)? {
         let owner = topology::queue_of_key(got.delivery.routing_key.as_str()).unwrap_or_else(Queue::standard);
         let read = wire::read(&got.delivery, &owner, post.clock.now());
         post.send(&read.parcel, Duration::ZERO).await?;

@@ -197,9 +197,8 @@ impl AmqpSource {
         }
         let caps: HashMap<&Lane, u32> = want.caps.iter().map(|(lane, cap)| (lane, *cap)).collect();
         let counts = self.lanes.counts().into_iter();
-        let open: Vec<Open> = counts
-            .map(|(lane, count)| Open { room: count.min(self.cap(&lane, &caps, want.rest)), lane })
-            .collect();
+        let open: Vec<Open> =
+            counts.map(|(lane, count)| Open { room: count.min(self.cap(&lane, &caps, want.rest)), lane }).collect();
         let turns = self.rounds.take(&self.terms.queues, &open, total);
         let mut bytes: usize = self.ready.iter().map(|job| job.payload.len()).sum();
         let mut chosen = Vec::with_capacity(turns.len());
