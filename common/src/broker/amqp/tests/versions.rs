@@ -17,6 +17,7 @@ use crate::broker::memory::Memory;
 use crate::broker::{
     Backend, Claim, Enqueued, Leased, RawDelivery, Refusal, Source, Terms, Verdict, Want, WorkerId, envelope,
 };
+use crate::error::Error;
 use crate::job::{Job, Queue};
 use crate::record::{End, Record};
 use crate::telemetry::{self, LogFormat};
@@ -211,7 +212,7 @@ async fn a_job_that_is_too_large_is_refused_and_no_other() {
     let envelopes = || jobs.iter().map(|job| envelope(job).unwrap()).collect::<Vec<_>>();
     let mut answers = amqp.enqueue(envelopes()).await;
     // Which of them it was is not known at once.
-    while answers.as_ref().is_err_and(|error| error.is_transient()) {
+    while answers.as_ref().is_err_and(Error::is_transient) {
         answers = amqp.enqueue(envelopes()).await;
     }
     let size = envelopes()[1].payload.len();
