@@ -208,7 +208,7 @@ async fn a_job_that_is_too_large_is_refused_and_no_other() {
     assert_eq!(published.properties.message_id().as_ref().unwrap().as_str(), fits.id.to_string());
 
     let (_server, amqp) = played(Kind { max_message_size: 5_000, ..NEW }).await;
-    let jobs = [job("a"), job(&"x".repeat(6_000)).with_key("large"), job("b").with_key("b")];
+    let jobs = [job("a"), job(&"x".repeat(6_000)).with_key("large"), job("b")];
     let envelopes = || jobs.iter().map(|job| envelope(job).unwrap()).collect::<Vec<_>>();
     let mut answers = amqp.enqueue(envelopes()).await;
     // Which of them it was is not known at once.
