@@ -31,8 +31,8 @@ struct Walk {
     sources: Vec<String>,
     /// How many of them are done.
     place: usize,
-    /// What was taken, by its job.
-    taken: HashMap<JobId, Vec<(u32, Acker)>>,
+    /// What was taken, by its job: epoch, attempts spent, and what answers for it.
+    taken: HashMap<JobId, Vec<(u32, u32, Acker)>>,
     /// Taken, and too large for the page before.
     carried: Option<Envelope>,
     /// How many pages it has given.
@@ -77,7 +77,7 @@ impl Walks {
             let mut found = false;
             for walk in walks.values_mut() {
                 let Some(taken) = walk.taken.get_mut(id) else { continue };
-                for (_, acker) in taken.extract_if(.., |(of, _)| of == epoch) {
+                for (_, _, acker) in taken.extract_if(.., |(of, _, _)| of == epoch) {
                     let acked = acker.ack(BasicAckOptions::default()).await;
                     found |= acked.map_err(|error| post.link.peer().lift("forget jobs", &error))?;
                 }
@@ -115,11 +115,13 @@ impl Walk {
             let Envelope { head, payload } = read.parcel.envelope;
             if head.lane.queue != *queue || read.dead.is_some() {
                 // Held until the walk ends, so that it is not met again and again.
-                self.taken.entry(head.id).or_default().push((u32::MAX, message.delivery.acker.clone()));
+                self.taken.entry(head.id).or_default().push((u32::MAX, 0, message.delivery.acker.clone()));
                 continue;
             }
-            let known = self.has(head.id, head.epoch);
-            self.taken.entry(head.id).or_default().push((head.epoch, message.delivery.acker.clone()));
+            // An earlier attempt's copy may be about yet, and does not stand for the later one.
+            let taken = self.taken.entry(head.id).or_default();
+            let known = taken.iter().any(|(epoch, attempts, _)| (*epoch, *attempts) == (head.epoch, head.attempts));
+            taken.push((head.epoch, head.attempts, message.delivery.acker.clone()));
             if known {
                 continue;
             }
@@ -134,11 +136,11 @@ impl Walk {
         let more = self.carried.is_some() || self.place < self.sources.len();
         let next = more.then(|| format!("{}.{}", self.place, self.pages));
         let gone = ended(post, &mut items).await?;
-        items.retain(|item| !gone.contains(&item.head.id));
+        items.retain(|item| !gone.contains(&(item.head.id, item.head.attempts)));
         // They are no longer of the epoch that they could be forgotten in.
-        for id in &gone {
-            for (epoch, _) in self.taken.get_mut(id).into_iter().flatten() {
-                *epoch = u32::MAX;
+        for (id, of) in &gone {
+            for (epoch, attempts, _) in self.taken.get_mut(id).into_iter().flatten() {
+                *epoch = if attempts == of { u32::MAX } else { *epoch };
             }
         }
         Ok(Page { items, next })
@@ -146,7 +148,7 @@ impl Walk {
 
     /// Whether it has taken a message of this job in this epoch.
     fn has(&self, id: JobId, epoch: u32) -> bool {
-        self.taken.get(&id).is_some_and(|taken| taken.iter().any(|(of, _)| *of == epoch))
+        self.taken.get(&id).is_some_and(|taken| taken.iter().any(|(of, _, _)| *of == epoch))
     }
 
     async fn end(self, post: &Post) -> Result<()> {
@@ -154,9 +156,9 @@ impl Walk {
     }
 }
 
-/// Those that have only to be ended yet, or have ended: their messages stay for a worker to meet. The others get their
+/// Those that have only to be ended yet, or have ended, with their attempts: their messages stay for a worker to meet. The others get their
 /// deadline of today: one whose end was taken back has a later one than its message says.
-async fn ended(post: &Post, items: &mut [Envelope]) -> Result<HashSet<JobId>> {
+async fn ended(post: &Post, items: &mut [Envelope]) -> Result<HashSet<(JobId, u32)>> {
     let ids: Vec<JobId> = items.iter().map(|item| item.head.id).collect();
     let now = post.clock.now();
     let mut gone = HashSet::new();
@@ -168,19 +170,19 @@ async fn ended(post: &Post, items: &mut [Envelope]) -> Result<HashSet<JobId>> {
                 cancelled.insert(batch.clone(), is_cancelled);
             }
             if cancelled.get(batch) == Some(&true) {
-                gone.insert(head.id);
+                gone.insert((head.id, head.attempts));
             }
         }
         if let Some(view) = view.as_ref().filter(|view| view.epoch == head.epoch) {
             head.deadline = head.deadline.max(view.deadline);
         }
         if head.deadline <= now {
-            gone.insert(head.id);
+            gone.insert((head.id, head.attempts));
         }
         let Some(view) = view else { continue };
         let waits = matches!(view.state, State::Scheduled | State::Queued | State::Retrying);
         if !waits || view.epoch > head.epoch || view.attempts > head.attempts {
-            gone.insert(head.id);
+            gone.insert((head.id, head.attempts));
         }
     }
     Ok(gone)

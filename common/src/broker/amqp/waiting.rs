@@ -67,7 +67,7 @@ impl LaneQueue {
 
     /// What came to stay, once, of what was fetched to be passed on: beyond `slots` it is for other workers.
     pub(super) fn surplus(&mut self, slots: u32, now: Instant) -> VecDeque<Item> {
-        if !self.passed.is_some_and(|at| now - at > SURPLUS) {
+        if self.passed.is_none_or(|at| now - at <= SURPLUS) {
             return VecDeque::new();
         }
         self.passed = None;
@@ -84,8 +84,8 @@ impl LaneQueues {
     pub(super) fn keep(&mut self, lanes: &[Lane]) -> Vec<Item> {
         let there: BTreeMap<Arc<str>, &Lane> =
             lanes.iter().map(|lane| (topology::lane_queue(lane).into(), lane)).collect();
-        let gone = self.0.extract_if(.., |name, _| !there.contains_key(name));
-        let given_up = gone.flat_map(|(_, lane)| lane.waiting).collect();
+        let gone: Vec<_> = self.0.keys().filter(|name| !there.contains_key(*name)).cloned().collect();
+        let given_up = gone.iter().filter_map(|name| self.0.remove(name)).flat_map(|lane| lane.waiting).collect();
         for (name, lane) in there {
             self.0.entry(name).or_insert_with(|| LaneQueue::new(lane));
         }
