@@ -178,11 +178,12 @@ impl Session {
 
     /// The delivery that the client answers for next, and whether it acknowledges it rather than gives it back.
     pub(in crate::broker::amqp) async fn answered(&mut self) -> (DeliveryTag, bool) {
-        match self.method().await.1 {
-            AMQPClass::Basic(basic::AMQPMethod::Ack(ack)) => (ack.delivery_tag, true),
-            AMQPClass::Basic(basic::AMQPMethod::Nack(nack)) => (nack.delivery_tag, false),
-            other => panic!("no answer: {other:?}"),
+        let answer = self.method().await.1;
+        if let AMQPClass::Basic(basic::AMQPMethod::Ack(ack)) = answer {
+            return (ack.delivery_tag, true);
         }
+        let AMQPClass::Basic(basic::AMQPMethod::Nack(nack)) = answer else { panic!("no answer: {answer:?}") };
+        (nack.delivery_tag, false)
     }
 
     /// Takes a consumer away, as when its queue was deleted or it took too long.
