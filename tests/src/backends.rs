@@ -1,5 +1,4 @@
-//! One fresh broker per test, on each backend, and what the test may do to it. A backend more is a constructor here
-//! and a line in `it/conformance/mod.rs`.
+//! One fresh broker per test, on each backend, and what the test may do to it. One more is named in `it/conformance/mod.rs`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -369,7 +368,6 @@ mod tests {
         let late = taken.pop().unwrap();
         late.lease.settle(retry(&late.head, Duration::from_secs(600))).await.unwrap();
         assert_eq!(server.faults(), [""; 0]);
-
         let mut seen = Vec::new();
         for damage in [
             "HINCRBY :c dead 1",
