@@ -4,7 +4,7 @@
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-use super::{Envelope, envelope};
+use super::{Envelope, Head, envelope};
 use crate::codec;
 use crate::job::{Job, JobId, Priority, Queue};
 use crate::line::{BadLine, Line, NAME_CHARS};
@@ -131,16 +131,22 @@ impl Arrival {
     }
 
     /// The same job under an id of its own, dead, because another job has the id: a person may still have it run.
-    pub(super) fn conflicting(self, now: Timestamp) -> Self {
+    pub(super) fn conflicting(self, id: JobId, now: Timestamp) -> Self {
         let mut envelope = self.envelope;
-        (envelope.head.id, envelope.head.keyed) = (JobId::fresh(), false);
-        let own = |job| Job { id: envelope.head.id, keyed: false, ..job };
+        (envelope.head.id, envelope.head.keyed) = (id, false);
+        let own = |job| Job { id, keyed: false, ..job };
         if let Ok(payload) = codec::decode_job(&envelope.payload).and_then(|job| codec::encode_job(&own(job))) {
             envelope.payload = payload;
         }
         let detail = "another job with other content has its id or idempotency_key";
         let dead = Some(record(&envelope, "id_conflict", detail.to_owned(), now));
         Self { envelope, dead }
+    }
+
+    /// The id that [`Self::conflicting`] is given where the same message may come again: its content makes it.
+    pub(super) fn id_of_its_own(head: &Head) -> JobId {
+        let content = hex(&head.fingerprint.0);
+        JobId::derived(&head.lane.queue, None, &format!("conflict:{}:{content}", head.id))
     }
 
     fn unreadable(line: &[u8], queue: &Queue, now: Timestamp, why: String) -> Self {
@@ -156,8 +162,11 @@ impl Arrival {
 
 /// What stands for the id of something that has none.
 fn content_key(body: &[u8]) -> String {
-    let digest = Sha256::digest(body);
-    digest.iter().fold("content:".to_owned(), |key, byte| key + &format!("{byte:02x}"))
+    format!("content:{}", hex(&Sha256::digest(body)))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 fn record(envelope: &Envelope, code: &str, detail: String, now: Timestamp) -> Box<Record> {
@@ -220,7 +229,7 @@ mod tests {
     #[test]
     fn a_conflict_keeps_its_work_under_an_id_of_its_own() {
         let first = read(r#"{"id":"a","prompt":"hi","model":"m"}"#);
-        let refused = first.clone().conflicting(Timestamp::now());
+        let refused = first.clone().conflicting(JobId::fresh(), Timestamp::now());
         let (head, job) = (&refused.envelope.head, codec::decode_job(&refused.envelope.payload).unwrap());
         assert!(head.id != first.envelope.head.id && job.id == head.id && !job.keyed && !head.keyed);
         assert_eq!((why(&refused).0, job.work.model.as_deref()), ("id_conflict", Some("m")));

@@ -5,9 +5,13 @@ use std::process::Command;
 
 use promptq_common::broker::{Access, Beside, Broker};
 use promptq_common::job::Queue;
+use promptq_common::ledger::DeadGroup;
+use promptq_common::record::End;
+use promptq_tests::backends::{LONG, terms};
 use promptq_tests::process::{Home, Said};
-use promptq_tests::rabbit::RabbitServer;
+use promptq_tests::rabbit::{RabbitServer, RawClient, RawMessage};
 use promptq_tests::redis::{Options, RedisServer};
+use promptq_tests::steps::Worker;
 
 use super::{login, shipped};
 
@@ -40,6 +44,46 @@ async fn the_example_gets_its_answer() {
     worker.kill().unwrap();
     worker.wait().unwrap();
     said.ends(0).prints(&["succeeded "]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_job_under_a_used_id_is_dead_and_not_gone() {
+    let (server, redis) = (RabbitServer::shared(), RedisServer::start(Options::cheap()));
+    let host = server.host();
+    let mut access = Access::new(&host.url()).unwrap();
+    access.beside = Beside::Ledger(Box::new(Access::new(&redis.url()).unwrap()));
+    let broker = Broker::connect(&access).await.unwrap();
+    broker.declare(&Queue::standard(), &[], false).await.unwrap();
+    let client = RawClient::connect(&host.url()).await;
+    let say = async |prompt: &str| {
+        let message = RawMessage {
+            exchange: "pq1.in".into(),
+            routing_key: "default".into(),
+            id: Some("one".into()),
+            content_type: Some("application/json".into()),
+            durable: true,
+            body: format!(r#"{{"prompt":"{prompt}"}}"#).into_bytes(),
+            ..RawMessage::default()
+        };
+        assert!(client.publish(&message).await, "{prompt}");
+    };
+    let mut worker = Worker::on(&broker, terms(&[(Queue::standard(), 1)], LONG)).await;
+    say("first").await;
+    worker.ends_one(End::Succeeded).await;
+    for prompt in ["first", "second", "second"] {
+        say(prompt).await;
+    }
+    // Each is answered for as soon as the worker asks.
+    let mut dead: Vec<DeadGroup> = Vec::new();
+    for _ in 0..30 {
+        worker.finds_nothing().await;
+        dead = broker.ledger().dead_groups(None).await.unwrap();
+        if host.counts("pq1.q.") == (0, 0) && !dead.is_empty() {
+            break;
+        }
+    }
+    let told: Vec<_> = dead.iter().map(|group| (group.code.as_str(), group.count)).collect();
+    assert_eq!(told, [("id_conflict", 1)], "the repetitions are told from it");
 }
 
 #[test]

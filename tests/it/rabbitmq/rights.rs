@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use promptq_common::broker::{Access, Beside, Broker, Enqueued, Retention};
 use promptq_common::error::Kind;
-use promptq_common::job::Queue;
+use promptq_common::job::{ModelName, Queue};
 use promptq_common::record::{End, State};
 use promptq_tests::backends::{LONG, terms};
 use promptq_tests::fixture::{job, job_in, registered, retry};
@@ -94,6 +94,17 @@ async fn a_producer_puts_in_and_a_worker_takes_retries_and_ends() {
     let late = put_one(&producer, registered()).await;
     assert_eq!(producer.cancel(&[late]).await.unwrap().len(), 1);
     assert_eq!(state(&producer, late).await, State::Cancelled);
+}
+
+#[tokio::test]
+async fn who_may_not_declare_leaves_what_is_there_to_others() {
+    let place = Place::new().await;
+    let broker = place.broker("promptq-worker").await;
+    let refused = broker.declare(&Queue::standard(), &[ModelName::new("of-its-own")], false).await.unwrap_err();
+    assert_eq!(refused.kind(), Kind::Config, "{refused}");
+    put_one(&place.broker("promptq-producer").await, job()).await;
+    let mut worker = Worker::on(&broker, terms(&[(Queue::standard(), 1)], LONG)).await;
+    worker.ends_one(End::Succeeded).await;
 }
 
 #[tokio::test]

@@ -83,7 +83,7 @@ pub(super) async fn redrive(post: &Post, ids: &[JobId]) -> Result<Vec<Redriven>>
             && seen.insert(envelope.head.id)
         {
             places.push(place);
-            parcels.push(Parcel { envelope: (**envelope).clone(), reply: None });
+            parcels.push(Parcel { envelope: (**envelope).clone(), reply: None, named: false });
         }
     }
     let messages: Result<Vec<_>> =

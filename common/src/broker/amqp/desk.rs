@@ -17,9 +17,9 @@ use super::post::Post;
 use super::slip::Slip;
 use super::wire::{Parcel, Read};
 use crate::broker::backend::{Claim, LeaseId, RawDelivery, Terms, WorkerId};
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::job::JobId;
-use crate::ledger::{Asked, Opened};
+use crate::ledger::{Asked, Opened, Registered};
 use crate::record::Record;
 
 /// How many messages may be answered for while their callers go on (ended jobs that wait for their announcement, copies
@@ -84,8 +84,17 @@ pub(super) enum Opening {
 
 impl Item {
     pub(super) fn new(read: Read, slip: Slip, redelivered: bool, held: bool) -> Self {
-        let lease = LeaseId::random();
+        let (lease, redelivered) = (LeaseId::random(), redelivered || read.copy);
         Self { parcel: read.parcel, dead: read.dead, lease, redelivered, held, slip }
+    }
+
+    /// Has it wait elsewhere. One that is dead as it came would come back alive from there: it goes back as it is.
+    pub(super) async fn put_off(self, post: &Post, wait: Duration) {
+        if self.dead.is_none() {
+            return post.park(self.parcel, self.slip, wait).await;
+        }
+        tokio::time::sleep(wait.min(REST)).await;
+        self.slip.give_back().await;
     }
 }
 
@@ -150,7 +159,7 @@ impl Desk {
     /// Has a message wait elsewhere.
     async fn park(self: &Arc<Self>, item: Item, wait: Duration) {
         let desk = Arc::clone(self);
-        self.aside(async move { desk.post.park(item.parcel, item.slip, wait).await }).await;
+        self.aside(async move { item.put_off(&desk.post, wait).await }).await;
     }
 
     /// Answers for the message of a job that has ended.
@@ -182,7 +191,24 @@ impl Desk {
         Arc::clone(&self.finishing).acquire_owned().await.ok()
     }
 
-    async fn ask(self: &Arc<Self>, item: Item) -> Opening {
+    /// Has the ledger compare what a foreign client named with the job that has the name: only our own producers do so
+    /// before they publish.
+    async fn compare(&self, item: &mut Item) -> Result<()> {
+        if item.parcel.named {
+            let registered = self.post.claims.register(&[&item.parcel.envelope.head]).await?;
+            if registered.first() == Some(&Registered::Conflict) {
+                let read = Read::conflicting(item.parcel.clone(), self.post.clock.now());
+                (item.parcel, item.dead) = (read.parcel, read.dead);
+            }
+            item.parcel.named = false;
+        }
+        Ok(())
+    }
+
+    async fn ask(self: &Arc<Self>, mut item: Item) -> Opening {
+        if let Err(error) = self.compare(&mut item).await {
+            return Opening::Failed(Box::new(item), error);
+        }
         let head = &item.parcel.envelope.head;
         crate::crash_point!("amqp.open.before_ledger");
         let asked =

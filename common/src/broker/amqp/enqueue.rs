@@ -43,7 +43,7 @@ pub(super) async fn enqueue(post: &Post, batch: Vec<Envelope>) -> Result<Vec<Enq
     for (place, envelope) in batch.into_iter().enumerate() {
         if answers[place].is_none() {
             places.push(place);
-            parcels.push(Parcel { envelope, reply: None });
+            parcels.push(Parcel { envelope, reply: None, named: false });
         }
     }
     publish(post, &places, &parcels, &again, &mut answers).await?;

@@ -131,8 +131,8 @@ impl AmqpHold {
     async fn copy(&self, mut head: Head, after: Duration) -> Result<()> {
         let post = &self.desk.post;
         head.not_before = (!after.is_zero()).then(|| post.clock.now() + after);
-        let Parcel { envelope: Envelope { payload, .. }, reply } = self.held.parcel.clone();
-        post.send(&Parcel { envelope: Envelope { head, payload }, reply }, after).await
+        let Parcel { envelope: Envelope { payload, .. }, reply, named } = self.held.parcel.clone();
+        post.send(&Parcel { envelope: Envelope { head, payload }, reply, named }, after).await
     }
 }
 

@@ -95,7 +95,7 @@ async fn hand_back(desk: &Desk, arrival: Arrival, hold: &Arc<str>) {
     let read = wire::read(&delivery, &owner, desk.post.clock.now());
     let Some(item) = desk.attach(Item::new(read, slip, delivery.redelivered, queue == *hold)) else { return };
     if item.held {
-        desk.post.park(item.parcel, item.slip, Duration::ZERO).await;
+        item.put_off(&desk.post, Duration::ZERO).await;
     } else {
         item.slip.give_back().await;
     }

@@ -175,7 +175,7 @@ impl AmqpSource {
         let passing = self.lanes.get_mut(queue).map(LaneQueue::pass_on);
         let desk = Arc::clone(&self.desk);
         self.desk.spawn(async move {
-            desk.post.park(item.parcel, item.slip, wait).await;
+            item.put_off(&desk.post, wait).await;
             drop(passing);
         });
     }
@@ -238,7 +238,7 @@ impl AmqpSource {
                 Opening::Paused(item) => {
                     // Its queue is closed as soon as the news says so; until then it waits where it cannot be seen.
                     let desk = Arc::clone(&self.desk);
-                    self.desk.spawn(async move { desk.post.park(item.parcel, item.slip, PATIENCE).await });
+                    self.desk.spawn(async move { item.put_off(&desk.post, PATIENCE).await });
                 }
                 Opening::Failed(item, error) => {
                     self.trouble = Some(error);

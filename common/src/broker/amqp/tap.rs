@@ -259,9 +259,9 @@ impl Pipes<'_> {
             }
             // Consuming from a queue that is not there would end the channel, and every other consumer with it.
             if open.is_none() {
-                match topology::ready(self.link, queue).await {
-                    Ok(Some(_)) => {}
-                    Ok(None) => {
+                match topology::may_have(self.link, queue).await {
+                    Ok(true) => {}
+                    Ok(false) => {
                         missing.push(Arc::clone(queue));
                         continue;
                     }

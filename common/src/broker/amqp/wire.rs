@@ -20,6 +20,8 @@ const OURS: &str = "application/x-promptq-job";
 const JSON: &str = "application/json";
 /// The header of a message that may stand in its queue already.
 const DUPLICATE: &str = "pq-dup";
+/// See [`Parcel::named`].
+const NAMED: &str = "pq-named";
 /// Messages survive a restart of the server.
 const PERSISTENT: u8 = 2;
 const BODY_V1: u8 = 1;
@@ -33,6 +35,8 @@ pub(super) struct Parcel {
     pub(super) envelope: Envelope,
     /// Who waits for the result, if the client said so.
     pub(super) reply: Option<Reply>,
+    /// Whether a client named it that is not ours, and nobody has looked yet whether another job has that name.
+    pub(super) named: bool,
 }
 
 /// Where a foreign client wants its result.
@@ -50,6 +54,8 @@ pub(super) struct Read {
     pub(super) parcel: Parcel,
     /// Why the job is dead on arrival, if it is.
     pub(super) dead: Option<Box<Record>>,
+    /// Whether it may be a copy of a message that was delivered before.
+    pub(super) copy: bool,
 }
 
 impl Parcel {
@@ -74,6 +80,9 @@ impl Parcel {
         if duplicate {
             headers.insert(DUPLICATE.into(), AMQPValue::Boolean(true));
         }
+        if self.named {
+            headers.insert(NAMED.into(), AMQPValue::Boolean(true));
+        }
         let mut properties = BasicProperties::default()
             .with_content_type(OURS.into())
             .with_headers(headers)
@@ -97,7 +106,12 @@ pub(super) fn read(delivery: &Delivery, queue: &Queue, now: Timestamp) -> Read {
     let reply = reply(properties);
     if content_type == OURS {
         return match ours(&delivery.data) {
-            Ok(envelope) => Read { parcel: Parcel { envelope, reply }, dead: None },
+            Ok(envelope) => {
+                let headers = properties.headers().as_ref().map(FieldTable::inner);
+                let has = |name| headers.is_some_and(|headers| headers.contains_key(name));
+                let named = has(NAMED);
+                Read { parcel: Parcel { envelope, reply, named }, dead: None, copy: has(DUPLICATE) }
+            }
             Err(error) => arrived(Arrival::strange(&delivery.data, queue, error.to_string(), now), reply),
         };
     }
@@ -116,7 +130,17 @@ pub(super) fn read(delivery: &Delivery, queue: &Queue, now: Timestamp) -> Read {
 }
 
 fn arrived(arrival: Arrival, reply: Option<Reply>) -> Read {
-    Read { parcel: Parcel { envelope: arrival.envelope, reply }, dead: arrival.dead }
+    let named = arrival.dead.is_none();
+    Read { parcel: Parcel { envelope: arrival.envelope, reply, named }, dead: arrival.dead, copy: false }
+}
+
+impl Read {
+    /// What becomes of it when another job with other content has its name. The same again whenever it comes.
+    pub(super) fn conflicting(parcel: Parcel, now: Timestamp) -> Self {
+        let Parcel { envelope, reply, .. } = parcel;
+        let id = Arrival::id_of_its_own(&envelope.head);
+        arrived(Arrival { envelope, dead: None }.conflicting(id, now), reply)
+    }
 }
 
 fn ours(body: &[u8]) -> Result<Envelope> {

@@ -15,7 +15,7 @@ use crate::broker::backend::Envelope;
 use crate::broker::foreign::{Arrival, KEPT_BYTES};
 use crate::codec;
 use crate::error::Result;
-use crate::job::Queue;
+use crate::job::{JobId, Queue};
 use crate::result_line::announcement;
 use crate::time::Timestamp;
 
@@ -91,7 +91,7 @@ pub(super) async fn look(link: &Link, queue: &Queue) -> Result<Vec<Standing>> {
 
 impl Standing {
     fn conflicting(self) -> Self {
-        Self { arrival: self.arrival.conflicting(Timestamp::now()), derived: false, ..self }
+        Self { arrival: self.arrival.conflicting(JobId::fresh(), Timestamp::now()), derived: false, ..self }
     }
 
     fn args(&self) -> Result<Vec<Vec<u8>>> {

@@ -115,8 +115,8 @@ fn envelope() -> Envelope {
 }
 
 fn item(envelope: &Envelope, slip: Slip) -> Item {
-    let parcel = Parcel { envelope: envelope.clone(), reply: None };
-    Item::new(Read { parcel, dead: None }, slip, false, false)
+    let parcel = Parcel { envelope: envelope.clone(), reply: None, named: false };
+    Item::new(Read { parcel, dead: None, copy: false }, slip, false, false)
 }
 
 fn granted(opening: Opening) -> RawDelivery {

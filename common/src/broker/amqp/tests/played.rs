@@ -50,8 +50,8 @@ pub(in crate::broker::amqp) enum Order {
 /// What kind of server it is.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::broker::amqp) struct Kind {
-    /// Whether it has every queue and exchange that is looked for.
-    pub(in crate::broker::amqp) has_all: bool,
+    /// What it says to whoever looks for a queue or an exchange; else it has them all.
+    pub(in crate::broker::amqp) hides: Option<(u16, &'static str)>,
     /// The largest message it takes.
     pub(in crate::broker::amqp) max_message_size: usize,
 }
@@ -180,14 +180,14 @@ impl Server {
             }
             AMQPClass::Confirm(_) => AMQPClass::Confirm(confirm::AMQPMethod::SelectOk(confirm::SelectOk {})),
             AMQPClass::Exchange(exchange::AMQPMethod::Declare(wanted)) => {
-                if wanted.passive && !self.kind.has_all {
-                    return session.close_channel(id, 404, "NOT_FOUND - no exchange").await;
+                if let Some((code, why)) = self.kind.hides.filter(|_| wanted.passive) {
+                    return session.close_channel(id, code, why).await;
                 }
                 AMQPClass::Exchange(exchange::AMQPMethod::DeclareOk(exchange::DeclareOk {}))
             }
             AMQPClass::Queue(asked) => match self.grant_queue(asked).await {
-                Some(answer) => AMQPClass::Queue(answer),
-                None => return session.close_channel(id, 404, "NOT_FOUND - no queue").await,
+                Ok(answer) => AMQPClass::Queue(answer),
+                Err((code, why)) => return session.close_channel(id, code, why).await,
             },
             AMQPClass::Basic(asked) => return self.grant_basic(session, place, asked).await,
             other => panic!("not played: {other:?}"),
@@ -196,11 +196,13 @@ impl Server {
     }
 
     #[expect(clippy::wildcard_enum_match_arm, reason = "what no client of ours asks for")]
-    async fn grant_queue(&mut self, asked: queue::AMQPMethod) -> Option<queue::AMQPMethod> {
+    async fn grant_queue(&mut self, asked: queue::AMQPMethod) -> Result<queue::AMQPMethod, (u16, &'static str)> {
         use queue::AMQPMethod::{Bind, BindOk, Declare, DeclareOk, Delete, DeleteOk};
-        Some(match asked {
-            Declare(wanted) if wanted.passive && !self.kind.has_all => return None,
+        Ok(match asked {
             Declare(wanted) => {
+                if let Some(hides) = self.kind.hides.filter(|_| wanted.passive) {
+                    return Err(hides);
+                }
                 // 4.3 refuses queues that are neither durable nor one connection's own.
                 assert!(wanted.passive || (wanted.durable && !wanted.exclusive && !wanted.auto_delete), "{wanted:?}");
                 let name = wanted.queue.clone();

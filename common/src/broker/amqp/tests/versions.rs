@@ -27,7 +27,7 @@ use crate::work::Work;
 const LANE: &str = "pq1.q.default._.normal";
 const LEASE: Duration = Duration::from_secs(45);
 /// Everything is there, and messages may be as large as a server takes since 4.0.
-const NEW: Kind = Kind { has_all: true, max_message_size: 16 << 20 };
+const NEW: Kind = Kind { hides: None, max_message_size: 16 << 20 };
 
 async fn played(kind: Kind) -> (Played, Amqp) {
     let peer = Peer::listen().await;
@@ -54,7 +54,7 @@ fn job(text: &str) -> Job {
 }
 
 fn message(job: &Job) -> (BasicProperties, Vec<u8>) {
-    Parcel { envelope: envelope(job).unwrap(), reply: None }.message(false).unwrap()
+    Parcel { envelope: envelope(job).unwrap(), reply: None, named: false }.message(false).unwrap()
 }
 
 async fn one(source: &mut Box<dyn Source>) -> RawDelivery {
@@ -161,6 +161,17 @@ async fn a_channel_that_is_closed_over_a_long_job_costs_no_second_run() {
 
 /// 4.x counts deliveries in `x-delivery-count`, 4.3 the failures there and all of them in `x-acquired-count`.
 #[tokio::test]
+async fn a_worker_that_may_not_look_consumes_what_it_may() {
+    // 4.2.6 and 4.3.0 ask for the right to declare of those who only look; later ones for any right.
+    let why = "ACCESS_REFUSED - configure access to queue refused";
+    let (mut server, amqp) = played(Kind { hides: Some((403, why)), ..NEW }).await;
+    let mut source = worker(&mut server, &amqp).await;
+    let job = job("seen all the same");
+    server.deliver(LANE, message(&job)).await;
+    assert_eq!(one(&mut source).await.head.id, job.id);
+}
+
+#[tokio::test]
 async fn a_servers_counts_are_no_deaths() {
     let (mut server, amqp) = played(NEW).await;
     let mut source = worker(&mut server, &amqp).await;
@@ -178,7 +189,7 @@ async fn a_servers_counts_are_no_deaths() {
 /// outlive the server and a prefetch for a whole channel are refused, as `played` does.
 #[tokio::test]
 async fn every_queue_outlives_its_server_and_gives_no_job_up() {
-    let (mut server, amqp) = played(Kind { has_all: false, ..NEW }).await;
+    let (mut server, amqp) = played(Kind { hides: Some((404, "NOT_FOUND - no such thing")), ..NEW }).await;
     amqp.declare(&Queue::standard(), &[], false).await.unwrap();
     let mut made = BTreeSet::new();
     for did in server.so_far() {

@@ -127,6 +127,14 @@ pub(super) async fn ready(link: &Link, queue_name: &str) -> Result<Option<u32>> 
     Ok(look.map(|look| look.ready))
 }
 
+/// Whether there is a queue to consume, for all that this user may see.
+///
+/// # Errors
+/// When the server cannot be asked.
+pub(super) async fn may_have(link: &Link, queue_name: &str) -> Result<bool> {
+    Talk::open(link).await?.may_have(queue_name).await
+}
+
 async fn declare_once(
     link: &Link,
     ledger: &dyn Ledger,
@@ -163,7 +171,7 @@ async fn all_there(
         there.push(exchange.name);
     }
     for queue in wanted::all(queue, models, settings) {
-        if talk.look(&queue.name).await?.is_none() {
+        if !talk.may_have(&queue.name).await? {
             return Ok(None);
         }
         there.push(queue.name);
@@ -171,34 +179,59 @@ async fn all_there(
     Ok(Some(there))
 }
 
-/// Makes what is missing and binds everything. Until that is done the note says that it is not.
+/// Makes what is missing and binds everything. Until that is done the note says that it is not; who may not even begin
+/// leaves it as it was, or nobody who may not either could use what is there.
 async fn make_all(link: &Link, change: &Change<'_>, models: &[ModelName], settings: &Settings) -> Result<Declared> {
-    let mut note = lanes::read(change.ledger, change.queue).await?;
-    note.whole = false;
+    let before = lanes::read(change.ledger, change.queue).await?;
+    let mut note = lanes::Note { whole: false, ..before.clone() };
     lanes::write(change.ledger, change.queue, &note).await?;
     note.take_up(models);
+    let mut begun = false;
+    match make(link, wanted::all(change.queue, &note.bound(), settings), settings, &mut begun).await {
+        Ok(declared) => {
+            note.whole = true;
+            lanes::write(change.ledger, change.queue, &note).await?;
+            Ok(declared)
+        }
+        Err(error) => {
+            if !begun {
+                lanes::write(change.ledger, change.queue, &before).await?;
+            }
+            Err(error)
+        }
+    }
+}
+
+/// `begun` is set by the first change.
+async fn make(
+    link: &Link,
+    queues: Vec<wanted::WantedQueue>,
+    settings: &Settings,
+    begun: &mut bool,
+) -> Result<Declared> {
     let mut talk = Talk::open(link).await?;
     let mut declared = Declared::default();
     for exchange in wanted::exchanges() {
         let there = talk.finds(&exchange).await?;
         if !there {
             or_error(talk.make_exchange(&exchange).await?)?;
+            *begun = true;
         }
         if there { &mut declared.there } else { &mut declared.made }.push(exchange.name);
     }
-    for queue in wanted::all(change.queue, &note.bound(), settings) {
-        let there = talk.look(&queue.name).await?.is_some();
+    for queue in queues {
+        let there = talk.may_have(&queue.name).await?;
         if !there {
             or_error(talk.make_queue(&queue).await?)?;
+            *begun = true;
         }
         for binding in &queue.bindings {
             or_error(talk.bind(&queue.name, binding).await?)?;
+            *begun = true;
         }
         if there { &mut declared.there } else { &mut declared.made }.push(queue.name);
     }
     write_down(&mut talk, WorkerId::random("pq1.after").as_str(), settings).await?;
-    note.whole = true;
-    lanes::write(change.ledger, change.queue, &note).await?;
     Ok(declared)
 }
 

@@ -40,23 +40,35 @@ impl<'a> Talk<'a> {
 
     /// Looks for a queue; `None` where there is none.
     pub(super) async fn look(&mut self, name: &str) -> Result<Option<Look>> {
-        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        let answer = self.channel.queue_declare(name.into(), options, FieldTable::default()).await;
-        match self.hear(answer).await? {
-            Ok(queue) => Ok(Some(Look { ready: queue.message_count(), consumers: queue.consumer_count() })),
+        match self.peek(name).await? {
+            Ok(look) => Ok(Some(look)),
             Err(refused) if refused.code == 404 => Ok(None),
             Err(refused) => Err(refused.error()),
         }
     }
 
-    /// Looks for an exchange.
+    /// Whether there is a queue, or may be one: servers of 4.2.6 and 4.3.0 let nobody look who may not declare.
+    pub(super) async fn may_have(&mut self, name: &str) -> Result<bool> {
+        match self.peek(name).await? {
+            Ok(_) => Ok(true),
+            Err(refused) => refused.may_be_there(),
+        }
+    }
+
+    /// The same of an exchange.
     pub(super) async fn finds(&mut self, exchange: &Exchange) -> Result<bool> {
         let options = ExchangeDeclareOptions { passive: true, ..exchange.options };
         match self.declare(exchange, options).await? {
             Ok(()) => Ok(true),
-            Err(refused) if refused.code == 404 => Ok(false),
-            Err(refused) => Err(refused.error()),
+            Err(refused) => refused.may_be_there(),
         }
+    }
+
+    async fn peek(&mut self, name: &str) -> Result<Result<Look, Refused>> {
+        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let answer = self.channel.queue_declare(name.into(), options, FieldTable::default()).await;
+        let heard = self.hear(answer).await?;
+        Ok(heard.map(|queue| Look { ready: queue.message_count(), consumers: queue.consumer_count() }))
     }
 
     /// Makes an exchange; nothing happens when there is one just like it.
@@ -112,13 +124,26 @@ impl<'a> Talk<'a> {
 }
 
 impl Refused {
+    /// What it says of something that was only looked for.
+    fn may_be_there(&self) -> Result<bool> {
+        match self.code {
+            403 => Ok(true),
+            404 => Ok(false),
+            _ => Err(self.error()),
+        }
+    }
+
     /// The error it is to somebody who had no reason to expect it.
     pub(super) fn error(&self) -> Error {
         match self.code {
             403 => Error::new(
                 Kind::Config,
                 OP,
-                format!("this user may not ({}); run `promptq queues declare` as a user that may", self.said),
+                format!(
+                    "this user may not ({}); run `promptq queues declare` as a user that may, or give this one the \
+                     rights in deploy/rabbitmq",
+                    self.said
+                ),
             ),
             406 => Error::new(
                 Kind::Config,
