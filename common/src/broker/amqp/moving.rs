@@ -77,7 +77,8 @@ impl Walks {
             let mut found = false;
             for walk in walks.values_mut() {
                 let Some(taken) = walk.taken.get_mut(id) else { continue };
-                for (_, _, acker) in taken.extract_if(.., |(of, _, _)| of == epoch) {
+                // Its earlier copies too: nobody would know that they are stale.
+                for (_, _, acker) in taken.extract_if(.., |(of, _, _)| *of <= *epoch) {
                     let acked = acker.ack(BasicAckOptions::default()).await;
                     found |= acked.map_err(|error| post.link.peer().lift("forget jobs", &error))?;
                 }
@@ -139,8 +140,8 @@ impl Walk {
         items.retain(|item| !gone.contains(&(item.head.id, item.head.attempts)));
         // They are no longer of the epoch that they could be forgotten in.
         for (id, of) in &gone {
-            for (epoch, attempts, _) in self.taken.get_mut(id).into_iter().flatten() {
-                *epoch = if attempts == of { u32::MAX } else { *epoch };
+            for (_, attempts, _) in self.taken.get_mut(id).into_iter().flatten() {
+                *attempts = if attempts == of { u32::MAX } else { *attempts };
             }
         }
         Ok(Page { items, next })
@@ -148,7 +149,9 @@ impl Walk {
 
     /// Whether it has taken a message of this job in this epoch.
     fn has(&self, id: JobId, epoch: u32) -> bool {
-        self.taken.get(&id).is_some_and(|taken| taken.iter().any(|(of, _, _)| *of == epoch))
+        self.taken
+            .get(&id)
+            .is_some_and(|taken| taken.iter().any(|(of, attempts, _)| *of == epoch && *attempts != u32::MAX))
     }
 
     async fn end(self, post: &Post) -> Result<()> {
