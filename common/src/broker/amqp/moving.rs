@@ -137,11 +137,11 @@ impl Walk {
         let more = self.carried.is_some() || self.place < self.sources.len();
         let next = more.then(|| format!("{}.{}", self.place, self.pages));
         let gone = ended(post, &mut items).await?;
-        items.retain(|item| !gone.contains(&(item.head.id, item.head.attempts)));
-        // They are no longer of the epoch that they could be forgotten in.
+        items.retain(|item| !gone.contains(&(item.head.id, (item.head.epoch, item.head.attempts))));
+        // They are not what could be forgotten.
         for (id, of) in &gone {
-            for (_, attempts, _) in self.taken.get_mut(id).into_iter().flatten() {
-                *attempts = if attempts == of { u32::MAX } else { *attempts };
+            for (epoch, attempts, _) in self.taken.get_mut(id).into_iter().flatten() {
+                *attempts = if (*epoch, *attempts) == *of { u32::MAX } else { *attempts };
             }
         }
         Ok(Page { items, next })
@@ -159,9 +159,9 @@ impl Walk {
     }
 }
 
-/// Those that have only to be ended yet, or have ended, with their attempts: their messages stay for a worker to meet. The others get their
+/// Those that have only to be ended yet, or have ended, with their epoch and attempts: their messages stay for a worker to meet. The others get their
 /// deadline of today: one whose end was taken back has a later one than its message says.
-async fn ended(post: &Post, items: &mut [Envelope]) -> Result<HashSet<(JobId, u32)>> {
+async fn ended(post: &Post, items: &mut [Envelope]) -> Result<HashSet<(JobId, (u32, u32))>> {
     let ids: Vec<JobId> = items.iter().map(|item| item.head.id).collect();
     let now = post.clock.now();
     let mut gone = HashSet::new();
@@ -173,19 +173,19 @@ async fn ended(post: &Post, items: &mut [Envelope]) -> Result<HashSet<(JobId, u3
                 cancelled.insert(batch.clone(), is_cancelled);
             }
             if cancelled.get(batch) == Some(&true) {
-                gone.insert((head.id, head.attempts));
+                gone.insert((head.id, (head.epoch, head.attempts)));
             }
         }
         if let Some(view) = view.as_ref().filter(|view| view.epoch == head.epoch) {
             head.deadline = head.deadline.max(view.deadline);
         }
         if head.deadline <= now {
-            gone.insert((head.id, head.attempts));
+            gone.insert((head.id, (head.epoch, head.attempts)));
         }
         let Some(view) = view else { continue };
         let waits = matches!(view.state, State::Scheduled | State::Queued | State::Retrying);
         if !waits || view.epoch > head.epoch || view.attempts > head.attempts {
-            gone.insert((head.id, head.attempts));
+            gone.insert((head.id, (head.epoch, head.attempts)));
         }
     }
     Ok(gone)
