@@ -6,9 +6,7 @@ use std::time::Duration;
 
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, DeliveryTag, FieldTable};
-use tracing::level_filters::LevelFilter;
 
-use super::Written;
 use super::peer::Peer;
 use super::played::{Did, Kind, Order, Played};
 use crate::broker::amqp::Amqp;
@@ -20,7 +18,6 @@ use crate::broker::{
 use crate::error::Error;
 use crate::job::{Job, Queue};
 use crate::record::{End, Record};
-use crate::telemetry::{self, LogFormat};
 use crate::time::Timestamp;
 use crate::work::Work;
 
@@ -137,9 +134,6 @@ async fn a_consumer_that_is_taken_away_takes_no_other_along() {
 /// 3.x to 4.2: the channel goes, and all that was delivered on it comes again.
 #[tokio::test]
 async fn a_channel_that_is_closed_over_a_long_job_costs_no_second_run() {
-    let log = Written::default();
-    let writer = log.clone();
-    telemetry::init(LevelFilter::WARN, LogFormat::Text, move || writer.clone());
     let (mut server, amqp) = played(NEW).await;
     let mut source = worker(&mut server, &amqp).await;
     let sent = message(&job("long"));
@@ -156,7 +150,6 @@ async fn a_channel_that_is_closed_over_a_long_job_costs_no_second_run() {
         assert!(source.next(&want()).await.unwrap().deliveries.is_empty());
     }
     assert_eq!(ends(&mut server, delivery).await, 1);
-    assert!(log.text().contains("consumer_timeout is; its messages come again"), "{}", log.text());
 }
 
 /// 4.x counts deliveries in `x-delivery-count`, 4.3 the failures there and all of them in `x-acquired-count`.
