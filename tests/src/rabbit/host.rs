@@ -35,7 +35,7 @@ const QUEUES: &str = r#"
         [Name, amqqueue:get_type(Q)] ++ Counts(Q) ++ [[Argument(A) || A <- amqqueue:get_arguments(Q)]])
     catch exit:{noproc, _} -> [] end
   end,
-  {text, [Line(Q) || Q <- rabbit_amqqueue:list(Host)]}.
+  {text, [Line(Q) || Q <- rabbit_amqqueue:list(Host), binary:match(element(4, amqqueue:get_name(Q)), <<".after">>) == nomatch]}.
 "#;
 
 /// A virtual host. Dropping it removes it with everything in it.
@@ -110,7 +110,8 @@ impl VirtualHost {
         ));
     }
 
-    /// Its queues, by name.
+    /// Its queues, by name. Without those that are only made to be deleted: of a server that was killed over one, it has
+    /// no leader any more that could be asked.
     pub fn queues(&self) -> Vec<QueueSeen> {
         let asked = format!("Host = {},{QUEUES}", self.quoted());
         let began = Instant::now();
