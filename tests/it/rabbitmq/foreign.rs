@@ -2,12 +2,13 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use promptq_common::broker::{Access, Beside, Broker};
 use promptq_common::job::Queue;
 use promptq_common::ledger::DeadGroup;
 use promptq_common::record::End;
-use promptq_tests::backends::{LONG, terms};
+use promptq_tests::backends::terms;
 use promptq_tests::process::{Home, Said};
 use promptq_tests::rabbit::{RabbitServer, RawClient, RawMessage};
 use promptq_tests::redis::{Options, RedisServer};
@@ -67,7 +68,8 @@ async fn another_job_under_a_used_id_is_dead_and_not_gone() {
         };
         assert!(client.publish(&message).await, "{prompt}");
     };
-    let mut worker = Worker::on(&broker, terms(&[(Queue::standard(), 1)], LONG)).await;
+    // Copies that come while another is looked at wait for a lease.
+    let mut worker = Worker::on(&broker, terms(&[(Queue::standard(), 1)], Duration::from_secs(3))).await;
     say("first").await;
     worker.ends_one(End::Succeeded).await;
     for prompt in ["first", "second", "second"] {
