@@ -80,10 +80,11 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
 
     /// Removes jobs that wait in just this epoch, at most [`MAX_BATCH`], as though they had never been put in here: no
     /// record, no mark of a used id, nothing to redrive; queue, lane and batch count one job less each (a batch stays,
-    /// with its seal). Says how many it removed. Jobs that run, have ended, or wait in another epoch stay as they are, so
-    /// repeating is harmless. A backend may forget only what [`Backend::waiting`] gave on this connection last, and pass over
-    /// the others: RabbitMQ has no hold of any other message, which would run yet. All of them or none where the backend can; after an `Err` any part may be gone. Durable as
-    /// an enqueue is. A lease that ran out before is of no job any more: its claim and its settle say `Stale`.
+    /// with its seal). Says how many it removed. Jobs that run, have ended, or wait in another epoch stay as they are,
+    /// so repeating is harmless. A backend may forget only what [`Backend::waiting`] gave on this connection last, and
+    /// pass over the others: RabbitMQ has no hold of any other message, which would run yet. All of them or none where
+    /// the backend can; after an `Err` any part may be gone. Durable as an enqueue is. A lease that ran out before is
+    /// of no job any more: its claim and its settle say `Stale`.
     async fn forget(&self, jobs: &[(JobId, u32)]) -> Result<u64>;
 
     /// Bounded upkeep: expires waiting jobs whose deadline passed, applies retention. Call until `more` is false.

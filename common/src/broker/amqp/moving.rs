@@ -159,8 +159,8 @@ impl Walk {
     }
 }
 
-/// Those that have only to be ended yet, or have ended, with their epoch and attempts: their messages stay for a worker to meet. The others get their
-/// deadline of today: one whose end was taken back has a later one than its message says.
+/// Those that have only to be ended yet, or have ended, with their epoch and attempts: their messages stay for a worker
+/// to meet. The others get their deadline of today: one whose end was taken back has a later one than its message says.
 async fn ended(post: &Post, items: &mut [Envelope]) -> Result<HashSet<(JobId, (u32, u32))>> {
     let ids: Vec<JobId> = items.iter().map(|item| item.head.id).collect();
     let now = post.clock.now();

@@ -49,12 +49,13 @@ const LARGEST: u64 = crate::codec::MAX_BYTES as u64;
 /// `ledger/marks/<queue>/<batch>`, whose name holds time, id, epoch, end and sums: a listing of names gives counts, order
 /// and cost without reading a record. A mark is written before its message is acknowledged, by whoever meets the end.
 ///
-/// What it asks of the service, in requests: a fresh open two reads (and one each for a flag that is older than 5 s) in one
-/// round trip; one of a message that came again a list besides, and a write after them when it runs. An end two writes and a read; a dead one two
-/// writes more. A registration a write per 1,000 jobs of a batch, and two reads per keyed job. A heartbeat none, save a
-/// read every 10 s for each queue and batch that runs, and two a minute for each job that runs so long. Counts of a batch
-/// that is looked at a list or two every 5 s, and all of it (a list per 1,000 ends) now and then; in memory 16 bytes per
-/// ended job of a batch that has not finished. A page of results a list and a read per record.
+/// What it asks of the service, in requests: a fresh open two reads (and one each for a flag that is older than 5 s) in
+/// one round trip; one of a message that came again a list besides, and a write after them when it runs. An end two
+/// writes and a read; a dead one two writes more. A registration a write per 1,000 jobs of a batch, and two reads per
+/// keyed job. A heartbeat none, save a read every 10 s for each queue and batch that runs, and two a minute for each
+/// job that runs so long. Counts of a batch that is looked at a list or two every 5 s, and all of it (a list per 1,000
+/// ends) now and then; in memory 16 bytes per ended job of a batch that has not finished. A page of results a list and
+/// a read per record.
 #[derive(Debug)]
 pub struct ObjectLedger {
     store: Store,
@@ -94,8 +95,8 @@ pub struct Ages {
 
 impl Default for Ages {
     /// As `protocol.md` promises: 5 s for pauses, cancelled batches and counts, 10 s for what runs; a minute for a copy
-    /// elsewhere and marks that came late; an hour for retention, which is in days. Results 5 s after they ended: clocks of hosts are corrected where they are over 2 s
-    /// off, and a second is left for the list.
+    /// elsewhere and marks that came late; an hour for retention, which is in days. Results 5 s after they ended:
+    /// clocks of hosts are corrected where they are over 2 s off, and a second is left for the list.
     fn default() -> Self {
         let [flags, beats, looks, counts, untold, whole, sweeps] =
             [5, 10, 60, 5, 5, 60, 3_600].map(Duration::from_secs);

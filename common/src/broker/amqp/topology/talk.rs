@@ -1,5 +1,6 @@
 //! Asking a server for exchanges, queues and bindings over one channel after another, as a refusal closes the one it
-//! came over; the last one closes when the talk is dropped. What a refusal means here is the asker's affair; every other failure is an error.
+//! came over; the last one closes when the talk is dropped. What a refusal means here is the asker's affair; every
+//! other failure is an error.
 
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{FieldTable, ShortString};
