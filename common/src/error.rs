@@ -30,8 +30,10 @@ pub enum Kind {
     Corrupt,
     /// Larger than a documented limit.
     TooLarge,
-    /// A setting, an address, a right or a password is wrong; a person has to mend it.
+    /// A setting or an address is wrong; a person has to mend it.
     Config,
+    /// A login was refused, or a right is missing; a person has to mend it.
+    Denied,
     /// This backend cannot do that.
     Unsupported,
     /// The named thing does not exist.
@@ -77,6 +79,7 @@ impl Error {
             Kind::Corrupt
             | Kind::TooLarge
             | Kind::Config
+            | Kind::Denied
             | Kind::Unsupported
             | Kind::NotFound
             | Kind::Conflict
@@ -93,6 +96,7 @@ impl fmt::Display for Kind {
             Self::Corrupt => "unreadable",
             Self::TooLarge => "too large",
             Self::Config => "not usable as configured",
+            Self::Denied => "not allowed",
             Self::Unsupported => "not supported",
             Self::NotFound => "not found",
             Self::Conflict => "conflict",

@@ -141,6 +141,7 @@ impl From<Error> for Problem {
         let (exit, slug) = match error.kind() {
             Kind::Unavailable | Kind::TimedOut | Kind::Closed => (Exit::Unreachable, "unreachable"),
             Kind::Config => (Exit::Usage, "config"),
+            Kind::Denied => (Exit::NotAllowed, "not-allowed"),
             Kind::Unsupported => (Exit::Usage, "unsupported"),
             Kind::NotFound => (Exit::NotFound, "not-found"),
             Kind::Conflict => (Exit::Conflict, "conflict"),

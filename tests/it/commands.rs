@@ -86,17 +86,6 @@ async fn looking_makes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_doctor_leaves_behind_is_not_shown() {
-    let home = Home::new();
-    home.promptq(&["doctor"]).ends(0);
-    let count = |arguments: &[&str]| home.promptq(arguments).ends(0).json()["items"].as_array().unwrap().len();
-    assert_eq!(count(&["jobs", "list", "--json"]), 0);
-    assert_eq!(count(&["jobs", "list", "--json", "--where", "queue=promptq-doctor"]), 1);
-    assert_eq!(count(&["queues", "list", "--json"]), 0);
-    assert_eq!(count(&["queues", "list", "--json", "--all"]), 1);
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_long_list_is_printed_a_page_at_a_time() {
     let home = Home::new();
     let broker = home.broker().await;
@@ -370,19 +359,4 @@ async fn an_interrupt_ends_with_130_and_a_gone_reader_with_0() {
     drop(listing.stdout.take());
     let output = listing.wait_with_output().unwrap();
     assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(0), ""));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_doctor_names_what_is_ill() {
-    let home = Home::new();
-    let well = home.promptq(&["doctor", "--json"]).ends(0).json();
-    assert_eq!(well["healthy"], true);
-    let ill = home.promptq(&["doctor", "--store", "file:///proc/nowhere"]).ends(7);
-    ill.prints(&["FAILED  store: ", "ok      broker: "]);
-    let far = home.promptq(&["doctor", "--broker", "redis://me:hunter2@far"]).ends(7);
-    far.prints(&["FAILED  broker: ", "me:***@far"]);
-    let mut command = home.program("promptq", &["doctor"]);
-    // Port 9 answers nobody here.
-    let said = promptq_tests::process::Said::of(command.env("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")).ends(7);
-    said.prints(&["FAILED  provider: openai: http://127.0.0.1:9/v1/models: cannot be reached"]);
 }

@@ -7,6 +7,7 @@ mod commands;
 mod conformance;
 mod crash;
 mod crash_carried;
+mod doctor;
 mod faults;
 mod foreign;
 mod llm;

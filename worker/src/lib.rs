@@ -98,13 +98,13 @@ impl Drained {
     }
 }
 
-/// The exit code for an error of [`run`], or on the way to it: 2 for what a person has to mend, 7 for a broker out of reach, else 1.
+/// The exit code for an error of [`run`], or on the way to it: 2 for what a person has to mend, rights and logins included, 7 for a broker out of reach, else 1.
 pub fn error_code(error: &anyhow::Error) -> u8 {
     if error.is::<ConfigErrors>() {
         return 2;
     }
     match error.downcast_ref::<Error>().map(Error::kind) {
-        Some(Kind::Config | Kind::Unsupported) => 2,
+        Some(Kind::Config | Kind::Denied | Kind::Unsupported) => 2,
         Some(Kind::Unavailable | Kind::TimedOut) => 7,
         _ => 1,
     }

@@ -22,6 +22,18 @@ pub struct Access {
     pub amqp: amqp::Settings,
     /// Where records are kept, for a broker that keeps none.
     pub beside: Beside,
+    /// Which settings it was read from: what a person is told to mend.
+    pub section: Section,
+}
+
+/// A section of the settings that names a server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Section {
+    /// `broker`.
+    #[default]
+    Broker,
+    /// `ledger`.
+    Ledger,
 }
 
 /// The ledger beside a broker that is not its own.
@@ -58,7 +70,14 @@ impl Access {
                 format!("the address {why}; write one such as sqlite:///var/lib/promptq.db or redis://host:6379"),
             )
         })?;
-        Ok(Self { url, tls_ca: None, durability: None, amqp: amqp::Settings::default(), beside: Beside::Nothing })
+        Ok(Self {
+            url,
+            tls_ca: None,
+            durability: None,
+            amqp: amqp::Settings::default(),
+            beside: Beside::Nothing,
+            section: Section::Broker,
+        })
     }
 }
 
@@ -78,6 +97,15 @@ impl Access {
             ),
             Beside::Nothing | Beside::Ledger(_) => None,
         }
+    }
+}
+
+impl fmt::Display for Section {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Broker => "broker",
+            Self::Ledger => "ledger",
+        })
     }
 }
 

@@ -91,10 +91,15 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     async fn sweep(&self, retention: &Retention) -> Result<Swept>;
 
     /// Makes what the queue needs at a broker where that is not made by the way, with lanes of their own for `models`.
-    /// With `prune`, lanes of models not among them are given up, those that hold nothing at once. Idempotent.
-    /// `None` from a broker that needs nothing of the kind.
+    /// With `prune`, lanes of other models are given up, empty ones at once. Idempotent; `None` where nothing is to make.
     async fn declare(&self, _queue: &Queue, _models: &[ModelName], _prune: bool) -> Result<Option<Declared>> {
         Ok(None)
+    }
+
+    /// Gives up what the broker holds for a queue of whose jobs none is left to run and whose results were read, where
+    /// that does not go by itself. Says what stays, because somebody uses it yet. Who uses the queue again makes it again.
+    async fn retire(&self, _queue: &Queue) -> Result<Vec<Remark>> {
+        Ok(Vec::new())
     }
 }
 
@@ -389,11 +394,7 @@ impl Retention {
     /// 7 days, 30 days, 10 GiB, 37 days.
     pub const fn standard() -> Self {
         const DAY: u64 = 86_400;
-        Self {
-            succeeded: Duration::from_secs(7 * DAY),
-            dead: Duration::from_secs(30 * DAY),
-            bytes: 10 << 30,
-            tombstones: Duration::from_secs(37 * DAY),
-        }
+        let (succeeded, dead) = (Duration::from_secs(7 * DAY), Duration::from_secs(30 * DAY));
+        Self { succeeded, dead, bytes: 10 << 30, tombstones: Duration::from_secs(37 * DAY) }
     }
 }

@@ -9,7 +9,7 @@ use url::Url;
 use super::amqp::Amqp;
 use super::memory::Memory;
 use super::redis::Redis;
-use super::sqlite::Sqlite;
+use super::sqlite::{FileState, Sqlite};
 use super::{Access, Backend, Beside, Broker, Survey, redis};
 use crate::error::{Error, Kind, Result};
 use crate::ledger::Claims;
@@ -87,6 +87,28 @@ pub async fn survey(access: &Access) -> Result<Option<Survey>> {
         "redis" | "rediss" => redis::survey(access).await.map(Some),
         _ => Ok(None),
     }
+}
+
+/// The commands that promptq needs of the server that `access` names and its user may not use; none where there is no
+/// such server. Leaves nothing behind.
+///
+/// # Errors
+/// As [`survey`].
+pub async fn lacking(access: &Access) -> Result<Vec<String>> {
+    match access.url.scheme() {
+        "redis" | "rediss" => redis::lacking(access).await,
+        _ => Ok(Vec::new()),
+    }
+}
+
+/// What is found where `access` names a file, which is looked at and not changed; `None` where it names none.
+///
+/// # Errors
+/// As [`Broker::connect`].
+pub async fn look(access: &Access) -> Result<Option<FileState>> {
+    let url = Url::parse(access.url.expose()).ok().filter(|url| url.scheme() == "sqlite");
+    let Some(url) = url else { return Ok(None) };
+    Sqlite::look(&sqlite_path(&url)?).await.map(Some)
 }
 
 /// The embedded file every command uses unless told otherwise: `$XDG_STATE_HOME/promptq/default.db`.

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-pub use access::{Access, Beside, Durability};
+pub use access::{Access, Beside, Durability, Section};
 pub use amqp::{Health, Hop, QueueType, Settings, examine};
 pub use backend::{
     Backend, Beat, Cancel, CancelCounts, Claim, Declared, Depth, Enqueued, Envelope, Head, Hold, HoldKey, LEASE_BYTES,
@@ -25,9 +25,10 @@ pub use backend::{
     Source, Swept, Terms, Verdict, Want, WorkerId,
 };
 pub(crate) use connect::sqlite_path;
-pub use connect::{default_path, embedded_file, is_local, ledger, survey};
+pub use connect::{default_path, embedded_file, is_local, lacking, ledger, look, survey};
 pub use lease::{Consumer, Deliveries, Delivery, Lease};
 pub use redis::{Fsync, Survey};
+pub use sqlite::FileState;
 
 use tokio::time::Instant;
 
@@ -158,6 +159,11 @@ impl Broker {
     /// See [`Backend::sweep`].
     pub async fn sweep(&self, retention: &Retention) -> Result<Swept> {
         self.backend.sweep(retention).await
+    }
+
+    /// See [`Backend::retire`].
+    pub async fn retire(&self, queue: &Queue) -> Result<Vec<Remark>> {
+        self.backend.retire(queue).await
     }
 
     /// See [`Backend::declare`].

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
-use crate::broker::{Access, Beside, Durability, Retention, amqp};
+use crate::broker::{Access, Beside, Durability, Retention, Section, amqp};
 use crate::job::{Backoff, ModelName, Queue};
 
 pub use address::{Address, redact_url};
@@ -207,9 +207,10 @@ impl Config {
                 durability,
                 amqp: amqp.clone(),
                 beside: Beside::Nothing,
+                section: Section::Ledger,
             })),
         };
-        Access { url, tls_ca, durability, amqp, beside }
+        Access { url, tls_ca, durability, amqp, beside, section: Section::Broker }
     }
 
     /// The policy of a queue: its own, or the standard one.

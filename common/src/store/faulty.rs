@@ -38,6 +38,7 @@ pub(crate) struct Switches {
     faults: Mutex<Vec<(Fault, &'static str)>>,
     slow: Mutex<Duration>,
     careless: Mutex<bool>,
+    keeps: Mutex<bool>,
 }
 
 impl Switches {
@@ -54,6 +55,11 @@ impl Switches {
     /// Creating only where nothing is, and replacing only what was read, are no longer heeded.
     pub(crate) fn careless(&self) {
         *self.careless.lock().unwrap() = true;
+    }
+
+    /// Nobody may delete any more.
+    pub(crate) fn keeps(&self) {
+        *self.keeps.lock().unwrap() = true;
     }
 
     /// Whether every fault has been met.
@@ -138,6 +144,10 @@ impl ObjectStore for Faulty {
     }
 
     fn delete_stream(&self, paths: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        if *self.switches.keeps.lock().unwrap() {
+            let denied = |path: Path| Error::PermissionDenied { path: path.to_string(), source: "as told".into() };
+            return paths.map(move |path| path.and_then(|path| Err(denied(path)))).boxed();
+        }
         self.inner.delete_stream(paths)
     }
 

@@ -162,18 +162,26 @@ impl Store {
     }
 
     /// Checks on the real service that objects can be written, read and deleted here, and says whether "create only"
-    /// is honoured: the second creation of a fresh key must be refused.
+    /// is honoured: the second creation of a fresh key must be refused. Leaves nothing behind.
     pub async fn probe(&self) -> Result<bool> {
         let key = format!("probe/{}", LeaseId::random());
-        self.put(&key, b"first".to_vec()).await?;
-        let kept = match self.upload(&key, Payload::memory(b"second".to_vec()), PutMode::Create).await {
+        // First, as whoever may not delete would leave it there.
+        self.delete(std::slice::from_ref(&key)).await?;
+        let tried = self.probe_at(&key).await;
+        let deleted = self.delete(&[key]).await;
+        let tried = tried?;
+        deleted.map(|()| tried)
+    }
+
+    async fn probe_at(&self, key: &str) -> Result<bool> {
+        self.put(key, b"first".to_vec()).await?;
+        let kept = match self.upload(key, Payload::memory(b"second".to_vec()), PutMode::Create).await {
             Ok(()) => false,
             Err(error) if error.kind() == Kind::Conflict => true,
             Err(error) if error.kind() == Kind::Unsupported => false,
             Err(error) => return Err(error),
         };
-        let there = self.get(&key, 16).await?;
-        self.delete(&[key]).await?;
+        let there = self.get(key, 16).await?;
         Ok(kept && there.as_deref() == Some(b"first"))
     }
 
@@ -229,8 +237,8 @@ fn failed(op: &'static str, path: &Path, error: object_store::Error) -> Error {
     let (kind, why) = match &error {
         E::NotFound { .. } => (Kind::Config, "no such bucket or container"),
         E::AlreadyExists { .. } | E::Precondition { .. } | E::NotModified { .. } => (Kind::Conflict, "exists already"),
-        E::PermissionDenied { .. } => (Kind::Config, "permission denied"),
-        E::Unauthenticated { .. } => (Kind::Config, "the credentials were refused"),
+        E::PermissionDenied { .. } => (Kind::Denied, "permission denied"),
+        E::Unauthenticated { .. } => (Kind::Denied, "the credentials were refused"),
         E::NotSupported { .. } | E::NotImplemented { .. } => (Kind::Unsupported, "this service cannot do that"),
         E::InvalidPath { .. } | E::UnknownConfigurationKey { .. } => (Kind::Config, "not a usable name or setting"),
         E::Generic { .. } | E::JoinError { .. } | _ => (Kind::Unavailable, "the service did not answer as it should"),
@@ -240,10 +248,25 @@ fn failed(op: &'static str, path: &Path, error: object_store::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use super::faulty::Fault;
     use super::*;
 
     fn lease() -> LeaseId {
         LeaseId::random()
+    }
+
+    #[tokio::test]
+    async fn a_probe_leaves_nothing_whatever_goes_wrong() {
+        let (store, switches) = faulty::faulty();
+        let left = async || store.objects.list(None).count().await;
+        assert!(store.probe().await.unwrap() && left().await == 0);
+        for fault in [Fault::AnswerLost, Fault::Unreadable, Fault::Unwritten] {
+            switches.next(fault, "probe/");
+            assert_eq!(store.probe().await.unwrap_err().kind(), Kind::Unavailable, "{fault:?}");
+            assert_eq!(left().await, 0, "{fault:?}");
+        }
+        switches.keeps();
+        assert_eq!((store.probe().await.unwrap_err().kind(), left().await), (Kind::Denied, 0));
     }
 
     #[tokio::test]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use promptq_common::broker::{Broker, WorkerId};
+use promptq_common::error::{Error, Kind};
 use promptq_common::job::{BatchName, Queue};
 use promptq_common::ledger::BatchView;
 use promptq_common::outcome::FailureClass;
@@ -44,6 +45,8 @@ pub(super) struct Drive<'a> {
     board: Option<Board>,
     /// Where the batch is rolled up once it has ended, and as whom.
     roll_up: Option<(Store, WorkerId)>,
+    /// Whether the queue is this run's alone.
+    is_own: bool,
     tally: Option<Tally>,
     total: u64,
     dead_before: Option<u64>,
@@ -79,6 +82,7 @@ impl<'a> Drive<'a> {
             stop,
             board: None,
             roll_up: None,
+            is_own: false,
             tally: None,
             total: 0,
             dead_before: None,
@@ -107,6 +111,7 @@ impl<'a> Drive<'a> {
         enqueueing.spawn(async move { submit::enqueue(&input, &submitter, terms, checked.as_ref(), |_| {}).await });
         let mut workers = JoinSet::new();
         if let Some(parts) = parts {
+            self.is_own = true;
             self.board = Some(parts.board.clone());
             let store = parts.store.clone().filter(|_| parts.settings.roll_up);
             self.roll_up = store.map(|store| (store, parts.settings.worker.clone()));
@@ -245,6 +250,18 @@ impl<'a> Drive<'a> {
         leave
     }
 
+    /// Every job has ended and every result was read. What does not go can be left: the results are here.
+    async fn retire(&self, broker: &Broker) {
+        let again = "the same command again takes it away";
+        match broker.retire(&self.queue).await {
+            Ok(left) => left.iter().for_each(|remark| {
+                self.cx.printer.say(&format!("{} is left at the broker: {}; {again}", remark.name, remark.why));
+            }),
+            Err(error) if error.kind() == Kind::Denied => tracing::debug!(%error, "the run's queue stays"),
+            Err(error) => self.cx.printer.say(&format!("the queue {} is left at the broker: {error}; {again}", self.queue)),
+        }
+    }
+
     /// The last results, the summary and the exit code.
     async fn told(mut self, broker: &Broker, leave: Leave) -> Result<Exit> {
         if let Leave::Failed(problem) = leave {
@@ -267,6 +284,9 @@ impl<'a> Drive<'a> {
         if let Some((store, worker)) = self.roll_up.take().filter(|_| finished) {
             // Its workers have left before their next round of upkeep came.
             rollup::step(broker, &store, &worker).await?;
+        }
+        if finished && self.is_own {
+            self.retire(broker).await;
         }
         let how = if finished { "done" } else { "stopped" };
         let say = |line: &str| self.cx.printer.say(line);
@@ -334,7 +354,9 @@ fn left(ended: Result<anyhow::Result<Drained>, tokio::task::JoinError>) -> Probl
         }
         Ok(Ok(_)) => Problem::new(Exit::Failed, "failed", "the workers left before the work was done"),
         Ok(Err(error)) => {
+            let kind = error.downcast_ref::<Error>().map(Error::kind);
             let exit = match promptq_worker::error_code(&error) {
+                _ if kind == Some(Kind::Denied) => Exit::NotAllowed,
                 2 => Exit::Usage,
                 7 => Exit::Unreachable,
                 _ => Exit::Failed,

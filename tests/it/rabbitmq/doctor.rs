@@ -1,7 +1,7 @@
 //! What `promptq doctor` says of a RabbitMQ server, hop by hop, and that it leaves nothing behind there.
 
 use promptq_tests::process::{Home, Said};
-use promptq_tests::rabbit::RabbitServer;
+use promptq_tests::rabbit::{self, RabbitServer};
 use promptq_tests::redis::{Options, RedisServer};
 use serde_json::Value;
 
@@ -118,4 +118,48 @@ fn it_knows_each_kind_of_user() {
     assert_eq!(may("promptq-worker"), "submit jobs, take and answer them, keep long ones; not declare queues");
     assert_eq!(may("promptq-producer"), "submit jobs; not take and answer them, keep long ones, declare queues");
     assert_eq!(host.queues(), []);
+}
+
+#[test]
+fn lanes_that_the_settings_ask_for_are_missed() {
+    let (server, redis) = (RabbitServer::shared(), RedisServer::start(Options::cheap()));
+    let host = server.host();
+    let home = Home::new();
+    let run = |arguments: &[&str], url: &str| {
+        let mut command = home.program("promptq", arguments);
+        Said::of(command.env("PROMPTQ_BROKER", url).env("PROMPTQ_LEDGER", redis.url()))
+    };
+    home.write("promptq.toml", "[queues.default]\nattempts = 5\n[queues.other]\nattempts = 5\n");
+    run(&["queues", "declare"], &host.url()).ends(0);
+    run(&["doctor"], &host.url()).ends(0).prints(&["ok      topology: everything that default, other needs is there"]);
+    home.write("promptq.toml", "[queues.default]\nattempts = 5\n[queues.other]\nmodels = [\"gpt-5\"]\n");
+    run(&["doctor"], &host.url()).ends(0).prints(&[
+        "warn    topology: pq1.q.other.gpt-5.high and 2 others are missing for other: models that have no lanes",
+        "hint: `promptq queues declare other` makes them",
+    ]);
+    let said = run(&["doctor"], &login(&host, "promptq-worker")).ends(1);
+    said.prints(&["FAILED  topology: ", "hint: run `promptq queues declare other` as a user that may declare"]);
+    run(&["queues", "declare", "other"], &host.url()).ends(0);
+    run(&["doctor"], &host.url()).ends(0).prints(&["ok      topology: everything"]);
+}
+
+#[test]
+fn a_server_without_memory_is_told_of_and_tls_is_not_to_blame() {
+    let (server, redis) = (RabbitServer::start(rabbit::Options::new()), RedisServer::start(Options::cheap()));
+    server.raise(rabbit::Alarm::Memory);
+    let said = ask_said(&server.url(), &redis.url()).ends(7).prints(&["ok      login: ", "FAILED  alarm: ", "blocks everybody who publishes: low on memory", "hint: until"]);
+    assert!(!said.stdout.contains("TLS;") && !said.stdout.contains("amqps://"), "{}", said.stdout);
+}
+
+#[test]
+fn a_ledger_that_was_never_used_is_not_made_by_a_look() {
+    let (server, folder) = (RabbitServer::shared(), tempfile::tempdir().unwrap());
+    let host = server.host();
+    let file = folder.path().join("deep/ledger.db");
+    let found = ask(&host.url(), &format!("sqlite://{}", file.display()), &[]);
+    assert!(found.of("ledger", "warning").contains("not there yet; its first use makes it; records are kept in a file"));
+    let store = format!("file://{}", folder.path().join("deep/store").display());
+    let found = ask(&host.url(), "", &[("PROMPTQ_STORE", &store)]);
+    assert!(found.of("ledger", "warning").contains("not there yet; its first use makes it; records are kept in object"));
+    assert!(found.1 == 0 && std::fs::read_dir(folder.path()).unwrap().next().is_none());
 }

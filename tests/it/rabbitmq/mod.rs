@@ -7,6 +7,7 @@ mod moved;
 mod moving;
 mod reach;
 mod rights;
+mod runs;
 mod topology;
 
 use std::path::{Path, PathBuf};

@@ -95,6 +95,6 @@ fn users_and_passwords_hold_any_characters(server: &RabbitServer) {
         declare(&user, ("PROMPTQ__BROKER__PASSWORD", password), 0);
         let file = home.write("password", &format!("{password}\n"));
         declare(&user, ("PROMPTQ__BROKER__PASSWORD_FILE", file.to_str().unwrap()), 0);
-        declare(&user, ("PROMPTQ__BROKER__PASSWORD", "seCret"), 2).says(&["or the password; check broker.user"]);
+        declare(&user, ("PROMPTQ__BROKER__PASSWORD", "seCret"), 4).says(&["or the password; check broker.user"]);
     }
 }

@@ -101,7 +101,7 @@ async fn who_may_not_declare_leaves_what_is_there_to_others() {
     let place = Place::new().await;
     let broker = place.broker("promptq-worker").await;
     let refused = broker.declare(&Queue::standard(), &[ModelName::new("of-its-own")], false).await.unwrap_err();
-    assert_eq!(refused.kind(), Kind::Config, "{refused}");
+    assert_eq!(refused.kind(), Kind::Denied, "{refused}");
     put_one(&place.broker("promptq-producer").await, job()).await;
     let mut worker = Worker::on(&broker, terms(&[(Queue::standard(), 1)], LONG)).await;
     worker.ends_one(End::Succeeded).await;
@@ -165,7 +165,7 @@ async fn a_queue_that_only_an_administrator_can_make_is_asked_for() {
     assert!(matches!(answer[..], [Enqueued::Refused(_)]), "{answer:?}");
     let worker = place.broker("promptq-worker").await;
     let error = worker.consume(terms(&[(elsewhere.clone(), 1)], LONG)).await.unwrap_err();
-    assert!(error.kind() == Kind::Config && error.to_string().contains("promptq queues declare"), "{error}");
+    assert!(error.kind() == Kind::Denied && error.to_string().contains("`promptq queues declare elsewhere`"), "{error}");
     place.broker("promptq-admin").await.declare(&elsewhere, &[], false).await.unwrap();
     assert_eq!(producer.enqueue(&[strange]).await.unwrap(), [Enqueued::New]);
 }

@@ -235,8 +235,8 @@ async fn a_user_who_may_not_declare_is_told_how_it_is_done() {
     let limited = setup.host.url_of("worker", ["^pq1\\.hold\\.", ".*", ".*"]);
     let broker = setup.broker_as(&limited, QueueType::Quorum).await;
     let error = broker.declare(&Queue::standard(), &[], false).await.unwrap_err();
-    assert_eq!(error.kind(), Kind::Config, "{error}");
-    assert!(error.to_string().contains("`promptq queues declare`"), "{error}");
+    assert_eq!(error.kind(), Kind::Denied, "{error}");
+    assert!(error.to_string().contains("`promptq queues declare default`"), "{error}");
     let lost = broker.enqueue(&[job()]).await.unwrap_err();
     assert!(lost.to_string().contains("`promptq queues declare`"), "{lost}");
 

@@ -8,6 +8,7 @@ use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserIn
 use percent_encoding::percent_decode_str;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use tokio::sync::mpsc;
 use url::Url;
 
 use super::fault::Peer;
@@ -31,6 +32,8 @@ pub(super) struct Target {
     /// `None` without TLS.
     pub(super) tls: Option<RustlsConnector>,
     pub(super) peer: Peer,
+    /// Held by each thread of the driver's that may still use the runtime it was dialled on.
+    pub(super) users: Option<mpsc::Sender<()>>,
 }
 
 impl Target {
@@ -60,7 +63,7 @@ impl Target {
                 Some(made.map_err(|error| bad(&error.to_string()))??)
             }
         };
-        Ok(Self { uri, tls, peer })
+        Ok(Self { uri, tls, peer, users: None })
     }
 }
 

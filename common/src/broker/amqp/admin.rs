@@ -92,7 +92,8 @@ pub(super) async fn redrive(post: &Post, ids: &[JobId]) -> Result<Vec<Redriven>>
     crate::crash_point!("amqp.redrive.after_publish");
     for (parcel, sent) in parcels.iter().zip(sent) {
         if sent? == Sent::Returned {
-            let why = format!("RabbitMQ has no queue for {}", parcel.envelope.head.lane.queue);
+            let queue = &parcel.envelope.head.lane.queue;
+            let why = format!("RabbitMQ has no queue for {queue}; hint: run `promptq queues declare {queue}`");
             return Err(Error::new(Kind::NotFound, "redrive jobs", why));
         }
     }

@@ -1,6 +1,7 @@
 //! What `promptq doctor` tries at a server, one hop after the other, so that the one that fails is named. Leaves nothing
 //! behind: what it publishes is for nobody, what it would consume is refused, what it deletes is not there.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use tokio::time::{Instant, timeout};
 use super::address::{OP, Target};
 use super::fault::code;
 use super::link::Link;
-use super::topology::{self, DELAY, IN};
+use super::topology::{self, DELAY, Expected, IN};
 use crate::broker::Access;
 use crate::error::{Error, Kind, Result};
 use crate::job::Queue;
@@ -30,7 +31,7 @@ const NOBODY: &str = "promptq-doctor";
 /// One thing that was tried.
 #[derive(Clone, Debug)]
 pub struct Hop {
-    /// Its name: `reach`, `login`, `rights`, `topology`.
+    /// Its name: `reach`, `login`, `alarm`, `rights`, `topology`.
     pub name: &'static str,
     /// How it went.
     pub health: Health,
@@ -77,19 +78,39 @@ pub async fn examine(access: &Access, queues: &[Queue]) -> Vec<Hop> {
 async fn visit(access: &Access, queues: &[Queue], hops: &mut Vec<Hop>) -> std::result::Result<(), Hop> {
     let target = Target::new(access).await.map_err(|error| Hop::failed("reach", &error))?;
     hops.push(reach(&target).await.map_err(|error| Hop::failed("reach", &error))?);
-    let link = in_time(&target, Link::connect(access)).await.map_err(|error| Hop::failed("login", &error))?;
+    let connecting = timeout(PATIENCE, Link::connect(access)).await;
+    let connected = connecting.unwrap_or_else(|_| Err(target.peer.silent(OP)));
+    let link = connected.map_err(|error| Hop::failed("login", &error))?;
     let (user, vhost) = (&target.peer.user, &target.peer.vhost);
     hops.push(Hop::new("login", Health::Fine, format!("as user {user} into virtual host {vhost}")));
-    let rights = in_time(&target, rights(&link, queues)).await.map_err(|error| Hop::failed("rights", &error))?;
+    let rights = tokio::select! {
+        biased;
+        why = link.blocked() => return Err(alarm_hop(&target, &why)),
+        rights = in_time(&target, rights(&link, queues)) => rights.map_err(|error| Hop::failed("rights", &error))?,
+    };
     hops.push(rights_hop(&rights, user));
-    let missing = in_time(&target, missing(&link, access, queues)).await;
+    let expected: Vec<Expected> = queues.iter().map(|queue| topology::expected(queue, &access.amqp)).collect();
+    let missing = in_time(&target, missing(&link, &expected)).await;
     let missing = missing.map_err(|error| Hop::failed("topology", &error))?;
-    hops.push(topology_hop(&missing, queues, rights.contains(&Right::Declare)));
+    hops.push(topology_hop(&missing, &expected, rights.contains(&Right::Declare)));
     Ok(())
 }
 
 async fn in_time<T>(target: &Target, trying: impl Future<Output = Result<T>>) -> Result<T> {
-    timeout(PATIENCE, trying).await.unwrap_or_else(|_| Err(target.peer.silent(OP)))
+    let silent = || {
+        let why = "it let us in and then answered nothing for 10 s; rabbitmq-diagnostics status shows what it is at";
+        target.peer.error(Kind::TimedOut, OP, why)
+    };
+    timeout(PATIENCE, trying).await.unwrap_or_else(|_| Err(silent()))
+}
+
+/// Of a server that takes no messages for want of memory or disk.
+fn alarm_hop(target: &Target, why: &str) -> Hop {
+    let what = format!("{}: the server blocks everybody who publishes: {why}", target.peer.shown);
+    Hop::new("alarm", Health::Away, what).hint(
+        "until it has room submits wait and workers take nothing new; rabbitmq-diagnostics alarms shows what it lacks, \
+         its vm_memory_high_watermark and disk_free_limit are the bounds",
+    )
 }
 
 /// Whether something listens there at all: names, routes, firewalls.
@@ -190,21 +211,23 @@ impl Right {
     }
 }
 
-/// The names of what a queue needs and is not there.
-async fn missing(link: &Link, access: &Access, queues: &[Queue]) -> Result<Vec<String>> {
-    let mut missing = Vec::new();
+/// The names of what is expected and not there. What this user may not look at counts as there: servers of 4.2.6 and
+/// 4.3.0 let nobody look who may not declare.
+async fn missing(link: &Link, expected: &[Expected]) -> Result<BTreeSet<String>> {
+    let exchanges = expected.iter().flat_map(|of| &of.exchanges).map(|name| (true, name));
+    let queues = expected.iter().flat_map(|of| of.queues.iter().chain(&of.lanes)).map(|name| (false, name));
+    let once: BTreeSet<(bool, &String)> = exchanges.chain(queues).collect();
+    let mut missing = BTreeSet::new();
     let mut channel = link.channel().await?;
-    let (exchanges, names) = topology::expected(queues, &access.amqp);
-    let exchanges = exchanges.into_iter().map(|name| (true, name));
-    for (is_exchange, name) in exchanges.chain(names.into_iter().map(|name| (false, name))) {
-        if let Err(error) = look(&channel, is_exchange, &name).await {
-            if code(&error) != Some(404) {
-                return Err(link.peer().lift(OP, &error));
-            }
-            missing.push(name);
-            // The answer has closed it.
-            channel = link.channel().await?;
+    for (is_exchange, name) in once {
+        let Err(error) = look(&channel, is_exchange, name).await else { continue };
+        match code(&error) {
+            Some(404) => drop(missing.insert(name.clone())),
+            Some(403) => {}
+            Some(_) | None => return Err(link.peer().lift(OP, &error)),
         }
+        // The answer has closed it.
+        channel = link.channel().await?;
     }
     drop(channel.close(200, "done".into()).await);
     Ok(missing)
@@ -219,20 +242,31 @@ async fn look(channel: &Channel, is_exchange: bool, name: &str) -> lapin::Result
     channel.queue_declare(name.into(), options, FieldTable::default()).await.map(drop)
 }
 
-fn topology_hop(missing: &[String], queues: &[Queue], may_declare: bool) -> Hop {
-    let names: Vec<&str> = queues.iter().map(Queue::as_str).collect();
-    let names = names.join(", ");
+fn topology_hop(missing: &BTreeSet<String>, expected: &[Expected], may_declare: bool) -> Hop {
+    let list = |of: &mut dyn Iterator<Item = &Expected>| of.map(|of| of.queue.as_str()).collect::<Vec<_>>().join(" ");
     let Some(first) = missing.first() else {
-        return Hop::new("topology", Health::Fine, format!("everything that {names} needs is there"));
+        let what = format!("everything that {} needs is there", list(&mut expected.iter()).replace(' ', ", "));
+        return Hop::new("topology", Health::Fine, what);
     };
+    let all = |of: &Expected| of.exchanges.iter().chain(&of.queues).chain(&of.lanes).any(|name| missing.contains(name));
+    let lacking = list(&mut expected.iter().filter(|of| all(of)));
     let what = match missing.len() {
         1 => format!("{first} is missing"),
-        count => format!("{first} and {} others are missing for {names}", count - 1),
+        2 => format!("{first} and 1 other are missing for {}", lacking.replace(' ', ", ")),
+        count => format!("{first} and {} others are missing for {}", count - 1, lacking.replace(' ', ", ")),
     };
-    if may_declare {
-        return Hop::new("topology", Health::Fine, format!("{what}; made by whoever uses the queue first"));
+    let command = format!("promptq queues declare {lacking}");
+    let lanes_alone = missing.iter().all(|name| expected.iter().any(|of| of.lanes.contains(name)));
+    if !may_declare {
+        let hint = format!("run `{command}` as a user that may declare");
+        return Hop::new("topology", Health::Broken, what).hint(&hint);
     }
-    Hop::new("topology", Health::Broken, what).hint("run `promptq queues declare` as a user that may declare")
+    if lanes_alone {
+        let what = format!("{what}: models that have no lanes of their own yet, as the settings want them");
+        return Hop::new("topology", Health::Doubtful, what).hint(&format!("`{command}` makes them"));
+    }
+    let what = format!("{what}; made by whoever uses the queue first");
+    Hop::new("topology", Health::Fine, what).hint(&format!("`{command}` makes it now"))
 }
 
 impl Hop {

@@ -50,11 +50,13 @@ impl Line {
         // Of the thread it is called on: the driver's heartbeat runs there.
         let runtime = lapin::runtime::default_runtime().map_err(|error| target.peer.lift_dial(OP, &error))?;
         let socket = Cut(Arc::default());
-        let (tls, held) = (target.tls.clone(), Arc::clone(&socket.0));
+        let (tls, held, user) = (target.tls.clone(), Arc::clone(&socket.0), target.users.clone());
         let connecting = Connection::connector(
             target.uri.clone(),
             runtime,
             async move |uri, runtime| {
+                // Goes with what is called here, which is with the driver's thread.
+                let _user = &user;
                 let (host, port) = (uri.authority.host, uri.authority.port);
                 let connecting = async {
                     let address = runtime.to_socket_addrs((host.clone(), port));
@@ -125,15 +127,6 @@ impl Line {
                 // A channel's error is its owner's affair.
                 Ok(Some(_)) | Err(_) => {}
                 Ok(None) => return News::Lost(self.obituary(target)),
-            }
-        }
-    }
-
-    /// Waits until it is gone, and says why. Cancel-safe.
-    pub(super) async fn lost(&mut self, target: &Target) -> Error {
-        loop {
-            if let News::Lost(error) = self.news(target).await {
-                return error;
             }
         }
     }

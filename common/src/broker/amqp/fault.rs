@@ -9,6 +9,7 @@ use std::io::{
 use lapin::ErrorKind;
 use rustls::CertificateError;
 
+use super::topology;
 use crate::error::{Error, Kind};
 
 /// Whom an error is about, as it may be shown.
@@ -98,13 +99,16 @@ impl Peer {
         let told = quotable(said);
         match code {
             403 if said.contains("Login was refused") || said.contains("login refused") => (
-                Kind::Config,
+                Kind::Denied,
                 format!("the server refuses user {} or the password; check broker.user and broker.password", self.user),
             ),
-            403 => (Kind::Config, self.lacks(&told)),
+            403 => (Kind::Denied, self.lacks(&told)),
             402 | 530 if said.contains("limit") => (Kind::Unavailable, format!("the server takes no more: {told}")),
-            402 | 530 if said.contains("vhost") => (Kind::Config, self.bad_vhost(said, &told)),
-            404 => (Kind::NotFound, format!("{told}; run `promptq queues declare` if the topology is not there yet")),
+            402 | 530 if said.contains("vhost") => self.bad_vhost(said, &told),
+            404 => {
+                let queue = named(said).and_then(topology::queue_of_lane).map_or_else(String::new, |q| format!(" {q}"));
+                (Kind::NotFound, format!("{told}; `promptq queues declare{queue}` makes what is not there yet"))
+            }
             405 => (Kind::Conflict, format!("another connection has it for itself: {told}")),
             406 => precondition(said, &told),
             311 => (Kind::TooLarge, format!("the server takes nothing so large: {told}")),
@@ -116,25 +120,20 @@ impl Peer {
     }
 
     fn lacks(&self, told: &str) -> String {
-        format!(
-            "user {} has too few rights in virtual host {}: {told}; give it those of deploy/rabbitmq",
-            self.user, self.vhost
-        )
+        let (user, vhost) = (&self.user, &self.vhost);
+        format!("user {user} has too few rights in virtual host {vhost:?}: {told}; give it those of its kind, {RIGHTS}")
     }
 
-    fn bad_vhost(&self, said: &str, told: &str) -> String {
+    fn bad_vhost(&self, said: &str, told: &str) -> (Kind, String) {
+        let (user, vhost) = (&self.user, &self.vhost);
         if said.contains("not found") {
-            format!(
-                "there is no virtual host {:?}; add it (rabbitmqctl add_vhost), or name another behind the host",
-                self.vhost
-            )
+            let mend = format!("add it (rabbitmqctl add_vhost {vhost}), or name another one in the URL: {HOW}");
+            (Kind::Config, format!("there is no virtual host {vhost:?}; {mend}"))
         } else if said.contains("refused") {
-            format!(
-                "user {} may not use virtual host {:?}; give it rights there (rabbitmqctl set_permissions)",
-                self.user, self.vhost
-            )
+            let mend = format!("give it rights there (rabbitmqctl set_permissions -p {vhost} {user} …, {RIGHTS})");
+            (Kind::Denied, format!("user {user} may not use virtual host {vhost:?}; {mend}"))
         } else {
-            told.to_owned()
+            (Kind::Config, format!("the server lets nobody into virtual host {vhost:?}: {told}"))
         }
     }
 
@@ -147,6 +146,11 @@ impl Peer {
         if self.is_tls { "; if the port speaks no TLS, write amqp://" } else { "" }
     }
 }
+
+/// Where the virtual host stands in an address.
+const HOW: &str = "amqp://host/vhost";
+/// Where the rights of each kind of user are written down.
+const RIGHTS: &str = "see deploy/rabbitmq/README.md";
 
 fn precondition(said: &str, told: &str) -> (Kind, String) {
     if said.contains("timed out") {
@@ -192,6 +196,11 @@ pub(super) fn blame(error: &lapin::Error) -> Blame {
     named.map_or(Blame::Someone, |name| Blame::Exchange(if name == "amq.default" { String::new() } else { name }))
 }
 
+/// The name of what a server has an opinion on: the first that it puts in quotes.
+fn named(said: &str) -> Option<&str> {
+    said.split('\'').nth(1)
+}
+
 /// What a server said, not endlessly and on one line.
 fn quotable(said: &str) -> String {
     said.chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect()
@@ -228,12 +237,13 @@ mod tests {
     #[test]
     fn what_a_server_refuses_with_has_a_kind_and_a_word() {
         for (code, text, kind, word) in [
-            (403, "ACCESS_REFUSED - Login was refused using PLAIN", Kind::Config, "broker.password"),
-            (403, "ACCESS_REFUSED - access to queue 'pq1.dead' in vhost 'team' refused", Kind::Config, "'pq1.dead'"),
+            (403, "ACCESS_REFUSED - Login was refused using PLAIN", Kind::Denied, "broker.password"),
+            (403, "ACCESS_REFUSED - access to queue 'pq1.dead' in vhost 'team' refused", Kind::Denied, "'pq1.dead'"),
             (530, "NOT_ALLOWED - vhost team not found", Kind::Config, "add_vhost"),
-            (530, "NOT_ALLOWED - access to vhost 'team' refused for user 'me'", Kind::Config, "set_permissions"),
+            (530, "NOT_ALLOWED - access to vhost 'team' refused for user 'me'", Kind::Denied, "set_permissions"),
             (530, "NOT_ALLOWED - access to vhost 'team' refused: connection limit (1)", Kind::Unavailable, "no more"),
-            (404, "NOT_FOUND - no queue 'pq1.dead' in vhost 'team'", Kind::NotFound, "queues declare"),
+            (404, "NOT_FOUND - no queue 'pq1.dead' in vhost 'team'", Kind::NotFound, "`promptq queues declare`"),
+            (404, "NOT_FOUND - no queue 'pq1.q.a._.low' in vhost", Kind::NotFound, "`promptq queues declare a`"),
             (405, "RESOURCE_LOCKED - cannot obtain exclusive access", Kind::Conflict, "for itself"),
             (406, "PRECONDITION_FAILED - inequivalent arg 'x-max-length'", Kind::Conflict, "other arguments"),
             (406, "PRECONDITION_FAILED - message size 9 is larger than", Kind::TooLarge, "so large"),

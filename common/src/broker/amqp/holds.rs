@@ -41,7 +41,7 @@ pub(super) async fn leave(post: &Post, worker: &WorkerId) -> Result<()> {
         }
         tokio::time::sleep(MOMENT).await;
     }
-    Err(Error::new(Kind::Unavailable, "remove a hold queue", "the server still counts its consumer"))
+    Err(Error::new(Kind::Unavailable, "remove a hold queue", "the server still counts its consumer; a sweep removes it"))
 }
 
 async fn empty(post: &Post, worker: &WorkerId) -> Result<()> {
@@ -81,10 +81,13 @@ pub(super) async fn sweep(post: &Post) -> Result<()> {
     Ok(())
 }
 
+/// The lock is held for a moment; one whose owner died runs out.
+const BUSY: &str = "another worker changes the list of hold queues in the ledger; it is tried again by itself";
+
 async fn change(post: &Post, worker: &WorkerId, edit: impl FnOnce(&mut Vec<String>)) -> Result<()> {
     let ledger = post.ledger();
     if !ledger.lock(NOTE, worker, LOCK).await? {
-        return Err(Error::new(Kind::Unavailable, "note a hold queue", "another worker is doing so"));
+        return Err(Error::new(Kind::Unavailable, "note a hold queue", BUSY));
     }
     let changed = async {
         let old = ledger.note(NOTE).await?.unwrap_or_default();

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lapin::{Channel, Connection};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use super::address::{OP, Target};
-use super::dial::Line;
+use super::dial::{CLOSE, CONNECT, Line, News};
 use super::fault::Peer;
 use super::outbox::Outbox;
 use super::publisher::{self, Publisher};
@@ -34,6 +34,8 @@ struct Shared {
     /// The consuming connection, while there is one.
     open: watch::Receiver<Option<Arc<Connection>>>,
     up: watch::Receiver<bool>,
+    /// Why the server takes nothing that is published on the consuming connection, while it does not.
+    blocked: watch::Receiver<Option<String>>,
     publisher: Publisher,
     /// Dropped with the last clone, which is what the thread waits for.
     _stop: watch::Sender<()>,
@@ -51,20 +53,22 @@ impl Link {
 
     /// Likewise, with another time that a confirm may take.
     pub(super) async fn patient(access: &Access, confirm: Duration) -> Result<Self> {
-        let target = Target::new(access).await?;
+        let (user, users) = mpsc::channel(1);
+        let target = Target { users: Some(user), ..Target::new(access).await? };
         let peer = target.peer.clone();
         let (stop, stopped) = watch::channel(());
         let (tell, told) = oneshot::channel();
         let (show_open, open) = watch::channel(None);
         let (show_up, up) = watch::channel(false);
+        let (show_blocked, blocked) = watch::channel(None);
         let (publisher, outbox) = publisher::pair(peer.clone(), confirm);
-        let keeper = Keeper { target, stopped, open: show_open, up: show_up };
+        let keeper = Keeper { target, stopped, open: show_open, up: show_up, blocked: show_blocked };
         std::thread::Builder::new()
             .name("promptq-amqp".to_owned())
-            .spawn(move || run(keeper, outbox, tell))
+            .spawn(move || run(keeper, outbox, tell, users))
             .map_err(|error| Error::new(Kind::Unavailable, OP, "no thread can be started").because(error))?;
         told.await.map_err(|_| Error::new(Kind::Closed, OP, "the thread of the connections ended"))??;
-        Ok(Self(Arc::new(Shared { peer, open, up, publisher, _stop: stop })))
+        Ok(Self(Arc::new(Shared { peer, open, up, blocked, publisher, _stop: stop })))
     }
 
     /// A new channel on the consuming connection. Waits up to 10 s for a connection. Cancel-safe.
@@ -91,6 +95,17 @@ impl Link {
         self.0.up.clone()
     }
 
+    /// Waits until the server takes nothing that is published on the consuming connection, and says why. It finds that
+    /// out with the first message. Cancel-safe.
+    pub(super) async fn blocked(&self) -> String {
+        let mut blocked = self.0.blocked.clone();
+        let why = blocked.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+        match why {
+            Some(why) => why,
+            None => std::future::pending().await,
+        }
+    }
+
     /// What publishes, on the other connection.
     pub(super) fn publisher(&self) -> &Publisher {
         &self.0.publisher
@@ -108,8 +123,9 @@ impl fmt::Debug for Link {
     }
 }
 
-/// The thread: both connections until nobody wants them, then an orderly end.
-fn run(keeper: Keeper, outbox: Outbox, tell: oneshot::Sender<Result<()>>) {
+/// The thread: both connections until nobody wants them, then an orderly end. `users` ends when no thread of the
+/// driver's uses the runtime any more: one that still connects when it goes would panic.
+fn run(keeper: Keeper, outbox: Outbox, tell: oneshot::Sender<Result<()>>, mut users: mpsc::Receiver<()>) {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -117,7 +133,12 @@ fn run(keeper: Keeper, outbox: Outbox, tell: oneshot::Sender<Result<()>>) {
             return drop(tell.send(Err(error)));
         }
     };
-    runtime.block_on(serve(keeper, outbox, tell));
+    runtime.block_on(async {
+        serve(keeper, outbox, tell).await;
+        if timeout(CONNECT + CLOSE, users.recv()).await.is_err() {
+            tracing::debug!("a thread of the driver's does not end");
+        }
+    });
     // A name that is still being looked up is not waited for.
     runtime.shutdown_background();
 }
@@ -150,12 +171,13 @@ struct Keeper {
     stopped: watch::Receiver<()>,
     open: watch::Sender<Option<Arc<Connection>>>,
     up: watch::Sender<bool>,
+    blocked: watch::Sender<Option<String>>,
 }
 
 impl Keeper {
     /// Makes it again whenever it is lost. Tells when the first is there to be used.
     async fn keep(self, first: Line, tell: oneshot::Sender<Result<()>>) {
-        let Self { target, mut stopped, open, up } = self;
+        let Self { target, mut stopped, open, up, blocked } = self;
         let (mut line, mut tell) = (first, Some(tell));
         loop {
             open.send_replace(Some(Arc::clone(line.connection())));
@@ -166,9 +188,10 @@ impl Keeper {
             let lost = tokio::select! {
                 biased;
                 () = gone(&mut stopped) => None,
-                error = line.lost(&target) => Some(error),
+                error = lost(&mut line, &target, &blocked) => Some(error),
             };
             open.send_replace(None);
+            blocked.send_replace(None);
             let Some(error) = lost else { return line.close().await };
             tracing::warn!("{error}; connecting again");
             up.send_replace(false);
@@ -178,6 +201,17 @@ impl Keeper {
                 () = gone(&mut stopped) => return,
                 line = Line::redial(&target, CONSUME) => line,
             };
+        }
+    }
+}
+
+/// Waits until the connection is gone, and says why; shows meanwhile whether it is blocked. Cancel-safe.
+async fn lost(line: &mut Line, target: &Target, blocked: &watch::Sender<Option<String>>) -> Error {
+    loop {
+        match line.news(target).await {
+            News::Blocked(why) => drop(blocked.send_replace(Some(why))),
+            News::Unblocked => drop(blocked.send_replace(None)),
+            News::Lost(error) => return error,
         }
     }
 }

@@ -55,7 +55,7 @@ use self::subscription::Subscription;
 use super::Access;
 use super::backend::{
     Backend, Cancel, CancelCounts, Declared, Depth, Enqueued, Envelope, HoldKey, MAX_BATCH, QueueView, Redriven,
-    Refusal, Retention, Source, Swept, Terms, WorkerId,
+    Refusal, Remark, Retention, Source, Swept, Terms, WorkerId,
 };
 use crate::error::{Error, Kind, Result};
 use crate::job::{BatchName, JobId, ModelName, Queue};
@@ -170,6 +170,24 @@ impl Amqp {
         self.found.lock().unwrap_or_else(PoisonError::into_inner).insert(queue.clone());
         Ok(())
     }
+
+    /// [`Self::find`] for those who publish: without the right to make it, a queue may be there all the same, and its
+    /// messages will tell.
+    async fn seek(&self, queues: &HashSet<Queue>) -> Result<()> {
+        for queue in queues {
+            match self.find(queue).await {
+                Err(error) if matches!(error.kind(), Kind::Denied | Kind::Config) => {
+                    tracing::debug!(%error, %queue, "a queue was not made");
+                }
+                found => found?,
+            }
+        }
+        Ok(())
+    }
+
+    fn forget_found(&self) {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
 }
 
 /// Refuses calls above the documented size.
@@ -185,16 +203,10 @@ impl Backend for Amqp {
     async fn enqueue(&self, batch: Vec<Envelope>) -> Result<Vec<Enqueued>> {
         check_count("enqueue jobs", batch.len())?;
         let queues: HashSet<Queue> = batch.iter().map(|envelope| envelope.head.lane.queue.clone()).collect();
-        for queue in &queues {
-            // Without the right to make it, the queue may be there all the same: its messages will tell.
-            match self.find(queue).await {
-                Err(error) if error.kind() == Kind::Config => tracing::debug!(%error, %queue, "a queue was not made"),
-                found => found?,
-            }
-        }
+        self.seek(&queues).await?;
         let answers = enqueue::enqueue(&self.post, batch).await?;
         if answers.contains(&Enqueued::Refused(Refusal::NoSuchQueue)) {
-            self.found.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            self.forget_found();
         }
         Ok(answers)
     }
@@ -233,7 +245,14 @@ impl Backend for Amqp {
 
     async fn redrive(&self, ids: &[JobId]) -> Result<Vec<Redriven>> {
         check_count("redrive jobs", ids.len())?;
-        admin::redrive(&self.post, ids).await
+        // Its lanes may have gone with the run that it was of.
+        let views = self.post.claims.fetch(ids).await?;
+        self.seek(&views.into_iter().flatten().map(|view| view.queue).collect()).await?;
+        let redriven = admin::redrive(&self.post, ids).await;
+        if redriven.as_ref().is_err_and(|error| error.kind() == Kind::NotFound) {
+            self.forget_found();
+        }
+        redriven
     }
 
     async fn drop_dead(&self, ids: &[JobId]) -> Result<u64> {
@@ -262,6 +281,11 @@ impl Backend for Amqp {
         let Post { link, settings, claims, .. } = &*self.post;
         claims.touch(queue).await?;
         topology::declare_fully(link, self.post.ledger(), (queue, models), prune, settings).await.map(Some)
+    }
+
+    async fn retire(&self, queue: &Queue) -> Result<Vec<Remark>> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner).remove(queue);
+        topology::retire(&self.post.link, self.post.ledger(), queue, &self.post.settings).await
     }
 
     async fn sweep(&self, retention: &Retention) -> Result<Swept> {

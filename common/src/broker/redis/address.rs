@@ -9,7 +9,7 @@ use deadpool_redis::redis::{Client, ConnectionInfo, IntoConnectionInfo, TlsCerti
 use url::Url;
 
 use super::fault::Peer;
-use crate::broker::Access;
+use crate::broker::{Access, Section};
 use crate::error::{Error, Kind, Result};
 use crate::tls;
 
@@ -36,7 +36,7 @@ impl Target {
     /// `Config` for what a person has to mend.
     pub(super) async fn new(access: &Access) -> Result<Self> {
         let url = Url::parse(access.url.expose()).map_err(|_| bad("the address is not a URL"))?;
-        let is_tls = check(&url)?;
+        let is_tls = check(&url, access.section)?;
         let info = url.clone().into_connection_info().map_err(|error| bad(&error.to_string()))?;
         let login = info.redis_settings().clone().set_skip_set_lib_name();
         let peer = Peer {
@@ -44,6 +44,7 @@ impl Target {
             user: login.username().map(str::to_owned),
             has_password: login.password().is_some(),
             is_tls,
+            section: access.section,
         };
         let tcp = TcpSettings::default()
             .set_nodelay(true)
@@ -64,7 +65,7 @@ impl Target {
 }
 
 /// Whether it is TLS; `Err` for what the driver would take in silence or refuse without a hint.
-fn check(url: &Url) -> Result<bool> {
+fn check(url: &Url, of: Section) -> Result<bool> {
     let is_tls = match url.scheme() {
         "redis" => false,
         "rediss" => true,
@@ -82,7 +83,7 @@ fn check(url: &Url) -> Result<bool> {
         return Err(bad("what follows the host is a number, that of the database"));
     }
     if !url.username().is_empty() && url.password().is_none() {
-        return Err(bad("a user without a password; set broker.password"));
+        return Err(bad(&format!("a user without a password; set {of}.password")));
     }
     Ok(is_tls)
 }

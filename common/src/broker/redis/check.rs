@@ -1,21 +1,29 @@
 //! What is asked of a server before it is used: its version, whether it evicts, and what its confirmations are worth.
-//! Reads `INFO` and, where the user may, two settings; changes nothing.
+//! Reads `INFO` and, where the user may, two settings; changes nothing. And what the doctor asks: which rights are missing.
 
 use std::collections::HashMap;
+use std::sync::LazyLock;
 use std::time::Duration;
 
-use deadpool_redis::redis;
+use deadpool_redis::redis::{self, Value};
 use tokio::time::Instant;
 
 use super::address::{OP, Target};
 use super::fault::CLUSTER;
 use super::link::Link;
+use super::script::{Script, When};
+use super::wire::{Places, prefix};
 use crate::broker::{Access, Durability};
 use crate::error::{Error, Kind, Result};
+use crate::job::Queue;
 use crate::time::Timestamp;
 
 /// `#!lua` flags and functions of it, without which a full server could not be drained, came with 7.0.
 const OLDEST: u32 = 7;
+
+/// As those that make something, which a full server refuses.
+static RIGHTS: LazyLock<Script> =
+    LazyLock::new(|| Script::new("rights", When::Room, &[include_str!("scripts/rights.lua")]));
 
 /// What a server says of itself.
 #[derive(Clone, Debug)]
@@ -57,6 +65,27 @@ pub enum Fsync {
 /// As connecting to the broker, but for what [`Survey`] says.
 pub(in crate::broker) async fn survey(access: &Access) -> Result<Survey> {
     look(&Link::new(Target::new(access).await?)?).await
+}
+
+/// The commands that promptq needs and this user may not use, as far as that can be tried. Leaves nothing behind.
+///
+/// # Errors
+/// As [`survey`], and when the server is full.
+pub(in crate::broker) async fn lacking(access: &Access) -> Result<Vec<String>> {
+    const OP: &str = "ask for rights";
+    let link = Link::new(Target::new(access).await?)?;
+    let queue = Queue::new("promptq-doctor").map_err(|bad| refused(Kind::Config, &link, &bad.to_string()))?;
+    let key = [prefix(&queue), b":rights".to_vec()].concat();
+    // Not from a script: there it would not be let in. It waits for as long as nothing comes, which is a hundredth of a
+    // second.
+    let waiting: Result<Value> = link.query(OP, redis::cmd("BLPOP").arg(&key).arg("0.01")).await;
+    let waits = match waiting {
+        Err(error) if error.kind() == Kind::Denied => vec!["blpop".to_owned()],
+        waited => waited.map(|_| Vec::new())?,
+    };
+    let mut answer = Places::of(link.call(OP, &RIGHTS, &[key], Vec::new()).await?)?;
+    let tried = (0..answer.left()).map(|_| answer.text()).collect::<Result<Vec<_>>>()?;
+    Ok([waits, tried].concat())
 }
 
 pub(super) async fn look(link: &Link) -> Result<Survey> {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use deadpool_redis::PoolError;
 use deadpool_redis::redis::{ErrorKind, RedisError};
 
+use crate::broker::Section;
 use crate::error::{Error, Kind};
 
 /// Whom an error is about, as it may be shown.
@@ -19,6 +20,8 @@ pub(super) struct Peer {
     pub(super) user: Option<String>,
     pub(super) has_password: bool,
     pub(super) is_tls: bool,
+    /// The section of the settings that names it.
+    pub(super) section: Section,
 }
 
 impl Peer {
@@ -30,11 +33,11 @@ impl Peer {
         }
         let at = &self.shown;
         if let Some(broken) = tls_error(error) {
-            return Error::new(Kind::Config, op, format!("{at}: {}", of_tls(broken)));
+            return Error::new(Kind::Config, op, format!("{at}: {}", self.of_tls(broken)));
         }
         let kind = error.kind();
         if kind == ErrorKind::AuthenticationFailed {
-            Error::new(Kind::Config, op, format!("{at}: {}", self.bad_password()))
+            Error::new(Kind::Denied, op, format!("{at}: {}", self.bad_password()))
         } else if error.is_timeout() {
             Error::new(Kind::TimedOut, op, format!("{at}: no answer in time{}", self.perhaps_plain()))
         } else if kind == ErrorKind::Io {
@@ -88,16 +91,10 @@ impl Peer {
             "NOSCRIPT" => (Kind::Unavailable, "the Redis server keeps forgetting its scripts".to_owned()),
             "CLUSTERDOWN" | "TRYAGAIN" => (Kind::Unavailable, "the Redis Cluster is not ready".to_owned()),
             "MOVED" | "ASK" | "CROSSSLOT" => (Kind::Unsupported, CLUSTER.to_owned()),
-            "NOAUTH" => (Kind::Config, self.wants_password()),
-            "WRONGPASS" => (
-                Kind::Config,
-                format!(
-                    "the server refuses the password of user {}; check broker.user and broker.password",
-                    self.user()
-                ),
-            ),
-            "NOPERM" => (Kind::Config, self.lacks(detail)),
-            "DENIED" => (Kind::Config, "the Redis server is in protected mode; give it a password".to_owned()),
+            "NOAUTH" => (Kind::Denied, self.wants_password()),
+            "WRONGPASS" => (Kind::Denied, self.bad_password()),
+            "NOPERM" => (Kind::Denied, self.lacks(detail)),
+            "DENIED" => (Kind::Denied, "the Redis server is in protected mode; give it a password".to_owned()),
             "WRONGTYPE" => {
                 (Kind::Corrupt, "a key of promptq's holds something else; use a database of its own".to_owned())
             }
@@ -112,9 +109,9 @@ impl Peer {
         if detail.contains("max number of clients") {
             (Kind::Unavailable, "the Redis server takes no more connections (maxclients)".to_owned())
         } else if detail.contains("Authentication required") {
-            (Kind::Config, self.wants_password())
+            (Kind::Denied, self.wants_password())
         } else if detail.contains("ACL failure in script") || detail.contains("executing the script can't") {
-            (Kind::Config, self.lacks(detail))
+            (Kind::Denied, self.lacks(detail))
         } else if detail.contains("DB index") {
             (Kind::Config, said())
         } else if detail.contains("unknown command") || detail.contains("unknown subcommand") {
@@ -129,15 +126,16 @@ impl Peer {
     }
 
     fn bad_password(&self) -> String {
-        format!("the server refuses the password of user {}; check broker.user and broker.password", self.user())
+        let (user, of) = (self.user(), self.section);
+        format!("the server refuses the password of user {user}; check {of}.user and {of}.password")
     }
 
     fn wants_password(&self) -> String {
         if self.has_password {
             format!("the Redis server does not know user {} any more", self.user())
         } else {
-            "the Redis server wants a password; set broker.password, and broker.user where it is not \"default\""
-                .to_owned()
+            let of = self.section;
+            format!("the Redis server wants a password; set {of}.password, and {of}.user where it is not \"default\"")
         }
     }
 
@@ -147,6 +145,17 @@ impl Peer {
             self.user(),
             quotable(detail)
         )
+    }
+
+    fn of_tls(&self, error: &rustls::Error) -> String {
+        if let rustls::Error::InvalidCertificate(why) = error {
+            let of = self.section;
+            format!("the server's certificate is not trusted ({why:?}); set {of}.tls_ca to the file of its CA")
+        } else if let rustls::Error::InvalidMessage(_) = error {
+            "the port speaks no TLS; write redis://".to_owned()
+        } else {
+            format!("TLS: {error}")
+        }
     }
 
     /// A plain port waits for the rest of what it takes for a line.
@@ -188,16 +197,6 @@ fn tls_error(error: &RedisError) -> Option<&rustls::Error> {
     inner.and_then(|inner| inner.downcast_ref()).or_else(|| shared.downcast_ref())
 }
 
-fn of_tls(error: &rustls::Error) -> String {
-    if let rustls::Error::InvalidCertificate(why) = error {
-        format!("the server's certificate is not trusted ({why:?}); set broker.tls_ca to the file of its CA")
-    } else if let rustls::Error::InvalidMessage(_) = error {
-        "the port speaks no TLS; write redis://".to_owned()
-    } else {
-        format!("TLS: {error}")
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use deadpool_redis::redis::parse_redis_value;
@@ -205,7 +204,8 @@ mod tests {
     use super::*;
 
     fn peer() -> Peer {
-        Peer { shown: "redis://me:***@h".to_owned(), user: Some("me".to_owned()), has_password: true, is_tls: false }
+        let (shown, user) = ("redis://me:***@h".to_owned(), Some("me".to_owned()));
+        Peer { shown, user, has_password: true, is_tls: false, section: Section::Broker }
     }
 
     fn answered(line: &str) -> RedisError {
@@ -225,12 +225,12 @@ mod tests {
             ("OOM command not allowed when used memory > 'maxmemory'.", Kind::Unavailable, "is full (maxmemory)"),
             ("ERR max number of clients reached", Kind::Unavailable, "maxclients"),
             ("MOVED 3999 127.0.0.1:6381", Kind::Unsupported, "Cluster"),
-            ("NOAUTH Authentication required.", Kind::Config, "does not know user me"),
-            ("WRONGPASS invalid username-password pair", Kind::Config, "password of user me"),
-            ("NOPERM this user has no permissions to run the 'evalsha' command", Kind::Config, "user me has too few"),
-            ("ERR The user executing the script can't run this command or subcommand", Kind::Config, "too few rights"),
+            ("NOAUTH Authentication required.", Kind::Denied, "does not know user me"),
+            ("WRONGPASS invalid username-password pair", Kind::Denied, "password of user me"),
+            ("NOPERM this user has no permissions to run the 'evalsha' command", Kind::Denied, "user me has too few"),
+            ("ERR The user executing the script can't run this command or subcommand", Kind::Denied, "too few rights"),
             ("ERR DB index is out of range", Kind::Config, "DB index"),
-            ("DENIED Redis is running in protected mode", Kind::Config, "protected mode"),
+            ("DENIED Redis is running in protected mode", Kind::Denied, "protected mode"),
             ("WRONGTYPE Operation against a key holding the wrong kind of value", Kind::Corrupt, "something else"),
             ("ERR unknown command 'EVALSHA', with args beginning with: 'hunter2'", Kind::Unsupported, "EVALSHA"),
             ("ERR Error running script", Kind::Corrupt, "Error running script"),

@@ -26,7 +26,7 @@ mod tests;
 mod waker;
 mod wire;
 
-pub(super) use check::survey;
+pub(super) use check::{lacking, survey};
 pub use check::{Fsync, Survey};
 pub use claims::CRASH_POINTS as CLAIMS_CRASH_POINTS;
 

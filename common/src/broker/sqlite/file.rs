@@ -62,6 +62,36 @@ pub(super) fn open_writer(path: &Path) -> Result<Connection> {
     Ok(conn)
 }
 
+/// What is found where a broker's or ledger's file is named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileState {
+    /// Nothing; its first use makes it.
+    Missing,
+    /// Begun, or of an older promptq; its next use makes what it lacks.
+    Older,
+    /// As this promptq makes them, and it may be written.
+    Current,
+}
+
+/// Looks at the file, and whether it may be written, and changes nothing.
+///
+/// # Errors
+/// As [`open_writer`].
+pub(super) fn look(path: &Path) -> Result<FileState> {
+    filesystem::check_home(path)?;
+    if !path.exists() {
+        return Ok(FileState::Missing);
+    }
+    let conn = connect(path)?;
+    check(&conn, path)?;
+    let named = |error: rusqlite::Error| lift_at(OP, path, error);
+    if version(&conn).map_err(named)? < SCHEMA {
+        return Ok(FileState::Older);
+    }
+    conn.execute_batch("BEGIN IMMEDIATE; ROLLBACK").map_err(named)?;
+    Ok(FileState::Current)
+}
+
 /// Opens a file that [`open_writer`] has made, for reading.
 pub(super) fn open_reader(path: &Path) -> Result<Connection> {
     let conn = connect(path)?;
@@ -123,7 +153,7 @@ fn check(conn: &Connection, path: &Path) -> Result<()> {
     if application != APPLICATION && tables > 0 {
         return bad(
             "is another program's database".into(),
-            "name another file with --broker sqlite:///path/to/file.db",
+            "name another file: sqlite:///path/to/file.db",
         );
     }
     let found = version(conn).map_err(named)?;
@@ -159,13 +189,13 @@ fn lift_with(op: &'static str, place: &str, error: rusqlite::Error) -> Error {
             (Kind::Unavailable, "it was interrupted")
         }
         Some(ErrorCode::NotADatabase) => {
-            (Kind::Config, "is not a database\nhint: name another file with --broker sqlite:///path/to/file.db")
+            (Kind::Config, "is not a database\nhint: name another file: sqlite:///path/to/file.db")
         }
         Some(ErrorCode::DatabaseCorrupt) => {
             (Kind::Corrupt, "is damaged\nhint: recover it with `sqlite3 FILE .recover` while nothing has it open")
         }
         Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => {
-            (Kind::Config, "may not be written\nhint: check the owner and mode of the file and of its folder")
+            (Kind::Denied, "may not be written\nhint: check the owner and mode of the file and of its folder")
         }
         Some(ErrorCode::TooBig) => (Kind::TooLarge, "is above SQLite's limit of 1 GB"),
         _ => (Kind::Corrupt, "holds something unexpected"),

@@ -5,6 +5,8 @@ use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
+use rustix::fs::Access;
+
 use crate::error::{Error, Kind, Result};
 
 const OP: &str = "open the embedded database";
@@ -25,15 +27,31 @@ pub(super) fn prepare(path: &Path) -> Result<()> {
     }
 }
 
+/// Whether the file is, or could be made, where it is named: on a local disk, in a folder that is there or could be.
+/// Makes nothing.
+pub(super) fn check_home(path: &Path) -> Result<()> {
+    let mut folders = path.ancestors().skip(1);
+    let folder = folders.find(|folder| folder.as_os_str().is_empty() || folder.exists()).unwrap_or(Path::new("."));
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    check_local(folder)?;
+    if path.exists() {
+        return Ok(());
+    }
+    // Opened as what it has to be.
+    std::fs::read_dir(folder).map_err(|error| refused(folder, error))?;
+    let may = rustix::fs::access(folder, Access::WRITE_OK | Access::EXEC_OK);
+    may.map_err(|error| refused(folder, error.into()))
+}
+
 fn refused(path: &Path, error: std::io::Error) -> Error {
     let full = [ErrorKind::StorageFull, ErrorKind::QuotaExceeded].contains(&error.kind());
     let denied = [ErrorKind::PermissionDenied, ErrorKind::ReadOnlyFilesystem].contains(&error.kind());
     let (kind, hint) = if full {
         (Kind::Unavailable, "free some space")
     } else if denied {
-        (Kind::Config, "choose a folder this user may write, such as --broker sqlite:///var/lib/promptq/q.db")
+        (Kind::Denied, "choose a folder this user may write, such as sqlite:///var/lib/promptq/q.db")
     } else {
-        (Kind::Config, "choose another file with --broker sqlite:///path/to/file.db")
+        (Kind::Config, "choose another file: sqlite:///path/to/file.db")
     };
     Error::new(kind, OP, format!("{}: {error}\nhint: {hint}", path.display())).because(error)
 }
@@ -48,8 +66,8 @@ fn check_local(folder: &Path) -> Result<()> {
             Kind::Config,
             OP,
             format!(
-                "{} is on {name}, where file locks do not hold between machines\nhint: name a file on a local disk \
-                 with --broker sqlite:///path/to/file.db",
+                "{} is on {name}, where file locks do not hold between machines\nhint: name a file on a local disk: \
+                 sqlite:///path/to/file.db",
                 folder.display()
             ),
         )),

@@ -37,6 +37,7 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 pub use self::claims::CRASH_POINTS as CLAIMS_CRASH_POINTS;
+pub use self::file::FileState;
 
 use self::reader::Reader;
 use self::source::RowSource;
@@ -86,13 +87,24 @@ impl Sqlite {
     /// Opens the file, making it (0600) and its folder (0700) when missing.
     ///
     /// # Errors
-    /// `Config` for a network file system, another program's file, a newer schema or missing rights; `Unavailable`
+    /// `Config` for a network file system, another program's file or a newer schema; `Denied` for missing rights;
+    /// `Unavailable`
     /// for a full disk or a file that other processes keep locked.
     pub async fn open(path: &Path) -> Result<Self> {
         let writer = Writer::start(path.to_owned()).await?;
         let claims = Reader::start(path.to_owned()).await?;
         let queries = Reader::start(path.to_owned()).await?;
         Ok(Self { path: path.to_owned(), writer, claims, queries, touched: Mutex::default() })
+    }
+
+    /// Looks at the file, and whether it may be written, or made where there is none; changes nothing.
+    ///
+    /// # Errors
+    /// As [`Sqlite::open`].
+    pub async fn look(path: &Path) -> Result<FileState> {
+        let path = path.to_owned();
+        let looked = tokio::task::spawn_blocking(move || file::look(&path)).await;
+        looked.map_err(|gone| Error::new(Kind::Closed, "look at the embedded database", gone.to_string()))?
     }
 }
 

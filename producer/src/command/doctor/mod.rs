@@ -1,20 +1,16 @@
-//! `promptq doctor`: tries everything the settings name, at no cost: broker, store, providers, workers, clock, disk.
-//! RabbitMQ and its ledger are `rabbitmq`'s.
+//! `promptq doctor`: tries everything the settings name, at no cost, and leaves nothing behind: broker, store, providers,
+//! workers, clock, disk. RabbitMQ and its ledger are `rabbitmq`'s, what is not there yet is `place`'s.
 
+mod place;
 mod rabbitmq;
 
+use std::future::Future;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use promptq_common::broker::{
-    self, Access, Beside, Broker, Claim, Durability, Enqueued, Fsync, Survey, Terms, Verdict, Want, WorkerId,
-};
+use promptq_common::broker::{self, Access, Beside, Durability, Fsync, Survey};
 use promptq_common::config::{self, Provider};
-use promptq_common::error::{Error, Kind};
-use promptq_common::job::{Job, JobId, Queue};
-use promptq_common::record::{Cause, End, Record};
 use promptq_common::time::Timestamp;
-use promptq_common::work::Work;
 use secrecy::ExposeSecret;
 use serde::Serialize;
 use serde_json::json;
@@ -64,18 +60,23 @@ const CLOCK_APART: Duration = Duration::from_secs(2);
 
 /// Checks everything; code 7 when something cannot be reached, 1 when something else failed.
 pub async fn run(cx: &Context, _args: &Args) -> Result<Exit> {
+    let store = store(cx).await;
     let mut findings = vec![settings(cx)];
-    if rabbitmq::is_meant(cx) {
-        findings.extend(rabbitmq::checks(cx).await);
+    let is_there = if rabbitmq::is_meant(cx) {
+        let (found, is_there) = rabbitmq::checks(cx, &store).await;
+        findings.extend(found);
+        is_there
     } else {
-        findings.push(broker(cx).await);
-    }
-    if findings.iter().all(|finding| finding.health != Health::Failed) {
+        let (found, is_there) = broker(cx).await;
+        findings.push(found);
+        is_there
+    };
+    if is_there && findings.iter().all(|finding| finding.health != Health::Failed) {
         findings.push(workers(cx).await);
     }
     findings.extend(server(cx).await);
     findings.extend(disk(cx));
-    findings.push(store(cx).await);
+    findings.push(store.0);
     for (name, provider) in &cx.config.providers {
         findings.push(reach(name, provider).await);
     }
@@ -144,72 +145,36 @@ fn others_read(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|found| found.permissions().mode() & 0o077 != 0)
 }
 
-/// A job goes all the way: enqueued, leased, claimed, settled, in a queue that nothing else serves.
-async fn broker(cx: &Context) -> Finding {
-    let url = &cx.config.broker.url;
-    let id = JobId::fresh();
-    let probe = async {
-        let broker = cx.broker().await?;
-        let begun = Instant::now();
-        round_trip(broker, id).await?;
-        Ok::<_, Problem>(begun.elapsed())
-    };
-    let tried = tokio::time::timeout(PATIENCE, probe).await;
-    if !matches!(tried, Ok(Ok(_))) {
-        tidy(cx, id).await;
+/// Connects and asks for rights; what has not been made yet stays so. Whether there is a broker to ask more.
+async fn broker(cx: &Context) -> (Finding, bool) {
+    const CHECK: &str = "broker";
+    let access = cx.config.access(None);
+    match place::of_server(CHECK, &access).await {
+        Some(found) => (found, false),
+        None => (tried(CHECK, &access, async { cx.broker().await.map(drop) }).await, true),
     }
-    match tried {
-        Ok(Ok(took)) => {
-            let took = took.as_millis();
-            Finding::new("broker", Health::Ok, format!("{url}: wrote, leased and settled a job in {took} ms"))
+}
+
+/// What `connecting` comes to, and which rights are missing then.
+async fn tried(check: &'static str, access: &Access, connecting: impl Future<Output = Result<()>>) -> Finding {
+    let (url, begun) = (&access.url, Instant::now());
+    let probe = async {
+        connecting.await?;
+        Ok::<_, Problem>(broker::lacking(access).await?)
+    };
+    match tokio::time::timeout(PATIENCE, probe).await {
+        Ok(Ok(lacking)) if lacking.is_empty() => {
+            let took = begun.elapsed().as_millis();
+            Finding::new(check, Health::Ok, format!("{url}: connected, and may be used, in {took} ms"))
         }
-        Ok(Err(problem)) => Finding::failed("broker", &problem),
-        Err(_) => Finding::unreachable("broker", format!("{url}: no answer within 10 s"))
+        Ok(Ok(lacking)) => {
+            let what = format!("{url}: the user has too few rights: {}", lacking.join(", "));
+            Finding::new(check, Health::Failed, what).hint("give it those of deploy/redis/users.acl")
+        }
+        Ok(Err(problem)) => Finding::failed(check, &problem),
+        Err(_) => Finding::unreachable(check, format!("{url}: no answer within 10 s"))
             .hint("is the disk slow, or another process holding the file?"),
     }
-}
-
-/// Ends the job of a try that failed half-way, so that it does not wait where nobody takes it.
-async fn tidy(cx: &Context, id: JobId) {
-    let cancel = async { cx.broker().await?.cancel(&[id]).await.map_err(Problem::from) };
-    // Where that fails too, its deadline ends it.
-    if let Ok(Err(problem)) = tokio::time::timeout(PATIENCE, cancel).await {
-        tracing::debug!("the doctor's job stays until its deadline: {problem}");
-    }
-}
-
-async fn round_trip(broker: &Broker, id: JobId) -> Result<()> {
-    let stuck = |what: &str| Problem::from(Error::new(Kind::Unavailable, "try the broker", what));
-    let queue = Queue::new("promptq-doctor").map_err(|bad| stuck(&bad.to_string()))?;
-    let mut job = Job { id, ..Job::new(queue.clone(), Work::prompt(Some("none"), "")) };
-    job.deadline = Timestamp::now() + Duration::from_secs(60);
-    match broker.enqueue(std::slice::from_ref(&job)).await?.first() {
-        Some(Enqueued::New | Enqueued::Known(_)) => {}
-        Some(Enqueued::Refused(why)) => return Err(stuck(&format!("the job was refused: {why:?}"))),
-        None => return Err(stuck("no answer to an enqueue")),
-    }
-    let worker = WorkerId::random("doctor");
-    let mut consumer = broker.consume(Terms { worker, queues: vec![(queue, 1)], lease: PATIENCE }).await?;
-    let want = Want { total: 1, caps: Vec::new(), rest: 1 };
-    let mut met = false;
-    // One left by a doctor that was interrupted may come first.
-    while !met {
-        for delivery in consumer.next(&want).await?.deliveries {
-            met |= delivery.head.id == job.id;
-            if let Claim::Fresh { .. } = delivery.lease.claim().await? {
-                let cause = Cause {
-                    class: None,
-                    code: "doctor".to_owned(),
-                    detail: "a job that promptq doctor tried the broker with".to_owned(),
-                    status_code: None,
-                };
-                let record = Record::unrun(&delivery.head, End::Cancelled, Some(cause), Timestamp::now());
-                delivery.lease.settle(Verdict::End(Box::new(record))).await?;
-            }
-        }
-    }
-    consumer.close().await?;
-    Ok(())
 }
 
 async fn workers(cx: &Context) -> Finding {
@@ -292,17 +257,23 @@ fn disk(cx: &Context) -> Option<Finding> {
     })
 }
 
-async fn store(cx: &Context) -> Finding {
+/// Writes, reads and deletes. And whether there is one.
+async fn store(cx: &Context) -> (Finding, bool) {
+    const CHECK: &str = "store";
     let Some(url) = &cx.config.store.url else {
-        return Finding::new("store", Health::Warning, "none: answers above 8 MiB make their jobs dead")
-            .hint("--store s3://bucket/prefix");
+        let none = Finding::new(CHECK, Health::Warning, "none: answers above 8 MiB make their jobs dead");
+        return (none.hint("--store s3://bucket/prefix"), false);
     };
-    let probe = async { cx.store().await?.probe().await.map_err(Problem::from) };
-    match tokio::time::timeout(PATIENCE, probe).await {
-        Ok(Ok(conditional)) => tried_store(url, conditional, cx.config.ledger == Some(config::Ledger::Store)),
-        Ok(Err(problem)) => Finding::failed("store", &problem),
-        Err(_) => Finding::unreachable("store", format!("{url}: no answer within 10 s")),
+    if let Some(later) = place::of_store(url) {
+        return (later, false);
     }
+    let probe = async { cx.store().await?.probe().await.map_err(Problem::from) };
+    let found = match tokio::time::timeout(PATIENCE, probe).await {
+        Ok(Ok(conditional)) => tried_store(url, conditional, cx.config.ledger == Some(config::Ledger::Store)),
+        Ok(Err(problem)) => Finding::failed(CHECK, &problem),
+        Err(_) => Finding::unreachable(CHECK, format!("{url}: no answer within 10 s")),
+    };
+    (found, true)
 }
 
 /// Of a store that works: what it is worth, above all where records are kept in it.

@@ -1,16 +1,15 @@
 //! What the doctor says of RabbitMQ: each hop to it, the ledger beside it, and what its settings are worth. What is tried
 //! at the server is the broker's `check`.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use promptq_common::broker::{self, Access, Durability, Hop, QueueType};
-use promptq_common::config::Ledger;
+use promptq_common::broker::{self, Access, Beside, Durability, Hop, QueueType};
 use promptq_common::job::Queue;
+use promptq_common::store::Store;
 use promptq_common::time::format_duration;
 
-use super::{Finding, Health, PATIENCE};
+use super::{Finding, Health, place, tried};
 use crate::context::Context;
-use crate::problem::{Problem, Result};
 
 /// What a server's `consumer_timeout` is unless somebody has changed it.
 const SHIPPED: Duration = Duration::from_secs(1_800);
@@ -20,14 +19,16 @@ pub(super) fn is_meant(cx: &Context) -> bool {
     matches!(cx.config.broker.url.scheme(), "amqp" | "amqps")
 }
 
-/// Every check, none of which leaves anything at the server.
-pub(super) async fn checks(cx: &Context) -> Vec<Finding> {
+/// Every check, none of which leaves anything at the server; `store` is what was found of the store, and whether there is
+/// one. And whether there is a ledger to ask.
+pub(super) async fn checks(cx: &Context, store: &(Finding, bool)) -> (Vec<Finding>, bool) {
     let access = cx.config.access(None);
     let mut findings: Vec<_> = broker::examine(&access, &queues(cx)).await.into_iter().map(finding).collect();
-    findings.push(ledger(cx).await);
+    let (ledger, is_there) = ledger(cx, store).await;
+    findings.push(ledger);
     findings.extend(kind(&access));
     findings.push(consumer_timeout(&access));
-    findings
+    (findings, is_there)
 }
 
 /// Those that workers here would serve, and those with a policy of their own.
@@ -52,31 +53,23 @@ fn finding(hop: Hop) -> Finding {
     Finding { check: hop.name, health, what: hop.what, hint: hop.hint, unreachable }
 }
 
-/// Whether the ledger can be reached, and what it cannot promise.
-async fn ledger(cx: &Context) -> Finding {
+/// Whether the ledger can be reached, and what it cannot promise. And whether there is one to ask.
+async fn ledger(cx: &Context, store: &(Finding, bool)) -> (Finding, bool) {
     const CHECK: &str = "ledger";
-    let shown = match (&cx.config.ledger, &cx.config.store.url) {
-        (Some(Ledger::Elsewhere { url, .. }), _) | (Some(Ledger::Store), Some(url)) => url.to_string(),
-        (Some(Ledger::Store), None) | (None, _) => "none".to_owned(),
+    let access = cx.config.access(Some(&Store::memory()));
+    let (found, is_there) = match &access.beside {
+        Beside::Ledger(ledger) => match place::of_server(CHECK, ledger).await {
+            Some(found) => (found, false),
+            None => (tried(CHECK, ledger, async { Ok(broker::ledger(&access).await.map(drop)?) }).await, true),
+        },
+        // Which was tried, and is not to be filled by a look.
+        Beside::Store(_) | Beside::Nothing => (Finding { check: CHECK, ..store.0.clone() }, store.1),
     };
-    let probe = async {
-        let access = cx.access().await?;
-        let begun = Instant::now();
-        let ledger = broker::ledger(&access).await?;
-        ledger.workers().await?;
-        Ok::<_, Problem>((begun.elapsed(), access.caveat()))
-    };
-    let tried: std::result::Result<Result<_>, _> = tokio::time::timeout(PATIENCE, probe).await;
-    match tried {
-        Ok(Ok((took, caveat))) => {
-            let what = format!("{shown}: connected and read in {} ms", took.as_millis());
-            match caveat {
-                None => Finding::new(CHECK, Health::Ok, what),
-                Some(caveat) => Finding::new(CHECK, Health::Warning, format!("{what}; {caveat}")),
-            }
+    match access.caveat().filter(|_| found.health != Health::Failed) {
+        None => (found, is_there),
+        Some(caveat) => {
+            (Finding { health: Health::Warning, what: format!("{}; {caveat}", found.what), ..found }, is_there)
         }
-        Ok(Err(problem)) => Finding { what: format!("{shown}: {}", problem.what), ..Finding::failed(CHECK, &problem) },
-        Err(_) => Finding::unreachable(CHECK, format!("{shown}: no answer within 10 s")),
     }
 }
 

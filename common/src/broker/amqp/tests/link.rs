@@ -1,5 +1,6 @@
 //! Connecting to, losing and leaving a server that is played.
 
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -60,11 +61,15 @@ async fn what_a_server_refuses_a_login_with_is_for_a_person() {
         session.goodbye().await;
     });
     let error = wrong.await;
-    assert_eq!(error.kind(), Kind::Config);
+    assert_eq!(error.kind(), Kind::Denied);
     assert!(error.to_string().contains("refuses user me or the password"), "{error}");
-    for (said, word) in [
-        ("NOT_ALLOWED - vhost team not found", "no virtual host \"team\""),
-        ("NOT_ALLOWED - access to vhost 'team' refused for user 'me'", "may not use virtual host \"team\""),
+    for (said, kind, word) in [
+        ("NOT_ALLOWED - vhost team not found", Kind::Config, "no virtual host \"team\""),
+        (
+            "NOT_ALLOWED - access to vhost 'team' refused for user 'me'",
+            Kind::Denied,
+            "may not use virtual host \"team\"",
+        ),
     ] {
         let error = refused(&peer, "amqp", async |session| {
             session.start().await;
@@ -73,7 +78,7 @@ async fn what_a_server_refuses_a_login_with_is_for_a_person() {
             session.goodbye().await;
         });
         let error = error.await;
-        assert_eq!(error.kind(), Kind::Config, "{said}");
+        assert_eq!(error.kind(), kind, "{said}");
         assert!(error.to_string().contains(word), "{error}");
     }
 }
@@ -192,6 +197,21 @@ async fn a_connect_that_fails_or_is_given_up_leaves_nothing_behind() {
     });
     assert!(given_up.is_err());
     threads_end().await;
+}
+
+/// The other connection is still being made at that moment, by a thread of the driver's that uses our runtime.
+#[tokio::test]
+async fn a_connect_that_fails_lets_no_thread_of_the_drivers_panic() {
+    static PANICS: AtomicUsize = AtomicUsize::new(0);
+    std::panic::set_hook(Box::new(|_| {
+        PANICS.fetch_add(1, Relaxed);
+    }));
+    let peer = Peer::listen().await;
+    for scheme in ["amqps", "amqp"] {
+        refused(&peer, scheme, async |session| session.raw(b"HTTP/1.1 400 Bad Request\r\n\r\n").await).await;
+        threads_end().await;
+    }
+    assert_eq!(PANICS.load(Relaxed), 0);
 }
 
 #[tokio::test]

@@ -188,7 +188,7 @@ async fn a_right_that_is_missing_is_for_a_person() {
     };
     let (answer, ()) = tokio::join!(link.publisher().publish(message("a", "pq1.in")), serving);
     let error = answer.unwrap_err();
-    assert_eq!(error.kind(), Kind::Config);
+    assert_eq!(error.kind(), Kind::Denied);
     let text = error.to_string();
     assert!(text.contains("too few rights") && text.contains("'pq1.in'") && !text.contains("hunter2"), "{text}");
 }

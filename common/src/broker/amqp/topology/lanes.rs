@@ -57,6 +57,11 @@ pub(super) async fn write(ledger: &dyn Ledger, queue: &Queue, note: &Note) -> Re
     ledger.set_note(&place(queue), Some(&text)).await
 }
 
+/// Forgets the note of a queue that is no more.
+pub(super) async fn remove(ledger: &dyn Ledger, queue: &Queue) -> Result<()> {
+    ledger.set_note(&place(queue), None).await
+}
+
 /// The right to change the lanes of a queue, as long as it is held.
 pub(super) struct Change<'a> {
     pub(super) ledger: &'a dyn Ledger,
@@ -121,6 +126,11 @@ impl Note {
     /// The models of lanes that jobs are led to.
     pub(super) fn bound(&self) -> Vec<ModelName> {
         self.models.iter().map(|model| ModelName::new(model)).collect()
+    }
+
+    /// The models of all lanes that may be there.
+    pub(super) fn all(&self) -> Vec<ModelName> {
+        self.models.iter().chain(&self.leaving).map(|model| ModelName::new(model)).collect()
     }
 
     fn consumed(&self, now: Timestamp) -> impl Iterator<Item = &str> {

@@ -5,12 +5,13 @@ mod expected;
 mod lanes;
 mod names;
 mod prune;
+mod retire;
 mod talk;
 mod wanted;
 
 use std::time::Duration;
 
-pub(super) use expected::{expected, some_lane};
+pub(super) use expected::{Expected, expected, some_lane};
 use lanes::Change;
 pub(super) use lanes::models;
 pub(super) use names::{
@@ -38,7 +39,7 @@ const AGAIN: [Duration; 4] =
 /// makes the rest, and binds again what is there.
 ///
 /// # Errors
-/// `Config` where something is missing and the user may not make it, or somebody made it differently meanwhile.
+/// `Denied` where something is missing and the user may not make it; `Config` where somebody made it differently meanwhile.
 pub(super) async fn declare(
     link: &Link,
     ledger: &dyn Ledger,
@@ -69,7 +70,7 @@ pub(super) async fn declare_fully(
 ) -> Result<Declared> {
     let change = Change::begin(ledger, queue).await?;
     let done = async {
-        let mut talk = Talk::open(link).await?;
+        let mut talk = Talk::about(link, queue).await?;
         let leaving = if prune { prune::begin(&mut talk, &change, models, settings).await? } else { Vec::new() };
         let mut declared = make_all(link, &change, models, settings).await?;
         let note = lanes::read(ledger, queue).await?;
@@ -83,11 +84,27 @@ pub(super) async fn declare_fully(
     done.and_then(|declared| ended.map(|()| declared))
 }
 
+/// Gives up what a queue has for itself, whose jobs have all ended. Says what stays because it is used, and why.
+///
+/// # Errors
+/// `Denied` where the user may not; else when the server or the ledger cannot be asked.
+pub(super) async fn retire(
+    link: &Link,
+    ledger: &dyn Ledger,
+    queue: &Queue,
+    settings: &Settings,
+) -> Result<Vec<Remark>> {
+    let change = Change::begin(ledger, queue).await?;
+    let done = async { retire::retire(&mut Talk::about(link, queue).await?, &change, settings).await }.await;
+    let ended = change.end().await;
+    done.and_then(|left| ended.map(|()| left))
+}
+
 /// Makes a worker's hold: a queue of its own, and the exchange of the same name that feeds it and goes with it.
 /// Idempotent.
 ///
 /// # Errors
-/// `Config` where the user may not.
+/// `Denied` where the user may not.
 pub(super) async fn declare_hold(link: &Link, worker: &WorkerId, lease: Duration, settings: &Settings) -> Result<()> {
     let (exchange, queue) = wanted::hold(worker, lease, settings);
     let mut talk = Talk::open(link).await?;
@@ -102,7 +119,7 @@ pub(super) async fn declare_hold(link: &Link, worker: &WorkerId, lease: Duration
 /// Deletes a worker's hold if it is empty and nobody consumes it. Whether it is gone.
 ///
 /// # Errors
-/// `Config` where the user may not; else when the server cannot be asked.
+/// `Denied` where the user may not; else when the server cannot be asked.
 pub(super) async fn drop_hold(link: &Link, worker: &WorkerId) -> Result<bool> {
     let name = hold_name(worker);
     let mut talk = Talk::open(link).await?;
@@ -162,7 +179,7 @@ async fn all_there(
     models: &[ModelName],
     settings: &Settings,
 ) -> Result<Option<Vec<String>>> {
-    let mut talk = Talk::open(link).await?;
+    let mut talk = Talk::about(link, queue).await?;
     let mut there = Vec::new();
     for exchange in wanted::exchanges() {
         if !talk.finds(&exchange).await? {
@@ -187,7 +204,7 @@ async fn make_all(link: &Link, change: &Change<'_>, models: &[ModelName], settin
     lanes::write(change.ledger, change.queue, &note).await?;
     note.take_up(models);
     let mut begun = false;
-    match make(link, wanted::all(change.queue, &note.bound(), settings), settings, &mut begun).await {
+    match make(link, (change.queue, &note.bound()), settings, &mut begun).await {
         Ok(declared) => {
             note.whole = true;
             lanes::write(change.ledger, change.queue, &note).await?;
@@ -205,11 +222,11 @@ async fn make_all(link: &Link, change: &Change<'_>, models: &[ModelName], settin
 /// `begun` is set by the first change.
 async fn make(
     link: &Link,
-    queues: Vec<wanted::WantedQueue>,
+    (queue, models): (&Queue, &[ModelName]),
     settings: &Settings,
     begun: &mut bool,
 ) -> Result<Declared> {
-    let mut talk = Talk::open(link).await?;
+    let mut talk = Talk::about(link, queue).await?;
     let mut declared = Declared::default();
     for exchange in wanted::exchanges() {
         let there = talk.finds(&exchange).await?;
@@ -219,7 +236,7 @@ async fn make(
         }
         if there { &mut declared.there } else { &mut declared.made }.push(exchange.name);
     }
-    for queue in queues {
+    for queue in wanted::all(queue, models, settings) {
         let there = talk.may_have(&queue.name).await?;
         if !there {
             or_error(talk.make_queue(&queue).await?)?;
@@ -259,7 +276,7 @@ async fn compare(talk: &mut Talk<'_>, queue: &Queue, models: &[ModelName], setti
     }
     let remarks = answers.into_iter().filter_map(|(name, answer)| match answer {
         Ok(()) => None,
-        Err(Refused { code: 406, said }) => Some(Ok(Remark { name, why: said })),
+        Err(Refused { code: 406, said, .. }) => Some(Ok(Remark { name, why: said })),
         Err(refused) => Some(Err(refused.error())),
     });
     remarks.collect()

@@ -9,6 +9,7 @@ use lapin::{Channel, ErrorKind};
 use super::super::link::Link;
 use super::wanted::{Binding, Exchange, WantedQueue};
 use crate::error::{Error, Kind, Result};
+use crate::job::Queue;
 
 const OP: &str = "declare the topology";
 
@@ -16,6 +17,8 @@ const OP: &str = "declare the topology";
 pub(super) struct Talk<'a> {
     link: &'a Link,
     channel: Channel,
+    /// The queue that all of it is for, where it is for one.
+    queue: Option<Queue>,
 }
 
 /// Why the server would not, and closed the channel.
@@ -25,6 +28,8 @@ pub(super) struct Refused {
     pub(super) code: u16,
     /// Its words.
     pub(super) said: String,
+    /// The queue that was talked of.
+    queue: Option<Queue>,
 }
 
 /// What a look at a queue shows: jobs that a consumer holds are not in it.
@@ -36,7 +41,12 @@ pub(super) struct Look {
 
 impl<'a> Talk<'a> {
     pub(super) async fn open(link: &'a Link) -> Result<Self> {
-        Ok(Self { link, channel: link.channel().await? })
+        Ok(Self { link, channel: link.channel().await?, queue: None })
+    }
+
+    /// A talk about what this queue needs, which refusals name.
+    pub(super) async fn about(link: &'a Link, queue: &Queue) -> Result<Self> {
+        Ok(Self { queue: Some(queue.clone()), ..Self::open(link).await? })
     }
 
     /// Looks for a queue; `None` where there is none.
@@ -118,7 +128,7 @@ impl<'a> Talk<'a> {
             Ok(answer) => return Ok(Ok(answer)),
             Err(error) => error,
         };
-        let Some(refused) = refusal(&error) else { return Err(self.link.peer().lift(OP, &error)) };
+        let Some(refused) = refusal(&error, self.queue.as_ref()) else { return Err(self.link.peer().lift(OP, &error)) };
         self.channel = self.link.channel().await?;
         Ok(Err(refused))
     }
@@ -136,23 +146,22 @@ impl Refused {
 
     /// The error it is to somebody who had no reason to expect it.
     pub(super) fn error(&self) -> Error {
+        let command = self.queue.as_ref().map_or_else(String::new, |queue| format!(" {queue}"));
+        let command = format!("`promptq queues declare{command}`");
         match self.code {
             403 => Error::new(
-                Kind::Config,
+                Kind::Denied,
                 OP,
                 format!(
-                    "this user may not ({}); run `promptq queues declare` as a user that may, or give this one the \
-                     rights in deploy/rabbitmq",
+                    "this user may not ({}); run {command} as a user that may, or give this one the rights in \
+                     deploy/rabbitmq/README.md",
                     self.said
                 ),
             ),
             406 => Error::new(
                 Kind::Config,
                 OP,
-                format!(
-                    "it is there with other arguments ({}); `promptq queues declare` shows all that differ",
-                    self.said
-                ),
+                format!("it is there with other arguments ({}); {command} shows all that differ", self.said),
             ),
             // A queue whose node is down is also "not found", and cannot be made.
             _ => Error::new(Kind::Unavailable, OP, self.said.clone()),
@@ -161,11 +170,13 @@ impl Refused {
 }
 
 /// What closed the channel alone.
-fn refusal(error: &lapin::Error) -> Option<Refused> {
+fn refusal(error: &lapin::Error, queue: Option<&Queue>) -> Option<Refused> {
     let ErrorKind::ProtocolError(said) = error.kind() else { return None };
-    error
-        .is_amqp_soft_error()
-        .then(|| Refused { code: said.get_id(), said: said.get_message().as_str().chars().take(300).collect() })
+    error.is_amqp_soft_error().then(|| Refused {
+        code: said.get_id(),
+        said: said.get_message().as_str().chars().take(300).collect(),
+        queue: queue.cloned(),
+    })
 }
 
 /// Names of ours are far below the 255 bytes that fit.

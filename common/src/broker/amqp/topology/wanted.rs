@@ -82,7 +82,7 @@ fn shared(settings: &Settings) -> Vec<WantedQueue> {
 }
 
 /// The queues of one queue: its results, the lanes of jobs without a model of the topology, and of each of `models`.
-fn of_queue(queue: &Queue, models: &[ModelName], settings: &Settings) -> Vec<WantedQueue> {
+pub(super) fn of_queue(queue: &Queue, models: &[ModelName], settings: &Settings) -> Vec<WantedQueue> {
     let models = std::iter::once(None).chain(models.iter().cloned().map(Some));
     let lanes = models.flat_map(|model| {
         Band::ALL.map(|band| lane(&Lane { queue: queue.clone(), model: model.clone(), band }, settings))

@@ -2,7 +2,7 @@
 
 use deadpool_redis::redis::Value;
 
-use super::super::check::{Fsync, survey};
+use super::super::check::{Fsync, lacking, survey};
 use super::super::link::Link;
 use super::must;
 use super::server::Server;
@@ -84,13 +84,13 @@ async fn strict_durability_is_refused_to_a_user_who_cannot_find_out() {
 async fn wrong_and_missing_passwords_are_one_clear_error() {
     let server = Server::start(&["--requirepass", "hunter2"]);
     let missing = refused(&server.access()).await;
-    assert_eq!(missing.kind(), Kind::Config);
+    assert_eq!(missing.kind(), Kind::Denied);
     assert!(missing.to_string().contains("wants a password"), "{missing}");
     let database = Access::new(&format!("redis://127.0.0.1:{}/3", server.port)).unwrap();
     assert!(refused(&database).await.to_string().contains("wants a password"));
     for login in [":hunter22", "me:hunter2"] {
         let wrong = refused(&as_user(&server, login)).await;
-        assert_eq!(wrong.kind(), Kind::Config);
+        assert_eq!(wrong.kind(), Kind::Denied);
         assert!(wrong.to_string().contains("refuses the password of user"), "{wrong}");
     }
     Link::connect(&as_user(&server, ":hunter2")).await.unwrap();
@@ -102,8 +102,35 @@ async fn a_missing_right_names_the_user_and_the_command() {
     let admin = Link::connect(&server.access()).await.unwrap();
     must::<Value>(&admin, &["ACL", "SETUSER", "me", "on", ">hunter2", "~*", "+@all", "-info"]).await;
     let error = refused(&as_user(&server, "me:hunter2")).await;
-    assert_eq!(error.kind(), Kind::Config);
+    assert_eq!(error.kind(), Kind::Denied);
     assert!(error.to_string().contains("user me has too few rights") && error.to_string().contains("info"), "{error}");
+}
+
+/// What the shipped user may, word by word.
+fn shipped() -> Vec<&'static str> {
+    let file = include_str!("../../../../../deploy/redis/users.acl");
+    let user = file.lines().find(|line| line.starts_with("user promptq on")).unwrap();
+    user.split(' ').skip(3).collect()
+}
+
+#[tokio::test]
+async fn each_right_that_is_missing_is_found_and_nothing_stays_behind() {
+    let server = Server::start(&[]);
+    let admin = Link::connect(&server.access()).await.unwrap();
+    let begin = ["ACL", "SETUSER", "me", "on"];
+    must::<Value>(&admin, &[&begin[..], &shipped(), &[">hunter2"]].concat()).await;
+    let access = as_user(&server, "me:hunter2");
+    assert_eq!(lacking(&access).await.unwrap(), Vec::<String>::new());
+    // Without these nothing can be asked at all, or not under the name of the right.
+    let others = ["eval", "evalsha", "info", "ping", "select", "unwatch"];
+    for right in shipped().iter().filter_map(|word| word.strip_prefix('+')).filter(|right| !others.contains(right)) {
+        let (taken, given) = (format!("-{right}"), format!("+{right}"));
+        must::<Value>(&admin, &["ACL", "SETUSER", "me", &taken]).await;
+        let command = right.split('|').next().unwrap();
+        assert_eq!(lacking(&access).await.unwrap(), [command]);
+        must::<Value>(&admin, &["ACL", "SETUSER", "me", &given]).await;
+    }
+    assert_eq!(must::<i64>(&admin, &["DBSIZE"]).await, 0);
 }
 
 #[tokio::test]

@@ -1,0 +1,36 @@
+//! What a `promptq run` leaves at a RabbitMQ: nothing once it has all its results, and nothing is lost by that.
+
+use promptq_tests::process::{Home, Said};
+use promptq_tests::rabbit::{RabbitServer, VirtualHost};
+use promptq_tests::redis::{Options, RedisServer};
+
+/// The queues there that belong to a run.
+fn of_runs(host: &VirtualHost) -> Vec<String> {
+    host.queues().into_iter().map(|queue| queue.name).filter(|name| name.contains("run-")).collect()
+}
+
+#[test]
+fn a_run_takes_its_queues_away_and_makes_them_again_when_they_are_needed() {
+    let (server, redis, home) = (RabbitServer::shared(), RedisServer::start(Options::cheap()), Home::new());
+    let host = server.host();
+    home.write("prompts.txt", "good\nbad\n");
+    let bad = home.path("bad");
+    home.write("bad", "");
+    // Fails for one of them, until it is told otherwise.
+    let script = format!("exec:sh -c 'read x; test $x = good || ! test -e {} || exit 9; echo $x'", bad.display());
+    let words = ["run", "prompts.txt", "--in", "lines", "-m", &script, "-o", "out.jsonl"];
+    let run = |more: &[&str]| {
+        let mut command = home.program("promptq", &[&words[..], more].concat());
+        Said::of(command.env("PROMPTQ_BROKER", host.url()).env("PROMPTQ_LEDGER", redis.url()))
+    };
+    let lines = || std::fs::read_to_string(home.path("out.jsonl")).unwrap().lines().count();
+    let said = run(&["--max-attempts", "1"]).ends(3);
+    assert!(!said.stderr.contains("left at the broker"), "{}", said.stderr);
+    assert_eq!((lines(), of_runs(&host)), (2, Vec::new()));
+    // What died goes back into lanes that are gone, and a run with nothing to do leaves nothing either.
+    std::fs::remove_file(bad).unwrap();
+    run(&["--max-attempts", "1", "--retry-dead"]).ends(0).says(&["1 job of an earlier run tried again", "2 succeeded"]);
+    assert_eq!((lines(), of_runs(&host)), (2, Vec::new()));
+    run(&["--max-attempts", "1"]).ends(0);
+    assert_eq!((lines(), of_runs(&host)), (2, Vec::new()));
+}
