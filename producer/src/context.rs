@@ -1,6 +1,6 @@
 //! What a command works with: settings, the printer, and connections made when first asked for.
 
-use promptq_common::broker::{Access, Broker, embedded_file};
+use promptq_common::broker::{Access, Beside, Broker, embedded_file};
 use promptq_common::config::{Address, Config, Ledger};
 use promptq_common::store::Store;
 use tokio::sync::OnceCell;
@@ -63,9 +63,12 @@ impl Context {
 /// Connects to a broker, whatever it is used for. Cancel-safe.
 pub async fn connect(access: Access) -> Result<Broker> {
     Broker::connect(&access).await.map_err(|error| {
-        Problem::from(error)
-            .detail(format!("broker: {}", access.url))
-            .hint("`promptq doctor` shows what can be reached")
+        let problem = Problem::from(error).detail(format!("broker: {}", access.url));
+        let problem = match &access.beside {
+            Beside::Ledger(ledger) => problem.detail(format!("ledger: {}", ledger.url)),
+            Beside::Store(_) | Beside::Nothing => problem,
+        };
+        problem.hint("`promptq doctor` shows what can be reached")
     })
 }
 

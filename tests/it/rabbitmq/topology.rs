@@ -238,7 +238,8 @@ async fn a_user_who_may_not_declare_is_told_how_it_is_done() {
     assert_eq!(error.kind(), Kind::Denied, "{error}");
     assert!(error.to_string().contains("`promptq queues declare default`"), "{error}");
     let lost = broker.enqueue(&[job()]).await.unwrap_err();
-    assert!(lost.to_string().contains("`promptq queues declare`"), "{lost}");
+    assert_eq!(lost.kind(), Kind::Denied, "{lost}");
+    assert!(lost.to_string().contains("`promptq queues declare default`"), "{lost}");
 
     declare(&setup.broker().await, &[], false).await;
     assert_eq!(broker.enqueue(&[job()]).await.unwrap(), [Enqueued::New], "what is there may be used by anybody");

@@ -171,18 +171,20 @@ impl Amqp {
         Ok(())
     }
 
-    /// [`Self::find`] for those who publish: without the right to make it, a queue may be there all the same, and its
-    /// messages will tell.
-    async fn seek(&self, queues: &HashSet<Queue>) -> Result<()> {
+    /// [`Self::find`] for those who publish: without the right to make it, which it says, a queue may be there all the
+    /// same, and its messages will tell.
+    async fn seek(&self, queues: &HashSet<Queue>) -> Result<Option<Error>> {
+        let mut denied = None;
         for queue in queues {
             match self.find(queue).await {
                 Err(error) if matches!(error.kind(), Kind::Denied | Kind::Config) => {
                     tracing::debug!(%error, %queue, "a queue was not made");
+                    denied = Some(error);
                 }
                 found => found?,
             }
         }
-        Ok(())
+        Ok(denied)
     }
 
     fn forget_found(&self) {
@@ -203,8 +205,12 @@ impl Backend for Amqp {
     async fn enqueue(&self, batch: Vec<Envelope>) -> Result<Vec<Enqueued>> {
         check_count("enqueue jobs", batch.len())?;
         let queues: HashSet<Queue> = batch.iter().map(|envelope| envelope.head.lane.queue.clone()).collect();
-        self.seek(&queues).await?;
-        let answers = enqueue::enqueue(&self.post, batch).await?;
+        let denied = self.seek(&queues).await?;
+        let answers = match enqueue::enqueue(&self.post, batch).await {
+            // Who may not make what is missing is told how it is made.
+            Err(error) if error.kind() == Kind::NotFound => return Err(denied.unwrap_or(error)),
+            answers => answers?,
+        };
         if answers.contains(&Enqueued::Refused(Refusal::NoSuchQueue)) {
             self.forget_found();
         }

@@ -40,6 +40,9 @@ impl Peer {
             Error::new(Kind::Denied, op, format!("{at}: {}", self.bad_password()))
         } else if error.is_timeout() {
             Error::new(Kind::TimedOut, op, format!("{at}: no answer in time{}", self.perhaps_plain()))
+        } else if error.is_connection_refusal() {
+            let why = "nothing listens there (connection refused); start Redis, or check host and port";
+            Error::new(Kind::Unavailable, op, format!("{at}: {why}"))
         } else if kind == ErrorKind::Io {
             let why = format!("{at}: the connection failed{}", self.perhaps_tls(error));
             // As text: the driver names each cause twice.
