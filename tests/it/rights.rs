@@ -139,7 +139,11 @@ async fn a_wrong_password_and_every_missing_right_are_one_clear_error() {
     let nobody = connect(&server.url()).await.map(drop);
     assert!(nobody.is_ok(), "the default user of a test's server may do everything: {nobody:?}");
     server.must(&["ACL", "SETUSER", USER, "-info"]);
-    is_clear(&connect(&url).await.unwrap_err(), Kind::Denied, &["user promptq has too few rights", "info", "users.acl"]);
+    is_clear(
+        &connect(&url).await.unwrap_err(),
+        Kind::Denied,
+        &["user promptq has too few rights", "info", "users.acl"],
+    );
     server.must(&["ACL", "SETUSER", USER, "+info"]);
     let broker = connect(&url).await.unwrap();
     assert_eq!(broker.enqueue(&[job()]).await.unwrap(), [Enqueued::New]);

@@ -258,7 +258,9 @@ impl<'a> Drive<'a> {
                 self.cx.printer.say(&format!("{} is left at the broker: {}; {again}", remark.name, remark.why));
             }),
             Err(error) if error.kind() == Kind::Denied => tracing::debug!(%error, "the run's queue stays"),
-            Err(error) => self.cx.printer.say(&format!("the queue {} is left at the broker: {error}; {again}", self.queue)),
+            Err(error) => {
+                self.cx.printer.say(&format!("the queue {} is left at the broker: {error}; {again}", self.queue))
+            }
         }
     }
 

@@ -147,7 +147,12 @@ fn lanes_that_the_settings_ask_for_are_missed() {
 fn a_server_without_memory_is_told_of_and_tls_is_not_to_blame() {
     let (server, redis) = (RabbitServer::start(rabbit::Options::new()), RedisServer::start(Options::cheap()));
     server.raise(rabbit::Alarm::Memory);
-    let said = ask_said(&server.url(), &redis.url()).ends(7).prints(&["ok      login: ", "FAILED  alarm: ", "blocks everybody who publishes: low on memory", "hint: until"]);
+    let said = ask_said(&server.url(), &redis.url()).ends(7).prints(&[
+        "ok      login: ",
+        "FAILED  alarm: ",
+        "blocks everybody who publishes: low on memory",
+        "hint: until",
+    ]);
     assert!(!said.stdout.contains("TLS;") && !said.stdout.contains("amqps://"), "{}", said.stdout);
 }
 
@@ -157,9 +162,13 @@ fn a_ledger_that_was_never_used_is_not_made_by_a_look() {
     let host = server.host();
     let file = folder.path().join("deep/ledger.db");
     let found = ask(&host.url(), &format!("sqlite://{}", file.display()), &[]);
-    assert!(found.of("ledger", "warning").contains("not there yet; its first use makes it; records are kept in a file"));
+    assert!(
+        found.of("ledger", "warning").contains("not there yet; its first use makes it; records are kept in a file")
+    );
     let store = format!("file://{}", folder.path().join("deep/store").display());
     let found = ask(&host.url(), "", &[("PROMPTQ_STORE", &store)]);
-    assert!(found.of("ledger", "warning").contains("not there yet; its first use makes it; records are kept in object"));
+    assert!(
+        found.of("ledger", "warning").contains("not there yet; its first use makes it; records are kept in object")
+    );
     assert!(found.1 == 0 && std::fs::read_dir(folder.path()).unwrap().next().is_none());
 }

@@ -165,7 +165,10 @@ async fn a_queue_that_only_an_administrator_can_make_is_asked_for() {
     assert!(matches!(answer[..], [Enqueued::Refused(_)]), "{answer:?}");
     let worker = place.broker("promptq-worker").await;
     let error = worker.consume(terms(&[(elsewhere.clone(), 1)], LONG)).await.unwrap_err();
-    assert!(error.kind() == Kind::Denied && error.to_string().contains("`promptq queues declare elsewhere`"), "{error}");
+    assert!(
+        error.kind() == Kind::Denied && error.to_string().contains("`promptq queues declare elsewhere`"),
+        "{error}"
+    );
     place.broker("promptq-admin").await.declare(&elsewhere, &[], false).await.unwrap();
     assert_eq!(producer.enqueue(&[strange]).await.unwrap(), [Enqueued::New]);
 }

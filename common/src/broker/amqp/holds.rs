@@ -41,7 +41,11 @@ pub(super) async fn leave(post: &Post, worker: &WorkerId) -> Result<()> {
         }
         tokio::time::sleep(MOMENT).await;
     }
-    Err(Error::new(Kind::Unavailable, "remove a hold queue", "the server still counts its consumer; a sweep removes it"))
+    Err(Error::new(
+        Kind::Unavailable,
+        "remove a hold queue",
+        "the server still counts its consumer; a sweep removes it",
+    ))
 }
 
 async fn empty(post: &Post, worker: &WorkerId) -> Result<()> {

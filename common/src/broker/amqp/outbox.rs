@@ -105,7 +105,11 @@ impl Outbox {
         };
         match timeout(CONNECT, opening).await {
             Ok(opened) => opened.map_err(|error| self.peer.lost(OP, &error)),
-            Err(_) => Err(self.peer.error(Kind::Unavailable, OP, "the server opens no channel in time")),
+            Err(_) => Err(self.peer.error(
+                Kind::Unavailable,
+                OP,
+                "the server opens no channel in time; rabbitmq-diagnostics status shows what it is at",
+            )),
         }
     }
 
@@ -149,7 +153,9 @@ impl Outbox {
     fn note(&mut self, news: News) -> Result<()> {
         match news {
             News::Blocked(why) => {
-                let why = format!("the server takes nothing for now ({why}); free its memory or disk");
+                let why = format!(
+                    "the server takes nothing for now ({why}); free its memory or disk (rabbitmq-diagnostics alarms)"
+                );
                 let error = self.peer.error(Kind::Unavailable, OP, &why);
                 if !self.is_blocked {
                     tracing::warn!("{error}");
@@ -266,7 +272,7 @@ impl Outbox {
         {
             return error;
         }
-        self.peer.error(Kind::TimedOut, OP, "not confirmed in time; whether it was taken is unknown")
+        self.peer.error(Kind::TimedOut, OP, "not confirmed in time, as where a quorum queue lacks a majority; whether it was taken is unknown, and repeating is safe")
     }
 
     /// For one whose channel or connection ended with `cause`.

@@ -26,8 +26,8 @@ mod tests;
 mod waker;
 mod wire;
 
-pub(super) use check::{lacking, survey};
 pub use check::{Fsync, Survey};
+pub(super) use check::{lacking, survey};
 pub use claims::CRASH_POINTS as CLAIMS_CRASH_POINTS;
 
 use std::collections::HashMap;

@@ -151,10 +151,7 @@ fn check(conn: &Connection, path: &Path) -> Result<()> {
     let bad =
         |why: String, hint: &str| Err(Error::new(Kind::Config, OP, format!("{}: {why}\nhint: {hint}", path.display())));
     if application != APPLICATION && tables > 0 {
-        return bad(
-            "is another program's database".into(),
-            "name another file: sqlite:///path/to/file.db",
-        );
+        return bad("is another program's database".into(), "name another file: sqlite:///path/to/file.db");
     }
     let found = version(conn).map_err(named)?;
     if found > SCHEMA {

@@ -46,7 +46,10 @@ pub(in crate::broker::amqp) async fn models(ledger: &dyn Ledger, queue: &Queue) 
 pub(super) async fn read(ledger: &dyn Ledger, queue: &Queue) -> Result<Note> {
     let Some(text) = ledger.note(&place(queue)).await? else { return Ok(Note::default()) };
     serde_json::from_str(&text).map_err(|error| {
-        Error::new(Kind::Corrupt, OP, format!("the note of queue {queue}'s lanes cannot be read")).because(error)
+        let why = format!(
+            "the note of queue {queue}'s lanes in the ledger cannot be read; if a newer promptq wrote it, update"
+        );
+        Error::new(Kind::Corrupt, OP, why).because(error)
     })
 }
 
