@@ -150,7 +150,9 @@ fn refused(input: &Input, job: &Job, refusal: &Refusal) -> Problem {
             Problem::new(Exit::Usage, "too-large", format!("row {row}: the broker takes no job of {bytes} bytes"))
         }
         Refusal::NoSuchQueue => {
-            Problem::new(Exit::NotFound, "no-queue", format!("the broker has no queue {:?}", input.queue()))
+            let queue = input.queue();
+            Problem::new(Exit::NotFound, "no-queue", format!("the broker has no queue {queue}"))
+                .hint(format!("run `promptq queues declare {queue}` as a user that may"))
         }
         Refusal::OtherQueue(queue) => {
             let what = format!("batch {:?} belongs to queue {queue:?}, not {:?}", input.batch(), input.queue());

@@ -260,7 +260,8 @@ impl Outbox {
 
     fn full(&self, request: &Request) -> Error {
         let why = format!(
-            "the queue for {:?} is full or cannot take it; workers make room, or raise its limit",
+            "the queue for {:?} is full or cannot take it; workers make room, or raise the limit that \
+             a policy of the server sets (rabbitmqctl list_policies)",
             request.key.as_str()
         );
         self.peer.error(Kind::Unavailable, OP, &why)
