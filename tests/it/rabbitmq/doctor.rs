@@ -111,7 +111,7 @@ fn it_knows_each_kind_of_user() {
     let may = |user: &str| {
         let found = ask(&login(&host, user), &redis.url(), &[]);
         let missing = if user == "promptq-admin" { "ok" } else { "failed" };
-        assert!(found.of("topology", missing).contains("pq1.rest and "), "{user}");
+        assert!(found.of("topology", missing).contains("others are missing for default"), "{user}");
         found.of("rights", "ok").split_once(" may ").unwrap().1.to_owned()
     };
     assert_eq!(may("promptq-admin"), "submit jobs, take and answer them, keep long ones, declare queues");
