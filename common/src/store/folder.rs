@@ -109,9 +109,11 @@ fn make_folders(folder: &FilePath) -> io::Result<()> {
     }
     match DirBuilder::new().mode(0o700).create(folder) {
         Ok(()) => sync(parent.unwrap_or(FilePath::new("."))),
-        // Another process was faster.
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(io::ErrorKind::NotADirectory.into()),
+        // Another process was faster; if it has removed the folder again by now, that is `NotFound`.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match std::fs::metadata(folder)?.is_dir() {
+            true => Ok(()),
+            false => Err(io::ErrorKind::NotADirectory.into()),
+        },
         Err(error) => Err(error),
     }
 }
@@ -125,6 +127,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::super::{PutNew, Store};
+    use super::create;
     use crate::broker::LeaseId;
     use crate::error::Kind;
     use crate::job::JobId;
@@ -191,6 +194,26 @@ mod tests {
         while let Some(written) = writers.join_next().await {
             written.unwrap();
         }
+    }
+
+    #[test]
+    fn a_folder_that_comes_and_goes_meanwhile_is_no_file() {
+        let home = tempfile::tempdir().unwrap();
+        let folder = home.path().join("probe");
+        let come_and_go = |name: &str| {
+            let file = folder.join(name);
+            for _ in 0..2_000 {
+                create(&file, &folder).unwrap();
+                std::fs::remove_file(&file).unwrap();
+                // Refused while another's file is in it.
+                std::fs::remove_dir(&folder).ok();
+            }
+        };
+        std::thread::scope(|threads| {
+            for name in ["a", "b", "c", "d"] {
+                threads.spawn(move || come_and_go(name));
+            }
+        });
     }
 
     #[tokio::test]
