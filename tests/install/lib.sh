@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# What the install scripts share: apt packages and Python environments, each only where missing. Sourced by bash.
+# What the install scripts share: apt packages, Python environments and programs of crates, each only where missing.
+# Sourced by bash.
 
 # fail WHAT HINT: ends with one clear message.
 fail() {
@@ -46,4 +47,21 @@ venv() {
   "$home/bin/pip" install --quiet --disable-pip-version-check "$@" >&2 ||
     fail "pip cannot install $*" "see the lines above; a network or a package index is needed once"
   printf '%s' "$*" >"$stamp"
+}
+
+# crate NAME CRATE VERSION OPTION…: the programs of a crate in target/tools/NAME, built apart from the workspace: fast to
+# build and not fast to run.
+crate() {
+  local name=$1 crate=$2 version=$3 home stamp
+  shift 3
+  home=$PWD/target/tools/$name
+  stamp=$home/.installed
+  [ "$(cat "$stamp" 2>/dev/null)" = "$crate $version $*" ] && return
+  echo "building $crate $version into target/tools/$name" >&2
+  rm -rf "$home"
+  CARGO_PROFILE_DEV_DEBUG=0 CARGO_TARGET_DIR=$home/build \
+    cargo install --quiet --locked --debug --root "$home" "$crate" --version "=$version" "$@" >&2 ||
+    fail "cargo cannot install $crate $version" "see the lines above; a network or a package registry is needed once"
+  rm -rf "$home/build"
+  printf '%s' "$crate $version $*" >"$stamp"
 }

@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -13,6 +14,7 @@ use promptq_common::record::{End, State};
 use promptq_tests::backends::terms;
 use promptq_tests::carrier::Carrier;
 use promptq_tests::fixture::{self, batch};
+use promptq_tests::s3::S3;
 use promptq_tests::steps::{PATIENCE, Worker, end, recount, see, view, want};
 use tempfile::TempDir;
 use tokio::process::Command;
@@ -24,31 +26,80 @@ const LEASE: Duration = Duration::from_secs(2);
 /// Met once in the life of the process that dies.
 const ONCE: [&str; 2] = ["amqp.purge.", "amqp.dead."];
 
+/// How the points are passed when a process dies: the first time, or the next one.
+const FIRST: &str = "return";
+const LATER: &str = "1*off->return";
+
 #[tokio::test]
 async fn a_process_may_die_anywhere_on_quorum_queues() {
-    die_everywhere(|| Carrier::with_redis(QueueType::Quorum), "return").await;
+    die_at_each(CRASH_POINTS, FIRST, async || Carrier::with_redis(QueueType::Quorum)).await;
 }
 
 #[tokio::test]
 async fn a_process_may_die_anywhere_later_on_quorum_queues() {
-    die_everywhere(|| Carrier::with_redis(QueueType::Quorum), "1*off->return").await;
+    let again = |point: &&str| !ONCE.iter().any(|once| point.starts_with(once));
+    die_at_each(&points(again), LATER, async || Carrier::with_redis(QueueType::Quorum)).await;
 }
 
 #[tokio::test]
 async fn a_process_may_die_anywhere_on_classic_queues() {
-    die_everywhere(|| Carrier::with_sqlite(QueueType::Classic), "return").await;
+    die_at_each(CRASH_POINTS, FIRST, async || Carrier::with_sqlite(QueueType::Classic)).await;
 }
 
 #[tokio::test]
 async fn a_process_may_die_anywhere_over_object_storage() {
-    die_everywhere(|| Carrier::with_store(QueueType::Quorum), "return").await;
+    die_at_each(CRASH_POINTS, FIRST, async || Carrier::with_folder(QueueType::Quorum)).await;
+}
+
+// The other pairs of queues and ledgers meet in the same calls: every point on one of them.
+
+#[tokio::test]
+async fn a_process_may_die_on_classic_queues_with_redis() {
+    die_at_each(&third(0), FIRST, async || Carrier::with_redis(QueueType::Classic)).await;
+}
+
+#[tokio::test]
+async fn a_process_may_die_on_quorum_queues_with_sqlite() {
+    die_at_each(&third(1), FIRST, async || Carrier::with_sqlite(QueueType::Quorum)).await;
+}
+
+#[tokio::test]
+async fn a_process_may_die_on_classic_queues_over_object_storage() {
+    die_at_each(&third(2), FIRST, async || Carrier::with_folder(QueueType::Classic)).await;
+}
+
+#[tokio::test]
+async fn a_process_may_die_once_moto_has_its_word() {
+    die_once_written(S3::moto().await).await;
+}
+
+#[tokio::test]
+async fn a_process_may_die_once_s3s_has_its_word() {
+    die_once_written(S3::s3s().await).await;
+}
+
+/// At the points where the ledger has been written and RabbitMQ has not been told.
+async fn die_once_written(server: S3) {
+    let (written, server) =
+        (points(|point| point.ends_with(".after_ledger") || point.ends_with(".after_raise")), Arc::new(server));
+    assert!(written.len() >= 7, "{written:?}");
+    die_at_each(&written, FIRST, async || Carrier::with_bucket(QueueType::Quorum, &server).await).await;
+}
+
+fn points(which: impl Fn(&&str) -> bool) -> Vec<&'static str> {
+    CRASH_POINTS.iter().copied().filter(which).collect()
+}
+
+/// Every third point, from this one on.
+fn third(first: usize) -> Vec<&'static str> {
+    CRASH_POINTS.iter().copied().skip(first).step_by(3).collect()
 }
 
 /// A few points at once: much of the time is spent waiting for claims to run out.
-async fn die_everywhere(carrier: fn() -> Carrier, passage: &str) {
-    let again = passage != "return";
-    let points = CRASH_POINTS.iter().filter(|point| !again || !ONCE.iter().any(|once| point.starts_with(once)));
-    futures_util::stream::iter(points).map(|point| die_at(point, passage, carrier())).buffer_unordered(4).count().await;
+async fn die_at_each(points: &[&str], passage: &str, carrier: impl AsyncFn() -> Carrier) {
+    let carrier = &carrier;
+    let deaths = points.iter().map(|point| async move { die_at(point, passage, carrier().await).await });
+    futures_util::stream::iter(deaths).buffer_unordered(4).count().await;
 }
 
 async fn die_at(point: &str, passage: &str, carrier: Carrier) {
@@ -56,6 +107,7 @@ async fn die_at(point: &str, passage: &str, carrier: Carrier) {
     let (log, armed) = (folder.path().join("log"), format!("{point}={passage}"));
     let mut child = Command::new(env!("CARGO_BIN_EXE_crash_carried"));
     child.args([carrier.host.url(), carrier.ledger_url()]).arg(&log).arg(carrier.queues.as_str());
+    child.envs(carrier.settings().iter().map(|(name, value)| (name.to_ascii_uppercase(), value)));
     child.env("FAILPOINTS", &armed).stdin(Stdio::null()).kill_on_drop(true);
     let output = timeout(PATIENCE * 2, child.output()).await.expect("it dies soon").unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -11,12 +11,12 @@ use promptq_common::broker::sqlite::Sqlite;
 use promptq_common::broker::{self, Access, Backend, Broker, Terms, WorkerId};
 use promptq_common::ledger::Claims;
 use promptq_common::ledger::object::{Ages, ObjectLedger};
-use promptq_common::store::Store;
 use tempfile::TempDir;
 
 use crate::proxy::{Network, Proxy};
 use crate::rabbit::{RabbitServer, VirtualHost};
 use crate::redis::{Options, RedisServer};
+use crate::s3::{self, S3};
 use crate::steps::{PATIENCE, Worker};
 
 /// Short enough that a test can wait for several.
@@ -41,7 +41,8 @@ pub struct Carrier {
 enum Beside {
     Redis(RedisServer),
     Sqlite(TempDir),
-    Store(TempDir),
+    Folder(TempDir),
+    Bucket { url: String, settings: Vec<(&'static str, String)>, _server: Arc<S3> },
 }
 
 impl Carrier {
@@ -56,8 +57,14 @@ impl Carrier {
     }
 
     /// With a ledger in object storage, which is a local folder here.
-    pub fn with_store(queues: QueueType) -> Self {
-        Self::over(queues, Beside::Store(TempDir::new().expect("a temporary folder")))
+    pub fn with_folder(queues: QueueType) -> Self {
+        Self::over(queues, Beside::Folder(TempDir::new().expect("a temporary folder")))
+    }
+
+    /// With a ledger in object storage, in a bucket of its own on this server.
+    pub async fn with_bucket(queues: QueueType, server: &Arc<S3>) -> Self {
+        let (url, settings) = (server.bucket().await, server.settings());
+        Self::over(queues, Beside::Bucket { url, settings, _server: Arc::clone(server) })
     }
 
     fn over(queues: QueueType, beside: Beside) -> Self {
@@ -72,7 +79,7 @@ impl Carrier {
 
     async fn connect_through(&self, port: u16) -> (Arc<dyn Backend>, Arc<dyn Claims>) {
         let claims = self.ledger().await;
-        let access = access(&self.host.url_through(port), &self.ledger_url(), self.queues).await;
+        let access = access(&self.host.url_through(port), &self.ledger_url(), self.settings(), self.queues).await;
         let amqp = Amqp::connect(&access, Arc::clone(&claims)).await;
         let amqp = amqp.unwrap_or_else(|error| panic!("connects: {error:?}\n{}", self.server.log()));
         (Arc::new(amqp), claims)
@@ -80,7 +87,7 @@ impl Carrier {
 
     /// Whether its ledger can say that a job is taken.
     pub fn claims(&self) -> bool {
-        !matches!(self.beside, Beside::Store(_))
+        !matches!(self.beside, Beside::Folder(_) | Beside::Bucket { .. })
     }
 
     /// The ledger's address.
@@ -88,8 +95,14 @@ impl Carrier {
         match &self.beside {
             Beside::Redis(server) => server.url_of("promptq"),
             Beside::Sqlite(folder) => format!("sqlite://{}", folder.path().join("ledger.db").display()),
-            Beside::Store(folder) => format!("file://{}", folder.path().display()),
+            Beside::Folder(folder) => format!("file://{}", folder.path().display()),
+            Beside::Bucket { url, .. } => url.clone(),
         }
+    }
+
+    /// What a client of the ledger is told besides; in capitals, the variables of a process.
+    pub fn settings(&self) -> &[(&'static str, String)] {
+        if let Beside::Bucket { settings, .. } = &self.beside { settings } else { &[] }
     }
 
     /// The ledger, over a connection of its own.
@@ -103,9 +116,9 @@ impl Carrier {
                 let path = folder.path().join("ledger.db");
                 Arc::new(Sqlite::open(&path).await.expect("the file opens"))
             }
-            Beside::Store(_) => {
-                let store = Store::open(&self.ledger_url()).await.expect("a folder");
-                Arc::new(ObjectLedger::open_with(store, Ages::NONE).await.expect("a folder that can be written to"))
+            Beside::Folder(_) | Beside::Bucket { .. } => {
+                let store = s3::open(&self.ledger_url(), self.settings()).await;
+                Arc::new(ObjectLedger::open_with(store, Ages::NONE).await.expect("a store that can be written to"))
             }
         }
     }
@@ -137,7 +150,7 @@ impl Carrier {
     pub fn faults(&self) -> Vec<String> {
         let mut faults = match &self.beside {
             Beside::Redis(server) => server.faults(),
-            Beside::Sqlite(_) | Beside::Store(_) => Vec::new(),
+            Beside::Sqlite(_) | Beside::Folder(_) | Beside::Bucket { .. } => Vec::new(),
         };
         let (ready, unacked) = self.host.counts("pq1.dead");
         if ready + unacked > 0 {
@@ -147,14 +160,15 @@ impl Carrier {
     }
 }
 
-/// Access to RabbitMQ with a ledger beside it (`file://` is a store), and delays as short as tests can wait for.
+/// Access to RabbitMQ with a ledger beside it (`file://` and `s3://` are stores, the latter with `settings`), and delays
+/// as short as tests can wait for.
 ///
 /// # Panics
 /// When one of them is no address.
-pub async fn access(url: &str, ledger: &str, queues: QueueType) -> Access {
+pub async fn access(url: &str, ledger: &str, settings: &[(&'static str, String)], queues: QueueType) -> Access {
     let mut access = Access::new(url).expect("an address");
-    access.beside = if ledger.starts_with("file://") {
-        broker::Beside::Store(Store::open(ledger).await.expect("a folder"))
+    access.beside = if ledger.starts_with("file://") || ledger.starts_with("s3://") {
+        broker::Beside::Store(s3::open(ledger, settings).await)
     } else {
         broker::Beside::Ledger(Box::new(Access::new(ledger).expect("an address")))
     };

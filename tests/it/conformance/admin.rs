@@ -101,8 +101,10 @@ pub(crate) async fn every_call_over_many_jobs_has_a_bound(f: Fixture) {
 }
 
 pub(crate) async fn a_purge_of_many_ends_them_all(f: Fixture) {
-    put(&f.broker, &jobs(2_500)).await;
-    assert_eq!(f.broker.purge(&Queue::standard()).await.unwrap(), 2_500);
+    // More than one step ends; messages are met one by one, however many there are.
+    let count = if f.sees_waiting() { 2_500 } else { 1_100 };
+    put(&f.broker, &jobs(count)).await;
+    assert_eq!(f.broker.purge(&Queue::standard()).await.unwrap(), count as u64);
     assert!(f.worker().await.consumer.next(&want(9)).await.unwrap().deliveries.is_empty());
 }
 

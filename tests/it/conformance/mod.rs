@@ -14,6 +14,11 @@ mod redrive;
 mod retention;
 mod settle;
 
+use std::sync::Arc;
+
+use promptq_tests::backends::Fixture;
+use promptq_tests::s3::S3;
+
 macro_rules! on {
     ($backend:ident $($area:ident $case:ident)*) => {
         mod $backend {
@@ -67,9 +72,22 @@ macro_rules! some {
 
 some!(quorum_sqlite classic_redis);
 
-// Of those that ask for nothing which object storage does not promise.
-on!(
-    quorum_store
+// Of those that ask for nothing which object storage does not promise: in a folder, and some on real S3 servers, each of
+// which serves them one after the other.
+macro_rules! stored {
+    ($($area:ident $case:ident)*) => { on!(quorum_store $($area $case)*); };
+}
+
+macro_rules! in_buckets {
+    ($($area:ident $case:ident)*) => {
+        async fn in_buckets(server: S3) {
+            let server = Arc::new(server);
+            $($area::$case(Fixture::quorum_s3(&server).await).await;)*
+        }
+    };
+}
+
+stored! {
     enqueue a_confirmed_job_is_delivered_once
     enqueue a_key_stays_known_after_the_job_ended
     enqueue a_batch_belongs_to_one_queue
@@ -106,7 +124,38 @@ on!(
     ledger a_redriven_job_comes_again_and_the_later_record_counts
     retention a_forgotten_id_is_still_known
     retention outputs_nothing_names_any_more_are_given_back
-);
+}
+
+in_buckets! {
+    enqueue a_confirmed_job_is_delivered_once
+    enqueue a_key_stays_known_after_the_job_ended
+    enqueue a_payload_is_kept_until_its_job_succeeds
+    lease a_job_that_another_copy_ended_is_told_so
+    settle a_settled_job_is_not_delivered_again
+    settle a_late_success_replaces_every_other_end
+    settle a_success_is_never_replaced_by_a_second_one
+    settle a_success_is_never_replaced_by_another_end
+    end every_end_is_what_is_seen_of_the_job
+    end a_batch_adds_up_usage_and_cost_of_every_attempt
+    redrive redrive_begins_a_new_epoch_at_zero
+    redrive an_old_end_leaves_the_counts
+    redrive the_dead_are_grouped_by_cause
+    cancel jobs_enqueued_to_a_cancelled_batch_never_run
+    admin queues_are_listed_by_name_with_their_depth
+    moving what_stands_behind_a_forgotten_job_is_leased
+    ledger results_come_in_order_without_a_gap_from_any_cursor
+    retention a_forgotten_id_is_still_known
+}
+
+#[tokio::test]
+async fn quorum_moto() {
+    in_buckets(S3::moto().await).await;
+}
+
+#[tokio::test]
+async fn quorum_s3s() {
+    in_buckets(S3::s3s().await).await;
+}
 
 cases! {
     enqueue {

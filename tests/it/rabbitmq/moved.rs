@@ -2,12 +2,13 @@
 //! neither loses one nor leaves it at both ends.
 
 use std::collections::{BTreeMap, HashSet};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use promptq_common::broker::{Access, Beside, Broker, Envelope};
 use promptq_common::job::{Job, JobId, Queue};
 use promptq_common::time::Timestamp;
+use promptq_common::work::Work;
 use promptq_tests::backends::{LONG, terms};
 use promptq_tests::fixture::{batch, job, job_of, keyed, retry};
 use promptq_tests::process::{Home, Said};
@@ -18,6 +19,10 @@ use rand::RngExt as _;
 use tokio::time::sleep;
 
 const HOUR: Duration = Duration::from_secs(3_600);
+/// How many jobs go there and back while moves are killed.
+const JOBS: usize = 40;
+/// How many kills have to meet a move between its first job and its last, each way.
+const KILLS: u32 = 3;
 
 /// A home whose file jobs come from, a RabbitMQ with a ledger beside it, and another file.
 struct Ends {
@@ -88,40 +93,46 @@ async fn jobs_go_to_rabbitmq_and_come_back_as_they_were() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn kills_at_any_moment_lose_nothing_there_and_back() {
-    const JOBS: usize = 300;
+async fn kills_in_the_middle_lose_nothing_there_and_back() {
     let ends = Ends::new();
     let (from, name) = (ends.home.broker().await, batch("nov"));
-    let sent: Vec<Job> = (0..JOBS).map(|_| job_of(&name)).collect();
-    for part in sent.chunks(100) {
-        put(&from, part).await;
-    }
-    let kills = under_kills(|| ends.command("--from", &ends.home.url())).await;
-    assert_eq!(whole(&from).await.len(), 0, "after {kills} kills");
-    let kills = under_kills(|| ends.command("--to", &ends.target)).await;
+    // So large that each is a page of its own.
+    let work = || Work::prompt(Some("mock"), "x".repeat(700_000));
+    let sent: Vec<Job> = (0..JOBS).map(|_| Job { work: work(), ..job_of(&name) }).collect();
+    put(&from, &sent).await;
+    let there = async || ends.host.counts("pq1.q.").0;
+    under_kills(&from, || ends.command("--from", &ends.home.url()), there).await;
+    assert_eq!(whole(&from).await.len(), 0);
+    let (rabbit, to) = (ends.rabbit().await, ends.target().await);
+    let there = async || to.depth(&Queue::standard()).await.unwrap().ready;
+    under_kills(&rabbit, || ends.command("--to", &ends.target), there).await;
     ends.is_empty().await;
-    let to = ends.target().await;
     let ran = Worker::on(&to, terms(&[(Queue::standard(), 1)], LONG)).await.drain().await;
     let expected: HashSet<JobId> = sent.iter().map(|job| job.id).collect();
-    assert_eq!((ran.len(), ran.into_iter().collect::<HashSet<_>>()), (JOBS, expected), "after {kills} kills");
+    assert_eq!((ran.len(), ran.into_iter().collect::<HashSet<_>>()), (JOBS, expected));
 }
 
-/// Runs a move again and again, each time killed a little later at the latest, until one gets through.
-async fn under_kills(command: impl Fn() -> Command) -> u32 {
+/// Runs a move again and again, each time killed soon after it has put more jobs in at its target, until some kills have
+/// met it between its first job and its last; then it gets through.
+async fn under_kills(source: &Broker, command: impl Fn() -> Command, there: impl AsyncFn() -> u64) {
     let (began, mut dice) = (Instant::now(), rand::rng());
-    let mut kills = 0;
-    loop {
-        assert!(began.elapsed() < PATIENCE * 4, "{kills} kills and not done");
-        let mut child = command().stdout(std::process::Stdio::null()).spawn().unwrap();
-        let longest = Duration::from_millis(200) + Duration::from_millis(200) * kills;
-        let deadline = Instant::now() + longest.mul_f64(dice.random_range(0.0..1.0));
-        while Instant::now() < deadline && child.try_wait().unwrap().is_none() {
+    let mut amid = 0;
+    while amid < KILLS {
+        assert!(began.elapsed() < PATIENCE * 4, "{amid} kills in the middle, and not done");
+        let mut child = command().stdout(Stdio::null()).spawn().unwrap();
+        let before = there().await;
+        while there().await == before && child.try_wait().unwrap().is_none() {
             sleep(Duration::from_millis(1)).await;
         }
+        sleep(Duration::from_millis(dice.random_range(0..50))).await;
         child.kill().unwrap();
-        if child.wait().unwrap().success() {
-            return kills;
-        }
-        kills += 1;
+        assert!(!child.wait().unwrap().success(), "it got through after {amid} kills in the middle");
+        let arrived = there().await;
+        assert!(arrived >= before, "{arrived} jobs after {before}");
+        let views = source.queues().await.unwrap();
+        let paused = views.into_iter().find(|view| view.queue == Queue::standard()).and_then(|view| view.paused);
+        assert!(paused.is_some_and(|reason| reason.starts_with("moving to ")), "both ends may give them out");
+        amid += u32::from(arrived > before && arrived < JOBS as u64);
     }
+    Said::of(&mut command()).ends(0);
 }

@@ -249,32 +249,35 @@ async fn a_user_who_may_not_declare_is_told_how_it_is_done() {
 
 #[tokio::test]
 async fn a_lane_with_a_job_outlives_a_prune_and_its_job_is_not_forgotten() {
-    for queues in [QueueType::Quorum, QueueType::Classic] {
-        let setup = Setup::new(queues);
-        let broker = setup.broker().await;
-        declare(&broker, &["old", "kept"], false).await;
-        let (before, after) = (job_for(Some("old")), job_for(Some("old")));
-        assert_eq!(broker.enqueue(std::slice::from_ref(&before)).await.unwrap(), [Enqueued::New]);
-        setup.until_waiting(&[("default.old.normal", 1)]).await;
+    // A prune watches its lanes for a while: both at once.
+    tokio::join!(outlives_a_prune(QueueType::Quorum), outlives_a_prune(QueueType::Classic));
+}
 
-        let pruned = declare(&broker, &["kept"], true).await;
-        assert_eq!(pruned.pruned, ["pq1.q.default.old.high", "pq1.q.default.old.low"]);
-        let left: Vec<_> = pruned.left.iter().map(|left| (left.name.as_str(), left.why.as_str())).collect();
-        assert_eq!(left, [("pq1.q.default.old.normal", "jobs wait in it (1)")]);
+async fn outlives_a_prune(queues: QueueType) {
+    let setup = Setup::new(queues);
+    let broker = setup.broker().await;
+    declare(&broker, &["old", "kept"], false).await;
+    let (before, after) = (job_for(Some("old")), job_for(Some("old")));
+    assert_eq!(broker.enqueue(std::slice::from_ref(&before)).await.unwrap(), [Enqueued::New]);
+    setup.until_waiting(&[("default.old.normal", 1)]).await;
 
-        // Nothing more is led there, and a worker whose settings never named the model works it off.
-        assert_eq!(broker.enqueue(std::slice::from_ref(&after)).await.unwrap(), [Enqueued::New]);
-        setup.until_waiting(&[("default.old.normal", 1), ("default._.normal", 1)]).await;
-        let worker = setup.broker().await;
-        let mut consumer = worker.consume(terms(&[(Queue::standard(), 1)], Duration::from_secs(45))).await.unwrap();
-        let (mut taken, began) = (Vec::new(), Instant::now());
-        while taken.len() < 2 {
-            assert!(began.elapsed() < Duration::from_secs(30), "leased {taken:?}");
-            taken.extend(consumer.next(&want(2)).await.unwrap().deliveries);
-        }
-        let ids: Vec<_> = taken.iter().map(|delivery| delivery.head.id).collect();
-        assert!(ids.contains(&before.id) && ids.contains(&after.id));
+    let pruned = declare(&broker, &["kept"], true).await;
+    assert_eq!(pruned.pruned, ["pq1.q.default.old.high", "pq1.q.default.old.low"]);
+    let left: Vec<_> = pruned.left.iter().map(|left| (left.name.as_str(), left.why.as_str())).collect();
+    assert_eq!(left, [("pq1.q.default.old.normal", "jobs wait in it (1)")]);
+
+    // Nothing more is led there, and a worker whose settings never named the model works it off.
+    assert_eq!(broker.enqueue(std::slice::from_ref(&after)).await.unwrap(), [Enqueued::New]);
+    setup.until_waiting(&[("default.old.normal", 1), ("default._.normal", 1)]).await;
+    let worker = setup.broker().await;
+    let mut consumer = worker.consume(terms(&[(Queue::standard(), 1)], Duration::from_secs(45))).await.unwrap();
+    let (mut taken, began) = (Vec::new(), Instant::now());
+    while taken.len() < 2 {
+        assert!(began.elapsed() < Duration::from_secs(30), "leased {taken:?}");
+        taken.extend(consumer.next(&want(2)).await.unwrap().deliveries);
     }
+    let ids: Vec<_> = taken.iter().map(|delivery| delivery.head.id).collect();
+    assert!(ids.contains(&before.id) && ids.contains(&after.id));
 }
 
 #[tokio::test]

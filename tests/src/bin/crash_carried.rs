@@ -27,7 +27,7 @@ async fn main() -> anyhow::Result<()> {
     let [url, ledger, log, kind] = arguments.as_slice() else { anyhow::bail!("RabbitMQ, ledger, log, type of queues") };
     let mut log = Log(OpenOptions::new().create(true).append(true).open(log)?);
     let queues = if kind == "classic" { QueueType::Classic } else { QueueType::Quorum };
-    let broker = Broker::connect(&carrier::access(url, ledger, queues).await).await?;
+    let broker = Broker::connect(&carrier::access(url, ledger, &[], queues).await).await?;
     let mut consumer = broker.consume(terms(&[(Queue::standard(), 1)], LEASE)).await?;
     for (round, jobs) in fixture::rounds().into_iter().enumerate() {
         broker.enqueue(&jobs).await?;

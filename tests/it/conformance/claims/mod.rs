@@ -6,6 +6,9 @@ mod object;
 mod opening;
 mod steering;
 
+use promptq_tests::backends::Fixture;
+use promptq_tests::s3::S3;
+
 macro_rules! on {
     ($backend:ident $($area:ident $case:ident)*) => {
         mod $backend {
@@ -107,21 +110,29 @@ cases! {
 }
 
 // The ledger in object storage, which cannot claim: the cases above that hold on it, and its own, in memory and in a
-// folder, and all of them on one S3 server.
+// folder, and all of them on each S3 server.
 macro_rules! stored {
     ($($area:ident { $($case:ident)* })*) => {
         on!(object_memory $($($area $case)*)*);
         on!(object_folder $($($area $case)*)*);
 
-        #[tokio::test]
-        async fn object_s3() {
-            let moto = promptq_tests::moto::Moto::start().await;
+        async fn in_buckets(server: S3) {
             $($(
-                let store = moto.store(concat!("s3://jobs/", stringify!($case))).await;
-                $area::$case(promptq_tests::backends::Fixture::on_objects(store).await).await;
+                let store = server.store(&format!("{}/in a/folder", server.bucket().await)).await;
+                $area::$case(Fixture::on_objects(store).await).await;
             )*)*
         }
     };
+}
+
+#[tokio::test]
+async fn object_moto() {
+    in_buckets(S3::moto().await).await;
+}
+
+#[tokio::test]
+async fn object_s3s() {
+    in_buckets(S3::s3s().await).await;
 }
 
 stored! {

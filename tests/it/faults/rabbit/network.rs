@@ -43,5 +43,6 @@ async fn weathers(network: Network, length: Duration) {
     until("it goes on", async || (records(&ledger).await.len() > before).then_some(())).await;
     assert!(over.elapsed() < RECOVERY, "it took {:?} to go on: {}", over.elapsed(), worker.log());
     all_paid_once(&farm, JOBS).await;
+    assert!(worker.log().contains("connecting again"), "it noticed nothing: {}", worker.log());
     worker.leaves();
 }

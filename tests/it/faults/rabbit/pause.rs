@@ -22,6 +22,7 @@ async fn a_stopped_rabbitmq_is_waited_for() {
     assert!(records(&farm.ledger().await).await.len() < 60);
     farm.rabbit.resume();
     all_paid_once(&farm, 60).await;
+    assert!(worker.log().contains("connecting again"), "it noticed nothing: {}", worker.log());
     worker.leaves();
 }
 

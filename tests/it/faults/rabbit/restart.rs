@@ -58,6 +58,7 @@ async fn every_confirmed_job_is_there_after_a_kill() {
         });
     }
     until("some are in", async || (tokio::task::block_in_place(|| farm.host.counts(LANE)).0 > 300).then_some(())).await;
+    assert!(producers.try_join_next().is_none(), "they are to be in the middle of it");
     farm.restart();
     let mut confirmed = HashSet::new();
     while let Some(of_one) = producers.join_next().await {
@@ -91,7 +92,7 @@ async fn another_worker_that_gets_their_messages_is_told_that_they_are_taken() {
     farm.provider.hold();
     let proxy = Proxy::before(farm.rabbit.port()).await;
     put(&farm.broker().await, &jobs(1..=4)).await;
-    let lease = Duration::from_secs(6);
+    let lease = Duration::from_secs(4);
     let busy = farm.worker(1, &Setup { slots: 4, lease, ..farm.setup_through(proxy.port()) });
     called(&farm, 4).await;
     let idle = farm.worker(2, &Setup { slots: 4, lease, ..farm.setup() });

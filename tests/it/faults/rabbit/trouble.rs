@@ -18,8 +18,9 @@ async fn passes(length: Duration) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_without_memory_gives_out_nothing_new_and_hears_of_results_afterwards() {
+    const JOBS: usize = 24;
     let farm = Farm::private(1_500..=1_500).await;
-    put(&farm.broker().await, &jobs(1..=60)).await;
+    put(&farm.broker().await, &jobs(1..=JOBS as u64)).await;
     let worker = farm.worker(1, &Setup { slots: 4, ..farm.setup() });
     called(&farm, 4).await;
     farm.rabbit.raise(Alarm::Memory);
@@ -30,16 +31,17 @@ async fn a_server_without_memory_gives_out_nothing_new_and_hears_of_results_afte
     assert_eq!(farm.provider.calls().len(), had, "nothing new is taken: {}", worker.log());
     assert_eq!(records(&farm.ledger().await).await.len(), had, "what was paid for is kept");
     farm.rabbit.clear(Alarm::Memory);
-    all_paid_once(&farm, 60).await;
+    all_paid_once(&farm, JOBS).await;
     let mut announced = RawClient::connect(&farm.host.url()).await.drain(RESULTS).await;
     announced.sort_unstable();
     announced.dedup();
-    assert_eq!(announced.len(), 60);
+    assert_eq!(announced.len(), JOBS);
     worker.leaves();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_results_queue_that_is_full_stops_the_taking_until_there_is_room() {
+    const JOBS: usize = 400;
     let farm = Farm::shared(100..=100).await;
     let broker = farm.broker().await;
     put(&broker, &jobs(1..=1)).await;
@@ -48,17 +50,17 @@ async fn a_results_queue_that_is_full_stops_the_taking_until_there_is_room() {
     let client = RawClient::connect(&farm.host.url()).await;
     client.delete(RESULTS).await;
     client.declare(RESULTS, &[("x-max-length", "1"), ("x-overflow", "reject-publish")]).await.unwrap();
-    put(&broker, &jobs(2..=1_000)).await;
+    put(&broker, &jobs(2..=JOBS as u64)).await;
     until("it takes no more", async || {
         let before = farm.provider.calls().len();
         passes(Duration::from_secs(3)).await;
         (before > 1 && farm.provider.calls().len() == before).then_some(())
     })
     .await;
-    assert!(farm.provider.calls().len() < 500, "{}", farm.provider.calls().len());
+    assert!(farm.provider.calls().len() < JOBS, "{}", farm.provider.calls().len());
     client.delete(RESULTS).await;
     client.declare(RESULTS, &[]).await.unwrap();
-    all_paid_once(&farm, 1_000).await;
+    all_paid_once(&farm, JOBS).await;
     worker.leaves();
 }
 
