@@ -80,8 +80,8 @@ async fn a_process_may_die_once_s3s_has_its_word() {
 
 /// At the points where the ledger has been written and RabbitMQ has not been told.
 async fn die_once_written(server: S3) {
-    let (written, server) =
-        (points(|point| point.ends_with(".after_ledger") || point.ends_with(".after_raise")), Arc::new(server));
+    let server = Arc::new(server);
+    let written = points(|point| point.ends_with(".after_ledger") || point.ends_with(".after_raise"));
     assert!(written.len() >= 7, "{written:?}");
     die_at_each(&written, FIRST, async || Carrier::with_bucket(QueueType::Quorum, &server).await).await;
 }

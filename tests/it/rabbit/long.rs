@@ -209,8 +209,9 @@ async fn jobs_end_retry_and_go_back_while_their_messages_change() {
                 }
             }
         }
-        let beats = futures_util::future::join_all(taken.iter().map(|delivery| delivery.lease.beat())).await;
-        beats.into_iter().for_each(|beat| drop(beat.unwrap()));
+        for beat in futures_util::future::join_all(taken.iter().map(|delivery| delivery.lease.beat())).await {
+            beat.unwrap();
+        }
         let wanted = want(60 - taken.len());
         let asked = here.consumer.next(&wanted);
         if let Ok(found) = tokio::time::timeout(Duration::from_millis(20), asked).await {
