@@ -47,6 +47,12 @@ async fn creates_once_and_says_so(server: S3) {
     assert_eq!(store.put_new("ends/a%2Fb", b"1".to_vec()).await.unwrap(), PutNew::Ours);
     assert_eq!(store.put_new("ends/a%2Fb", b"1".to_vec()).await.unwrap(), PutNew::Ours);
     assert_eq!(store.put_new("ends/a%2Fb", b"2".to_vec()).await.unwrap(), PutNew::Theirs(b"1".to_vec()));
+}
+
+/// s3s-fs makes a bucket that it is written to.
+#[tokio::test]
+async fn a_bucket_that_is_not_there_is_told() {
+    let server = S3::moto().await;
     let missing = server.store("s3://no-such-bucket").await;
     assert_eq!(missing.put("x", b"1".to_vec()).await.unwrap_err().kind(), Kind::Config);
     assert_eq!(missing.get("x", 9).await.unwrap(), None);

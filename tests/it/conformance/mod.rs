@@ -72,22 +72,46 @@ macro_rules! some {
 
 some!(quorum_sqlite classic_redis);
 
-// Of those that ask for nothing which object storage does not promise: in a folder, and some on real S3 servers, each of
-// which serves them one after the other.
-macro_rules! stored {
-    ($($area:ident $case:ident)*) => { on!(quorum_store $($area $case)*); };
-}
-
+// Some of those that a folder runs below, on real S3 servers, which serve them one after the other.
 macro_rules! in_buckets {
-    ($($area:ident $case:ident)*) => {
-        async fn in_buckets(server: S3) {
-            let server = Arc::new(server);
+    ($name:ident $server:ident $($area:ident $case:ident)*) => {
+        #[tokio::test]
+        async fn $name() {
+            let server = Arc::new(S3::$server().await);
             $($area::$case(Fixture::quorum_s3(&server).await).await;)*
         }
     };
 }
 
-stored! {
+in_buckets! {
+    quorum_moto moto
+    enqueue a_key_stays_known_after_the_job_ended
+    enqueue a_payload_is_kept_until_its_job_succeeds
+    lease a_job_that_another_copy_ended_is_told_so
+    settle a_late_success_replaces_every_other_end
+    settle a_success_is_never_replaced_by_a_second_one
+    settle a_success_is_never_replaced_by_another_end
+    end a_batch_adds_up_usage_and_cost_of_every_attempt
+    redrive redrive_begins_a_new_epoch_at_zero
+    redrive an_old_end_leaves_the_counts
+    cancel jobs_enqueued_to_a_cancelled_batch_never_run
+    ledger results_come_in_order_without_a_gap_from_any_cursor
+    retention a_forgotten_id_is_still_known
+}
+
+in_buckets! {
+    quorum_s3s s3s
+    enqueue a_confirmed_job_is_delivered_once
+    settle a_settled_job_is_not_delivered_again
+    settle a_success_is_never_replaced_by_another_end
+    end every_end_is_what_is_seen_of_the_job
+    redrive the_dead_are_grouped_by_cause
+    admin queues_are_listed_by_name_with_their_depth
+}
+
+// Those that ask for nothing which object storage does not promise.
+on!(
+    quorum_store
     enqueue a_confirmed_job_is_delivered_once
     enqueue a_key_stays_known_after_the_job_ended
     enqueue a_batch_belongs_to_one_queue
@@ -124,38 +148,7 @@ stored! {
     ledger a_redriven_job_comes_again_and_the_later_record_counts
     retention a_forgotten_id_is_still_known
     retention outputs_nothing_names_any_more_are_given_back
-}
-
-in_buckets! {
-    enqueue a_confirmed_job_is_delivered_once
-    enqueue a_key_stays_known_after_the_job_ended
-    enqueue a_payload_is_kept_until_its_job_succeeds
-    lease a_job_that_another_copy_ended_is_told_so
-    settle a_settled_job_is_not_delivered_again
-    settle a_late_success_replaces_every_other_end
-    settle a_success_is_never_replaced_by_a_second_one
-    settle a_success_is_never_replaced_by_another_end
-    end every_end_is_what_is_seen_of_the_job
-    end a_batch_adds_up_usage_and_cost_of_every_attempt
-    redrive redrive_begins_a_new_epoch_at_zero
-    redrive an_old_end_leaves_the_counts
-    redrive the_dead_are_grouped_by_cause
-    cancel jobs_enqueued_to_a_cancelled_batch_never_run
-    admin queues_are_listed_by_name_with_their_depth
-    moving what_stands_behind_a_forgotten_job_is_leased
-    ledger results_come_in_order_without_a_gap_from_any_cursor
-    retention a_forgotten_id_is_still_known
-}
-
-#[tokio::test]
-async fn quorum_moto() {
-    in_buckets(S3::moto().await).await;
-}
-
-#[tokio::test]
-async fn quorum_s3s() {
-    in_buckets(S3::s3s().await).await;
-}
+);
 
 cases! {
     enqueue {

@@ -18,7 +18,7 @@ async fn passes(length: Duration) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_without_memory_gives_out_nothing_new_and_hears_of_results_afterwards() {
-    const JOBS: usize = 24;
+    const JOBS: usize = 40;
     let farm = Farm::private(1_500..=1_500).await;
     put(&farm.broker().await, &jobs(1..=JOBS as u64)).await;
     let worker = farm.worker(1, &Setup { slots: 4, ..farm.setup() });
@@ -26,7 +26,8 @@ async fn a_server_without_memory_gives_out_nothing_new_and_hears_of_results_afte
     farm.rabbit.raise(Alarm::Memory);
     running(&farm, 0).await;
     let had = farm.provider.calls().len();
-    assert!((4..=16).contains(&had), "{had} calls");
+    // It notices after 5 s, in which it takes 16.
+    assert!((4..=28).contains(&had), "{had} calls");
     passes(WHILE).await;
     assert_eq!(farm.provider.calls().len(), had, "nothing new is taken: {}", worker.log());
     assert_eq!(records(&farm.ledger().await).await.len(), had, "what was paid for is kept");
