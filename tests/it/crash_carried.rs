@@ -13,7 +13,7 @@ use promptq_common::job::{JobId, Queue};
 use promptq_common::record::{End, State};
 use promptq_tests::backends::terms;
 use promptq_tests::carrier::Carrier;
-use promptq_tests::fixture::{self, batch};
+use promptq_tests::fixture::{self, batch, queue};
 use promptq_tests::s3::S3;
 use promptq_tests::steps::{PATIENCE, Worker, end, recount, see, view, want};
 use tempfile::TempDir;
@@ -148,10 +148,14 @@ async fn check(carrier: &Carrier, told: &Told, armed: &str) {
         }
     }
     while broker.sweep(&Retention::standard()).await.unwrap().more {}
-    let worker = carrier.worker(terms(&[(Queue::standard(), 1)], LEASE)).await;
+    let worker = carrier.worker(terms(&[(Queue::standard(), 1), (queue("abroad"), 1)], LEASE)).await;
     drain(&broker, carrier, worker, (&succeeded, armed)).await;
     for id in &succeeded {
         assert_eq!(see(&broker, *id).await.state, State::Succeeded, "{armed}: {id}");
+    }
+    // A foreign client's job that was registered and not opened is itself when it comes again, and nobody's rival.
+    for id in told.jobs("sent", "") {
+        assert_eq!(see(&broker, id).await.state, State::Succeeded, "{armed}: {id}, a foreign client's");
     }
     for id in told.jobs("settled", "retried Applied") {
         assert!(see(&broker, id).await.attempts >= 1, "{armed}: {id} forgot an attempt");

@@ -1,5 +1,5 @@
-//! The process that dies in the crash tests of RabbitMQ: puts jobs in, leases, settles, redrives and purges them, and
-//! writes to a log what it was told is done. Where it dies is armed by `FAILPOINTS`; when it survives, it ends with 0.
+//! The process that dies in the crash tests of RabbitMQ: puts jobs in, leases, settles, redrives and purges them, takes
+//! in those of a foreign client, and writes to a log what it was told is done. Where it dies is armed by `FAILPOINTS`; when it survives, it ends with 0.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -42,10 +42,37 @@ async fn main() -> anyhow::Result<()> {
             }
         }
     }
+    let client = RawClient::connect(url).await;
+    take_in_foreign(&broker, &client, &mut log).await?;
     let rejected = RawMessage { routing_key: "pq1.dead".to_owned(), id: Some("x".to_owned()), ..RawMessage::default() };
-    anyhow::ensure!(RawClient::connect(url).await.publish(&rejected).await, "there is a queue for what is rejected");
+    anyhow::ensure!(client.publish(&rejected).await, "there is a queue for what is rejected");
     while broker.sweep(&Retention::standard()).await?.more {}
     broker.purge(&Queue::standard()).await?;
+    consumer.close().await?;
+    Ok(())
+}
+
+/// Jobs of a client that is not ours, in a queue of their own: they are compared before they are opened.
+async fn take_in_foreign(broker: &Broker, client: &RawClient, log: &mut Log) -> anyhow::Result<()> {
+    let abroad = fixture::queue("abroad");
+    let mut consumer = broker.consume(terms(&[(abroad.clone(), 1)], LEASE)).await?;
+    for name in ["one", "two"] {
+        let sent = RawMessage {
+            exchange: "pq1.in".to_owned(),
+            routing_key: "abroad".to_owned(),
+            id: Some(name.to_owned()),
+            content_type: Some("application/json".to_owned()),
+            durable: true,
+            body: br#"{"prompt": "say something"}"#.to_vec(),
+            ..RawMessage::default()
+        };
+        anyhow::ensure!(client.publish(&sent).await, "there is a queue for foreign jobs");
+        log.write("sent", &JobId::derived(&abroad, None, name), "")?;
+        let delivery = take(&mut consumer).await?;
+        let (head, lease) = (delivery.head.clone(), delivery.lease.id());
+        let settled = delivery.lease.settle(fixture::end(&head, lease, End::Succeeded)).await.context("settles")?;
+        log.write("settled", &head.id, &format!("succeeded {settled:?}"))?;
+    }
     consumer.close().await?;
     Ok(())
 }

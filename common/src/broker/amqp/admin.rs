@@ -83,11 +83,11 @@ pub(super) async fn redrive(post: &Post, ids: &[JobId]) -> Result<Vec<Redriven>>
             && seen.insert(envelope.head.id)
         {
             places.push(place);
-            parcels.push(Parcel { envelope: (**envelope).clone(), reply: None, named: false });
+            parcels.push(Parcel { envelope: (**envelope).clone(), reply: None, named: false, again: true });
         }
     }
     let messages: Result<Vec<_>> =
-        parcels.iter().map(|parcel| post.to_lane(parcel, post.wait(&parcel.envelope.head), true)).collect();
+        parcels.iter().map(|parcel| post.to_lane(parcel, post.wait(&parcel.envelope.head))).collect();
     let sent = post.link.publisher().publish_all(messages?).await;
     crate::crash_point!("amqp.redrive.after_publish");
     for (parcel, sent) in parcels.iter().zip(sent) {

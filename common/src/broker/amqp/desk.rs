@@ -3,13 +3,15 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Poll, ready};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
 use super::held::Held;
 use super::hold::AmqpHold;
@@ -54,8 +56,6 @@ pub(super) struct Item {
     pub(super) dead: Option<Box<Record>>,
     /// What it is claimed with. Kept over attempts: asked again with the same lease, it is the same claim.
     pub(super) lease: LeaseId,
-    /// Whether it was delivered before.
-    pub(super) redelivered: bool,
     /// Whether it came from this worker's hold queue.
     pub(super) held: bool,
     pub(super) slip: Slip,
@@ -84,8 +84,9 @@ pub(super) enum Opening {
 
 impl Item {
     pub(super) fn new(read: Read, slip: Slip, redelivered: bool, held: bool) -> Self {
-        let (lease, redelivered) = (LeaseId::random(), redelivered || read.copy);
-        Self { parcel: read.parcel, dead: read.dead, lease, redelivered, held, slip }
+        let Read { mut parcel, dead } = read;
+        parcel.again |= redelivered;
+        Self { parcel, dead, lease: LeaseId::random(), held, slip }
     }
 
     /// Has it wait elsewhere. One that is dead as it came would come back alive from there: it goes back as it is.
@@ -130,16 +131,17 @@ impl Desk {
 
     /// Asks the ledger whether a message may run, and answers for it if not.
     pub(super) async fn open(self: Arc<Self>, item: Item) -> Opening {
+        let Some(mut item) = self.enter(item).await else { return Opening::Gone };
         let id = item.parcel.envelope.head.id;
-        let Some(item) = self.enter(item).await else { return Opening::Gone };
-        let opened = self.ask(item).await;
-        if !matches!(opened, Opening::Granted(_)) {
-            let mut hands = self.hands();
-            if matches!(hands.get(&id), Some(Hand::Opening)) {
-                hands.remove(&id);
+        let _entered = Entered(&self, id);
+        match caught(id, Box::pin(self.ask(&mut item))).await {
+            Some(Ok(opened)) => Box::pin(self.answer(item, opened)).await,
+            Some(Err(error)) => Opening::Failed(Box::new(item), error),
+            None => {
+                self.aside(rest(item.slip)).await;
+                Opening::Gone
             }
         }
-        opened
     }
 
     /// Notes a message as being opened; `None` when a copy of it is in hand already and this one was answered for.
@@ -166,13 +168,13 @@ impl Desk {
     async fn conclude(self: &Arc<Self>, item: Item, opened: Opened) {
         let desk = Arc::clone(self);
         self.aside(async move {
-            if let Err(error) = desk.post.conclude(&item.parcel, &opened).await {
-                tracing::warn!(%error, job = %item.parcel.envelope.head.id, "an ended job is not announced yet");
-                tokio::time::sleep(REST).await;
-                item.slip.give_back().await;
-            } else {
-                item.slip.ack().await;
+            let id = item.parcel.envelope.head.id;
+            match caught(id, desk.post.conclude(&item.parcel, &opened)).await {
+                Some(Ok(())) => return item.slip.ack().await,
+                Some(Err(error)) => tracing::warn!(%error, job = %id, "an ended job is not announced yet"),
+                None => {}
             }
+            rest(item.slip).await;
         })
         .await;
     }
@@ -196,6 +198,8 @@ impl Desk {
     async fn compare(&self, item: &mut Item) -> Result<()> {
         if item.parcel.named {
             let registered = self.post.claims.register(&[&item.parcel.envelope.head]).await?;
+            // Dead here, it comes again and is found registered by itself: that is no conflict.
+            crate::crash_point!("amqp.open.after_compare");
             if registered.first() == Some(&Registered::Conflict) {
                 let read = Read::conflicting(item.parcel.clone(), self.post.clock.now());
                 (item.parcel, item.dead) = (read.parcel, read.dead);
@@ -205,20 +209,18 @@ impl Desk {
         Ok(())
     }
 
-    async fn ask(self: &Arc<Self>, mut item: Item) -> Opening {
-        if let Err(error) = self.compare(&mut item).await {
-            return Opening::Failed(Box::new(item), error);
-        }
-        let head = &item.parcel.envelope.head;
+    async fn ask(&self, item: &mut Item) -> Result<Opened> {
+        self.compare(item).await?;
+        let Parcel { envelope, again, .. } = &item.parcel;
         crate::crash_point!("amqp.open.before_ledger");
-        let asked =
-            Asked { lease: item.lease, worker: &self.worker, length: self.lease, redelivered: item.redelivered };
-        let asked = self.post.claims.open(head, &asked).await;
+        let asked = Asked { lease: item.lease, worker: &self.worker, length: self.lease, redelivered: *again };
+        let opened = self.post.claims.open(&envelope.head, &asked).await;
         crate::crash_point!("amqp.open.after_ledger");
-        let opened = match asked {
-            Ok(opened) => opened,
-            Err(error) => return Opening::Failed(Box::new(item), error),
-        };
+        opened
+    }
+
+    /// Does what the ledger's word asks for.
+    async fn answer(self: &Arc<Self>, item: Item, opened: Opened) -> Opening {
         match opened.claim {
             Claim::Fresh { .. } | Claim::Cancelled => self.grant(item, opened.claim).await,
             Claim::Paused { .. } => Opening::Paused(Box::new(item)),
@@ -239,7 +241,7 @@ impl Desk {
         let (head, payload) = (parcel.envelope.head.clone(), parcel.envelope.payload.clone());
         let job = Arc::new(Held::new(parcel, lease, slip, self.lease));
         self.hands().insert(head.id, Hand::Held(Arc::clone(&job)));
-        let hold = Box::new(AmqpHold { desk: Arc::clone(self), held: job, claim, copied: AtomicBool::new(false) });
+        let hold = Box::new(AmqpHold { desk: Arc::clone(self), held: job, claim, copied: OnceLock::new() });
         if let Some(mut record) = dead {
             record.lease = lease;
             let room = self.room().await;
@@ -303,14 +305,14 @@ impl Desk {
     /// it answers for.
     pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         let mut tasks = self.tasks();
-        while tasks.try_join_next().is_some() {}
+        reap(&mut tasks);
         tasks.spawn(work);
     }
 
     /// Whether nothing is in hand and nothing under way.
     pub(super) fn is_done(&self) -> bool {
         let mut tasks = self.tasks();
-        while tasks.try_join_next().is_some() {}
+        reap(&mut tasks);
         tasks.is_empty() && self.count() == 0
     }
 
@@ -318,11 +320,10 @@ impl Desk {
     /// without any it ends, and the server takes its messages back with the channel, which is to end now.
     pub(super) async fn finish(&self, patience: Duration) {
         let done = std::future::poll_fn(|context| {
-            loop {
-                if ready!(self.tasks().poll_join_next(context)).is_none() {
-                    return Poll::Ready(());
-                }
+            while let Some(done) = ready!(self.tasks().poll_join_next(context)) {
+                note(&done);
             }
+            Poll::Ready(())
         });
         if tokio::time::timeout(patience, done).await.is_err() && self.count() == 0 {
             tracing::warn!("some messages are not answered for yet; whoever gets them next does it");
@@ -337,5 +338,45 @@ impl Desk {
 
     fn hands(&self) -> MutexGuard<'_, HashMap<JobId, Hand>> {
         self.hands.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A message that is being opened; whatever becomes of that, its job is not for ever.
+struct Entered<'a>(&'a Desk, JobId);
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        let mut hands = self.0.hands();
+        if matches!(hands.get(&self.1), Some(Hand::Opening)) {
+            hands.remove(&self.1);
+        }
+    }
+}
+
+/// What `work` comes to; `None` if it breaks, so that its caller still answers for the message.
+async fn caught<T>(job: JobId, work: impl Future<Output = T>) -> Option<T> {
+    let done = AssertUnwindSafe(work).catch_unwind().await;
+    if done.is_err() {
+        tracing::error!(%job, "a message broke the worker's own code; it goes back");
+    }
+    done.ok()
+}
+
+/// Gives a message back after a moment: it would be here again at once.
+async fn rest(slip: Slip) {
+    tokio::time::sleep(REST).await;
+    slip.give_back().await;
+}
+
+fn reap(tasks: &mut JoinSet<()>) {
+    while let Some(done) = tasks.try_join_next() {
+        note(&done);
+    }
+}
+
+/// What it had in hand went back when it broke.
+fn note(done: &Result<(), JoinError>) {
+    if done.as_ref().is_err_and(JoinError::is_panic) {
+        tracing::error!("a message broke the worker's own code; it is back in its queue");
     }
 }

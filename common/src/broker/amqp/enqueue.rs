@@ -43,10 +43,10 @@ pub(super) async fn enqueue(post: &Post, batch: Vec<Envelope>) -> Result<Vec<Enq
     for (place, envelope) in batch.into_iter().enumerate() {
         if answers[place].is_none() {
             places.push(place);
-            parcels.push(Parcel { envelope, reply: None, named: false });
+            parcels.push(Parcel { envelope, reply: None, named: false, again: again[place] });
         }
     }
-    publish(post, &places, &parcels, &again, &mut answers).await?;
+    publish(post, &places, &parcels, &mut answers).await?;
     Ok(answers.into_iter().map(|answer| answer.unwrap_or(Enqueued::New)).collect())
 }
 
@@ -67,16 +67,10 @@ fn refused<'a>(batch: &'a [Envelope]) -> Vec<Option<Enqueued>> {
     batch.iter().map(one).collect()
 }
 
-async fn publish(
-    post: &Post,
-    places: &[usize],
-    parcels: &[Parcel],
-    again: &[bool],
-    answers: &mut [Option<Enqueued>],
-) -> Result<()> {
+async fn publish(post: &Post, places: &[usize], parcels: &[Parcel], answers: &mut [Option<Enqueued>]) -> Result<()> {
     let mut messages = Vec::with_capacity(parcels.len());
-    for (place, parcel) in places.iter().zip(parcels) {
-        messages.push(post.to_lane(parcel, post.wait(&parcel.envelope.head), again[*place])?);
+    for parcel in parcels {
+        messages.push(post.to_lane(parcel, post.wait(&parcel.envelope.head))?);
     }
     let sent = post.link.publisher().publish_all(messages).await;
     crate::crash_point!("amqp.enqueue.after_publish");

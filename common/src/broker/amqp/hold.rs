@@ -1,8 +1,8 @@
 //! The right to run one job whose message is in hand: heartbeats go to the ledger, ends to the ledger first and to
-//! RabbitMQ afterwards, retries the other way round.
+//! RabbitMQ afterwards, retries the other way round once the ledger has said that they are not too late.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -12,10 +12,10 @@ use super::desk::Desk;
 use super::held::Held;
 use super::slip::Slip;
 use super::wire::Parcel;
-use crate::broker::backend::{Beat, Claim, Envelope, Head, Hold, Settled, Verdict};
-use crate::error::Result;
-use crate::outcome::Attempt;
-use crate::record::{End, Record};
+use crate::broker::backend::{Beat, Claim, Head, Hold, Settled, Verdict};
+use crate::error::{Kind, Result};
+use crate::outcome::{Attempt, Failure, FailureClass};
+use crate::record::{Cause, End, Record};
 
 /// Protocol, section 2: a released job waits at most so long, since nothing can wake it.
 const LONGEST_RELEASE: Duration = Duration::from_secs(600);
@@ -31,8 +31,17 @@ pub(super) struct AmqpHold {
     pub(super) held: Arc<Held>,
     /// What the ledger said when the message was opened, just before it was handed out.
     pub(super) claim: Claim,
-    /// Whether the copy of a retry is on its way: repeating the verdict sends no second one.
-    pub(super) copied: AtomicBool,
+    /// What became of a retry's copy, once that is known: repeating the verdict sends no second one.
+    pub(super) copied: OnceLock<Copied>,
+}
+
+/// What became of the copy of a retry.
+#[derive(Debug)]
+pub(super) enum Copied {
+    /// It is durable.
+    Sent,
+    /// The server takes nothing so large, and says so here.
+    TooLarge(String),
 }
 
 #[async_trait]
@@ -98,12 +107,17 @@ impl AmqpHold {
 
     /// The copy first: were the ledger first and this process gone, the old message would be stale and the job lost.
     async fn retry(&self, verdict: &Verdict, after: Duration, attempt: &Attempt) -> Result<Settled> {
-        let mut head = self.head().clone();
-        head.attempts = head.attempts.saturating_add(1);
-        head.history.push(attempt.clone());
-        if !self.copied.load(Ordering::Relaxed) {
-            self.copy(head, after).await?;
-            self.copied.store(true, Ordering::Relaxed);
+        if self.copied.get().is_none() {
+            // Too late, the job has a claim or an end that this attempt is no part of: its message is for that alone.
+            let said = self.desk.post.claims.beat(self.head(), self.held.lease, self.desk.lease).await?;
+            if matches!(said, Beat::Ended | Beat::Lost) {
+                give_back(self.desk.let_go(&self.held)).await;
+                return Ok(Settled::Stale);
+            }
+            self.copy(after, attempt).await?;
+        }
+        if let Some(Copied::TooLarge(why)) = self.copied.get() {
+            return self.give_up(attempt, why).await;
         }
         crate::crash_point!("amqp.retry.after_publish");
         let settled = self.desk.post.claims.settle(self.head(), self.held.lease, verdict, None).await?;
@@ -128,11 +142,37 @@ impl AmqpHold {
         Ok(settled)
     }
 
-    async fn copy(&self, mut head: Head, after: Duration) -> Result<()> {
+    /// Sends the message of the next attempt on its way, if the server takes it.
+    async fn copy(&self, after: Duration, attempt: &Attempt) -> Result<()> {
         let post = &self.desk.post;
+        let mut parcel = self.held.parcel.clone();
+        let head = &mut parcel.envelope.head;
+        head.attempts = head.attempts.saturating_add(1);
+        head.history.push(attempt.clone());
         head.not_before = (!after.is_zero()).then(|| post.clock.now() + after);
-        let Parcel { envelope: Envelope { payload, .. }, reply, named } = self.held.parcel.clone();
-        post.send(&Parcel { envelope: Envelope { head, payload }, reply, named }, after).await
+        let copied = match post.send(&parcel, after).await {
+            Ok(()) => Copied::Sent,
+            Err(error) if error.kind() == Kind::TooLarge => Copied::TooLarge(error.to_string()),
+            Err(error) => return Err(error),
+        };
+        self.copied.get_or_init(|| copied);
+        Ok(())
+    }
+
+    /// Ends a job whose next attempt cannot travel: trying again would not change that. The record has its payload, and
+    /// a redrive begins with a head as small as the first.
+    async fn give_up(&self, attempt: &Attempt, why: &str) -> Result<Settled> {
+        let code = attempt.code.as_deref().unwrap_or("no reason");
+        let detail = format!("attempt {} failed ({code}), and the job is too large for another: {why}", attempt.n);
+        let Failure { class, code, detail, .. } = Failure::new(FailureClass::Fatal, "job_too_large", &detail);
+        let cause = Cause { class: Some(class), code, detail, status_code: attempt.status_code };
+        let mut record = Record::unrun(self.head(), End::Dead, Some(cause), self.desk.post.clock.now());
+        record.attempts = record.attempts.saturating_add(1);
+        record.history.push(attempt.clone());
+        record.lease = self.held.lease;
+        record.worker = Some(attempt.worker.clone());
+        record.started_at = Some(attempt.started_at);
+        self.end(&Verdict::End(Box::new(record.clone())), &record, None).await
     }
 }
 

@@ -66,6 +66,7 @@ pub const CRASH_POINTS: &[&str] = &[
     "amqp.enqueue.after_register",
     "amqp.enqueue.after_publish",
     "amqp.enqueue.after_confirm",
+    "amqp.open.after_compare",
     "amqp.open.before_ledger",
     "amqp.open.after_ledger",
     "amqp.park.before_publish",

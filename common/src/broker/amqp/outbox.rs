@@ -20,13 +20,16 @@ use super::fault::{self, Blame, Peer};
 use super::link::gone;
 use super::publisher::{OP, Sent};
 use super::trouble::{GRACE, Trouble};
-use super::window::{Fate, Request, Verdict, gather, judge, returned};
+use super::window::{Fate, Request, Told, gather, judge, returned};
 use crate::error::{Error, Kind, Result};
+
+/// Confirms are waited for anew when an alarm is over; one that comes and goes has so many times the patience in all.
+const ALARMS: u32 = 4;
 
 /// The publishing side, on the link's thread.
 pub(super) struct Outbox {
     inbox: mpsc::Receiver<Request>,
-    /// What did not fit into the last window.
+    /// What did not fit into the last window. Bounded as all that waits is: by its bytes, of which each takes some.
     held: VecDeque<Request>,
     /// The one in use; one that is dropped while its connection closes makes the driver break the connection off.
     channel: Option<Channel>,
@@ -201,6 +204,7 @@ impl Outbox {
         {
             let mut sending = pin!(fly(channel, &window, &fates));
             let mut deadline = Instant::now() + self.confirm;
+            let last = Instant::now() + self.confirm * ALARMS;
             loop {
                 let news = tokio::select! {
                     biased;
@@ -215,7 +219,7 @@ impl Outbox {
                     break;
                 }
                 let now = Instant::now();
-                deadline = if self.is_blocked { deadline.min(now + GRACE) } else { now + self.confirm };
+                deadline = if self.is_blocked { deadline.min(now + GRACE) } else { last.min(now + self.confirm) };
             }
         }
         let fates: Vec<Fate> = fates.into_iter().map(|fate| fate.into_inner().unwrap_or(Fate::Silent)).collect();
@@ -231,10 +235,10 @@ impl Outbox {
     /// Tells everybody what became of its message.
     fn answer(&mut self, window: Vec<Request>, fates: &[Fate], lost: Option<&Error>) {
         let marks: Vec<_> = window.iter().map(|request| request.mark.clone()).collect();
-        let verdicts = judge(&marks, fates);
-        if verdicts.iter().any(|verdict| matches!(verdict, Verdict::Taken | Verdict::Returned)) {
+        let told = judge(&marks, fates);
+        if told.iter().any(|one| matches!(one, Told::Taken | Told::Returned)) {
             self.trouble.taken();
-        } else if verdicts.iter().any(|verdict| matches!(verdict, Verdict::Refused | Verdict::Silent)) {
+        } else if told.iter().any(|one| matches!(one, Told::Refused | Told::Silent)) {
             self.trouble.refused();
         }
         // Those that were sent after it know only that the channel is closed.
@@ -245,14 +249,14 @@ impl Outbox {
             self.careful = window.len();
         }
         let alone = window.len() == 1;
-        for (request, verdict) in window.into_iter().zip(verdicts) {
-            let answer = match (verdict, lost) {
-                (Verdict::Taken, _) => Ok(Sent::Taken),
-                (Verdict::Returned, _) => Ok(Sent::Returned),
-                (Verdict::Refused, _) => Err(self.full(&request)),
-                (Verdict::Failed | Verdict::Silent, Some(lost)) => Err(lost.shared()),
-                (Verdict::Silent, None) => Err(self.unconfirmed()),
-                (Verdict::Failed, None) => Err(self.failed(&request, cause, &blame, alone)),
+        for (request, told) in window.into_iter().zip(told) {
+            let answer = match (told, lost) {
+                (Told::Taken, _) => Ok(Sent::Taken),
+                (Told::Returned, _) => Ok(Sent::Returned),
+                (Told::Refused, _) => Err(self.full(&request)),
+                (Told::Failed | Told::Silent, Some(lost)) => Err(lost.shared()),
+                (Told::Silent, None) => Err(self.unconfirmed()),
+                (Told::Failed, None) => Err(self.failed(&request, cause, &blame, alone)),
             };
             tell(request, answer);
         }

@@ -84,8 +84,8 @@ impl Post {
     ///
     /// # Errors
     /// `TooLarge` for a head that cannot travel.
-    pub(super) fn to_lane(&self, parcel: &Parcel, wait: Duration, duplicate: bool) -> Result<Message> {
-        let (properties, body) = parcel.message(duplicate)?;
+    pub(super) fn to_lane(&self, parcel: &Parcel, wait: Duration) -> Result<Message> {
+        let (properties, body) = parcel.message(false)?;
         let key = topology::key(&parcel.envelope.head.lane);
         if wait.is_zero() {
             return Ok(Message { exchange: topology::IN.to_owned(), key, properties, body, mandatory: true });
@@ -100,9 +100,9 @@ impl Post {
     /// Sends a job on its way and waits until that is durable.
     ///
     /// # Errors
-    /// `NotFound` when no queue took it; else what publishing said.
+    /// `NotFound` when no queue took it, `TooLarge` when the server takes nothing so large; else what publishing said.
     pub(super) async fn send(&self, parcel: &Parcel, wait: Duration) -> Result<()> {
-        match self.link.publisher().publish(self.to_lane(parcel, wait, false)?).await? {
+        match self.link.publisher().publish(self.to_lane(parcel, wait)?).await? {
             Sent::Taken => Ok(()),
             Sent::Returned => {
                 let queue = &parcel.envelope.head.lane.queue;
@@ -112,7 +112,8 @@ impl Post {
         }
     }
 
-    /// Has a message wait, and takes it off its queue. When that fails, it goes back.
+    /// Has a message wait, and takes it off its queue. When that fails, it goes back after a second; one that cannot be
+    /// moved at all, being too large, comes and goes so until its wait is over.
     pub(super) async fn park(&self, mut parcel: Parcel, slip: Slip, wait: Duration) {
         let head = &mut parcel.envelope.head;
         head.not_before = head.not_before.max(Some(self.clock.now() + wait));

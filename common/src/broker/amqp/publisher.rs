@@ -59,7 +59,9 @@ pub(super) fn pair(peer: Peer, confirm: Duration) -> (Publisher, Outbox) {
 }
 
 impl Publisher {
-    /// Publishes, and waits until the server has confirmed it. After a dropped future it was published or not.
+    /// Publishes, and waits until the server has confirmed it. After a dropped future it was published or not. Waits for
+    /// as long as what was put in before it takes, each window a minute at most; nobody waits for a server that is lost
+    /// or blocked.
     ///
     /// # Errors
     /// `Unavailable` and `TimedOut`: it may have been taken or not, and may be sent again; also when the queue is full

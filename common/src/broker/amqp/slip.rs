@@ -1,10 +1,11 @@
-//! What answers for one delivery: it can be acknowledged or given back, once. Dropped, the server gives the message back
-//! when the channel ends.
+//! What answers for one delivery: it can be acknowledged or given back, once. Dropped without either, as by work that
+//! breaks, it goes back by itself.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use lapin::Acker;
 use lapin::options::{BasicAckOptions, BasicNackOptions};
 use tokio::time::Instant;
@@ -69,9 +70,25 @@ impl Slip {
         if self.is_taken_back() {
             return;
         }
-        let options = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
-        if let Err(error) = self.acker.nack(options).await {
+        if let Err(error) = self.acker.nack(back()).await {
             tracing::debug!(%error, "a message was not given back");
         }
     }
+}
+
+impl Drop for Slip {
+    /// An unanswered delivery would be nobody's for as long as the channel lives, and a place less for others.
+    fn drop(&mut self) {
+        if !self.is_usable() {
+            return;
+        }
+        // The first look at it is what sends it; how that went concerns nobody any more.
+        if let Some(Err(error)) = self.acker.nack(back()).now_or_never() {
+            tracing::debug!(%error, "a message was not given back");
+        }
+    }
+}
+
+fn back() -> BasicNackOptions {
+    BasicNackOptions { requeue: true, ..BasicNackOptions::default() }
 }

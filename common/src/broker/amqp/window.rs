@@ -45,7 +45,7 @@ pub(super) enum Fate {
 
 /// What is to be told of one message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum Told {
     Taken,
     Returned,
     Refused,
@@ -117,9 +117,9 @@ pub(super) fn gather(
     window
 }
 
-/// One verdict per message. Which confirm carried a returned message says nothing; that it was carried by one of this
+/// One word per message. Which confirm carried a returned message says nothing; that it was carried by one of this
 /// window says that it is of this window, and once every confirm is in, none is missing.
-pub(super) fn judge(marks: &[Option<String>], fates: &[Fate]) -> Vec<Verdict> {
+pub(super) fn judge(marks: &[Option<String>], fates: &[Fate]) -> Vec<Told> {
     let mut back = HashSet::new();
     for fate in fates {
         if let Fate::Acked(Some(mark)) | Fate::Nacked(Some(mark)) = fate {
@@ -127,18 +127,18 @@ pub(super) fn judge(marks: &[Option<String>], fates: &[Fate]) -> Vec<Verdict> {
         }
     }
     let whole = fates.iter().all(|fate| matches!(fate, Fate::Acked(_) | Fate::Nacked(_)));
-    let verdict = |(mark, fate): (&Option<String>, &Fate)| match fate {
-        Fate::Failed(_) => Verdict::Failed,
-        Fate::Silent => Verdict::Silent,
-        Fate::Nacked(_) => Verdict::Refused,
+    let told = |(mark, fate): (&Option<String>, &Fate)| match fate {
+        Fate::Failed(_) => Told::Failed,
+        Fate::Silent => Told::Silent,
+        Fate::Nacked(_) => Told::Refused,
         Fate::Acked(_) => match mark {
-            Some(mark) if back.contains(mark.as_str()) => Verdict::Returned,
+            Some(mark) if back.contains(mark.as_str()) => Told::Returned,
             // Its own return may be one that no confirm was there to carry.
-            Some(_) if !whole && !back.is_empty() => Verdict::Failed,
-            Some(_) | None => Verdict::Taken,
+            Some(_) if !whole && !back.is_empty() => Told::Failed,
+            Some(_) | None => Told::Taken,
         },
     };
-    marks.iter().zip(fates).map(verdict).collect()
+    marks.iter().zip(fates).map(told).collect()
 }
 
 #[cfg(test)]
@@ -201,11 +201,11 @@ mod tests {
     fn a_return_belongs_to_whom_it_names() {
         let marks = ["a", "b", "c"].map(|mark| Some(mark.to_owned()));
         let fates = [Fate::Acked(Some("c".to_owned())), Fate::Acked(None), Fate::Acked(None)];
-        assert_eq!(judge(&marks, &fates), [Verdict::Taken, Verdict::Taken, Verdict::Returned]);
+        assert_eq!(judge(&marks, &fates), [Told::Taken, Told::Taken, Told::Returned]);
         // With one confirm missing, the return of a or b may be too.
         let fates = [Fate::Acked(Some("c".to_owned())), Fate::Acked(None), Fate::Silent];
-        assert_eq!(judge(&marks, &fates), [Verdict::Failed, Verdict::Failed, Verdict::Silent]);
+        assert_eq!(judge(&marks, &fates), [Told::Failed, Told::Failed, Told::Silent]);
         let fates = [Fate::Acked(None), Fate::Nacked(None), Fate::Silent];
-        assert_eq!(judge(&marks, &fates), [Verdict::Taken, Verdict::Refused, Verdict::Silent]);
+        assert_eq!(judge(&marks, &fates), [Told::Taken, Told::Refused, Told::Silent]);
     }
 }

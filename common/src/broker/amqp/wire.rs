@@ -37,6 +37,9 @@ pub(super) struct Parcel {
     pub(super) reply: Option<Reply>,
     /// Whether a client named it that is not ours, and nobody has looked yet whether another job has that name.
     pub(super) named: bool,
+    /// Whether it may have been delivered before, or stand in its queue already. A ledger that cannot claim counts the
+    /// deaths of such jobs alone, so wherever the job goes, its message says so.
+    pub(super) again: bool,
 }
 
 /// Where a foreign client wants its result.
@@ -54,17 +57,16 @@ pub(super) struct Read {
     pub(super) parcel: Parcel,
     /// Why the job is dead on arrival, if it is.
     pub(super) dead: Option<Box<Record>>,
-    /// Whether it may be a copy of a message that was delivered before.
-    pub(super) copy: bool,
 }
 
 impl Parcel {
-    /// The properties of this job's message, and its body. None of them is the message's priority: its lane says that,
-    /// and from 4.0 on servers would keep what is due in a delay queue behind whatever is more urgent there.
+    /// The properties of this job's message, and its body; `again` marks it as [`Parcel::again`] does. None of them is
+    /// the message's priority: its lane says that, and from 4.0 on servers would keep what is due in a delay queue
+    /// behind whatever is more urgent there.
     ///
     /// # Errors
     /// `TooLarge` when the head alone is beyond the codec's limit.
-    pub(super) fn message(&self, duplicate: bool) -> Result<(BasicProperties, Vec<u8>)> {
+    pub(super) fn message(&self, again: bool) -> Result<(BasicProperties, Vec<u8>)> {
         let Envelope { head, payload } = &self.envelope;
         let encoded = codec::encode_part("encode a head", head)?;
         let length =
@@ -77,7 +79,7 @@ impl Parcel {
         let mut headers = FieldTable::default();
         headers.insert("pq-epoch".into(), AMQPValue::LongUInt(head.epoch));
         headers.insert("pq-attempts".into(), AMQPValue::LongUInt(head.attempts));
-        if duplicate {
+        if again || self.again {
             headers.insert(DUPLICATE.into(), AMQPValue::Boolean(true));
         }
         if self.named {
@@ -109,8 +111,8 @@ pub(super) fn read(delivery: &Delivery, queue: &Queue, now: Timestamp) -> Read {
             Ok(envelope) => {
                 let headers = properties.headers().as_ref().map(FieldTable::inner);
                 let has = |name| headers.is_some_and(|headers| headers.contains_key(name));
-                let named = has(NAMED);
-                Read { parcel: Parcel { envelope, reply, named }, dead: None, copy: has(DUPLICATE) }
+                let (named, again) = (has(NAMED), has(DUPLICATE));
+                Read { parcel: Parcel { envelope, reply, named, again }, dead: None }
             }
             Err(error) => arrived(Arrival::strange(&delivery.data, queue, error.to_string(), now), reply),
         };
@@ -131,15 +133,17 @@ pub(super) fn read(delivery: &Delivery, queue: &Queue, now: Timestamp) -> Read {
 
 fn arrived(arrival: Arrival, reply: Option<Reply>) -> Read {
     let named = arrival.dead.is_none();
-    Read { parcel: Parcel { envelope: arrival.envelope, reply, named }, dead: arrival.dead, copy: false }
+    Read { parcel: Parcel { envelope: arrival.envelope, reply, named, again: false }, dead: arrival.dead }
 }
 
 impl Read {
     /// What becomes of it when another job with other content has its name. The same again whenever it comes.
     pub(super) fn conflicting(parcel: Parcel, now: Timestamp) -> Self {
-        let Parcel { envelope, reply, .. } = parcel;
+        let Parcel { envelope, reply, again, .. } = parcel;
         let id = Arrival::id_of_its_own(&envelope.head);
-        arrived(Arrival { envelope, dead: None }.conflicting(id, now), reply)
+        let mut read = arrived(Arrival { envelope, dead: None }.conflicting(id, now), reply);
+        read.parcel.again = again;
+        read
     }
 }
 

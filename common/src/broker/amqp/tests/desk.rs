@@ -2,133 +2,23 @@
 //! server, and what is seen through.
 
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use amq_protocol::protocol::{AMQPClass, basic, queue};
 use async_trait::async_trait;
-use futures_util::StreamExt as _;
-use lapin::options::BasicConsumeOptions;
-use lapin::types::{ChannelId, FieldTable};
-use lapin::{Acker, BasicProperties, Consumer};
 use tokio::time::timeout;
 
-use super::peer::{Peer, Session};
-use crate::broker::amqp::desk::{Desk, Item, Opening};
-use crate::broker::amqp::link::Link;
-use crate::broker::amqp::post::{Clock, Post};
-use crate::broker::amqp::slip::Slip;
+use super::stage::{LONG, SOON, Stage, envelope, success};
+use crate::broker::amqp::desk::Opening;
 use crate::broker::amqp::tap::Tap;
-use crate::broker::amqp::wire::{Parcel, Read};
-use crate::broker::amqp::{Settings, enqueue, leave, swap};
-use crate::broker::backend::{
-    Beat, Claim, Envelope, Head, Hold, LeaseId, RawDelivery, Settled, Terms, Verdict, WorkerId,
-};
-use crate::broker::memory::Memory;
+use crate::broker::amqp::{enqueue, leave, swap};
+use crate::broker::backend::{Beat, Claim, Envelope, Head, Hold, LeaseId, RawDelivery, Settled, Verdict};
 use crate::error::{Error, Kind, Result};
-use crate::job::{Job, Queue};
-use crate::ledger::{Asked, Claims, Ledger, Registered};
+use crate::ledger::{Claims, Registered};
 use crate::record::{End, Record, State};
 use crate::time::Timestamp;
-use crate::work::Work;
-
-/// Longer than any test.
-const LONG: Duration = Duration::from_secs(600);
-/// Far longer than what is waited for takes, and shorter than the played server's patience.
-const SOON: Duration = Duration::from_secs(10);
-
-/// A subscription's messages in hand, and the server's ends of its connections.
-struct Stage {
-    desk: Arc<Desk>,
-    ledger: Arc<Memory>,
-    consuming: Session,
-    publishing: Session,
-    consumer: Consumer,
-    place: (ChannelId, String),
-    delivered: u64,
-    count: Arc<AtomicU32>,
-    /// Whether the server has taken the messages back.
-    taken_back: Arc<AtomicBool>,
-    _channel: lapin::Channel,
-}
-
-impl Stage {
-    async fn new(lease: Duration) -> Self {
-        let peer = Peer::listen().await;
-        let access = peer.access();
-        let (link, (mut consuming, publishing)) = tokio::join!(Link::connect(&access), peer.both());
-        let link = link.unwrap();
-        let (channel, _) = tokio::join!(link.channel(), consuming.channel());
-        let channel = channel.unwrap();
-        let options = BasicConsumeOptions::default();
-        let asking = channel.basic_consume("pq1.q.a".into(), "".into(), options, FieldTable::default());
-        let (consumer, place) = tokio::join!(asking, consuming.consumer());
-        let ledger = Arc::new(Memory::new());
-        let claims = Arc::clone(&ledger) as Arc<dyn Claims>;
-        let (settings, clock) = (Settings::default(), Clock::default());
-        let post = Post { link, claims, settings, clock, leaving: Mutex::default() };
-        let worker = WorkerId::random("here");
-        let terms = Terms { worker, queues: vec![(Queue::standard(), 1)], lease };
-        let desk = Desk::new(Arc::new(post), &terms);
-        let (consumer, count, taken_back) = (consumer.unwrap(), Arc::default(), Arc::default());
-        let delivered = 0;
-        Self { desk, ledger, consuming, publishing, consumer, place, delivered, count, taken_back, _channel: channel }
-    }
-
-    /// What answers for a message that is delivered now, the first with tag 1, and so on.
-    async fn acker(&mut self) -> Acker {
-        self.delivered += 1;
-        let (channel, tag) = &self.place;
-        self.consuming.deliver(*channel, tag, self.delivered, (BasicProperties::default(), b"x")).await;
-        self.consumer.next().await.unwrap().unwrap().acker.clone()
-    }
-
-    /// A job's message, delivered.
-    async fn item(&mut self, envelope: &Envelope) -> Item {
-        let slip = Slip::new(self.acker().await, &self.count, Arc::clone(&self.taken_back));
-        item(envelope, slip)
-    }
-
-    /// A job that runs here.
-    async fn held(&mut self) -> RawDelivery {
-        let item = self.item(&envelope()).await;
-        granted(Arc::clone(&self.desk).open(item).await)
-    }
-
-    /// Has another worker run a job.
-    async fn taken(&self, head: &Head) -> LeaseId {
-        let (lease, worker) = (LeaseId::random(), WorkerId::random("there"));
-        let asked = Asked { lease, worker: &worker, length: LONG, redelivered: false };
-        let opened = self.ledger.open(head, &asked).await.unwrap();
-        assert_eq!(opened.claim, Claim::Fresh { deaths: 0 });
-        lease
-    }
-
-    async fn state(&self, head: &Head) -> State {
-        self.ledger.fetch(&[head.id]).await.unwrap().pop().flatten().unwrap().state
-    }
-}
-
-fn envelope() -> Envelope {
-    crate::broker::envelope(&Job::new(Queue::standard(), Work::prompt(None, "x"))).unwrap()
-}
-
-fn item(envelope: &Envelope, slip: Slip) -> Item {
-    let parcel = Parcel { envelope: envelope.clone(), reply: None, named: false };
-    Item::new(Read { parcel, dead: None, copy: false }, slip, false, false)
-}
-
-fn granted(opening: Opening) -> RawDelivery {
-    let Opening::Granted(delivery) = opening else { panic!("{opening:?}") };
-    *delivery
-}
-
-fn success(head: &Head, lease: LeaseId) -> Verdict {
-    let mut record = Record::unrun(head, End::Succeeded, None, Timestamp::now());
-    record.lease = lease;
-    Verdict::End(Box::new(record))
-}
 
 #[tokio::test]
 async fn what_is_being_settled_stays_here_however_long_that_takes() {

@@ -5,6 +5,9 @@ mod link;
 mod peer;
 mod played;
 mod publisher;
+mod settling;
+mod stage;
+mod trapped;
 mod versions;
 
 use std::io::Write;

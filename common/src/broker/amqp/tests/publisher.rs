@@ -253,6 +253,24 @@ async fn an_alarm_is_told_with_its_reason_and_passes() {
 }
 
 #[tokio::test]
+async fn an_alarm_that_comes_and_goes_keeps_nobody_for_ever() {
+    let peer = Peer::listen().await;
+    let (link, mut session, _other) = publishing(&peer).await;
+    let flickering = async {
+        session.published().await;
+        for _ in 0..200 {
+            session.block("low on memory").await;
+            session.unblock().await;
+            tokio::time::sleep(SOON / 8).await;
+        }
+    };
+    tokio::select! {
+        answer = link.publisher().publish(message("a", "q")) => assert!(answer.unwrap_err().is_transient()),
+        () = flickering => panic!("it waits for as long as the alarm flickers"),
+    }
+}
+
+#[tokio::test]
 async fn a_caller_that_leaves_disturbs_nobody() {
     let peer = Peer::listen().await;
     let (link, mut session, _other) = publishing(&peer).await;

@@ -51,7 +51,7 @@ fn job(text: &str) -> Job {
 }
 
 fn message(job: &Job) -> (BasicProperties, Vec<u8>) {
-    Parcel { envelope: envelope(job).unwrap(), reply: None, named: false }.message(false).unwrap()
+    Parcel { envelope: envelope(job).unwrap(), reply: None, named: false, again: false }.message(false).unwrap()
 }
 
 async fn one(source: &mut Box<dyn Source>) -> RawDelivery {
