@@ -78,8 +78,22 @@ pub(super) enum Opening {
     Gone,
     /// Its queue is paused.
     Paused(Box<Item>),
+    /// A copy of it is in hand, or another attempt of its job.
+    Second(Box<Item>),
     /// The ledger did not answer.
     Failed(Box<Item>, Error),
+}
+
+/// A message that is being opened, until that is over, however it ended.
+struct Entered<'a>(&'a Desk, JobId);
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        let mut hands = self.0.hands();
+        if matches!(hands.get(&self.1), Some(Hand::Opening)) {
+            hands.remove(&self.1);
+        }
+    }
 }
 
 impl Item {
@@ -131,9 +145,9 @@ impl Desk {
 
     /// Asks the ledger whether a message may run, and answers for it if not.
     pub(super) async fn open(self: Arc<Self>, item: Item) -> Opening {
-        let Some(mut item) = self.enter(item).await else { return Opening::Gone };
+        let Some(mut item) = self.attach(item) else { return Opening::Gone };
         let id = item.parcel.envelope.head.id;
-        let _entered = Entered(&self, id);
+        let Some(_entered) = self.enter(id) else { return Opening::Second(Box::new(item)) };
         match caught(id, Box::pin(self.ask(&mut item))).await {
             Some(Ok(opened)) => Box::pin(self.answer(item, opened)).await,
             Some(Err(error)) => Opening::Failed(Box::new(item), error),
@@ -144,18 +158,18 @@ impl Desk {
         }
     }
 
-    /// Notes a message as being opened; `None` when a copy of it is in hand already and this one was answered for.
-    async fn enter(self: &Arc<Self>, item: Item) -> Option<Item> {
-        let item = self.attach(item)?;
-        if let Entry::Vacant(place) = self.hands().entry(item.parcel.envelope.head.id) {
+    /// Notes a message as being opened; `None` when one of its job is in hand already.
+    fn enter(&self, id: JobId) -> Option<Entered<'_>> {
+        if let Entry::Vacant(place) = self.hands().entry(id) {
             place.insert(Hand::Opening);
-            return Some(item);
+            return Some(Entered(self, id));
         }
-        // The next attempt may come before the last one is out of hand.
-        let copy = &item.parcel.envelope.head;
-        let next = matches!(self.hands().get(&copy.id), Some(Hand::Held(held)) if held.is_before(copy));
-        self.park(item, if next { Duration::ZERO } else { self.lease }).await;
         None
+    }
+
+    /// Whether a message of this job is in hand.
+    pub(super) fn has(&self, id: JobId) -> bool {
+        self.hands().contains_key(&id)
     }
 
     /// Has a message wait elsewhere.

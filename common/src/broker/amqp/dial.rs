@@ -156,7 +156,7 @@ impl Line {
     }
 }
 
-const LOST: &str = "talk to RabbitMQ";
+pub(super) const LOST: &str = "talk to RabbitMQ";
 
 fn properties(role: &str) -> ConnectionProperties {
     let name = format!("promptq {} {role}", crate::config::host());

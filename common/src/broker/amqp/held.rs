@@ -54,12 +54,6 @@ impl Held {
         (ours.epoch, ours.attempts) == (head.epoch, head.attempts)
     }
 
-    /// Whether a message with this head is of a later attempt.
-    pub(super) fn is_before(&self, head: &Head) -> bool {
-        let ours = &self.parcel.envelope.head;
-        (ours.epoch, ours.attempts) < (head.epoch, head.attempts)
-    }
-
     /// Its claim was extended.
     pub(super) fn beaten(&self, length: Duration) {
         self.state().until = Instant::now() + length;

@@ -11,6 +11,7 @@ use crate::broker::backend::WorkerId;
 use crate::error::{Error, Kind, Result};
 use crate::job::Queue;
 
+const OP: &str = "empty a hold queue";
 /// The ledger's note: worker names, one a line.
 const NOTE: &str = "amqp/holds";
 /// How long changing the note may take.
@@ -48,20 +49,23 @@ pub(super) async fn leave(post: &Post, worker: &WorkerId) -> Result<()> {
     ))
 }
 
+/// Sends what lies in a worker's hold queue to its lanes.
 async fn empty(post: &Post, worker: &WorkerId) -> Result<()> {
     let name = topology::hold_name(worker);
     if topology::ready(&post.link, &name).await?.unwrap_or(0) == 0 {
         return Ok(());
     }
-    let failed = |error: lapin::Error| post.link.peer().lift("empty a hold queue", &error);
+    let failed = |error: lapin::Error| post.link.peer().lift(OP, &error);
     let channel = post.link.channel().await?;
-    while let Some(got) = channel.basic_get(name.as_str().into(), BasicGetOptions::default()).await.map_err(failed)? {
+    loop {
+        let asked = channel.basic_get(name.as_str().into(), BasicGetOptions::default());
+        let Some(got) = post.link.answer(OP, asked).await?.map_err(failed)? else { break };
         let owner = topology::queue_of_key(got.delivery.routing_key.as_str()).unwrap_or_else(Queue::standard);
         let read = wire::read(&got.delivery, &owner, post.clock.now());
         post.send(&read.parcel, Duration::ZERO).await?;
         got.delivery.acker.ack(BasicAckOptions::default()).await.map_err(failed)?;
     }
-    channel.close(200, "done".into()).await.map_err(failed)
+    post.link.answer(OP, channel.close(200, "done".into())).await?.map_err(failed)
 }
 
 /// Removes a worker's hold queue unless something is in it or somebody consumes it. Whether it is gone.

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lapin::{Channel, Connection};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use super::address::{OP, Target};
-use super::dial::{CLOSE, CONNECT, Line, News};
+use super::dial::{CLOSE, CONNECT, LOST, Line, News};
 use super::fault::Peer;
 use super::outbox::Outbox;
 use super::publisher::{self, Publisher};
@@ -24,6 +24,9 @@ const PUBLISH: &str = "publish";
 const CONFIRM: Duration = Duration::from_secs(15);
 /// How long a lost connection is waited for; settles and producers have a longer patience of their own.
 const WAIT: Duration = Duration::from_secs(10);
+/// How long an answer on the consuming connection may take: longer than the 5 s and its repetitions that a server gives
+/// a quorum queue's leader, and than the two heartbeats of 10 s that find out a server which is silent altogether.
+const ANSWER: Duration = Duration::from_secs(30);
 
 /// The way to a RabbitMQ server. Cheap to clone; when the last clone is dropped, the connections close.
 #[derive(Clone)]
@@ -32,13 +35,22 @@ pub(super) struct Link(Arc<Shared>);
 struct Shared {
     peer: Peer,
     /// The consuming connection, while there is one.
-    open: watch::Receiver<Option<Arc<Connection>>>,
+    open: watch::Receiver<Option<Arc<Open>>>,
+    /// How long an answer on it may take.
+    answer: Duration,
     up: watch::Receiver<bool>,
     /// Why the server takes nothing that is published on the consuming connection, while it does not.
     blocked: watch::Receiver<Option<String>>,
     publisher: Publisher,
     /// Dropped with the last clone, which is what the thread waits for.
     _stop: watch::Sender<()>,
+}
+
+/// A consuming connection.
+struct Open {
+    connection: Arc<Connection>,
+    /// Told when it owes somebody an answer for too long.
+    overdue: Notify,
 }
 
 impl Link {
@@ -48,11 +60,11 @@ impl Link {
     /// `Config` for the address, login, virtual host or certificates; `Unavailable` or `TimedOut` when it may work
     /// later.
     pub(super) async fn connect(access: &Access) -> Result<Self> {
-        Self::patient(access, CONFIRM).await
+        Self::patient(access, CONFIRM, ANSWER).await
     }
 
-    /// Likewise, with another time that a confirm may take.
-    pub(super) async fn patient(access: &Access, confirm: Duration) -> Result<Self> {
+    /// Likewise, with other times that a confirm and an answer may take.
+    pub(super) async fn patient(access: &Access, confirm: Duration, answer: Duration) -> Result<Self> {
         let (user, users) = mpsc::channel(1);
         let target = Target { users: Some(user), ..Target::new(access).await? };
         let peer = target.peer.clone();
@@ -68,26 +80,54 @@ impl Link {
             .spawn(move || run(keeper, outbox, tell, users))
             .map_err(|error| Error::new(Kind::Unavailable, OP, "no thread can be started").because(error))?;
         told.await.map_err(|_| Error::new(Kind::Closed, OP, "the thread of the connections ended"))??;
-        Ok(Self(Arc::new(Shared { peer, open, up, blocked, publisher, _stop: stop })))
+        Ok(Self(Arc::new(Shared { peer, open, answer, up, blocked, publisher, _stop: stop })))
     }
 
-    /// A new channel on the consuming connection. Waits up to 10 s for a connection. Cancel-safe.
+    /// A new channel on the consuming connection. Waits up to 10 s for a connection, and for its answer as
+    /// [`Self::answer`] does. Cancel-safe.
     ///
     /// Close it rather than drop it: when the server closes it at that moment, the driver takes a dropped one for a
     /// fault of the whole connection.
     ///
     /// # Errors
-    /// `Unavailable` when there is none, or it has no channel to spare.
+    /// `Unavailable` when there is none, or it has no channel to spare; `TimedOut` without an answer.
     pub(super) async fn channel(&self) -> Result<Channel> {
         const OP: &str = "open a channel at RabbitMQ";
         let absent = || self.0.peer.error(Kind::Unavailable, OP, "the connection was lost and is not back yet");
         let mut open = self.0.open.clone();
-        let making = async {
-            let connection = open.wait_for(Option::is_some).await.ok().and_then(|open| open.clone());
-            let connection = connection.ok_or_else(absent)?;
-            connection.create_channel().await.map_err(|error| self.0.peer.lift(OP, &error))
-        };
-        timeout(WAIT, making).await.unwrap_or_else(|_| Err(absent()))
+        let there = timeout(WAIT, open.wait_for(Option::is_some)).await;
+        let there = there.ok().and_then(|open| open.ok()?.clone()).ok_or_else(absent)?;
+        let made = self.answered(OP, Some(&*there), there.connection.create_channel()).await?;
+        made.map_err(|error| self.0.peer.lift(OP, &error))
+    }
+
+    /// Waits for the answer to something that was asked on the consuming connection. One that owes an answer for too long
+    /// is taken for lost, whatever its heartbeats say: what was delivered on it comes again on the next.
+    ///
+    /// # Errors
+    /// `TimedOut` without an answer. A refusal is an answer.
+    pub(super) async fn answer<T>(
+        &self,
+        op: &'static str,
+        asked: impl Future<Output = lapin::Result<T>>,
+    ) -> Result<lapin::Result<T>> {
+        let open = self.0.open.borrow().clone();
+        self.answered(op, open.as_deref(), asked).await
+    }
+
+    async fn answered<T>(
+        &self,
+        op: &'static str,
+        open: Option<&Open>,
+        asked: impl Future<Output = lapin::Result<T>>,
+    ) -> Result<lapin::Result<T>> {
+        let answer = timeout(self.0.answer, asked).await;
+        answer.map_err(|_| {
+            if let Some(open) = open {
+                open.overdue.notify_one();
+            }
+            self.0.peer.error(Kind::TimedOut, op, "the server did not answer in time")
+        })
     }
 
     /// Whether there is a consuming connection; changes whenever it was lost or is there again.
@@ -169,7 +209,7 @@ pub(super) async fn gone(stopped: &mut watch::Receiver<()>) {
 struct Keeper {
     target: Target,
     stopped: watch::Receiver<()>,
-    open: watch::Sender<Option<Arc<Connection>>>,
+    open: watch::Sender<Option<Arc<Open>>>,
     up: watch::Sender<bool>,
     blocked: watch::Sender<Option<String>>,
 }
@@ -180,7 +220,8 @@ impl Keeper {
         let Self { target, mut stopped, open, up, blocked } = self;
         let (mut line, mut tell) = (first, Some(tell));
         loop {
-            open.send_replace(Some(Arc::clone(line.connection())));
+            let now = Arc::new(Open { connection: Arc::clone(line.connection()), overdue: Notify::new() });
+            open.send_replace(Some(Arc::clone(&now)));
             up.send_replace(true);
             if tell.take().is_some_and(|tell| tell.send(Ok(())).is_err()) {
                 return line.close().await;
@@ -189,6 +230,9 @@ impl Keeper {
                 biased;
                 () = gone(&mut stopped) => None,
                 error = lost(&mut line, &target, &blocked) => Some(error),
+                () = now.overdue.notified() => {
+                    Some(target.peer.error(Kind::TimedOut, LOST, "the server owes an answer for too long"))
+                }
             };
             open.send_replace(None);
             blocked.send_replace(None);

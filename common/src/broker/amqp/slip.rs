@@ -20,6 +20,13 @@ pub(super) struct Slip {
     _counted: Counted,
 }
 
+/// A delivery's way back should its slip be lost.
+#[derive(Debug)]
+pub(super) struct WayBack {
+    acker: Acker,
+    taken_back: Arc<AtomicBool>,
+}
+
 /// One of the deliveries of a consumer that are not answered for.
 #[derive(Debug)]
 struct Counted(Arc<AtomicU32>);
@@ -48,6 +55,11 @@ impl Slip {
         self.taken_back.load(Ordering::Relaxed)
     }
 
+    /// For whoever gives the slip away and does not know that it comes to an answer.
+    pub(super) fn way_back(&self) -> WayBack {
+        WayBack { acker: self.acker.clone(), taken_back: Arc::clone(&self.taken_back) }
+    }
+
     /// How long the message has been in hand.
     pub(super) fn age(&self) -> Duration {
         self.since.elapsed()
@@ -67,7 +79,14 @@ impl Slip {
 
     /// Puts the message back in its queue, ahead of others.
     pub(super) async fn give_back(self) {
-        if self.is_taken_back() {
+        self.way_back().give_back().await;
+    }
+}
+
+impl WayBack {
+    /// Puts the message back in its queue, ahead of others, unless it has been answered for.
+    pub(super) async fn give_back(self) {
+        if self.taken_back.load(Ordering::Relaxed) {
             return;
         }
         if let Err(error) = self.acker.nack(back()).await {

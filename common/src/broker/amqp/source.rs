@@ -1,24 +1,28 @@
 //! A worker's subscription: takes deliveries from its consumers, has the ledger open as many as are wanted, and hands
-//! out those that may run. What waits for that is `waiting.rs`, how consumers are kept `tap.rs`, how much each holds
-//! `share.rs`.
+//! out those that may run. What waits for that is `waiting.rs`, what is consumed `plan.rs`, how consumers are kept
+//! `tap.rs`.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use futures_util::future::join_all;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::closed::{CLOSED, Closed};
 use super::desk::{Desk, Item, Opening};
 use super::mend::Mender;
 use super::news::{self, Feed};
+use super::plan::{Allowed, Leaving, Planner, Scene, is_mute};
 use super::post::Post;
 use super::slip::Slip;
-use super::tap::{Arrival, Plan, Tap};
+use super::tap::{Arrival, Tap};
+use super::twins::{Ripe, Twins};
 use super::waiting::{LaneQueue, LaneQueues};
-use super::{leave, share, swap, topology, wire};
+use super::{leave, swap, topology, wire};
 use crate::broker::backend::{LEASE_BYTES, Leased, RawDelivery, Terms, Want};
 use crate::broker::rounds::{Open, Rounds};
 use crate::error::{Error, Kind, Result};
@@ -26,10 +30,6 @@ use crate::job::{Lane, Queue};
 
 /// An empty call lasts at most this long.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Nothing new is taken once nothing could be published for so long.
-const MUTE: Duration = Duration::from_secs(2);
-/// Consumers change their prefetch at most this often.
-const SETTLE: Duration = Duration::from_millis(200);
 /// A worker that has not asked for so long has no hands free: otherwise it asks again at once.
 const SILENT: Duration = Duration::from_millis(500);
 /// How many lanes a caller is told of.
@@ -46,26 +46,32 @@ pub(super) struct AmqpSource {
     lanes: LaneQueues,
     feed: Feed,
     rounds: Rounds,
-    opening: JoinSet<Vec<Opening>>,
+    opening: JoinSet<(Vec<Opening>, Asked)>,
     /// How many are being opened.
-    asked: u32,
+    asked: Arc<AtomicU32>,
+    /// Second copies of what is in hand.
+    twins: Twins,
     /// Claimed, not handed out.
     ready: VecDeque<RawDelivery>,
     /// What the next call says unless it has something to hand out.
     trouble: Option<Error>,
-    slots: u32,
-    /// Averages over what was handed out: how large, how long between.
-    bytes: usize,
-    planned: Instant,
-    closed: Closed,
+    planner: Planner,
     mender: Mender,
-    /// Since when the worker takes nothing at all.
-    full: Option<Instant>,
     /// When it was last asked for jobs.
     asked_at: Instant,
     /// Keeps the claims, the news and long jobs' messages.
     keepers: JoinSet<()>,
     hold: Arc<str>,
+}
+
+/// So many messages are being opened, however that ends.
+#[derive(Debug)]
+struct Asked(Arc<AtomicU32>, u32);
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        self.0.fetch_sub(self.1, Ordering::Relaxed);
+    }
 }
 
 impl AmqpSource {
@@ -89,15 +95,12 @@ impl AmqpSource {
             feed,
             rounds: Rounds::default(),
             opening: JoinSet::new(),
-            asked: 0,
+            asked: Arc::default(),
+            twins: Twins::default(),
             ready: VecDeque::new(),
             trouble: None,
-            slots: 1,
-            bytes: 0,
-            planned: Instant::now(),
-            closed: Closed::default(),
+            planner: Planner::new(),
             mender: Mender::default(),
-            full: None,
             asked_at: Instant::now(),
             keepers,
             hold,
@@ -127,9 +130,10 @@ impl AmqpSource {
         self.plan(want);
         self.mend();
         self.tell_closed();
+        self.part_twins();
         self.choose(want);
         while let Some(opened) = self.opening.try_join_next() {
-            self.sort(opened.unwrap_or_default());
+            self.sort(opened.ok());
         }
     }
 
@@ -155,8 +159,7 @@ impl AmqpSource {
         let now = self.desk.post.clock.now();
         let read = wire::read(&delivery, &named.unwrap_or_else(|| self.terms.queues[0].0.clone()), now);
         let Some(item) = self.desk.attach(Item::new(read, slip, redelivered, held)) else { return };
-        let size = item.parcel.envelope.payload.len();
-        self.bytes = if self.bytes == 0 { size } else { self.bytes - self.bytes / 8 + size / 8 };
+        self.planner.weigh(item.parcel.envelope.payload.len());
         let wait = self.desk.post.wait(&item.parcel.envelope.head);
         // What comes from the hold queue and does not run here any more goes the ordinary way.
         if held || (!wait.is_zero() && item.dead.is_none()) {
@@ -180,25 +183,20 @@ impl AmqpSource {
         });
     }
 
-    /// What a lane may give now: nothing while its queue is paused.
-    fn cap(&self, lane: &Lane, caps: &HashMap<&Lane, u32>, rest: u32) -> u32 {
-        if self.feed.news.borrow().paused.contains(&lane.queue) {
-            return 0;
-        }
-        caps.get(lane).copied().unwrap_or(rest)
-    }
-
     /// Has the ledger open as many of the waiting messages as are wanted beyond what is on its way already.
     fn choose(&mut self, want: &Want) {
         self.lanes.drop_lost();
-        let total = want.total.saturating_sub(self.asked).saturating_sub(u32::try_from(self.ready.len()).unwrap_or(0));
-        if total == 0 || self.lanes.items().next().is_none() {
+        let under_way = self.asked.load(Ordering::Relaxed) + u32::try_from(self.ready.len()).unwrap_or(0);
+        let total = want.total.saturating_sub(under_way);
+        if total == 0 || self.lanes.items().next().is_none() || is_mute(&self.desk) {
             return;
         }
-        let caps: HashMap<&Lane, u32> = want.caps.iter().map(|(lane, cap)| (lane, *cap)).collect();
-        let counts = self.lanes.counts().into_iter();
-        let open: Vec<Open> =
-            counts.map(|(lane, count)| Open { room: count.min(self.cap(&lane, &caps, want.rest)), lane }).collect();
+        let open: Vec<Open> = {
+            let news = self.feed.news.borrow();
+            let allowed = Allowed::new(want, &news.paused);
+            let counts = self.lanes.counts().into_iter();
+            counts.map(|(lane, count)| Open { room: count.min(allowed.of(&lane)), lane }).collect()
+        };
         let turns = self.rounds.take(&self.terms.queues, &open, total);
         let mut bytes: usize = self.ready.iter().map(|job| job.payload.len()).sum();
         let mut chosen = Vec::with_capacity(turns.len());
@@ -213,12 +211,11 @@ impl AmqpSource {
             chosen.push(item);
         }
         if !chosen.is_empty() {
-            self.asked += u32::try_from(chosen.len()).unwrap_or(u32::MAX);
-            let desk = Arc::clone(&self.desk);
-            self.opening.spawn(async move {
-                let opening = chosen.into_iter().map(|item| Arc::clone(&desk).open(item));
-                futures_util::future::join_all(opening).await
-            });
+            let count = u32::try_from(chosen.len()).unwrap_or(u32::MAX);
+            self.asked.fetch_add(count, Ordering::Relaxed);
+            let (desk, asked) = (Arc::clone(&self.desk), Asked(Arc::clone(&self.asked), count));
+            self.opening
+                .spawn(async move { (join_all(chosen.into_iter().map(|item| opened(&desk, item))).await, asked) });
         }
     }
 
@@ -228,17 +225,25 @@ impl AmqpSource {
         }
     }
 
+    /// Has a message wait where it cannot be seen. Nothing waits for that.
+    fn put_off(&self, item: Item, wait: Duration) {
+        let desk = Arc::clone(&self.desk);
+        self.desk.spawn(async move { item.put_off(&desk.post, wait).await });
+    }
+
     /// Sorts what the ledger said.
-    fn sort(&mut self, opened: Vec<Opening>) {
-        self.asked = self.asked.saturating_sub(u32::try_from(opened.len()).unwrap_or(u32::MAX));
+    fn sort(&mut self, opened: Option<(Vec<Opening>, Asked)>) {
+        let Some((opened, _asked)) = opened else { return };
         for opening in opened.into_iter().rev() {
             match opening {
                 Opening::Granted(delivery) => self.ready.push_front(*delivery),
                 Opening::Gone => {}
-                Opening::Paused(item) => {
-                    // Its queue is closed as soon as the news says so; until then it waits where it cannot be seen.
-                    let desk = Arc::clone(&self.desk);
-                    self.desk.spawn(async move { item.put_off(&desk.post, PATIENCE).await });
+                // Its queue is closed as soon as the news says so.
+                Opening::Paused(item) => self.put_off(*item, PATIENCE),
+                Opening::Second(item) => {
+                    if let Some(third) = self.twins.keep(*item) {
+                        self.put_off(third, self.terms.lease);
+                    }
                 }
                 Opening::Failed(item, error) => {
                     self.trouble = Some(error);
@@ -261,68 +266,30 @@ impl AmqpSource {
         out
     }
 
-    /// Sets what is consumed, and gives back what waits in lanes that stay closed.
+    /// Sets what is consumed, and has leave what is not to stay.
     fn plan(&mut self, want: &Want) {
-        let now = Instant::now();
-        let running = u32::try_from(self.desk.count()).unwrap_or(u32::MAX);
-        self.slots = self.slots.max(want.total + running);
-        self.full = if want.total > 0 { None } else { self.full.or(Some(now)) };
-        let mute = self.desk.post.link.publisher().trouble().is_some_and(|trouble| trouble > MUTE);
-        let full = mute || self.full.is_some_and(|since| now - since > CLOSED);
-        let caps: HashMap<&Lane, u32> = want.caps.iter().map(|(lane, cap)| (lane, *cap)).collect();
-        self.closed.note(want, now);
-        let mut returned = Vec::new();
-        let mut views = Vec::new();
-        let names = self.lanes.names();
-        for name in &names {
-            let Some(lane) = self.lanes.lane(name).cloned() else { continue };
-            let open = self.cap(&lane, &caps, want.rest) > 0 && !full;
-            let Some(queue) = self.lanes.get_mut(name) else { continue };
-            queue.closed = if open { None } else { queue.closed.or(Some(now)) };
-            let shut = full || queue.closed.is_some_and(|since| now - since > CLOSED);
-            let paused = self.feed.news.borrow().paused.contains(&lane.queue);
-            if shut || paused {
-                returned.extend(queue.waiting.drain(..));
-            }
-            returned.extend(queue.surplus(self.slots, now));
-            let parted = self.closed.part(&lane, &mut queue.waiting, now);
-            let lately = |at: Option<Instant>| at.is_some_and(|at| now - at < share::ACTIVE);
-            let unstarted = u32::try_from(queue.waiting.len() + parted.len()).unwrap_or(u32::MAX) + queue.passing();
-            views.push(share::Lane {
-                open: !shut && !paused,
-                active: lately(queue.delivered),
-                passed: lately(queue.passed) || !parted.is_empty(),
-                running: self.tap.unanswered(name).saturating_sub(unstarted),
-                weight: lane.band.weight()
-                    * self.terms.queues.iter().find(|one| one.0 == lane.queue).map_or(1, |one| one.1),
-            });
-            for (item, wait) in parted {
-                self.pass_on(name, item, wait);
-            }
+        let Leaving { returned, passed } = {
+            let news = self.feed.news.borrow();
+            let (desk, tap, hold) = (&self.desk, &self.tap, &self.hold);
+            let scene = Scene { want, queues: &self.terms.queues, paused: &news.paused, desk, tap, hold };
+            self.planner.plan(&scene, &mut self.lanes)
+        };
+        for (name, item, wait) in passed {
+            self.pass_on(&name, item, wait);
         }
         if !returned.is_empty() {
             self.desk.spawn(leave::give_back(returned));
         }
-        self.set(&names, &views, want.total);
     }
 
-    fn set(&mut self, names: &[Arc<str>], views: &[share::Lane], free: u32) {
-        let worker = share::Worker { free, slots: self.slots, usual: self.desk.usual(), bytes: self.bytes };
-        let old = self.tap.plan();
-        let mut plan = Plan::new();
-        for ((name, view), prefetch) in names.iter().zip(views).zip(share::prefetch(&worker, views)) {
-            let Some(wanted) = prefetch else { continue };
-            let now = old.get(name).copied();
-            let early = self.planned.elapsed() < SETTLE && now.is_some_and(|now| now > 1);
-            let keep = now.filter(|now| early || !share::is_off(*now, wanted, view.running));
-            plan.insert(Arc::clone(name), keep.unwrap_or(wanted));
+    /// Sees to second copies.
+    fn part_twins(&mut self) {
+        let Ripe { alone, old } = self.twins.ripe(&self.desk, self.desk.post.settings.consumer_timeout);
+        for item in alone {
+            self.put_back(item);
         }
-        if self.desk.holding.load(Ordering::Relaxed) {
-            plan.insert(Arc::clone(&self.hold), 0);
-        }
-        if plan != old {
-            self.planned = Instant::now();
-            self.tap.set(plan);
+        for item in old {
+            self.put_off(item, self.terms.lease);
         }
     }
 
@@ -371,7 +338,7 @@ impl AmqpSource {
             }
             tokio::select! {
                 Some(arrival) = self.tap.next() => self.take_in(arrival),
-                Some(opened) = self.opening.join_next() => self.sort(opened.unwrap_or_default()),
+                Some(opened) = self.opening.join_next() => self.sort(opened.ok()),
                 () = tokio::time::sleep_until(deadline) => {}
             }
         }
@@ -380,16 +347,32 @@ impl AmqpSource {
     /// See [`crate::broker::Source::close`].
     pub(super) async fn close(mut self) -> Result<()> {
         while let Some(opened) = self.opening.join_next().await {
-            self.sort(opened.unwrap_or_default());
+            self.sort(opened.ok());
         }
         let holding = self.desk.holding.load(Ordering::Relaxed);
         self.tap.set(holding.then(|| (Arc::clone(&self.hold), 0)).into_iter().collect());
         self.desk.leaving.store(true, Ordering::Relaxed);
         self.desk.spawn(leave::release(std::mem::take(&mut self.ready).into(), self.terms.lease));
-        leave::give_back(std::mem::take(&mut self.lanes).into_items()).await;
+        let twins = std::mem::take(&mut self.twins).into_items();
+        leave::give_back(std::mem::take(&mut self.lanes).into_items().into_iter().chain(twins).collect()).await;
         self.desk.finish(LEAVING).await;
         let Self { desk, tap, keepers, hold, .. } = self;
         leave::quit(desk, tap, keepers, hold).await;
         Ok(())
     }
+}
+
+/// Opens a message. One over which that panics goes back after a while, and takes none of those along that are opened with
+/// it.
+async fn opened(desk: &Arc<Desk>, item: Item) -> Opening {
+    let (id, way_back) = (item.parcel.envelope.head.id, item.slip.way_back());
+    let opening = AssertUnwindSafe(Arc::clone(desk).open(item)).catch_unwind();
+    opening.await.unwrap_or_else(|_| {
+        tracing::error!(job = %id, "a fault in promptq kept a job from being opened; its message goes back");
+        desk.spawn(async move {
+            tokio::time::sleep(PATIENCE).await;
+            way_back.give_back().await;
+        });
+        Opening::Gone
+    })
 }

@@ -22,12 +22,11 @@ use crate::error::{Error, Result};
 
 /// How many deliveries may wait between the consumers and the source; those beyond wait in the driver, within the prefetch.
 const WAITING: usize = 1_024;
+const OP: &str = "consume from RabbitMQ";
 /// A queue that is not there, or would not be consumed, is tried again after this.
 const REST: Duration = Duration::from_secs(1);
 /// How long is waited for the end.
 const CLOSING: Duration = Duration::from_secs(2);
-/// How long a closing channel may take.
-const ENDING: Duration = Duration::from_secs(10);
 
 /// What is consumed: queue names and how many unanswered deliveries each may have; 0 is as many as there are.
 pub(super) type Plan = BTreeMap<Arc<str>, u16>;
@@ -177,6 +176,26 @@ struct Told {
     missing: Missing,
 }
 
+/// Why a channel is of no use any more.
+enum Spoilt {
+    /// The driver says so, or the server does.
+    Told(lapin::Error),
+    /// The server owes an answer for too long, and its connection is given up.
+    Overdue(Error),
+}
+
+impl From<lapin::Error> for Spoilt {
+    fn from(error: lapin::Error) -> Self {
+        Self::Told(error)
+    }
+}
+
+impl From<Error> for Spoilt {
+    fn from(error: Error) -> Self {
+        Self::Overdue(error)
+    }
+}
+
 /// The consumers of one channel.
 struct Pipes<'a> {
     link: &'a Link,
@@ -203,10 +222,13 @@ impl Pipes<'_> {
         loop {
             let plan = plans.borrow_and_update().clone();
             let followed = self.follow(&plan).await;
-            // A lost connection says so itself.
-            let why = followed.as_ref().err().filter(|error| fault::code(error).is_some());
-            *self.told.refused.lock().unwrap_or_else(PoisonError::into_inner) =
-                why.map(|error| self.link.peer().lift("consume from RabbitMQ", error));
+            let why = match &followed {
+                Err(Spoilt::Overdue(error)) => Some(error.shared()),
+                // A lost connection says so itself.
+                Err(Spoilt::Told(error)) => fault::code(error).map(|_| self.link.peer().lift(OP, error)),
+                Ok(_) => None,
+            };
+            *self.told.refused.lock().unwrap_or_else(PoisonError::into_inner) = why;
             let Ok((missing, unseen)) = followed else { return Continue(()) };
             let again = unseen || !missing.is_empty();
             self.tell_missing(missing);
@@ -244,7 +266,7 @@ impl Pipes<'_> {
 
     /// Opens, changes and closes consumers as the plan says. Which queues are not there, and whether any could not be
     /// looked for.
-    async fn follow(&mut self, plan: &Plan) -> lapin::Result<(Vec<Arc<str>>, bool)> {
+    async fn follow(&mut self, plan: &Plan) -> Result<(Vec<Arc<str>>, bool), Spoilt> {
         let gone: Vec<_> = self.open.keys().filter(|queue| !plan.contains_key(*queue)).cloned().collect();
         for queue in gone {
             if let Some(pipe) = self.open.remove(&queue) {
@@ -267,6 +289,10 @@ impl Pipes<'_> {
                     }
                     Err(_) => {
                         unseen = true;
+                        // With the connection gone, every other look would wait for the next one.
+                        if !self.channel.status().connected() {
+                            break;
+                        }
                         continue;
                     }
                 }
@@ -282,20 +308,19 @@ impl Pipes<'_> {
     /// Says why the server closed the channel alone: what is set wrong shows nowhere else.
     fn tell(&self, why: Option<lapin::Error>) {
         if let Some(why) = why.filter(lapin::Error::is_amqp_soft_error) {
-            let error = self.link.peer().lift("consume from RabbitMQ", &why);
+            let error = self.link.peer().lift(OP, &why);
             tracing::warn!("{error}; its messages come again, what runs goes on");
         }
     }
 
-    async fn consume(&mut self, queue: &Arc<str>, prefetch: u16) -> lapin::Result<Pipe> {
-        self.channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
+    async fn consume(&mut self, queue: &Arc<str>, prefetch: u16) -> Result<Pipe, Spoilt> {
+        self.link.answer(OP, self.channel.basic_qos(prefetch, BasicQosOptions::default())).await??;
         self.tags += 1;
         let tag = format!("promptq-{}", self.tags);
         let options = BasicConsumeOptions::default();
-        let consumer = self
-            .channel
-            .basic_consume(queue.as_ref().into(), tag.as_str().into(), options, FieldTable::default())
-            .await?;
+        let (name, table) = (queue.as_ref().into(), FieldTable::default());
+        let consumer =
+            self.link.answer(OP, self.channel.basic_consume(name, tag.as_str().into(), options, table)).await??;
         let count = {
             let mut counts = self.told.counts.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(counts.entry(Arc::clone(queue)).or_default())
@@ -306,14 +331,17 @@ impl Pipes<'_> {
         Ok(Pipe { tag, prefetch, ended })
     }
 
-    async fn cancel(&self, tag: String) -> lapin::Result<()> {
-        self.channel.basic_cancel(tag.as_str().into(), BasicCancelOptions::default()).await
+    async fn cancel(&self, tag: String) -> Result<(), Spoilt> {
+        Ok(self
+            .link
+            .answer(OP, self.channel.basic_cancel(tag.as_str().into(), BasicCancelOptions::default()))
+            .await??)
     }
 
     async fn close(self) {
         let closing = self.channel.close(200, "done".into());
-        if !matches!(tokio::time::timeout(ENDING, closing).await, Ok(Ok(()))) {
-            tracing::debug!("the channel did not close in time");
+        if !matches!(self.link.answer(OP, closing).await, Ok(Ok(()))) {
+            tracing::debug!("the channel did not close in order");
         }
     }
 }

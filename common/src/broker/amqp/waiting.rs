@@ -16,6 +16,10 @@ use crate::job::Lane;
 /// lane is consumed with its usual prefetch, and does not give it to this worker again.
 const SURPLUS: Duration = share::ACTIVE.saturating_add(Duration::from_secs(1));
 
+/// What was fetched in search of other messages is kept for so long: by then another worker has room for it, whose it may
+/// be.
+const STRANGER: Duration = Duration::from_secs(1);
+
 /// One lane's queue.
 #[derive(Debug)]
 pub(super) struct LaneQueue {
@@ -72,6 +76,20 @@ impl LaneQueue {
         }
         self.passed = None;
         self.waiting.split_off(self.waiting.len().min(usize::try_from(slots).unwrap_or(usize::MAX)))
+    }
+
+    /// What came in a search for messages of jobs that run here, and is none of them: beyond the `free` hands there are it
+    /// is for other workers.
+    pub(super) fn strangers(&mut self, free: u32) -> Vec<Item> {
+        let free = usize::try_from(free).unwrap_or(usize::MAX);
+        if self.waiting.len() <= free {
+            return Vec::new();
+        }
+        let (mut go, rest) = (Vec::new(), self.waiting.split_off(free));
+        for item in rest {
+            if item.slip.age() > STRANGER { go.push(item) } else { self.waiting.push_back(item) }
+        }
+        go
     }
 }
 
@@ -139,15 +157,20 @@ impl LaneQueues {
 
     /// Puts a message back at the front; gives it back when its lane was given up meanwhile.
     pub(super) fn put_back(&mut self, item: Item) -> Option<Item> {
-        let lane = &item.parcel.envelope.head.lane;
-        let named = topology::lane_queue(lane);
-        let common = topology::lane_queue(&Lane { model: None, ..lane.clone() });
-        let name = if self.0.contains_key(named.as_str()) { named } else { common };
-        match self.0.get_mut(name.as_str()) {
+        match self.0.get_mut(self.name_of(&item.parcel.envelope.head.lane).as_str()) {
             Some(queue) => queue.waiting.push_front(item),
             None => return Some(item),
         }
         None
+    }
+
+    /// The name of the queue that a lane's jobs wait in.
+    pub(super) fn name_of(&self, lane: &Lane) -> String {
+        let named = topology::lane_queue(lane);
+        if self.0.contains_key(named.as_str()) {
+            return named;
+        }
+        topology::lane_queue(&Lane { model: None, ..lane.clone() })
     }
 
     /// Every message that waits.

@@ -2,6 +2,7 @@
 
 mod desk;
 mod link;
+mod lost;
 mod peer;
 mod played;
 mod publisher;

@@ -13,11 +13,13 @@ use crate::broker::amqp::publisher::{Message, Sent};
 use crate::error::{Kind, Result};
 
 const SOON: Duration = Duration::from_millis(400);
+/// Longer than any test.
+const LONG: Duration = Duration::from_secs(600);
 
 /// A link, the server's end of its publishing connection, and that of the other, to be kept.
 async fn publishing(peer: &Peer) -> (Link, Session, Session) {
     let access = peer.access();
-    let (link, (consuming, publishing)) = tokio::join!(Link::patient(&access, SOON), peer.both());
+    let (link, (consuming, publishing)) = tokio::join!(Link::patient(&access, SOON, LONG), peer.both());
     (link.unwrap(), publishing, consuming)
 }
 

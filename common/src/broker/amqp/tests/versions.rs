@@ -21,12 +21,12 @@ use crate::record::{End, Record};
 use crate::time::Timestamp;
 use crate::work::Work;
 
-const LANE: &str = "pq1.q.default._.normal";
+pub(super) const LANE: &str = "pq1.q.default._.normal";
 const LEASE: Duration = Duration::from_secs(45);
 /// Everything is there, and messages may be as large as a server takes since 4.0.
-const NEW: Kind = Kind { hides: None, max_message_size: 16 << 20 };
+pub(super) const NEW: Kind = Kind { hides: None, max_message_size: 16 << 20 };
 
-async fn played(kind: Kind) -> (Played, Amqp) {
+pub(super) async fn played(kind: Kind) -> (Played, Amqp) {
     let peer = Peer::listen().await;
     let access = peer.access();
     let server = Played::start(peer, kind);
@@ -34,8 +34,13 @@ async fn played(kind: Kind) -> (Played, Amqp) {
 }
 
 /// A worker of the standard queue, which consumes its lanes.
-async fn worker(server: &mut Played, amqp: &Amqp) -> Box<dyn Source> {
-    let terms = Terms { queues: vec![(Queue::standard(), 1)], worker: WorkerId::known("w"), lease: LEASE };
+pub(super) async fn worker(server: &mut Played, amqp: &Amqp) -> Box<dyn Source> {
+    worker_for(server, amqp, LEASE).await
+}
+
+/// One with leases of this length.
+pub(super) async fn worker_for(server: &mut Played, amqp: &Amqp, lease: Duration) -> Box<dyn Source> {
+    let terms = Terms { queues: vec![(Queue::standard(), 1)], worker: WorkerId::known("w"), lease };
     let mut source = amqp.subscribe(terms).await.unwrap();
     let want = want();
     tokio::join!(server.until_consumed(LANE), source.next(&want)).1.unwrap();
@@ -46,15 +51,15 @@ fn want() -> Want {
     Want { total: 1, caps: Vec::new(), rest: 1 }
 }
 
-fn job(text: &str) -> Job {
+pub(super) fn job(text: &str) -> Job {
     Job::new(Queue::standard(), Work::prompt(None, text))
 }
 
-fn message(job: &Job) -> (BasicProperties, Vec<u8>) {
+pub(super) fn message(job: &Job) -> (BasicProperties, Vec<u8>) {
     Parcel { envelope: envelope(job).unwrap(), reply: None, named: false, again: false }.message(false).unwrap()
 }
 
-async fn one(source: &mut Box<dyn Source>) -> RawDelivery {
+pub(super) async fn one(source: &mut Box<dyn Source>) -> RawDelivery {
     loop {
         let Leased { mut deliveries, .. } = source.next(&want()).await.unwrap();
         if let Some(delivery) = deliveries.pop() {
@@ -64,7 +69,7 @@ async fn one(source: &mut Box<dyn Source>) -> RawDelivery {
 }
 
 /// Waits for something the server is told, while the worker asks on and is given nothing.
-async fn meanwhile<T>(source: &mut Box<dyn Source>, told: impl Future<Output = T>) -> T {
+pub(super) async fn meanwhile<T>(source: &mut Box<dyn Source>, told: impl Future<Output = T>) -> T {
     tokio::pin!(told);
     let want = want();
     loop {
@@ -83,7 +88,7 @@ async fn meanwhile<T>(source: &mut Box<dyn Source>, told: impl Future<Output = T
 }
 
 /// Ends it, and waits until the result is announced and a delivery acknowledged: which.
-async fn ends(server: &mut Played, delivery: RawDelivery) -> DeliveryTag {
+pub(super) async fn ends(server: &mut Played, delivery: RawDelivery) -> DeliveryTag {
     let unrun = Record::unrun(&delivery.head, End::Cancelled, None, Timestamp::now());
     let record = Record { lease: delivery.lease, ..unrun };
     delivery.hold.settle(&Verdict::End(Box::new(record))).await.unwrap();

@@ -77,7 +77,8 @@ impl<'a> Talk<'a> {
 
     async fn peek(&mut self, name: &str) -> Result<Result<Look, Refused>> {
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        let answer = self.channel.queue_declare(name.into(), options, FieldTable::default()).await;
+        let asked = self.channel.queue_declare(name.into(), options, FieldTable::default());
+        let answer = self.link.answer(OP, asked).await?;
         let heard = self.hear(answer).await?;
         Ok(heard.map(|queue| Look { ready: queue.message_count(), consumers: queue.consumer_count() }))
     }
@@ -90,7 +91,8 @@ impl<'a> Talk<'a> {
     /// Makes a queue; nothing happens when there is one just like it.
     pub(super) async fn make_queue(&mut self, queue: &WantedQueue) -> Result<Result<(), Refused>> {
         let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-        let answer = self.channel.queue_declare(short(&queue.name), options, queue.arguments.clone()).await;
+        let asked = self.channel.queue_declare(short(&queue.name), options, queue.arguments.clone());
+        let answer = self.link.answer(OP, asked).await?;
         Ok(self.hear(answer).await?.map(drop))
     }
 
@@ -98,27 +100,30 @@ impl<'a> Talk<'a> {
     pub(super) async fn bind(&mut self, queue: &str, binding: &Binding) -> Result<Result<(), Refused>> {
         let Binding { exchange, key, arguments } = binding;
         let options = QueueBindOptions::default();
-        let answer =
-            self.channel.queue_bind(short(queue), short(exchange), short(key), options, arguments.clone()).await;
+        let asked = self.channel.queue_bind(short(queue), short(exchange), short(key), options, arguments.clone());
+        let answer = self.link.answer(OP, asked).await?;
         self.hear(answer).await
     }
 
     /// Ends a binding; nothing happens when there is none.
     pub(super) async fn unbind(&mut self, queue: &str, binding: &Binding) -> Result<Result<(), Refused>> {
         let Binding { exchange, key, arguments } = binding;
-        let answer = self.channel.queue_unbind(short(queue), short(exchange), short(key), arguments.clone()).await;
+        let asked = self.channel.queue_unbind(short(queue), short(exchange), short(key), arguments.clone());
+        let answer = self.link.answer(OP, asked).await?;
         self.hear(answer).await
     }
 
     /// Deletes a queue with everything in it.
     pub(super) async fn delete(&mut self, queue: &str) -> Result<Result<(), Refused>> {
-        let answer = self.channel.queue_delete(short(queue), QueueDeleteOptions::default()).await;
+        let asked = self.channel.queue_delete(short(queue), QueueDeleteOptions::default());
+        let answer = self.link.answer(OP, asked).await?;
         Ok(self.hear(answer).await?.map(drop))
     }
 
     async fn declare(&mut self, exchange: &Exchange, options: ExchangeDeclareOptions) -> Result<Result<(), Refused>> {
         let (name, kind) = (short(&exchange.name), exchange.kind.clone());
-        let answer = self.channel.exchange_declare(name, kind, options, exchange.arguments.clone()).await;
+        let asked = self.channel.exchange_declare(name, kind, options, exchange.arguments.clone());
+        let answer = self.link.answer(OP, asked).await?;
         self.hear(answer).await
     }
 

@@ -1,0 +1,82 @@
+//! Second copies of jobs that this worker has in hand: each is kept until the first one is out of hand, and asked about
+//! then. None is answered for before: a second copy looks like the first one that a server has taken back and not said
+//! so, and with that acknowledged the job would have no message.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::desk::{Desk, Item};
+use crate::job::JobId;
+
+/// By so long after its end a job's result has been announced, and its next attempt is not mistaken for this one:
+/// whoever asks the ledger earlier is told to announce it again.
+const ENDING: Duration = Duration::from_secs(1);
+/// However long the server lets a delivery stay unanswered, none is kept for longer.
+const LATEST: Duration = Duration::from_secs(25 * 60);
+
+/// One copy of each job that has two here.
+#[derive(Debug, Default)]
+pub(super) struct Twins(HashMap<JobId, Twin>);
+
+#[derive(Debug)]
+struct Twin {
+    item: Item,
+    /// Since when its job is not in hand any more.
+    alone: Option<Instant>,
+}
+
+/// What is to be done about some of them.
+#[derive(Debug, Default)]
+pub(super) struct Ripe {
+    /// To be opened: nothing of their job is in hand.
+    pub(super) alone: Vec<Item>,
+    /// To wait elsewhere: the server's patience with them is half over.
+    pub(super) old: Vec<Item>,
+}
+
+impl Twins {
+    /// Keeps a copy. Gives it back where there is one of that job.
+    pub(super) fn keep(&mut self, item: Item) -> Option<Item> {
+        match self.0.entry(item.parcel.envelope.head.id) {
+            Entry::Occupied(mut place) if !place.get().item.slip.is_usable() => {
+                place.insert(Twin { item, alone: None });
+                None
+            }
+            Entry::Occupied(_) => Some(item),
+            Entry::Vacant(place) => {
+                place.insert(Twin { item, alone: None });
+                None
+            }
+        }
+    }
+
+    /// Takes out those that something is to be done about. One whose job has lost its message becomes that; what came by
+    /// a channel that is lost is forgotten. `patience` is the server's with a delivery.
+    pub(super) fn ripe(&mut self, desk: &Desk, patience: Duration) -> Ripe {
+        let (now, oldest) = (Instant::now(), (patience / 2).min(LATEST));
+        let mut ripe = Ripe::default();
+        for (id, Twin { item, alone }) in std::mem::take(&mut self.0) {
+            if !item.slip.is_usable() {
+                continue;
+            }
+            let Some(item) = desk.attach(item) else { continue };
+            let alone = if desk.has(id) { None } else { alone.or(Some(now)) };
+            if alone.is_some_and(|since| now - since >= ENDING) {
+                ripe.alone.push(item);
+            } else if item.slip.age() >= oldest {
+                ripe.old.push(item);
+            } else {
+                self.0.insert(id, Twin { item, alone });
+            }
+        }
+        ripe
+    }
+
+    /// All of them, for good.
+    pub(super) fn into_items(self) -> Vec<Item> {
+        self.0.into_values().map(|twin| twin.item).collect()
+    }
+}
