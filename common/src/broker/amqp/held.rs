@@ -117,6 +117,14 @@ impl Held {
     }
 }
 
+#[cfg(test)]
+impl Held {
+    /// Has whoever looks at its message wait, for as long as the answer lives.
+    pub(super) fn stopped(&self) -> impl Sized + '_ {
+        self.state()
+    }
+}
+
 impl Drop for Settling<'_> {
     fn drop(&mut self) {
         let mut state = self.0.state();

@@ -33,7 +33,7 @@ pub(super) struct Allowed<'a> {
 }
 
 /// What the plan is made of.
-pub(super) struct Scene<'a> {
+pub(super) struct Inputs<'a> {
     pub(super) want: &'a Want,
     pub(super) queues: &'a [(Queue, u32)],
     pub(super) paused: &'a HashSet<Queue>,
@@ -107,9 +107,9 @@ impl Planner {
     }
 
     /// Sets what is consumed, and takes out what waits in lanes that stay closed.
-    pub(super) fn plan(&mut self, scene: &Scene<'_>, lanes: &mut LaneQueues) -> Leaving {
+    pub(super) fn plan(&mut self, inputs: &Inputs<'_>, lanes: &mut LaneQueues) -> Leaving {
         let now = Instant::now();
-        let Scene { want, paused, desk, tap, .. } = *scene;
+        let Inputs { want, paused, desk, tap, .. } = *inputs;
         let running = u32::try_from(desk.count()).unwrap_or(u32::MAX);
         self.slots = self.slots.max(want.total + running);
         self.full = if want.total > 0 { None } else { self.full.or(Some(now)) };
@@ -139,17 +139,17 @@ impl Planner {
             let view = share::Lane {
                 open: !shut,
                 running: tap.unanswered(name).saturating_sub(unstarted) + lost,
-                ..view(queue, scene.queues, now)
+                ..view(queue, inputs.queues, now)
             };
             views.push(share::Lane { passed: view.passed || !parted.is_empty(), ..view });
             leaving.passed.extend(parted.into_iter().map(|(item, wait)| (Arc::clone(name), item, wait)));
         }
-        self.set(scene, &names, &views);
+        self.set(inputs, &names, &views);
         leaving
     }
 
-    fn set(&mut self, scene: &Scene<'_>, names: &[Arc<str>], views: &[share::Lane]) {
-        let Scene { want, desk, tap, hold, .. } = *scene;
+    fn set(&mut self, inputs: &Inputs<'_>, names: &[Arc<str>], views: &[share::Lane]) {
+        let Inputs { want, desk, tap, hold, .. } = *inputs;
         let worker = share::Worker { free: want.total, slots: self.slots, usual: desk.usual(), bytes: self.bytes };
         let old = tap.plan();
         let mut plan = Plan::new();

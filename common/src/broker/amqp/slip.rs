@@ -22,7 +22,7 @@ pub(super) struct Slip {
 
 /// A delivery's way back should its slip be lost.
 #[derive(Debug)]
-pub(super) struct WayBack {
+pub(super) struct Requeue {
     acker: Acker,
     taken_back: Arc<AtomicBool>,
 }
@@ -56,8 +56,8 @@ impl Slip {
     }
 
     /// For whoever gives the slip away and does not know that it comes to an answer.
-    pub(super) fn way_back(&self) -> WayBack {
-        WayBack { acker: self.acker.clone(), taken_back: Arc::clone(&self.taken_back) }
+    pub(super) fn requeue(&self) -> Requeue {
+        Requeue { acker: self.acker.clone(), taken_back: Arc::clone(&self.taken_back) }
     }
 
     /// How long the message has been in hand.
@@ -79,11 +79,11 @@ impl Slip {
 
     /// Puts the message back in its queue, ahead of others.
     pub(super) async fn give_back(self) {
-        self.way_back().give_back().await;
+        self.requeue().give_back().await;
     }
 }
 
-impl WayBack {
+impl Requeue {
     /// Puts the message back in its queue, ahead of others, unless it has been answered for.
     pub(super) async fn give_back(self) {
         if self.taken_back.load(Ordering::Relaxed) {

@@ -14,13 +14,13 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::desk::{Desk, Item, Opening};
+use super::duplicates::{Due, Duplicates};
 use super::mend::Mender;
 use super::news::{self, Feed};
-use super::plan::{Allowed, Leaving, Planner, Scene, is_mute};
+use super::plan::{Allowed, Inputs, Leaving, Planner, is_mute};
 use super::post::Post;
 use super::slip::Slip;
 use super::tap::{Arrival, Tap};
-use super::twins::{Ripe, Twins};
 use super::waiting::{LaneQueue, LaneQueues};
 use super::{leave, swap, topology, wire};
 use crate::broker::backend::{LEASE_BYTES, Leased, RawDelivery, Terms, Want};
@@ -50,7 +50,7 @@ pub(super) struct AmqpSource {
     /// How many are being opened.
     asked: Arc<AtomicU32>,
     /// Second copies of what is in hand.
-    twins: Twins,
+    duplicates: Duplicates,
     /// Claimed, not handed out.
     ready: VecDeque<RawDelivery>,
     /// What the next call says unless it has something to hand out.
@@ -96,7 +96,7 @@ impl AmqpSource {
             rounds: Rounds::default(),
             opening: JoinSet::new(),
             asked: Arc::default(),
-            twins: Twins::default(),
+            duplicates: Duplicates::default(),
             ready: VecDeque::new(),
             trouble: None,
             planner: Planner::new(),
@@ -130,7 +130,7 @@ impl AmqpSource {
         self.plan(want);
         self.mend();
         self.tell_closed();
-        self.part_twins();
+        self.see_to_duplicates();
         self.choose(want);
         while let Some(opened) = self.opening.try_join_next() {
             self.sort(opened.ok());
@@ -241,7 +241,7 @@ impl AmqpSource {
                 // Its queue is closed as soon as the news says so.
                 Opening::Paused(item) => self.put_off(*item, PATIENCE),
                 Opening::Second(item) => {
-                    if let Some(third) = self.twins.keep(*item) {
+                    if let Some(third) = self.duplicates.keep(*item) {
                         self.put_off(third, self.terms.lease);
                     }
                 }
@@ -271,8 +271,8 @@ impl AmqpSource {
         let Leaving { returned, passed } = {
             let news = self.feed.news.borrow();
             let (desk, tap, hold) = (&self.desk, &self.tap, &self.hold);
-            let scene = Scene { want, queues: &self.terms.queues, paused: &news.paused, desk, tap, hold };
-            self.planner.plan(&scene, &mut self.lanes)
+            let inputs = Inputs { want, queues: &self.terms.queues, paused: &news.paused, desk, tap, hold };
+            self.planner.plan(&inputs, &mut self.lanes)
         };
         for (name, item, wait) in passed {
             self.pass_on(&name, item, wait);
@@ -283,8 +283,8 @@ impl AmqpSource {
     }
 
     /// Sees to second copies.
-    fn part_twins(&mut self) {
-        let Ripe { alone, old } = self.twins.ripe(&self.desk, self.desk.post.settings.consumer_timeout);
+    fn see_to_duplicates(&mut self) {
+        let Due { alone, old } = self.duplicates.due(&self.desk, self.desk.post.settings.consumer_timeout);
         for item in alone {
             self.put_back(item);
         }
@@ -339,7 +339,7 @@ impl AmqpSource {
             tokio::select! {
                 Some(arrival) = self.tap.next() => self.take_in(arrival),
                 Some(opened) = self.opening.join_next() => self.sort(opened.ok()),
-                () = tokio::time::sleep_until(deadline) => {}
+                () = tokio::time::sleep_until(self.duplicates.next_look().map_or(deadline, |at| at.min(deadline))) => {}
             }
         }
     }
@@ -353,8 +353,8 @@ impl AmqpSource {
         self.tap.set(holding.then(|| (Arc::clone(&self.hold), 0)).into_iter().collect());
         self.desk.leaving.store(true, Ordering::Relaxed);
         self.desk.spawn(leave::release(std::mem::take(&mut self.ready).into(), self.terms.lease));
-        let twins = std::mem::take(&mut self.twins).into_items();
-        leave::give_back(std::mem::take(&mut self.lanes).into_items().into_iter().chain(twins).collect()).await;
+        let duplicates = std::mem::take(&mut self.duplicates).into_items();
+        leave::give_back(std::mem::take(&mut self.lanes).into_items().into_iter().chain(duplicates).collect()).await;
         self.desk.finish(LEAVING).await;
         let Self { desk, tap, keepers, hold, .. } = self;
         leave::quit(desk, tap, keepers, hold).await;
@@ -365,13 +365,13 @@ impl AmqpSource {
 /// Opens a message. One over which that panics goes back after a while, and takes none of those along that are opened with
 /// it.
 async fn opened(desk: &Arc<Desk>, item: Item) -> Opening {
-    let (id, way_back) = (item.parcel.envelope.head.id, item.slip.way_back());
+    let (id, requeue) = (item.parcel.envelope.head.id, item.slip.requeue());
     let opening = AssertUnwindSafe(Arc::clone(desk).open(item)).catch_unwind();
     opening.await.unwrap_or_else(|_| {
         tracing::error!(job = %id, "a fault in promptq kept a job from being opened; its message goes back");
         desk.spawn(async move {
             tokio::time::sleep(PATIENCE).await;
-            way_back.give_back().await;
+            requeue.give_back().await;
         });
         Opening::Gone
     })

@@ -75,8 +75,8 @@ async fn jobs_that_run_meanwhile_are_attached_to_their_messages() {
     let mut farm = Farm::private(20..=20).await;
     farm.provider.hold();
     put(&farm.broker().await, &jobs(1..=4)).await;
-    // With a hand free: one that is full for 5 s consumes nothing, and their messages wait for whoever is not.
-    let worker = farm.worker(1, &Setup { slots: 5, ..farm.setup() });
+    // None of its hands is free: it consumes nothing but for these.
+    let worker = farm.worker(1, &Setup { slots: 4, ..farm.setup() });
     called(&farm, 4).await;
     farm.restart();
     farm.until_queue(LANE, 0, 4).await;

@@ -1,24 +1,31 @@
 //! A subscription against a server that is played: answers that do not come, jobs whose opening panics, second copies of
 //! a job that runs, and messages that went back while their worker is full.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use amq_protocol::protocol::{AMQPClass, basic, queue};
+use lapin::BasicProperties;
 use tokio::time::timeout;
 
 use super::peer::{Peer, Session};
 use super::played::{Did, Order};
-use super::stage::{Stage, envelope};
+use super::stage::{Stage, envelope, item};
 use super::versions::{LANE, NEW, ends, job, meanwhile, message, one, played, worker, worker_for};
 use crate::broker::amqp::desk::Opening;
+use crate::broker::amqp::duplicates::Duplicates;
 use crate::broker::amqp::link::Link;
 use crate::broker::amqp::post::{Clock, Post};
+use crate::broker::amqp::slip::Slip;
 use crate::broker::amqp::tap::Tap;
-use crate::broker::amqp::twins::Twins;
+use crate::broker::amqp::waiting::LaneQueues;
 use crate::broker::amqp::{Settings, topology};
 use crate::broker::memory::Memory;
 use crate::error::Kind;
+use crate::job::{Lane, ModelName};
+use crate::record::{End, Record};
+use crate::time::Timestamp;
 
 /// How long an answer may take here.
 const SHORT: Duration = Duration::from_millis(200);
@@ -131,22 +138,22 @@ async fn a_second_copy_becomes_the_message_of_a_job_that_has_lost_its_own() {
     let first = stage.item(&twice).await;
     let opened = Arc::clone(&stage.desk).open(first).await;
     let first_taken_back = std::mem::take(&mut stage.taken_back);
-    let mut twins = Twins::default();
+    let mut duplicates = Duplicates::default();
     for (tag, kept) in [(2, true), (3, false)] {
         let copy = stage.item(&twice).await;
-        assert_eq!(twins.keep(copy).is_none(), kept, "{tag}");
+        assert_eq!(duplicates.keep(copy).is_none(), kept, "{tag}");
     }
-    let ripe = twins.ripe(&stage.desk, LONG);
-    assert!(ripe.alone.is_empty() && ripe.old.is_empty());
-    let ripe = twins.ripe(&stage.desk, Duration::ZERO);
-    assert_eq!(ripe.old.len(), 1, "a server is not kept waiting for ever");
-    for old in ripe.old {
-        assert!(twins.keep(old).is_none());
+    let due = duplicates.due(&stage.desk, LONG);
+    assert!(due.alone.is_empty() && due.old.is_empty());
+    let due = duplicates.due(&stage.desk, Duration::ZERO);
+    assert_eq!(due.old.len(), 1, "a server is not kept waiting for ever");
+    for old in due.old {
+        assert!(duplicates.keep(old).is_none());
     }
-    first_taken_back.store(true, std::sync::atomic::Ordering::Relaxed);
-    twins.ripe(&stage.desk, LONG);
+    first_taken_back.store(true, Ordering::Relaxed);
+    duplicates.due(&stage.desk, LONG);
     assert!(stage.desk.held(|held| !held.is_orphan()).len() == 1, "{opened:?}");
-    assert!(twins.into_items().is_empty());
+    assert!(duplicates.into_items().is_empty());
 }
 
 #[tokio::test]
@@ -172,4 +179,104 @@ async fn a_full_worker_has_messages_back_that_it_lost() {
     server.deliver(LANE, other).await;
     timeout(SOON, server.until(is_back)).await.expect("it keeps what is another's");
     assert_eq!(ends(&mut server, runs).await, 1);
+}
+
+/// Whoever attaches a copy and whoever lets go of its job meet where they both look at the message: one sees the other.
+#[tokio::test]
+async fn a_copy_that_comes_as_its_job_is_let_go_is_with_somebody() {
+    let mut stage = Stage::new(LONG).await;
+    let (delivery, _) = stage.delivery((BasicProperties::default(), b"x")).await;
+    let runtime = tokio::runtime::Handle::current();
+    for _ in 0..50 {
+        let slip = |old| Slip::new(delivery.acker.clone(), &stage.count, Arc::new(AtomicBool::new(old)));
+        let job = envelope();
+        let _job = Arc::clone(&stage.desk).open(item(&job, slip(true), false)).await;
+        let held = stage.desk.held(|_| true).pop().unwrap();
+        let (attached, went) = std::thread::scope(|scope| {
+            let stopped = held.stopped();
+            let copy = item(&job, slip(false), false);
+            let attaching = scope.spawn(|| {
+                let _entered = runtime.enter();
+                stage.desk.attach(copy).is_none()
+            });
+            pass(Duration::from_millis(5));
+            let going = scope.spawn(|| stage.desk.let_go(&held).unwrap());
+            pass(Duration::from_millis(5));
+            drop(stopped);
+            (attaching.join().unwrap(), going.join().unwrap())
+        });
+        assert_eq!(attached, !went.is_taken_back(), "the copy was taken, and is with nobody");
+    }
+}
+
+/// Gives other threads the time to come to where they wait.
+fn pass(time: Duration) {
+    let began = std::time::Instant::now();
+    while began.elapsed() < time {
+        std::thread::yield_now();
+    }
+}
+
+#[tokio::test]
+async fn what_is_put_back_is_the_next_of_its_lane() {
+    let mut stage = Stage::new(LONG).await;
+    let mut lanes = LaneQueues::default();
+    let lane = envelope().head.lane;
+    let of = |model: Option<&str>| Lane { model: model.map(ModelName::new), ..lane.clone() };
+    assert!(lanes.keep(&[of(None), of(Some("own"))]).is_empty());
+    for (queue, model) in
+        [(None, Some("none")), (None, Some("none")), (Some("own"), Some("own")), (Some("own"), Some("own"))]
+    {
+        let mut envelope = envelope();
+        envelope.head.lane = of(model);
+        let name = topology::lane_queue(&of(queue));
+        lanes.place(name.into(), &of(queue)).waiting.push_back(stage.item(&envelope).await);
+    }
+    for model in ["none", "own"] {
+        let first = lanes.pull(&of(Some(model))).unwrap();
+        let id = first.parcel.envelope.head.id;
+        assert!(lanes.put_back(first).is_none());
+        let names = lanes.names();
+        let counts = names.iter().map(|name| lanes.get_mut(name).unwrap().waiting.len());
+        assert_eq!(counts.collect::<Vec<_>>(), [2, 2], "each in its own queue");
+        let again = lanes.pull(&of(Some(model))).unwrap();
+        assert_eq!(again.parcel.envelope.head.id, id);
+        assert!(lanes.put_back(again).is_none());
+    }
+    // A lane that is given up meanwhile leads to none.
+    let gone = lanes.pull(&of(Some("none"))).unwrap();
+    assert_eq!(lanes.keep(&[]).len(), 3);
+    assert!(lanes.put_back(gone).is_some());
+}
+
+#[tokio::test]
+async fn what_is_dead_as_it_comes_goes_back_as_it_is() {
+    let mut stage = Stage::new(LONG).await;
+    let mut unread = stage.item(&envelope()).await;
+    unread.dead = Some(Box::new(Record::unrun(&unread.parcel.envelope.head, End::Dead, None, Timestamp::now())));
+    tokio::select! {
+        ((), answered) = async { tokio::join!(unread.put_off(&stage.desk.post, Duration::from_millis(1)), stage.consuming.answered()) } => {
+            assert_eq!(answered, (1, false));
+        }
+        copy = stage.publishing.published() => panic!("{copy:?}"),
+    }
+}
+
+#[tokio::test]
+async fn what_a_search_brings_beside_is_for_others() {
+    let mut stage = Stage::new(LONG).await;
+    let mut lanes = LaneQueues::default();
+    let lane = envelope().head.lane;
+    let queue = lanes.place(topology::lane_queue(&lane).into(), &lane);
+    for _ in 0..3 {
+        queue.waiting.push_back(stage.item(&envelope()).await);
+    }
+    assert!(queue.strangers(1).is_empty(), "they have just come");
+    let old = async {
+        while queue.waiting[2].slip.age() <= Duration::from_secs(1) {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(SOON, old).await.unwrap();
+    assert_eq!((queue.strangers(1).len(), queue.waiting.len()), (2, 1));
 }

@@ -40,7 +40,7 @@ pub(super) struct Stage {
     consumer: Consumer,
     place: (ChannelId, String),
     delivered: u64,
-    count: Arc<AtomicU32>,
+    pub(super) count: Arc<AtomicU32>,
     /// Whether the server has taken the messages back.
     pub(super) taken_back: Arc<AtomicBool>,
     _channel: lapin::Channel,
@@ -87,8 +87,7 @@ impl Stage {
     /// A job's message, delivered.
     pub(super) async fn item_again(&mut self, envelope: &Envelope, redelivered: bool) -> Item {
         let (_, slip) = self.delivery((BasicProperties::default(), b"x")).await;
-        let parcel = Parcel { envelope: envelope.clone(), reply: None, named: false, again: false };
-        Item::new(Read { parcel, dead: None }, slip, redelivered, false)
+        item(envelope, slip, redelivered)
     }
 
     /// A job that runs here.
@@ -121,6 +120,11 @@ impl Stage {
     pub(super) async fn state(&self, head: &Head) -> State {
         self.ledger.fetch(&[head.id]).await.unwrap().pop().flatten().unwrap().state
     }
+}
+
+pub(super) fn item(envelope: &Envelope, slip: Slip, redelivered: bool) -> Item {
+    let parcel = Parcel { envelope: envelope.clone(), reply: None, named: false, again: false };
+    Item::new(Read { parcel, dead: None }, slip, redelivered, false)
 }
 
 pub(super) fn envelope() -> Envelope {

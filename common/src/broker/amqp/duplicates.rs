@@ -11,18 +11,19 @@ use tokio::time::Instant;
 use super::desk::{Desk, Item};
 use crate::job::JobId;
 
-/// By so long after its end a job's result has been announced, and its next attempt is not mistaken for this one:
-/// whoever asks the ledger earlier is told to announce it again.
+/// By so long after its end a job's result has been announced: whoever asks the ledger earlier is told to do so again.
 const ENDING: Duration = Duration::from_secs(1);
 /// However long the server lets a delivery stay unanswered, none is kept for longer.
 const LATEST: Duration = Duration::from_secs(25 * 60);
+/// How often it is looked whether their jobs have ended.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// One copy of each job that has two here.
 #[derive(Debug, Default)]
-pub(super) struct Twins(HashMap<JobId, Twin>);
+pub(super) struct Duplicates(HashMap<JobId, Duplicate>);
 
 #[derive(Debug)]
-struct Twin {
+struct Duplicate {
     item: Item,
     /// Since when its job is not in hand any more.
     alone: Option<Instant>,
@@ -30,24 +31,24 @@ struct Twin {
 
 /// What is to be done about some of them.
 #[derive(Debug, Default)]
-pub(super) struct Ripe {
+pub(super) struct Due {
     /// To be opened: nothing of their job is in hand.
     pub(super) alone: Vec<Item>,
     /// To wait elsewhere: the server's patience with them is half over.
     pub(super) old: Vec<Item>,
 }
 
-impl Twins {
+impl Duplicates {
     /// Keeps a copy. Gives it back where there is one of that job.
     pub(super) fn keep(&mut self, item: Item) -> Option<Item> {
         match self.0.entry(item.parcel.envelope.head.id) {
             Entry::Occupied(mut place) if !place.get().item.slip.is_usable() => {
-                place.insert(Twin { item, alone: None });
+                place.insert(Duplicate { item, alone: None });
                 None
             }
             Entry::Occupied(_) => Some(item),
             Entry::Vacant(place) => {
-                place.insert(Twin { item, alone: None });
+                place.insert(Duplicate { item, alone: None });
                 None
             }
         }
@@ -55,28 +56,33 @@ impl Twins {
 
     /// Takes out those that something is to be done about. One whose job has lost its message becomes that; what came by
     /// a channel that is lost is forgotten. `patience` is the server's with a delivery.
-    pub(super) fn ripe(&mut self, desk: &Desk, patience: Duration) -> Ripe {
+    pub(super) fn due(&mut self, desk: &Desk, patience: Duration) -> Due {
         let (now, oldest) = (Instant::now(), (patience / 2).min(LATEST));
-        let mut ripe = Ripe::default();
-        for (id, Twin { item, alone }) in std::mem::take(&mut self.0) {
+        let mut due = Due::default();
+        for (id, Duplicate { item, alone }) in std::mem::take(&mut self.0) {
             if !item.slip.is_usable() {
                 continue;
             }
             let Some(item) = desk.attach(item) else { continue };
             let alone = if desk.has(id) { None } else { alone.or(Some(now)) };
             if alone.is_some_and(|since| now - since >= ENDING) {
-                ripe.alone.push(item);
+                due.alone.push(item);
             } else if item.slip.age() >= oldest {
-                ripe.old.push(item);
+                due.old.push(item);
             } else {
-                self.0.insert(id, Twin { item, alone });
+                self.0.insert(id, Duplicate { item, alone });
             }
         }
-        ripe
+        due
+    }
+
+    /// When something may be to be done about one.
+    pub(super) fn next_look(&self) -> Option<Instant> {
+        (!self.0.is_empty()).then(|| Instant::now() + LOOK)
     }
 
     /// All of them, for good.
     pub(super) fn into_items(self) -> Vec<Item> {
-        self.0.into_values().map(|twin| twin.item).collect()
+        self.0.into_values().map(|duplicate| duplicate.item).collect()
     }
 }
