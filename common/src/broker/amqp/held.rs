@@ -107,6 +107,13 @@ impl Held {
         self.state().slip.take()
     }
 
+    /// Its message is with the server again, which does not count it among those that wait for an answer from here.
+    pub(super) fn discount(&self) {
+        if let Some(slip) = self.state().slip.as_mut() {
+            slip.discount();
+        }
+    }
+
     /// How long it has been in hand.
     pub(super) fn age(&self) -> Duration {
         self.since.elapsed()

@@ -239,7 +239,7 @@ impl Keeper {
             let Some(error) = lost else { return line.close().await };
             tracing::warn!("{error}; connecting again");
             up.send_replace(false);
-            drop(line);
+            drop((line, now));
             line = tokio::select! {
                 biased;
                 () = gone(&mut stopped) => return,

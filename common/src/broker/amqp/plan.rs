@@ -200,6 +200,7 @@ impl Search {
             return;
         }
         for held in desk.held(Held::is_orphan) {
+            held.discount();
             *self.lost.entry(lanes.name_of(&held.parcel.envelope.head.lane)).or_default() += 1;
         }
         if self.lost.values().sum::<u32>() > before {

@@ -17,7 +17,8 @@ pub(super) struct Slip {
     since: Instant,
     /// Whether the server took the message back.
     taken_back: Arc<AtomicBool>,
-    _counted: Counted,
+    /// `None` once the server counts it no more.
+    counted: Option<Counted>,
 }
 
 /// A delivery's way back should its slip be lost.
@@ -42,7 +43,7 @@ impl Slip {
     /// taken it back.
     pub(super) fn new(acker: Acker, count: &Arc<AtomicU32>, taken_back: Arc<AtomicBool>) -> Self {
         count.fetch_add(1, Ordering::Relaxed);
-        Self { acker, since: Instant::now(), taken_back, _counted: Counted(Arc::clone(count)) }
+        Self { acker, since: Instant::now(), taken_back, counted: Some(Counted(Arc::clone(count))) }
     }
 
     /// Whether the channel and the consumer it came by are still there.
@@ -53,6 +54,11 @@ impl Slip {
     /// Whether the server took away the consumer it came by, and the message with it.
     pub(super) fn is_taken_back(&self) -> bool {
         self.taken_back.load(Ordering::Relaxed)
+    }
+
+    /// Counts it no more: the server has it back.
+    pub(super) fn discount(&mut self) {
+        self.counted = None;
     }
 
     /// For whoever gives the slip away and does not know that it comes to an answer.
