@@ -18,7 +18,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 pub use access::{Access, Beside, Durability, Section};
-pub use amqp::{Health, Hop, QueueType, Settings, examine};
+pub use amqp::{Health, Hop, QueueType, Settings, examine, examine_ledger, renew_ledger};
 pub use backend::{
     Backend, Beat, Cancel, CancelCounts, Claim, Declared, Depth, Enqueued, Envelope, Head, Hold, HoldKey, LEASE_BYTES,
     LeaseId, Leased, MAX_BATCH, PAGE_BYTES, QueueView, RawDelivery, Redriven, Refusal, Remark, Retention, Settled,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::Ledger;
+use super::{Ledger, LedgerId};
 use crate::broker::{
     Beat, Cancel, CancelCounts, Claim, Envelope, Head, LeaseId, QueueView, Retention, Settled, Swept, Verdict, WorkerId,
 };
@@ -22,6 +22,13 @@ use crate::time::Timestamp;
 /// Every call may be repeated after an `Err`; a call dropped before it returned may still have been carried out.
 #[async_trait]
 pub trait Claims: Ledger {
+    /// Which ledger this is: made when somebody first asks, the same for everybody from then on, whatever address it is
+    /// reached by. Cheap to repeat.
+    ///
+    /// # Errors
+    /// As any other call; `Corrupt` for an identity that somebody else wrote over.
+    async fn identity(&self) -> Result<LedgerId>;
+
     /// Enters jobs before their messages are published: those with a derived id, and all of a batch. What is in here
     /// already stays as it is.
     async fn register(&self, jobs: &[&Head]) -> Result<Vec<Registered>>;

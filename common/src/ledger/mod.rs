@@ -2,9 +2,11 @@
 //! Redis and SQLite brokers are their own ledger; `claims` is how another broker writes into one.
 
 mod claims;
+mod identity;
 pub mod object;
 
 pub use claims::{Asked, Claims, Opened, Raised, Registered};
+pub use identity::LedgerId;
 
 use std::collections::BTreeMap;
 use std::fmt;

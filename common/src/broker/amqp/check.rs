@@ -31,7 +31,7 @@ const NOBODY: &str = "promptq-doctor";
 /// One thing that was tried.
 #[derive(Clone, Debug)]
 pub struct Hop {
-    /// Its name: `reach`, `login`, `alarm`, `rights`, `topology`.
+    /// Its name: `reach`, `login`, `alarm`, `rights`, `topology`, `identity`.
     pub name: &'static str,
     /// How it went.
     pub health: Health,
@@ -279,7 +279,7 @@ impl Hop {
         self
     }
 
-    fn failed(name: &'static str, error: &Error) -> Self {
+    pub(super) fn failed(name: &'static str, error: &Error) -> Self {
         let is_away = matches!(error.kind(), Kind::Unavailable | Kind::TimedOut | Kind::Closed);
         let health = if is_away { Health::Away } else { Health::Broken };
         Self::new(name, health, error.to_string())

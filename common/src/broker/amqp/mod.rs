@@ -2,7 +2,7 @@
 //! reached by `address`, `dial`, `link`, `publisher` (with `outbox`, `window`, `trouble`), `fault`; what stands on it is
 //! `topology`; a job as a message is `wire`. Into it: `enqueue`, `post`. Out of it: `subscription` and `source` (with
 //! `waiting`, `tap`, `share`, `closed`, `news`, `mend`), `desk` (with `held`, `slip`, `hold`, `swap`, `holds`, `leave`).
-//! What people ask: `admin`, `dead`, `moving`, `check`.
+//! What people ask: `admin`, `dead`, `moving`, `check`. That there is one ledger: `identity`.
 
 mod address;
 mod admin;
@@ -17,6 +17,7 @@ mod fault;
 mod held;
 mod hold;
 mod holds;
+mod identity;
 mod leave;
 mod level;
 mod link;
@@ -42,6 +43,7 @@ mod window;
 mod wire;
 
 pub use check::{Health, Hop, examine};
+pub use identity::{examine_ledger, renew_ledger};
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -50,6 +52,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+use self::identity::Agreement;
 use self::link::Link;
 use self::moving::Walks;
 use self::post::{Clock, Post};
@@ -146,19 +149,27 @@ pub struct Amqp {
     /// Queues that this process has found, or made.
     found: Mutex<HashSet<Queue>>,
     walks: Walks,
+    agreement: Agreement,
 }
 
 impl Amqp {
     /// Connects. Nothing is declared before a queue is used.
     ///
     /// # Errors
-    /// `Config` or `Unsupported` for what a person has to mend; `Unavailable` or `TimedOut` when it may work later.
+    /// `Config` or `Unsupported` for what a person has to mend, a virtual host of another ledger among it; `Unavailable`
+    /// or `TimedOut` when it may work later.
     pub async fn connect(access: &Access, claims: Arc<dyn Claims>) -> Result<Self> {
         let link = Link::connect(access).await?;
         let post =
             Post { link, claims, settings: access.amqp.clone(), clock: Clock::default(), leaving: Mutex::default() };
-        post.clock.set(&*post.claims).await?;
-        Ok(Self { post: Arc::new(post), found: Mutex::default(), walks: Walks::default() })
+        let agreement = Agreement::default();
+        tokio::try_join!(post.clock.set(&*post.claims), agreement.look(&post.link, &*post.claims))?;
+        Ok(Self { post: Arc::new(post), found: Mutex::default(), walks: Walks::default(), agreement })
+    }
+
+    /// Sees to it that the virtual host is our ledger's, before anything is put into it or taken from it.
+    async fn agree(&self) -> Result<()> {
+        self.agreement.reach(&self.post.link, &*self.post.claims).await
     }
 
     /// Sees to it that a queue's lanes are there, if this user may make them, and notes that it is used.
@@ -207,6 +218,7 @@ fn check_count(op: &'static str, count: usize) -> Result<()> {
 impl Backend for Amqp {
     async fn enqueue(&self, batch: Vec<Envelope>) -> Result<Vec<Enqueued>> {
         check_count("enqueue jobs", batch.len())?;
+        self.agree().await?;
         let queues: HashSet<Queue> = batch.iter().map(|envelope| envelope.head.lane.queue.clone()).collect();
         let denied = self.seek(&queues).await?;
         let answers = match enqueue::enqueue(&self.post, batch).await {
@@ -216,11 +228,13 @@ impl Backend for Amqp {
         };
         if answers.contains(&Enqueued::Refused(Refusal::NoSuchQueue)) {
             self.forget_found();
+            self.agreement.doubt();
         }
         Ok(answers)
     }
 
     async fn subscribe(&self, terms: Terms) -> Result<Box<dyn Source>> {
+        self.agree().await?;
         for (queue, _) in &terms.queues {
             self.find(queue).await?;
         }
@@ -287,6 +301,7 @@ impl Backend for Amqp {
     }
 
     async fn declare(&self, queue: &Queue, models: &[ModelName], prune: bool) -> Result<Option<Declared>> {
+        self.agree().await?;
         let Post { link, settings, claims, .. } = &*self.post;
         claims.touch(queue).await?;
         topology::declare_fully(link, self.post.ledger(), (queue, models), prune, settings).await.map(Some)

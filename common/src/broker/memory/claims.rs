@@ -14,7 +14,7 @@ use super::lease::{beat, settle, standing};
 use super::{Memory, cancel_one, check_size};
 use crate::error::Result;
 use crate::job::{BatchName, JobId, Queue};
-use crate::ledger::{Asked, Claims, Opened, Raised, Registered};
+use crate::ledger::{Asked, Claims, LedgerId, Opened, Raised, Registered};
 use crate::record::{End, Record};
 use crate::time::Timestamp;
 
@@ -46,6 +46,10 @@ pub(super) struct Notices {
 
 #[async_trait]
 impl Claims for Memory {
+    async fn identity(&self) -> Result<LedgerId> {
+        Ok(self.shared.identity)
+    }
+
     async fn register(&self, jobs: &[&Head]) -> Result<Vec<Registered>> {
         check_size("register jobs", jobs.len())?;
         let now = self.shared.now();

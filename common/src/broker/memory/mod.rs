@@ -24,7 +24,7 @@ use super::backend::{
 use crate::codec;
 use crate::error::{Error, Kind, Result};
 use crate::job::{BatchName, JobId, Queue};
-use crate::ledger::Page;
+use crate::ledger::{LedgerId, Page};
 use crate::record::End;
 use crate::time::Timestamp;
 use book::{Book, Place, Side, cancelled_by_user, purged};
@@ -44,8 +44,13 @@ impl Default for Memory {
 impl Memory {
     /// An empty one, whose clock is this host's as of now and tokio's from then on.
     pub fn new() -> Self {
-        let shared =
-            Shared { book: Mutex::default(), changed: Notify::new(), base: Timestamp::now(), started: Instant::now() };
+        let shared = Shared {
+            identity: LedgerId::random(),
+            book: Mutex::default(),
+            changed: Notify::new(),
+            base: Timestamp::now(),
+            started: Instant::now(),
+        };
         Self { shared: Arc::new(shared) }
     }
 }
@@ -53,6 +58,7 @@ impl Memory {
 /// What every handle, subscription and lease looks at.
 #[derive(Debug)]
 struct Shared {
+    identity: LedgerId,
     /// Never held across an await.
     book: Mutex<Book>,
     /// Told whenever a job may have become ready.

@@ -23,7 +23,7 @@ use crate::broker::backend::{
 use crate::codec;
 use crate::error::{Error, Kind, Result};
 use crate::job::{BatchName, JobId, Queue};
-use crate::ledger::{Asked, Claims, Opened, Raised, Registered};
+use crate::ledger::{Asked, Claims, LedgerId, Opened, Raised, Registered};
 use crate::record::Record;
 use crate::time::Timestamp;
 
@@ -45,6 +45,10 @@ const RAISED: usize = 10;
 
 #[async_trait]
 impl Claims for Redis {
+    async fn identity(&self) -> Result<LedgerId> {
+        self.identity.get_or_try_init(|| global::identity(&self.link)).await.copied()
+    }
+
     async fn register(&self, jobs: &[&Head]) -> Result<Vec<Registered>> {
         const OP: &str = "register jobs";
         check_count(OP, jobs.len())?;

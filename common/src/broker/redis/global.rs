@@ -12,6 +12,7 @@ use super::script::{Script, When};
 use super::wire::{Places, prefix, strange};
 use crate::error::Result;
 use crate::job::{BatchName, Queue};
+use crate::ledger::LedgerId;
 
 static GLOBAL: LazyLock<Script> =
     LazyLock::new(|| Script::new("global", When::Always, &[include_str!("scripts/global.lua")]));
@@ -33,6 +34,13 @@ pub(super) async fn act(link: &Link, op: &'static str, args: Vec<Vec<u8>>) -> Re
 /// Notes that a queue is used, so that everybody else finds it.
 pub(super) async fn touch(link: &Link, queue: &Queue) -> Result<()> {
     act(link, "note a queue", vec!["touch".into(), queue.as_str().into()]).await.map(drop)
+}
+
+/// Which ledger this is, from now on if nobody has asked before.
+pub(super) async fn identity(link: &Link) -> Result<LedgerId> {
+    let args = vec!["identity".into(), LedgerId::random().to_string().into()];
+    let answer = act(link, "read the ledger's identity", args).await?;
+    LedgerId::parse(&Places::of(Value::Array(vec![answer]))?.text()?)
 }
 
 /// Gives the batch to the queue unless it belongs to one; the queue that has it. Repeatable.

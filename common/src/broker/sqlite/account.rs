@@ -202,6 +202,12 @@ pub(super) fn note(conn: &Connection, key: &str) -> Result<Option<String>, Fault
     Ok(conn.prepare_cached("SELECT value FROM note WHERE key = ?1")?.query_row([key], |row| row.get(0)).optional()?)
 }
 
+/// The value under a key, which is `value` from now on if there was none.
+pub(super) fn first_note(tx: &Tx<'_>, key: &str, value: &str) -> Result<String, Fault> {
+    tx.sql("INSERT OR IGNORE INTO note (key, value) VALUES (?1, ?2)")?.execute([key, value])?;
+    Ok(tx.sql("SELECT value FROM note WHERE key = ?1")?.query_row([key], |row| row.get(0))?)
+}
+
 /// Keeps or removes the value under a key.
 pub(super) fn set_note(tx: &Tx<'_>, key: &str, value: Option<&str>) -> Result<(), Fault> {
     match value {

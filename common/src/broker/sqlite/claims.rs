@@ -9,14 +9,14 @@ use tokio::time::Instant;
 
 use super::open::{Bid, open};
 use super::settle::Ending;
-use super::{Sqlite, away, check_count, lease, query, raise, row};
+use super::{Sqlite, account, away, check_count, lease, query, raise, row};
 use crate::broker::backend::{
     Backend, Beat, Cancel, CancelCounts, Depth, Head, LeaseId, QueueView, Retention, Settled, Swept, Verdict, WorkerId,
 };
 use crate::codec;
 use crate::error::{Error, Kind, Result};
 use crate::job::{BatchName, JobId, Queue};
-use crate::ledger::{Asked, Claims, Opened, Raised, Registered};
+use crate::ledger::{Asked, Claims, Ledger, LedgerId, Opened, Raised, Registered};
 use crate::record::{End, Record};
 use crate::time::Timestamp;
 
@@ -33,11 +33,27 @@ pub const CRASH_POINTS: &[&str] = &[
 /// How many jobs one transaction puts back in line: payloads are read, each of up to 16 MiB.
 const RAISED: usize = 10;
 
+/// The note that says which ledger this is.
+const IDENTITY: &str = "identity";
+
 /// A queue is noted as used at most this often by one process.
 const TOUCH: Duration = Duration::from_secs(60);
 
 #[async_trait]
 impl Claims for Sqlite {
+    async fn identity(&self) -> Result<LedgerId> {
+        let there = self.note(IDENTITY).await?;
+        let kept = match there {
+            Some(kept) => kept,
+            None => {
+                let fresh = LedgerId::random().to_string();
+                let first = move |tx: &mut super::tx::Tx<'_>| account::first_note(tx, IDENTITY, &fresh);
+                self.writer.write("make the ledger's identity", 0, first).await?
+            }
+        };
+        LedgerId::parse(&kept)
+    }
+
     async fn register(&self, jobs: &[&Head]) -> Result<Vec<Registered>> {
         const OP: &str = "register jobs";
         check_count(OP, jobs.len())?;

@@ -8,7 +8,7 @@ use super::batches::{from_json, json};
 use super::{LARGEST, ObjectLedger, all, keys};
 use crate::broker::WorkerId;
 use crate::error::{Error, Kind, Result};
-use crate::ledger::WorkerReport;
+use crate::ledger::{LedgerId, WorkerReport};
 use crate::store::PutNew;
 use crate::time::Timestamp;
 
@@ -84,6 +84,28 @@ impl ObjectLedger {
             self.store.swap(&key, &was, over).await?;
         }
         Ok(())
+    }
+
+    /// Created once. Where the store cannot create only where nothing is, the last of several at once stays; whoever has
+    /// read an earlier one learns of it at its next start.
+    pub(super) async fn own_identity(&self) -> Result<LedgerId> {
+        const KEY: &str = "ledger/identity";
+        let kept = match self.store.get(KEY, LARGEST).await? {
+            Some(kept) => kept,
+            None => {
+                let fresh = LedgerId::random().to_string().into_bytes();
+                if self.conditional {
+                    match self.store.put_new(KEY, fresh.clone()).await? {
+                        PutNew::Ours => fresh,
+                        PutNew::Theirs(kept) => kept,
+                    }
+                } else {
+                    self.store.put(KEY, fresh.clone()).await?;
+                    self.store.get(KEY, LARGEST).await?.unwrap_or(fresh)
+                }
+            }
+        };
+        LedgerId::parse(&super::opening::text(&kept))
     }
 
     pub(super) async fn read_note(&self, key: &str) -> Result<Option<String>> {

@@ -14,8 +14,8 @@ use crate::broker::{
 use crate::error::{Error, Kind, Result};
 use crate::job::{BatchName, Fingerprint, JobId, Queue};
 use crate::ledger::{
-    Asked, BatchView, Claims, Cursor, DeadGroup, JobFilter, JobView, Known, Ledger, Opened, Page, Raised, Registered,
-    Results, Scope, WorkerReport,
+    Asked, BatchView, Claims, Cursor, DeadGroup, JobFilter, JobView, Known, Ledger, LedgerId, Opened, Page, Raised,
+    Registered, Results, Scope, WorkerReport,
 };
 use crate::record::{Record, State};
 use crate::time::Timestamp;
@@ -25,6 +25,10 @@ const DEAD: usize = 100_000;
 
 #[async_trait]
 impl Claims for ObjectLedger {
+    async fn identity(&self) -> Result<LedgerId> {
+        self.own_identity().await
+    }
+
     async fn register(&self, jobs: &[&Head]) -> Result<Vec<Registered>> {
         check_count("register jobs", jobs.len())?;
         self.register_jobs(jobs).await

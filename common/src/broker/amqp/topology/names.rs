@@ -19,6 +19,8 @@ pub(in crate::broker::amqp) const IN: &str = "pq1.in";
 pub(super) const REST: &str = "pq1.rest";
 /// Where jobs that wait are published, under the key of their lane and with [`delay_header`].
 pub(in crate::broker::amqp) const DELAY: &str = "pq1.delay";
+/// What says which ledger the records of a virtual host's jobs are kept in.
+pub(super) const LEDGER: &str = "pq1.ledger";
 /// The queue of messages that the server or a decoder rejected.
 pub(in crate::broker::amqp) const DEAD: &str = "pq1.dead";
 

@@ -2,7 +2,9 @@
 //! came over; the last one closes when the talk is dropped. What a refusal means here is the asker's affair; every
 //! other failure is an error.
 
-use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::options::{
+    ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, ErrorKind};
 
@@ -118,6 +120,12 @@ impl<'a> Talk<'a> {
         let asked = self.channel.queue_delete(short(queue), QueueDeleteOptions::default());
         let answer = self.link.answer(OP, asked).await?;
         Ok(self.hear(answer).await?.map(drop))
+    }
+
+    /// Deletes an exchange; nothing happens when there is none.
+    pub(super) async fn delete_exchange(&mut self, exchange: &str) -> Result<Result<(), Refused>> {
+        let answer = self.channel.exchange_delete(short(exchange), ExchangeDeleteOptions::default()).await;
+        self.hear(answer).await
     }
 
     async fn declare(&mut self, exchange: &Exchange, options: ExchangeDeclareOptions) -> Result<Result<(), Refused>> {

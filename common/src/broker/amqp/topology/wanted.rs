@@ -7,10 +7,12 @@ use lapin::ExchangeKind;
 use lapin::options::ExchangeDeclareOptions;
 use lapin::types::{AMQPValue, FieldTable};
 
+pub(super) use super::names::LEDGER;
 use super::names::{self, DEAD, DELAY, IN, REST};
 use crate::broker::WorkerId;
 use crate::broker::amqp::{QueueType, Settings};
 use crate::job::{Band, Lane, ModelName, Queue};
+use crate::ledger::LedgerId;
 
 /// The shortest stay in a hold queue: what was published there has to be fetched.
 const HOLD_TTL: Duration = Duration::from_secs(1);
@@ -63,6 +65,16 @@ pub(super) fn exchanges() -> Vec<Exchange> {
     ]
 }
 
+/// The exchange that knows the ledger; without one, for whoever only looks. Its alternate is a name and nothing else:
+/// of all arguments an exchange may have, a server compares that one.
+pub(super) fn ledger(of: Option<LedgerId>) -> Exchange {
+    let internal = ExchangeDeclareOptions { durable: true, internal: true, ..ExchangeDeclareOptions::default() };
+    let arguments = of.map_or_else(FieldTable::default, |ledger| {
+        table([("alternate-exchange", text(&format!("{LEDGER}.{ledger}")))])
+    });
+    exchange(LEDGER, ExchangeKind::Fanout, internal, arguments)
+}
+
 /// Every queue that one of ours needs: what all share, then its lanes and its results.
 pub(super) fn all(queue: &Queue, models: &[ModelName], settings: &Settings) -> Vec<WantedQueue> {
     shared(settings).into_iter().chain(of_queue(queue, models, settings)).collect()
@@ -83,11 +95,15 @@ fn shared(settings: &Settings) -> Vec<WantedQueue> {
 
 /// The queues of one queue: its results, the lanes of jobs without a model of the topology, and of each of `models`.
 pub(super) fn of_queue(queue: &Queue, models: &[ModelName], settings: &Settings) -> Vec<WantedQueue> {
+    lanes(queue, models, settings).chain([results(queue, settings)]).collect()
+}
+
+/// The lanes of a queue.
+pub(super) fn lanes(queue: &Queue, models: &[ModelName], settings: &Settings) -> impl Iterator<Item = WantedQueue> {
     let models = std::iter::once(None).chain(models.iter().cloned().map(Some));
-    let lanes = models.flat_map(|model| {
+    models.flat_map(|model| {
         Band::ALL.map(|band| lane(&Lane { queue: queue.clone(), model: model.clone(), band }, settings))
-    });
-    lanes.chain([results(queue, settings)]).collect()
+    })
 }
 
 /// A worker's hold: what it publishes there keeps the key of its lane and goes back to it when nobody holds it, once it

@@ -11,12 +11,14 @@
 --   workers                    what workers told that reported lately
 --   lock NAME OWNER LENGTH     whether the owner holds the lock now, for LENGTH ms
 --   unlock NAME OWNER          lets go of it
+--   identity FRESH             which ledger this is: FRESH unless it is another already
 --
 --   :queues  zset  queue by when it was last used
 --   :batches hash  batch -> queue; :order zset of them by number, which is when they were made, in microseconds;
 --            :made the last number, :swept the last one that `old` answered
 --   :workers hash  worker -> report; :seen zset of them by when they reported
 --   :lock:<name> string with a life time, its owner; :note:<key> string
+--   :identity string, which ledger this is: written once
 local G, SILENCE, call = KEYS[1], 60000, redis.call
 local time = call('TIME')
 local NOW = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -120,6 +122,11 @@ end
 
 function act.unlock(name, owner)
   if call('GET', G .. ':lock:' .. name) == owner then call('DEL', G .. ':lock:' .. name) end
+end
+
+function act.identity(fresh)
+  call('SET', G .. ':identity', fresh, 'NX')
+  return call('GET', G .. ':identity')
 end
 
 return act[ARGV[1]](unpack(ARGV, 2))
