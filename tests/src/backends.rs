@@ -1,5 +1,7 @@
 //! One fresh broker per test, on each backend, and what the test may do to it. One more is named in `it/conformance/mod.rs`.
 
+mod second;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -164,28 +166,6 @@ impl Fixture {
 
     fn over(backend: Arc<dyn Backend>, ledger: Arc<dyn Ledger>, claims: Option<Arc<dyn Claims>>, home: Home) -> Self {
         Self { broker: Broker::new(Arc::clone(&backend), ledger), backend, claims, home }
-    }
-
-    /// Another handle onto the same data, as another process would hold it; on memory, which has no other process,
-    /// the same one.
-    pub async fn second(&self) -> Broker {
-        match &self.home {
-            Home::Memory => self.broker.clone(),
-            Home::Sqlite(folder) => {
-                let path = folder.path().join("q.db");
-                let sqlite = Arc::new(Sqlite::open(&path).await.expect("the file opens a second time"));
-                Broker::new(Arc::clone(&sqlite) as Arc<dyn Backend>, sqlite)
-            }
-            Home::Redis { server, .. } => {
-                let redis = Arc::new(redis(server).await);
-                Broker::new(Arc::clone(&redis) as Arc<dyn Backend>, redis)
-            }
-            Home::Rabbit(carrier) => {
-                let (backend, claims) = carrier.connect().await;
-                Broker::new(backend, claims)
-            }
-            Home::Objects { store, .. } => Broker::new(Arc::new(Memory::new()), Arc::new(objects(store).await)),
-        }
     }
 
     /// Whether what waits can be looked at from the first: when it is due, its payload, how many jobs of it there are.

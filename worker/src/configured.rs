@@ -63,7 +63,7 @@ pub fn runners(config: &Config) -> RunnerSettings {
 }
 
 /// Opens the store when one is configured, and connects to the broker and its ledger. What that ledger cannot promise
-/// is logged.
+/// is logged, and where large answers go if nobody has said so.
 ///
 /// # Errors
 /// `Config` for what a person has to mend; `Unavailable` when it may work later.
@@ -77,7 +77,26 @@ pub async fn connect(config: &Config) -> Result<(Broker, Option<Store>)> {
     if let Some(caveat) = access.caveat() {
         tracing::warn!("{caveat}");
     }
+    if let Some(place) = unnamed_store(config) {
+        tracing::info!("{place}");
+    }
     Ok((broker, store))
+}
+
+/// Where large answers go that nobody named a place for, where others may look for them.
+fn unnamed_store(config: &Config) -> Option<String> {
+    if config.store.named || !matches!(config.broker.url.scheme(), "redis" | "rediss" | "amqp" | "amqps") {
+        return None;
+    }
+    Some(match &config.store.url {
+        None => {
+            "no store is named: answers stay in their records up to 8 MiB, and a larger one makes its job dead".into()
+        }
+        Some(url) => {
+            let most = config.store.inline_up_to >> 10;
+            format!("no store is named: answers above {most} KiB go to {url}, which other hosts do not see")
+        }
+    })
 }
 
 /// The folder of this machine that an address writes into, if it does.

@@ -91,8 +91,10 @@ pub enum Ledger {
 /// Section `store`.
 #[derive(Clone, Debug)]
 pub struct Store {
-    /// `None` only with a broker off this machine and no store named.
+    /// `None` only with a broker or a ledger off this machine and no store named.
     pub url: Option<Address>,
+    /// Whether somebody named it; else it is a folder of this machine.
+    pub named: bool,
     /// The word that every host sees the same folder there.
     pub shared: bool,
     /// Answers up to so many bytes stay in their record.

@@ -38,7 +38,7 @@ pub(super) fn places(r: &mut Reader<'_>, sources: &Sources<'_>) -> (Broker, Opti
         }
         (ledger, _) => ledger,
     };
-    let store = store(r, sources, &broker, store_said);
+    let store = store(r, sources, (&broker, ledger.as_ref()), store_said);
     (broker, ledger, store)
 }
 
@@ -193,14 +193,23 @@ fn file_url(path: &Path) -> Result<String, String> {
     Url::from_file_path(&path).map(String::from).map_err(|()| format!("{} has no URL", path.display()))
 }
 
-fn store(r: &mut Reader<'_>, sources: &Sources<'_>, broker: &Broker, said: Option<Address>) -> Store {
+fn store(
+    r: &mut Reader<'_>,
+    sources: &Sources<'_>,
+    (broker, ledger): (&Broker, Option<&Ledger>),
+    said: Option<Address>,
+) -> Store {
     let mut url = said;
-    if url.is_none() && broker.local {
+    let named = url.is_some();
+    // Whoever reads a ledger that is elsewhere does not see a folder of this machine.
+    let elsewhere = |ledger: &Ledger| matches!(ledger, Ledger::Elsewhere { url, .. } if !is_local(url.expose()));
+    if !named && broker.local && !ledger.is_some_and(elsewhere) {
         url = beside(&broker.url, sources);
         r.stands_for(&["store", "url"], url.as_ref().map(ToString::to_string));
     }
     Store {
         url,
+        named,
         shared: r.boolean(&["store", "shared"], false),
         // Protocol, section 8; above 8 MiB a record would outgrow a broker's message.
         inline_up_to: r.size(&["store", "inline_up_to"], 8 << 20, 64 << 10),

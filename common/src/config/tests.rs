@@ -308,6 +308,18 @@ fn a_server_on_this_machine_has_one_folder_wherever_its_clients_are_started() {
 }
 
 #[test]
+fn a_ledger_elsewhere_keeps_large_answers_itself() {
+    let store =
+        |broker: &str, ledger: &str| file(&format!("broker = \"{broker}\"\nledger = \"{ledger}\"\n")).unwrap().store;
+    assert_eq!(store("amqp://localhost", "redis://far").url, None);
+    assert_eq!(store("amqp://far", "redis://localhost").url, None);
+    let here = store("amqp://localhost", "redis://127.0.0.1");
+    assert!(here.url.is_some_and(|url| url.expose().ends_with("rabbitmq-5672.store")) && !here.named);
+    let named = file("broker = \"amqp://localhost\"\nledger = \"redis://far\"\nstore.url = \"s3://b/p\"").unwrap();
+    assert!(named.store.named && named.store.url.is_some());
+}
+
+#[test]
 fn a_password_does_not_follow_to_another_server() {
     let text = "broker = { url = \"redis://near\", user = \"me\", password = \"hunter2\" }\nstore.url = \"memory:\"";
     let config = file(text).unwrap();

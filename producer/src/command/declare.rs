@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use promptq_common::broker::{Declared, embedded_file};
+use promptq_common::broker::{self, Declared, embedded_file};
 use promptq_common::job::Queue;
+use promptq_common::telemetry::{Act, audit};
 use serde_json::{Value, json};
 
 use crate::context::Context;
@@ -12,14 +13,18 @@ use crate::printer::Format;
 use crate::problem::{Exit, Problem, Result};
 
 /// Declares these queues, or all that the settings name, each with its models.
-pub(super) async fn run(cx: &Context, queues: &[Queue], prune: bool) -> Result<()> {
+pub(super) async fn run(cx: &Context, queues: &[Queue], prune: bool, new_ledger: bool) -> Result<()> {
     const COLUMNS: &[Column] = &[
         ("state", |item| cell(item, "state")),
         ("name", |item| cell(item, "name")),
         ("why", |item| cell(item, "why")),
     ];
     let mut items = Items::default();
-    for queue in named(cx, queues) {
+    let queues = named(cx, queues);
+    if new_ledger {
+        items.put("pq1.ledger".to_owned(), "made", Some(renew(cx, &queues).await?));
+    }
+    for queue in queues {
         let Some(declared) = declare(cx, &queue, prune).await? else { return nothing(cx) };
         items.add(declared);
     }
@@ -33,6 +38,19 @@ pub(super) async fn run(cx: &Context, queues: &[Queue], prune: bool) -> Result<(
         "jobs travel all the same; to change one, stop everything that uses it, let it run empty, delete it \
          (rabbitmqctl delete_queue NAME), and run `promptq queues declare` again",
     ))
+}
+
+/// Gives the virtual host the configured ledger, before anybody asks it for another; says which.
+async fn renew(cx: &Context, queues: &BTreeSet<Queue>) -> Result<String> {
+    if !matches!(cx.config.broker.url.scheme(), "amqp" | "amqps") {
+        return Err(Problem::usage("--new-ledger is for RabbitMQ: other brokers are their own ledgers"));
+    }
+    let access = cx.access().await?;
+    let ledger = broker::ledger(&access).await?;
+    let queues: Vec<Queue> = queues.iter().cloned().collect();
+    let named = broker::renew_ledger(&access, &*ledger, &queues).await?;
+    audit(&Act { action: "new-ledger", subject: &named.short(), reason: None, count: 1 });
+    Ok(format!("records are kept in the ledger whose identity is {named}"))
 }
 
 /// `None` where the broker makes what it needs by the way.

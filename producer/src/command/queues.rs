@@ -42,6 +42,9 @@ pub enum Action {
         /// Give up the lanes of models that the settings no longer name, and delete those that are empty
         #[arg(long)]
         prune: bool,
+        /// Make the configured ledger that of RabbitMQ's virtual host, whichever was before; stop every worker first
+        #[arg(long)]
+        new_ledger: bool,
         /// The shape.
         #[command(flatten)]
         output: Output,
@@ -98,7 +101,7 @@ impl Args {
 pub async fn run(cx: &Context, args: &Args) -> Result<Exit> {
     match &args.action {
         Action::List { all, output } => list(cx, *all, &output.fields).await?,
-        Action::Declare { queues, prune, .. } => declare::run(cx, queues, *prune).await?,
+        Action::Declare { queues, prune, new_ledger, .. } => declare::run(cx, queues, *prune, *new_ledger).await?,
         Action::Pause { queue, reason, .. } => pause(cx, queue, reason.as_deref()).await?,
         Action::Resume { queue, reason, .. } => resume(cx, queue, reason.as_deref()).await?,
         Action::Purge { queue, confirm, .. } => purge(cx, queue, confirm).await?,

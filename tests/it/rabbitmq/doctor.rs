@@ -53,6 +53,7 @@ fn each_hop_is_tried_and_nothing_stays_behind() {
     }
     assert!(found.of("topology", "ok").contains("made by whoever uses the queue first"));
     assert!(found.of("ledger", "ok").contains("redis://"));
+    assert!(found.of("identity", "ok").contains("is no ledger's yet"));
     assert!(found.of("consumer_timeout", "ok").contains("30m"));
     assert!(!found.has("queue type"));
     let worth = found.of("server", "warning");

@@ -3,6 +3,7 @@
 mod doctor;
 mod foreign;
 mod fresh;
+mod ledgers;
 mod moved;
 mod moving;
 mod reach;

@@ -22,13 +22,13 @@ const SERVERS_PATIENCE: Duration = Duration::from_secs(2);
 struct Place {
     host: VirtualHost,
     redis: RedisServer,
-    _server: RabbitServer,
+    server: RabbitServer,
 }
 
 impl Place {
     async fn new() -> Self {
         let server = RabbitServer::shared();
-        let place = Self { host: server.host(), redis: RedisServer::start(RedisOptions::cheap()), _server: server };
+        let place = Self { host: server.host(), redis: RedisServer::start(RedisOptions::cheap()), server };
         let admin = place.broker("promptq-admin").await;
         let declared = admin.declare(&Queue::standard(), &[], true).await.unwrap().unwrap();
         assert!(!declared.made.is_empty(), "{declared:?}");
@@ -36,10 +36,7 @@ impl Place {
     }
 
     async fn broker(&self, user: &str) -> Broker {
-        let mut access = Access::new(&login(&self.host, user)).unwrap();
-        access.beside = Beside::Ledger(Box::new(Access::new(&self.redis.url_of("promptq")).unwrap()));
-        access.amqp.consumer_timeout = SERVERS_PATIENCE;
-        Broker::connect(&access).await.unwrap()
+        connect(&self.host, user, &self.redis).await.unwrap()
     }
 
     /// Whether the server closes the channel over it, which the harness's client takes as a failure.
@@ -69,6 +66,13 @@ impl Place {
         let client = RawClient::connect(&login(&self.host, user)).await;
         client.declare(queue, &[]).await.is_err_and(|why| why.contains("ACCESS_REFUSED"))
     }
+}
+
+async fn connect(host: &VirtualHost, user: &str, ledger: &RedisServer) -> promptq_common::error::Result<Broker> {
+    let mut access = Access::new(&login(host, user)).unwrap();
+    access.beside = Beside::Ledger(Box::new(Access::new(&ledger.url_of("promptq")).unwrap()));
+    access.amqp.consumer_timeout = SERVERS_PATIENCE;
+    Broker::connect(&access).await
 }
 
 fn message() -> RawMessage {
@@ -143,16 +147,35 @@ async fn nobody_does_anothers_work() {
     assert!(place.refuses_take("promptq-worker", "pq1.results.default").await);
     assert!(place.refuses_publish("promptq-worker", "amq.fanout", "x").await);
     for user in ["promptq-worker", "promptq-producer", "promptq-foreign"] {
-        for queue in ["pq1.q.default._.normal2", "pq1.dead2", "other"] {
+        for queue in ["pq1.q.default._.normal2", "pq1.dead2", "pq1.ledger2", "pq1.ledger.x", "other"] {
             assert!(place.refuses_declare(user, queue).await, "{user} {queue}");
         }
     }
     assert!(place.refuses_declare("promptq-admin", "other").await, "what is not promptq's is not its users'");
     assert!(place.refuses_declare("promptq-producer", "pq1.hold.x").await);
+    assert!(place.refuses_declare("promptq-foreign", "pq1.ledger").await, "it speaks to no ledger");
+    assert!(place.refuses_publish("promptq-foreign", "pq1.ledger", "x").await);
     // And what they may do was not refused for another reason.
     assert!(!place.refuses_publish("promptq-foreign", "pq1.in", "nobody").await);
     assert!(!place.refuses_take("promptq-worker", "pq1.dead").await);
     assert!(!place.refuses_declare("promptq-worker", "pq1.hold.x").await);
+}
+
+#[tokio::test]
+async fn every_user_with_a_ledger_is_told_of_a_second_one_and_may_name_the_first() {
+    let (place, second) = (Place::new().await, RedisServer::start(RedisOptions::cheap()));
+    for user in ["promptq-admin", "promptq-worker", "promptq-producer"] {
+        let error = connect(&place.host, user, &second).await.unwrap_err();
+        assert!(error.kind() == Kind::Config && error.to_string().contains("another ledger"), "{user}: {error}");
+    }
+    for user in ["promptq-worker", "promptq-producer"] {
+        // Nobody has declared anything here: the job finds no queue, and the virtual host has its ledger.
+        let fresh = place.server.host();
+        let broker = connect(&fresh, user, &second).await.unwrap();
+        assert!(!matches!(broker.enqueue(&[job()]).await.unwrap()[..], [Enqueued::New]));
+        let error = connect(&fresh, user, &place.redis).await.unwrap_err();
+        assert!(error.to_string().contains("another ledger"), "{user}: {error}");
+    }
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use promptq_common::broker::amqp::{Amqp, QueueType, Settings};
 use promptq_common::broker::memory::Memory;
-use promptq_common::broker::{Access, Broker, Declared, Enqueued, Refusal};
+use promptq_common::broker::{Access, Beside, Broker, Declared, Enqueued, Refusal};
 use promptq_common::error::Kind;
 use promptq_common::job::{Job, ModelName, Queue};
 use promptq_tests::backends::terms;
@@ -224,7 +224,10 @@ async fn other_arguments_are_told_and_end_nothing() {
     programs.declare(&url, "", 0);
 
     // A process that would make them differently today works with them as they are.
-    let other = setup.broker_as(&url, QueueType::Classic).await;
+    let mut access = Access::new(&url).unwrap();
+    access.amqp.queues = QueueType::Classic;
+    access.beside = Beside::Ledger(Box::new(Access::new(&programs.ledger.url()).unwrap()));
+    let other = Broker::connect(&access).await.unwrap();
     assert_eq!(other.enqueue(&[job_for(None)]).await.unwrap(), [Enqueued::New]);
     assert!(setup.host.queue("pq1.q.default._.normal").unwrap().quorum);
 }

@@ -265,15 +265,26 @@ async fn store(cx: &Context) -> (Finding, bool) {
         return (none.hint("--store s3://bucket/prefix"), false);
     };
     if let Some(later) = place::of_store(url) {
-        return (later, false);
+        return (of_this_host(cx, later), false);
     }
     let probe = async { cx.store().await?.probe().await.map_err(Problem::from) };
     let found = match tokio::time::timeout(PATIENCE, probe).await {
-        Ok(Ok(conditional)) => tried_store(url, conditional, cx.config.ledger == Some(config::Ledger::Store)),
+        Ok(Ok(conditional)) => {
+            of_this_host(cx, tried_store(url, conditional, cx.config.ledger == Some(config::Ledger::Store)))
+        }
         Ok(Err(problem)) => Finding::failed(CHECK, &problem),
         Err(_) => Finding::unreachable(CHECK, format!("{url}: no answer within 10 s")),
     };
     (found, true)
+}
+
+/// Tells where a server's large answers go if nobody named a place that others see too.
+fn of_this_host(cx: &Context, finding: Finding) -> Finding {
+    let is_server = matches!(cx.config.broker.url.scheme(), "redis" | "rediss" | "amqp" | "amqps");
+    if cx.config.store.named || !is_server || finding.health != Health::Ok {
+        return finding;
+    }
+    finding.hint("of this host, as nobody named one: name one by --store if others run workers or read results")
 }
 
 /// Of a store that works: what it is worth, above all where records are kept in it.

@@ -26,6 +26,9 @@ pub(super) async fn checks(cx: &Context, store: &(Finding, bool)) -> (Vec<Findin
     let mut findings: Vec<_> = broker::examine(&access, &queues(cx)).await.into_iter().map(finding).collect();
     let (ledger, is_there) = ledger(cx, store).await;
     findings.push(ledger);
+    if is_there && findings.iter().all(|finding| finding.health != Health::Failed) {
+        findings.push(identity(cx).await);
+    }
     findings.extend(kind(&access));
     findings.push(consumer_timeout(&access));
     (findings, is_there)
@@ -70,6 +73,17 @@ async fn ledger(cx: &Context, store: &(Finding, bool)) -> (Finding, bool) {
         Some(caveat) => {
             (Finding { health: Health::Warning, what: format!("{}; {caveat}", found.what), ..found }, is_there)
         }
+    }
+}
+
+/// Whether the virtual host is this ledger's.
+async fn identity(cx: &Context) -> Finding {
+    const CHECK: &str = "identity";
+    let asking = async { Ok::<_, Problem>(broker::examine_ledger(&cx.access().await?).await) };
+    match tokio::time::timeout(PATIENCE, asking).await {
+        Ok(Ok(hop)) => finding(hop),
+        Ok(Err(problem)) => Finding::failed(CHECK, &problem),
+        Err(_) => Finding::unreachable(CHECK, "no answer within 10 s"),
     }
 }
 

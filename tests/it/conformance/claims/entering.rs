@@ -133,3 +133,16 @@ pub(crate) async fn what_waits_elsewhere_is_listed_by_its_state(f: Fixture) {
     assert_eq!(list(&f.broker, &JobFilter::default(), 10).await.len(), 5);
     recount(&f.broker, &batch("b")).await;
 }
+
+pub(crate) async fn a_ledger_is_the_same_to_everybody_and_no_other(f: Fixture) {
+    let (first, second) = (f.claims.clone().unwrap(), f.second_claims().await);
+    // Both ask before anybody else has.
+    let (told, too) = tokio::join!(first.identity(), second.identity());
+    let told = told.unwrap();
+    assert_eq!(told, too.unwrap());
+    assert_eq!(told, f.second_claims().await.identity().await.unwrap());
+    assert_eq!(told, first.identity().await.unwrap());
+    for other in [Fixture::memory().await, Fixture::sqlite().await, Fixture::object_memory().await] {
+        assert_ne!(told, other.claims.clone().unwrap().identity().await.unwrap());
+    }
+}

@@ -44,6 +44,7 @@ cases! {
         a_delayed_job_is_shown_as_scheduled
         what_waits_elsewhere_is_leased_to_nobody_here
         what_waits_elsewhere_is_listed_by_its_state
+        a_ledger_is_the_same_to_everybody_and_no_other
     }
     opening {
         a_job_never_seen_is_entered_and_may_run
@@ -139,6 +140,7 @@ stored! {
     entering {
         a_registration_into_a_batch_of_another_queue_says_whose_it_is
         too_many_at_once_are_refused_whole
+        a_ledger_is_the_same_to_everybody_and_no_other
     }
     opening {
         a_copy_of_an_ended_job_is_told_so
