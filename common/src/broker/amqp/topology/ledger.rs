@@ -76,8 +76,9 @@ async fn name(talk: &mut Talk<'_>, ledger: LedgerId) -> Result<Word> {
 
 /// The first digits of the identity that the server has; it cuts its words at 255 bytes.
 fn theirs(said: &str) -> Option<String> {
-    let (_, current) = said.split_once("current is the value '")?;
-    let identity = current.strip_prefix(wanted::LEDGER)?.strip_prefix('.')?;
+    let (_, current) = said.split_once("current is ")?;
+    // 3.10 puts the value there, later ones "the value" before it.
+    let (_, identity) = current.split_once(&format!("'{}.", wanted::LEDGER))?;
     identity.get(..8).filter(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit())).map(str::to_owned)
 }
 
@@ -87,12 +88,15 @@ mod tests {
 
     #[test]
     fn the_other_ledger_is_named_where_the_servers_words_reach_so_far() {
-        let said = "PRECONDITION_FAILED - inequivalent arg 'alternate-exchange' for exchange 'pq1.ledger' in vhost 'v': \
-                    received the value 'pq1.ledger.01234567-89ab' of type 'longstr' but current is the value \
-                    'pq1.ledger.fedcba98-7654-32";
-        assert_eq!(theirs(said).as_deref(), Some("fedcba98"));
-        for cut in [&said[..said.len() - 10], "inequivalent arg 'type': received 'fanout' but current is 'direct'", ""]
-        {
+        let old = "PRECONDITION_FAILED - inequivalent arg 'alternate-exchange' for exchange 'pq1.ledger' in vhost '/': received \
+                   'pq1.ledger.01234567-89ab' but current is 'pq1.ledger.fedcba98-7654-32";
+        let new = "PRECONDITION_FAILED - inequivalent arg 'alternate-exchange' for exchange 'pq1.ledger' in vhost '/': received \
+                   the value 'pq1.ledger.01234567-89ab' of type 'longstr' but current is the value \
+                   'pq1.ledger.fedcba98-7654-32";
+        for said in [old, new] {
+            assert_eq!(theirs(said).as_deref(), Some("fedcba98"));
+        }
+        for cut in [&new[..new.len() - 10], "inequivalent arg 'type': received 'fanout' but current is 'direct'", ""] {
             assert_eq!(theirs(cut), None, "{cut}");
         }
     }
