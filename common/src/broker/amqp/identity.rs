@@ -27,10 +27,14 @@ impl Agreement {
     /// # Errors
     /// `Config` when it is; else when one of them cannot be asked.
     pub(super) async fn look(&self, link: &Link, claims: &dyn Claims) -> Result<()> {
-        if topology::has_ledger(link).await? { self.reach(link, claims).await } else { Ok(()) }
+        if topology::has_ledger(link).await? {
+            // Who only looks need not hear that this user may not ask.
+            self.0.store(ask(link, claims).await?.is_none(), Ordering::Relaxed);
+        }
+        Ok(())
     }
 
-    /// Sees to it that the virtual host is this ledger's. For a user who may not, it goes on without.
+    /// Sees to it that the virtual host is this ledger's. For a user who may not, it goes on without, and says so once.
     ///
     /// # Errors
     /// As [`Agreement::look`].
@@ -38,11 +42,8 @@ impl Agreement {
         if self.0.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let ours = claims.identity().await?;
-        match topology::name_ledger(link, ours).await? {
-            Word::Ours => {}
-            Word::Others(theirs) => return Err(another(link.peer(), ours, theirs.as_deref())),
-            Word::Untold(said) => tracing::warn!("{UNTOLD} ({said}); deploy/rabbitmq has the rights that it wants"),
+        if let Some(said) = ask(link, claims).await? {
+            tracing::warn!("{UNTOLD} ({said}); deploy/rabbitmq has the rights that it wants");
         }
         self.0.store(true, Ordering::Relaxed);
         Ok(())
@@ -51,6 +52,16 @@ impl Agreement {
     /// Asks anew next time: somebody deleted what was there.
     pub(super) fn doubt(&self) {
         self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+/// Asks whose the virtual host is, ours if nobody's; `Some` with the server's words for a user who may not ask.
+async fn ask(link: &Link, claims: &dyn Claims) -> Result<Option<String>> {
+    let ours = claims.identity().await?;
+    match topology::name_ledger(link, ours).await? {
+        Word::Ours => Ok(None),
+        Word::Others(theirs) => Err(another(link.peer(), ours, theirs.as_deref())),
+        Word::Untold(said) => Ok(Some(said)),
     }
 }
 
