@@ -86,9 +86,9 @@ async fn of_two_that_start_at_once_one_has_the_virtual_host() {
         let url = host.url();
         let (one, other) =
             (place.broker(&url, &place.first).await.unwrap(), place.broker(&url, &place.other).await.unwrap());
-        let queues = [(Queue::standard(), 1)];
+        let (queues, jobs) = ([(Queue::standard(), 1)], [job()]);
         // A worker and a producer: whichever is first.
-        let (works, puts) = tokio::join!(one.consume(terms(&queues, LONG)), other.enqueue(&[job()]));
+        let (works, puts) = tokio::join!(one.consume(terms(&queues, LONG)), other.enqueue(&jobs));
         let refused: Vec<_> = [works.err(), puts.err()].into_iter().flatten().collect();
         let [error] = &refused[..] else { panic!("round {round}: {refused:?}") };
         assert!(error.kind() == Kind::Config && error.to_string().contains("another ledger"), "{error}");
