@@ -5,7 +5,7 @@ use promptq_common::broker::{Access, Beside, Broker};
 use promptq_common::error::Kind;
 use promptq_common::job::Queue;
 use promptq_tests::backends::{LONG, terms};
-use promptq_tests::fixture::job;
+use promptq_tests::fixture::{job, release};
 use promptq_tests::process::{Home, Said};
 use promptq_tests::rabbit::{RabbitServer, VirtualHost};
 use promptq_tests::redis::{Options, RedisServer};
@@ -101,12 +101,14 @@ async fn the_ledger_is_changed_by_who_says_so_and_while_nobody_works() {
     let url = place.host.url();
     let old = place.broker(&url, &place.first).await.unwrap();
     let id = put_one(&old, job()).await;
-    let worker = Worker::on(&old, terms(&[(Queue::standard(), 1)], LONG)).await;
+    let mut worker = Worker::on(&old, terms(&[(Queue::standard(), 1)], LONG)).await;
+    let taken = worker.one().await;
     let renew = &["queues", "declare", "--new-ledger"];
     let change = |code| place.say(&place.other.url(), renew).ends(code);
     tokio::task::block_in_place(|| change(6)).says(&["workers take from", "stop them"]);
     place.broker(&url, &place.first).await.unwrap();
 
+    taken.lease.settle(release()).await.unwrap();
     worker.consumer.close().await.unwrap();
     drop(old);
     tokio::task::block_in_place(|| {
