@@ -91,13 +91,13 @@ pub async fn renew_ledger(access: &Access, claims: &dyn Claims, queues: &[Queue]
     Ok(ledger)
 }
 
-/// What the virtual host that `access` names says to this ledger, for the doctor. Makes nothing there; a ledger without an
-/// identity gets one only if the virtual host has one to compare it with.
-pub async fn examine_ledger(access: &Access, claims: &dyn Claims) -> Hop {
-    try_ledger(access, claims).await.unwrap_or_else(|error| Hop::failed("identity", &error))
+/// What the virtual host that `access` names says to the ledger beside it, for the doctor. Makes nothing there, and opens
+/// the ledger only to compare it with what is there, when one without an identity gets it.
+pub async fn examine_ledger(access: &Access) -> Hop {
+    try_ledger(access).await.unwrap_or_else(|error| Hop::failed("identity", &error))
 }
 
-async fn try_ledger(access: &Access, claims: &dyn Claims) -> Result<Hop> {
+async fn try_ledger(access: &Access) -> Result<Hop> {
     let hop = |health, what, hint: Option<&str>| Hop { name: "identity", health, what, hint: hint.map(str::to_owned) };
     let link = Link::connect(access).await?;
     let vhost = &link.peer().vhost;
@@ -105,7 +105,7 @@ async fn try_ledger(access: &Access, claims: &dyn Claims) -> Result<Hop> {
         let what = format!("virtual host {vhost} is no ledger's yet; it becomes that of whoever uses it first");
         return Ok(hop(Health::Fine, what, None));
     }
-    let ours = claims.identity().await?;
+    let ours = crate::broker::ledger(access).await?.identity().await?;
     Ok(match topology::name_ledger(&link, ours).await? {
         Word::Ours => hop(Health::Fine, format!("virtual host {vhost} is this ledger's ({}…)", ours.short()), None),
         Word::Others(theirs) => hop(Health::Broken, is_anothers(link.peer(), ours, theirs.as_deref()), Some(HINT)),

@@ -8,8 +8,9 @@ use promptq_common::job::Queue;
 use promptq_common::store::Store;
 use promptq_common::time::format_duration;
 
-use super::{Finding, Health, place, tried};
+use super::{Finding, Health, PATIENCE, place, tried};
 use crate::context::Context;
+use crate::problem::Problem;
 
 /// What a server's `consumer_timeout` is unless somebody has changed it.
 const SHIPPED: Duration = Duration::from_secs(1_800);
