@@ -83,7 +83,7 @@ fn is_anothers(peer: &Peer, ours: LedgerId, theirs: Option<&str>) -> String {
 /// is entered in it when it runs; what the old one knows stays there.
 ///
 /// # Errors
-/// `Conflict` while workers take jobs of these queues; `Config` where the user may not; else when one of them cannot be
+/// `Conflict` while workers take jobs of these queues; `Denied` where the user may not; else when one of them cannot be
 /// asked.
 pub async fn renew_ledger(access: &Access, claims: &dyn Claims, queues: &[Queue]) -> Result<LedgerId> {
     let ledger = claims.identity().await?;

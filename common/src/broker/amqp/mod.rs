@@ -268,6 +268,7 @@ impl Backend for Amqp {
 
     async fn redrive(&self, ids: &[JobId]) -> Result<Vec<Redriven>> {
         check_count("redrive jobs", ids.len())?;
+        self.agree().await?;
         // Its lanes may have gone with the run that it was of.
         let views = self.post.claims.fetch(ids).await?;
         self.seek(&views.into_iter().flatten().map(|view| view.queue).collect()).await?;

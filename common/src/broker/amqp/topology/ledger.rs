@@ -33,13 +33,18 @@ pub(in crate::broker::amqp) async fn has_ledger(link: &Link) -> Result<bool> {
 /// # Errors
 /// When the server cannot be asked.
 pub(in crate::broker::amqp) async fn name_ledger(link: &Link, ledger: LedgerId) -> Result<Word> {
-    name(&mut Talk::open(link).await?, ledger).await
+    match Talk::open(link).await?.make_exchange(&wanted::ledger(Some(ledger))).await? {
+        Ok(()) => Ok(Word::Ours),
+        Err(Refused { code: 403, said, .. }) => Ok(Word::Untold(said)),
+        Err(Refused { code: 406, said, .. }) => Ok(Word::Others(theirs(&said))),
+        Err(refused) => Err(refused.error()),
+    }
 }
 
 /// Makes the virtual host this ledger's, whosever it was. Dead in the middle: it is nobody's, and the next process's.
 ///
 /// # Errors
-/// `Conflict` while workers take jobs of these queues, or when another ledger came in between; `Config` where the user
+/// `Conflict` while workers take jobs of these queues, or when another ledger came in between; `Denied` where the user
 /// may not.
 pub(in crate::broker::amqp) async fn renew_ledger(
     link: &Link,
@@ -58,18 +63,11 @@ pub(in crate::broker::amqp) async fn renew_ledger(
         }
     }
     or_error(talk.delete_exchange(wanted::LEDGER).await?)?;
-    match name(&mut talk, ledger).await? {
-        Word::Ours => Ok(()),
-        Word::Others(_) => Err(Error::new(Kind::Conflict, OP, "a process with another ledger was faster; stop it")),
-        Word::Untold(said) => Err(Refused { code: 403, said }.error()),
-    }
-}
-
-async fn name(talk: &mut Talk<'_>, ledger: LedgerId) -> Result<Word> {
     match talk.make_exchange(&wanted::ledger(Some(ledger))).await? {
-        Ok(()) => Ok(Word::Ours),
-        Err(Refused { code: 403, said }) => Ok(Word::Untold(said)),
-        Err(Refused { code: 406, said }) => Ok(Word::Others(theirs(&said))),
+        Ok(()) => Ok(()),
+        Err(Refused { code: 406, .. }) => {
+            Err(Error::new(Kind::Conflict, OP, "a process with another ledger was faster\nhint: stop it"))
+        }
         Err(refused) => Err(refused.error()),
     }
 }
