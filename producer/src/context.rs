@@ -48,6 +48,11 @@ impl Context {
         self.broker().await
     }
 
+    /// Whether the broker keeps messages of which nothing can be known but their number: RabbitMQ.
+    pub fn keeps_messages_apart(&self) -> bool {
+        self.config.broker.url.expose().starts_with("amqp")
+    }
+
     /// The store, opened on first use. Cancel-safe.
     pub async fn store(&self) -> Result<&Store> {
         let Some(url) = &self.config.store.url else {

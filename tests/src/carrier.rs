@@ -85,6 +85,14 @@ impl Carrier {
         (Arc::new(amqp), claims)
     }
 
+    /// A connection with the settings that programs have as they come.
+    pub async fn as_people_do(&self) -> Broker {
+        let ledger = Access::new(&self.ledger_url()).expect("an address");
+        let beside = broker::Beside::Ledger(Box::new(ledger));
+        let access = Access { beside, ..Access::new(&self.host.url()).expect("an address") };
+        Broker::connect(&access).await.expect("connects")
+    }
+
     /// Whether its ledger can say that a job is taken.
     pub fn claims(&self) -> bool {
         !matches!(self.beside, Beside::Folder(_) | Beside::Bucket { .. })

@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 
-use crate::job::Queue;
+use super::backend::RawDelivery;
+use crate::job::{Lane, Queue};
 use crate::record::State;
 use crate::time::Timestamp;
 
@@ -52,6 +53,15 @@ pub enum Refusal {
     NoSuchQueue,
     /// Its batch belongs to another queue.
     OtherQueue(Queue),
+}
+
+/// What a call to [`super::Source::next`] gave.
+#[derive(Debug, Default)]
+pub struct Leased {
+    /// Leased jobs, first to be started first.
+    pub deliveries: Vec<RawDelivery>,
+    /// Lanes of the subscription that hold ready jobs now, closed ones included; at most 1,000.
+    pub lanes_seen: Vec<Lane>,
 }
 
 /// The ledger's answer to a claim.
@@ -166,7 +176,7 @@ pub struct CancelCounts {
 pub enum Redriven {
     /// Back in line, under this epoch.
     Queued {
-        /// The new epoch.
+        /// The new epoch; the old one where a message that waits at RabbitMQ is to run after all.
         epoch: u32,
     },
     /// Was waiting or running already; nothing changed.

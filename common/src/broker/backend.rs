@@ -11,9 +11,10 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use super::answer::{
-    Beat, Cancel, CancelCounts, Claim, Declared, Depth, Enqueued, QueueView, Redriven, Refusal, Remark, Settled, Swept,
+    Beat, Cancel, CancelCounts, Claim, Declared, Depth, Enqueued, Leased, QueueView, Redriven, Refusal, Remark,
+    Settled, Swept,
 };
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::job::{BatchName, Fingerprint, JobId, Lane, ModelName, Priority, Queue};
 use crate::ledger::Page;
 use crate::outcome::{Attempt, History};
@@ -27,6 +28,13 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     /// `Err`: unknown for all of them; repeating the call with the same ids is safe. A job that comes from another broker
     /// brings its epoch, attempts and history in its head, and keeps them.
     async fn enqueue(&self, batch: Vec<Envelope>) -> Result<Vec<Enqueued>>;
+
+    /// As [`Backend::enqueue`], and publishes the messages of what is known and waits once more: somebody may have purged
+    /// them at a broker that does not keep them with what is known. `Unsupported` where none can be missing.
+    async fn republish(&self, _batch: Vec<Envelope>) -> Result<Vec<Enqueued>> {
+        let why = "this broker keeps its jobs together with what is known of them: none that is known is missing";
+        Err(Error::new(Kind::Unsupported, "publish jobs again", why))
+    }
 
     /// Opens a worker's one subscription. Queues need not exist; a queue named twice is an error of kind `Config`.
     async fn subscribe(&self, terms: Terms) -> Result<Box<dyn Source>>;
@@ -229,15 +237,6 @@ impl Want {
             })
             .collect()
     }
-}
-
-/// What a call to [`Source::next`] gave.
-#[derive(Debug, Default)]
-pub struct Leased {
-    /// Leased jobs, first to be started first.
-    pub deliveries: Vec<RawDelivery>,
-    /// Lanes of the subscription that hold ready jobs now, closed ones included; at most 1,000.
-    pub lanes_seen: Vec<Lane>,
 }
 
 /// One leased job.

@@ -66,6 +66,16 @@ impl Broker {
     /// After an `Err` nothing is known of any of them; repeating is safe.
     #[tracing::instrument(skip_all, level = "debug", fields(jobs = jobs.len()))]
     pub async fn enqueue(&self, jobs: &[Job]) -> Result<Vec<Enqueued>> {
+        self.put(jobs, false).await
+    }
+
+    /// As [`Broker::enqueue`], publishing once more what is known and waits; see [`Backend::republish`].
+    #[tracing::instrument(skip_all, level = "debug", fields(jobs = jobs.len()))]
+    pub async fn republish(&self, jobs: &[Job]) -> Result<Vec<Enqueued>> {
+        self.put(jobs, true).await
+    }
+
+    async fn put(&self, jobs: &[Job], lost: bool) -> Result<Vec<Enqueued>> {
         let mut answers: Vec<Option<Enqueued>> = vec![None; jobs.len()];
         let mut batch = Vec::with_capacity(jobs.len());
         for (job, answer) in jobs.iter().zip(&mut answers) {
@@ -74,7 +84,12 @@ impl Broker {
                 Err(bytes) => *answer = Some(Enqueued::Refused(Refusal::TooLarge(bytes))),
             }
         }
-        let mut taken = if batch.is_empty() { Vec::new() } else { self.backend.enqueue(batch).await? }.into_iter();
+        let taken = match (batch.is_empty(), lost) {
+            (true, _) => Vec::new(),
+            (false, true) => self.backend.republish(batch).await?,
+            (false, false) => self.backend.enqueue(batch).await?,
+        };
+        let mut taken = taken.into_iter();
         Ok(answers.into_iter().filter_map(|answer| answer.or_else(|| taken.next())).collect())
     }
 

@@ -106,6 +106,11 @@ pub trait Claims: Ledger {
         Ok(self.standing(queue).await?.paused)
     }
 
+    /// Whether of several copies of a message one runs at a time, so that another one does no harm.
+    fn keeps_copies_apart(&self) -> bool {
+        true
+    }
+
     /// Every queue this ledger knows, as [`Claims::standing`] shows it, by name.
     async fn standings(&self) -> Result<Vec<QueueView>>;
 }

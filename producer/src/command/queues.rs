@@ -122,7 +122,13 @@ async fn list(cx: &Context, all: bool, fields: &[String]) -> Result<()> {
     ];
     let queues = cx.existing().await?.queues().await?;
     let shown = queues.iter().filter(|view| all || !idle_scratch(view));
-    List::whole(shown.map(object).collect()).print(cx, COLUMNS, fields)
+    List::whole(shown.map(object).collect()).print(cx, COLUMNS, fields)?;
+    if cx.keeps_messages_apart() && queues.iter().any(|view| view.depth.delayed > 0) {
+        cx.printer.say(
+            "delayed counts messages at RabbitMQ: those of jobs that have ended since are among them until they come due",
+        );
+    }
+    Ok(())
 }
 
 /// Whether it is a queue that `run` or `doctor` made for itself and that holds nothing to look after.

@@ -32,6 +32,8 @@ pub struct Args {
 #[derive(Debug, Default)]
 pub(super) struct Back {
     queued: u64,
+    /// Those of them that no message was published for: the old one is to run.
+    old: u64,
     waiting: u64,
     succeeded: Vec<JobId>,
     gone: Vec<JobId>,
@@ -61,7 +63,11 @@ impl Back {
         let answers = cx.existing().await?.redrive(ids).await?;
         for (id, answer) in ids.iter().zip(answers) {
             match answer {
-                Redriven::Queued { .. } => self.queued += 1,
+                Redriven::Queued { epoch } => {
+                    self.queued += 1;
+                    // Whatever is published for a redrive has a later one.
+                    self.old += u64::from(epoch == 0);
+                }
                 Redriven::Waiting => self.waiting += 1,
                 Redriven::Succeeded => self.succeeded.push(*id),
                 Redriven::Gone => self.gone.push(*id),
@@ -73,18 +79,21 @@ impl Back {
 
     /// Says what came of it, for people, programs and the audit.
     pub(super) fn finish(self, cx: &Context, act: &Act<'_>) -> Result<Exit> {
-        let Self { queued, waiting, .. } = &self;
+        let Self { queued, waiting, old, .. } = &self;
         audit(&Act { count: *queued, ..act.clone() });
         let problem = self.problem();
         // Where nothing was done there is no data, only the problem.
         if problem.is_none() || queued + waiting > 0 {
             self.show(cx)?;
         }
+        if old + waiting > 0 && cx.keeps_messages_apart() {
+            cx.printer.say(&unseen(old + waiting));
+        }
         problem.map_or(Ok(Exit::Done), Err)
     }
 
     fn show(&self, cx: &Context) -> Result<()> {
-        let Self { queued, waiting, succeeded, gone, unknown } = self;
+        let Self { queued, waiting, succeeded, gone, unknown, .. } = self;
         if cx.printer.is_json() {
             return cx.printer.json(&json!({
                 "queued": queued, "already_waiting": waiting, "succeeded": succeeded, "gone": gone, "unknown": unknown
@@ -108,6 +117,16 @@ impl Back {
         let what = format!("{id}{} has succeeded, and a success is never replaced", more(succeeded));
         Some(Problem::new(Exit::Conflict, "succeeded", what).hint("submit it again as a new job"))
     }
+}
+
+/// What there is to know of jobs whose messages wait at a broker that cannot be asked for them.
+fn unseen(jobs: u64) -> String {
+    format!(
+        "{} run when their messages come up, at their old time if they are delayed (promptq jobs why ID), and RabbitMQ \
+         cannot be asked whether those are still there; if they were purged or deleted there, submit the same jobs again \
+         with --republish",
+        thousands(jobs)
+    )
 }
 
 fn more(ids: &[JobId]) -> String {

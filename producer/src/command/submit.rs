@@ -32,6 +32,9 @@ pub struct SubmitArgs {
     /// Waits until every job has ended, at most so long
     #[arg(long, value_name = "LENGTH", num_args = 0..=1, require_equals = true, value_parser = length)]
     pub wait: Option<Option<Duration>>,
+    /// Publishes what is known and waits once more: for jobs whose messages are gone from RabbitMQ
+    #[arg(long)]
+    pub republish: bool,
     /// With --wait: exits 0 although some jobs are dead
     #[arg(long)]
     pub allow_failures: bool,
@@ -62,7 +65,8 @@ pub async fn run(cx: &Context, args: &SubmitArgs) -> Result<Exit> {
     let policy = cx.config.queues.get(&queue).cloned();
     let to = Destination { queue, policy, batch: batch.clone(), named: job.batch.is_some() };
     let input = Arc::new(Input::new(&args.input, sources, to)?);
-    let terms = Terms { skip_invalid: args.input.skip_invalid, on_conflict: job.on_conflict };
+    let terms =
+        Terms { skip_invalid: args.input.skip_invalid, on_conflict: job.on_conflict, republish: args.republish };
     let broker = cx.broker().await?;
     let checked = if args.input.stream { None } else { Some(submit::check(&input, broker, terms).await?) };
     if args.input.dry_run {
@@ -130,7 +134,8 @@ pub(crate) fn dry_run(cx: &Context, input: &Input, checked: &Checked) -> Result<
 fn told(cx: &Context, input: &Input, tally: &Tally, view: Option<&BatchView>) -> Result<()> {
     if cx.printer.is_json() {
         return cx.printer.json(&json!({ "batch": input.batch(), "queue": input.queue(), "new": tally.new,
-            "known": tally.known, "invalid": tally.invalid, "conflicts": tally.conflicts, "repeated": tally.repeated,
+            "known": tally.known, "republished": tally.again, "invalid": tally.invalid,
+            "conflicts": tally.conflicts, "repeated": tally.repeated,
             "counts": view.map(|view| view.counts), "cost_usd": view.and_then(|view| view.cost) }));
     }
     cx.printer.line(input.batch().as_str())?;

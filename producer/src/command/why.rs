@@ -16,7 +16,35 @@ pub(super) async fn explain(cx: &Context, job: &JobView) -> Result<String> {
     let broker = cx.existing().await?;
     let workers = broker.ledger().workers().await?;
     let depth = broker.depth(&job.queue).await?;
-    Ok(sentence(job, &workers, depth, Timestamp::now()))
+    let now = Timestamp::now();
+    if cx.keeps_messages_apart()
+        && let Some(gone) = without_message(job, &workers, depth, now)
+    {
+        return Ok(gone);
+    }
+    Ok(sentence(job, &workers, depth, now))
+}
+
+/// Of a job that could start, while the broker has no message that any job of its queue could start by.
+fn without_message(job: &JobView, workers: &[WorkerReport], depth: Depth, now: Timestamp) -> Option<String> {
+    let could_start = job.state == State::Queued && job.paused.is_none() && job.hold.is_none();
+    // Busy ones have a few in hand that they begin next.
+    let mut serving = workers.iter().filter(|worker| serves(worker, job) && !worker.draining).peekable();
+    let busy = serving.peek().is_some() && serving.all(|worker| worker.running >= worker.slots);
+    if !could_start || busy || job.due.is_some_and(|due| due > now) || depth.ready > 0 {
+        return None;
+    }
+    let mut places = vec!["a worker has it in hand and has not begun"];
+    if depth.delayed > 0 {
+        places.push("it is among the delayed ones");
+    }
+    Some(format!(
+        "RabbitMQ has no message ready in queue {}: {}, or it is gone, purged or deleted there. Submit the same job again \
+         with --republish, or end it: promptq cancel {}.",
+        job.queue,
+        places.join(", or "),
+        job.id
+    ))
 }
 
 fn sentence(job: &JobView, workers: &[WorkerReport], depth: Depth, now: Timestamp) -> String {
@@ -181,6 +209,31 @@ mod tests {
             queues: vec!["default:2".into()],
             draining: false,
             blocked: None,
+        }
+    }
+
+    #[test]
+    fn a_job_whose_message_cannot_be_there_is_not_said_to_start_at_any_moment() {
+        let later = Some(Timestamp::from_millis(130_000));
+        let (queued, none) = (job(State::Queued), Depth::default());
+        let said = without_message(&queued, &[], none, NOW).unwrap();
+        assert!(
+            said.contains("--republish") && said.contains("promptq cancel 0101") && !said.contains("delayed"),
+            "{said}"
+        );
+        let said = without_message(&queued, &[worker(1)], Depth { delayed: 1, ..none }, NOW).unwrap();
+        assert!(said.contains("among the delayed"), "{said}");
+        assert_eq!(without_message(&queued, &[], Depth { ready: 1, ..none }, NOW), None, "one of them may be its own");
+        assert_eq!(without_message(&queued, &[worker(4)], none, NOW), None, "it may be the next of a busy worker");
+        let others = [
+            JobView { due: later, ..job(State::Scheduled) },
+            JobView { paused: Some(String::new()), ..queued.clone() },
+            JobView { hold: Some(HoldKey::Limit("k".into())), due: later, ..queued },
+            job(State::Running),
+            job(State::Cancelled),
+        ];
+        for job in others {
+            assert_eq!(without_message(&job, &[], none, NOW), None, "{:?}", job.state);
         }
     }
 

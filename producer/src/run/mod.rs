@@ -56,7 +56,7 @@ pub(crate) async fn run(cx: &Context, args: &RunArgs) -> Result<Exit> {
     if let Some(predecessor) = lock.predecessor.as_ref().filter(|_| !fleet) {
         broker.recover(predecessor).await?;
     }
-    let terms = Terms { skip_invalid: args.input.skip_invalid, on_conflict: job.on_conflict };
+    let terms = Terms { skip_invalid: args.input.skip_invalid, on_conflict: job.on_conflict, ..Terms::default() };
     let checked = if args.input.stream { None } else { Some(submit::check(&input, broker, terms).await?) };
     if args.input.dry_run {
         let Some(checked) = checked else {

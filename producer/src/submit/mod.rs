@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use promptq_common::broker::{Broker, Enqueued, Refusal};
 use promptq_common::job::Job;
+use promptq_common::record::State;
 
 pub use check::{Checked, Sample, check};
 use faults::Faults;
@@ -25,6 +26,8 @@ pub struct Terms {
     pub skip_invalid: bool,
     /// What happens to a row whose id stands for other content.
     pub on_conflict: OnConflict,
+    /// Publish what is known and waits once more, for messages that are gone from RabbitMQ.
+    pub republish: bool,
 }
 
 /// What enqueueing came to.
@@ -34,6 +37,8 @@ pub struct Tally {
     pub new: u64,
     /// Jobs that were there already.
     pub known: u64,
+    /// Those of them that wait and were published once more.
+    pub again: u64,
     /// Rows left out because they are wrong.
     pub invalid: u64,
     /// Rows left out because their id stands for other content.
@@ -46,6 +51,9 @@ impl Tally {
     /// `4,000 new, 1,000 already known, 2 invalid rows skipped`. Every row is in one number.
     pub fn summary(&self) -> String {
         let mut text = format!("{} new, {} already known", grouped(self.new), grouped(self.known));
+        if self.again > 0 {
+            text = format!("{text} ({} of them wait and were published once more)", grouped(self.again));
+        }
         for (count, what) in [(self.invalid, "invalid"), (self.repeated, "repeated")] {
             if count > 0 {
                 let rows = if count == 1 { "row" } else { "rows" };
@@ -109,11 +117,15 @@ async fn enqueue_window(input: &Input, broker: &Broker, terms: Terms, window: Wi
     if window.checked && !window.faults.is_empty() && !terms.skip_invalid {
         return Err(changed());
     }
-    let answers = enqueue_retrying(broker, &window.jobs).await?;
+    let answers = enqueue_retrying(broker, &window.jobs, terms.republish).await?;
     for (job, answer) in window.jobs.iter().zip(answers) {
         match answer {
             Enqueued::New => tally.new += 1,
-            Enqueued::Known(_) => tally.known += 1,
+            Enqueued::Known(state) => {
+                tally.known += 1;
+                let waits = !state.is_ended() && state != State::Running;
+                tally.again += u64::from(terms.republish && waits);
+            }
             Enqueued::Refused(Refusal::Conflict) if terms.on_conflict == OnConflict::Skip || terms.skip_invalid => {
                 tally.conflicts += 1;
             }
@@ -128,10 +140,11 @@ async fn enqueue_window(input: &Input, broker: &Broker, terms: Terms, window: Wi
 }
 
 /// Three more tries, 0.1 to 1.6 s apart: a broker that restarts is back by then, one that is gone is worth telling.
-async fn enqueue_retrying(broker: &Broker, jobs: &[Job]) -> Result<Vec<Enqueued>> {
+async fn enqueue_retrying(broker: &Broker, jobs: &[Job], republish: bool) -> Result<Vec<Enqueued>> {
     let mut pause = Duration::from_millis(100);
     loop {
-        match broker.enqueue(jobs).await {
+        let answers = if republish { broker.republish(jobs).await } else { broker.enqueue(jobs).await };
+        match answers {
             Ok(answers) => return Ok(answers),
             Err(error) if error.is_transient() && pause < Duration::from_secs(2) => {
                 tokio::time::sleep(pause).await;

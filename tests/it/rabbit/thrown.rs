@@ -54,6 +54,38 @@ async fn a_message_that_was_thrown_out_of_a_paused_queue_is_kept_until_it_can_be
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_client_of_a_job_that_was_thrown_out_is_told() {
+    let stand = Stand::on(RabbitServer::shared(), Settings::default(), 0).await;
+    let broker = stand.broker().await;
+    broker.declare(&Queue::standard(), &[], false).await.unwrap();
+    let client = RawClient::connect(&stand.host.url()).await;
+    client.declare("replies", &[("x-queue-type", "classic")]).await.unwrap();
+    let request = |name: &str, prompt: &str| RawMessage {
+        id: Some(name.to_owned()),
+        correlation_id: Some(name.to_owned()),
+        reply_to: Some("replies".to_owned()),
+        content_type: Some("application/json".to_owned()),
+        body: format!("{{\"prompt\":\"{prompt}\"}}").into_bytes(),
+        ..RawMessage::default()
+    };
+    for sent in [request("good", "say"), request("bad", ""), request("good", "something else")] {
+        assert!(client.publish(&rejected(sent, LANE)).await);
+    }
+    // Nobody threw that out of anywhere: it was put there.
+    assert!(client.publish(&RawMessage { routing_key: "pq1.dead".to_owned(), ..request("by hand", "say") }).await);
+    sweep(&broker, &Retention::standard()).await;
+    assert_eq!(stand.host.counts("pq1.dead"), (0, 0));
+    let mut told = Vec::new();
+    for reply in client.take_all("replies").await {
+        let line: serde_json::Value = serde_json::from_slice(&reply.body).unwrap();
+        assert_eq!(line["promptq"]["state"], "dead", "{line}");
+        told.push((reply.correlation_id.unwrap(), line["error"]["code"].as_str().unwrap().to_owned()));
+    }
+    let expected = [("good", "rejected"), ("bad", "unreadable_job"), ("good", "id_conflict")];
+    assert_eq!(told, expected.map(|(name, code)| (name.to_owned(), code.to_owned())));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn messages_that_have_to_stay_hide_none_behind_them() {
     let stand = Stand::on(RabbitServer::shared(), Settings::default(), 0).await;
     let broker = stand.broker().await;

@@ -10,8 +10,9 @@ use promptq_common::record::State;
 use promptq_common::time::Timestamp;
 use promptq_tests::backends::{LONG, terms};
 use promptq_tests::carrier::Carrier;
-use promptq_tests::fixture::{job_at, registered};
+use promptq_tests::fixture::{job_at, job_in, queue, registered};
 use promptq_tests::process::{Home, Said};
+use promptq_tests::rabbit::RawClient;
 use promptq_tests::steps::{eventually, put_one, state};
 
 /// A place, and a connection to it.
@@ -43,6 +44,44 @@ async fn a_job_that_comes_due_while_others_are_looked_at_is_met() {
     let mut all = [delayed, ready];
     all.sort_unstable();
     assert_eq!(seen, all);
+}
+
+#[tokio::test]
+async fn other_queues_delayed_jobs_are_walked_past_and_not_held() {
+    let carrier = Carrier::with_redis(QueueType::Quorum);
+    let broker = carrier.as_people_do().await;
+    let (other, later) = (queue("other"), Timestamp::now() + Duration::from_secs(3_600));
+    let delayed = |job: Job| Job { not_before: Some(later), ..job };
+    let mut others = Vec::new();
+    for _ in 0..3 {
+        others.push(put_one(&broker, delayed(job_in(&other))).await.to_string());
+    }
+    let ours = put_one(&broker, delayed(job_at(5))).await;
+    others.push(put_one(&broker, delayed(job_in(&other))).await.to_string());
+    let (mut seen, mut after) = (Vec::new(), None);
+    loop {
+        let page = broker.waiting(&Queue::standard(), after.as_deref(), 1).await.unwrap();
+        seen.extend(page.items.iter().map(|envelope| envelope.head.id));
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    assert_eq!(seen, [ours]);
+    let held = || async { (carrier.host.counts("pq1.delay.") == (4, 1)).then_some(()) };
+    eventually("no other queue's job is in hand", held).await;
+    // Each is there once, none has come early, and each says that it may be a copy.
+    let client = RawClient::connect(&carrier.host.url()).await;
+    let mut left = Vec::new();
+    for delay in carrier.host.queues().into_iter().filter(|queue| queue.name.starts_with("pq1.delay.")) {
+        for message in client.take_all(&delay.name).await {
+            assert!(message.headers.contains_key("pq-dup"), "{message:?}");
+            left.push(message.id.unwrap());
+        }
+    }
+    left.sort_unstable();
+    others.sort_unstable();
+    assert_eq!((left, carrier.host.counts("pq1.q.")), (others, (0, 0)));
 }
 
 #[tokio::test]

@@ -8,14 +8,22 @@ use super::post::Post;
 use super::publisher::Sent;
 use super::topology;
 use super::wire::{self, Parcel};
-use crate::broker::backend::{Claim, Depth, LeaseId, QueueView, Redriven, Verdict, WorkerId};
+use crate::broker::backend::{
+    Claim, Depth, Envelope, Head, LeaseId, PAGE_BYTES, QueueView, Redriven, Verdict, WorkerId,
+};
+use crate::broker::head;
+use crate::codec;
 use crate::error::{Error, Kind, Result};
 use crate::job::{Band, JobId, Lane, Queue};
-use crate::ledger::{Asked, Raised};
+use crate::ledger::{Asked, JobView, Raised};
 use crate::record::State;
 
 /// A purge claims what it should not have ended for so long at most.
 const PURGE_LEASE: std::time::Duration = std::time::Duration::from_secs(10);
+/// How many messages of a lane that have to stay a purge holds until it is done with the lane …
+const KEPT: usize = 1_000;
+/// … and how much of what they hold: as much as a submission sends at once, eight times.
+const KEPT_BYTES: usize = 8 * PAGE_BYTES;
 
 /// Every lane of a queue.
 pub(super) async fn lanes(post: &Post, queue: &Queue) -> Result<Vec<Lane>> {
@@ -23,6 +31,19 @@ pub(super) async fn lanes(post: &Post, queue: &Queue) -> Result<Vec<Lane>> {
     let models = models.into_iter().map(Some).chain([None]);
     let lane = |model: &Option<_>, band| Lane { queue: queue.clone(), model: model.clone(), band };
     Ok(models.flat_map(|model| Band::ALL.map(|band| lane(&model, band))).collect())
+}
+
+/// Whether a queue is not there for sure; and if it is not, whether no other is either.
+pub(super) async fn is_missing(post: &Post, queue: &Queue) -> Option<bool> {
+    let lane = Lane { queue: queue.clone(), model: None, band: Band::Normal };
+    if is_absent(post, &topology::lane_queue(&lane)).await {
+        return Some(is_absent(post, topology::DEAD).await);
+    }
+    None
+}
+
+async fn is_absent(post: &Post, name: &str) -> bool {
+    matches!(topology::ready(&post.link, name).await, Ok(None))
 }
 
 /// What waits is counted by RabbitMQ, ready jobs by lane and delayed ones all together; what runs and is dead, by the
@@ -108,7 +129,30 @@ pub(super) async fn redrive(post: &Post, ids: &[JobId]) -> Result<Vec<Redriven>>
         Raised::Gone => Redriven::Gone,
         Raised::Unknown => Redriven::Unknown,
     };
-    Ok(raised.iter().enumerate().map(answer).collect())
+    let answers: Vec<Redriven> = raised.iter().enumerate().map(answer).collect();
+    let waiting = |(id, raised): (&JobId, &Raised)| (*raised == Raised::Waiting).then_some(*id);
+    resend(post, ids.iter().zip(&raised).filter_map(waiting).collect()).await?;
+    Ok(answers)
+}
+
+/// Publishes once more what waits and has its payload in the ledger: a job that was put back in line, whose message may be
+/// gone since. Should it be there after all, the two meet at the claim; where a ledger gives none, both might be paid for,
+/// and nothing is sent.
+async fn resend(post: &Post, ids: Vec<JobId>) -> Result<()> {
+    if ids.is_empty() || !post.claims.keeps_copies_apart() {
+        return Ok(());
+    }
+    for (id, view) in ids.iter().zip(post.ledger().fetch(&ids).await?) {
+        // What its attempts have cost is in its message alone.
+        let waits = |view: &JobView| view.state == State::Queued && view.epoch > 0 && view.attempts == 0;
+        let Some(view) = view.filter(waits) else { continue };
+        let Some(payload) = post.ledger().payload(*id).await? else { continue };
+        let Ok(job) = codec::decode_job(&payload) else { continue };
+        let head = Head { epoch: view.epoch, deadline: view.deadline, not_before: None, ..head(&job) };
+        let parcel = Parcel { envelope: Envelope { head, payload }, reply: None, named: false, again: true };
+        post.send(&parcel, post.wait(&parcel.envelope.head)).await?;
+    }
+    Ok(())
 }
 
 /// Cancels what waits: what the ledger knows at once, and every message that stands in a lane now. Delayed ones meet the
@@ -122,16 +166,20 @@ pub(super) async fn purge(post: &Post, queue: &Queue) -> Result<u64> {
     Ok(ended)
 }
 
-/// Has the ledger end every message of a lane, and says how many jobs it had not known.
+/// Has the ledger end every message of a lane, and says how many jobs it had not known. Of what has to stay only the
+/// right to give it back is kept, and after [`KEPT`] of those or [`KEPT_BYTES`] at the server the rest meets the purge when
+/// it surfaces.
 async fn drain(post: &Post, lane: &Lane) -> Result<u64> {
     let name = topology::lane_queue(lane);
     let count = topology::ready(&post.link, &name).await?.unwrap_or(0);
     let channel = post.link.channel().await?;
     let failed = |error: lapin::Error| post.link.peer().lift("purge", &error);
     let worker = WorkerId::random("purge");
-    let mut ended = 0;
-    let mut kept = Vec::new();
+    let (mut ended, mut kept, mut bytes) = (0, Vec::new(), 0);
     for _ in 0..count {
+        if kept.len() >= KEPT || bytes >= KEPT_BYTES {
+            break;
+        }
         let got = channel.basic_get(name.as_str().into(), BasicGetOptions::default()).await.map_err(failed)?;
         let Some(message) = got else { break };
         let read = wire::read(&message.delivery, &lane.queue, post.clock.now());
@@ -145,18 +193,20 @@ async fn drain(post: &Post, lane: &Lane) -> Result<u64> {
                 ended += u64::from(unknown && state == State::Cancelled);
                 post.conclude(&read.parcel, &opened).await?;
                 message.delivery.acker.ack(BasicAckOptions::default()).await.map_err(failed)?;
+                continue;
             }
             Claim::Fresh { .. } | Claim::Cancelled => {
                 let release = Verdict::Release { after: std::time::Duration::ZERO, hold: None };
                 post.claims.settle(head, lease, &release, None).await?;
-                kept.push(message);
             }
-            Claim::Stale | Claim::Taken { .. } | Claim::Paused { .. } => kept.push(message),
+            Claim::Stale | Claim::Taken { .. } | Claim::Paused { .. } => {}
         }
+        bytes += message.delivery.data.len();
+        kept.push(message.delivery.acker.clone());
     }
-    for message in kept {
+    for acker in kept {
         let back = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
-        message.delivery.acker.nack(back).await.map_err(failed)?;
+        acker.nack(back).await.map_err(failed)?;
     }
     channel.close(200, "done".into()).await.map_err(failed)?;
     Ok(ended)

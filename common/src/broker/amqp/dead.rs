@@ -8,11 +8,12 @@ use lapin::options::{BasicAckOptions, BasicGetOptions};
 use lapin::types::{AMQPValue, FieldTable};
 
 use super::post::Post;
-use super::{topology, wire};
+use super::topology;
+use super::wire::{self, Read, Reply};
 use crate::broker::backend::{Claim, LeaseId, Settled, Verdict, WorkerId};
 use crate::error::Result;
 use crate::job::Queue;
-use crate::ledger::Asked;
+use crate::ledger::{Asked, Registered};
 use crate::outcome::FailureClass;
 use crate::record::{Cause, End, Record};
 
@@ -40,34 +41,51 @@ pub(super) async fn take_in(post: &Post) -> Result<bool> {
             break;
         };
         // One that cannot be ended now goes back with the channel, for a later sweep.
-        if bury(post, &worker, &message.delivery).await? {
-            crate::crash_point!("amqp.dead.after_ledger");
-            message.delivery.acker.ack(BasicAckOptions::default()).await.map_err(failed)?;
-            taken += 1;
-            if taken == AT_ONCE {
-                break;
-            }
+        let Some(answer) = bury(post, &worker, &message.delivery).await? else { continue };
+        crate::crash_point!("amqp.dead.after_ledger");
+        message.delivery.acker.ack(BasicAckOptions::default()).await.map_err(failed)?;
+        if let Answer::To(reply, record) = answer {
+            post.reply(&reply, &record).await;
+        }
+        taken += 1;
+        if taken == AT_ONCE {
+            break;
         }
     }
     channel.close(200, "done".into()).await.map_err(failed)?;
     Ok(more && taken > 0)
 }
 
-/// Ends the job of a dead message, unless it has ended. False: its queue is paused, or somebody has or had a claim on it
+/// What is left to do once the message is acknowledged.
+enum Answer {
+    /// Its client waits for this end.
+    To(Reply, Box<Record>),
+    Nobody,
+}
+
+/// Ends the job of a dead message, unless it has ended. `None`: its queue is paused, or somebody has or had a claim on it
 /// that may be a dead worker's, and this message may be all that there is of the job.
-async fn bury(post: &Post, worker: &WorkerId, delivery: &Delivery) -> Result<bool> {
+async fn bury(post: &Post, worker: &WorkerId, delivery: &Delivery) -> Result<Option<Answer>> {
     let headers = delivery.properties.headers();
     let header = |name: &str| headers.as_ref().and_then(|headers| text(headers, name)).unwrap_or_default();
     let (reason, origin) = (header("x-first-death-reason"), header("x-first-death-queue"));
-    let queue = topology::queue_of_lane(&origin).unwrap_or_else(Queue::standard);
-    let read = wire::read(delivery, &queue, post.clock.now());
+    let lane_of = topology::queue_of_lane(&origin);
+    // What came from no lane was put here by hand: whoever it names for an answer asked nothing of us.
+    let asked = lane_of.is_some();
+    let mut read = wire::read(delivery, &lane_of.unwrap_or_else(Queue::standard), post.clock.now());
+    if read.parcel.named && post.claims.register(&[&read.parcel.envelope.head]).await?.contains(&Registered::Conflict) {
+        // Else the job that has its name would end.
+        read = Read::conflicting(read.parcel, post.clock.now());
+    }
     let head = &read.parcel.envelope.head;
     let lease = LeaseId::random();
     let opened = post.claims.open(head, &Asked { lease, worker, length: LEASE, redelivered: false }).await?;
     match opened.claim {
         Claim::Fresh { .. } | Claim::Cancelled => {}
-        Claim::Taken { .. } | Claim::Paused { .. } => return Ok(false),
-        Claim::Ended(_) | Claim::Stale => return post.conclude(&read.parcel, &opened).await.map(|()| true),
+        Claim::Taken { .. } | Claim::Paused { .. } => return Ok(None),
+        Claim::Ended(_) | Claim::Stale => {
+            return post.conclude(&read.parcel, &opened).await.map(|()| Some(Answer::Nobody));
+        }
     }
     let mut record = read.dead.unwrap_or_else(|| {
         let cause = Cause {
@@ -83,10 +101,11 @@ async fn bury(post: &Post, worker: &WorkerId, delivery: &Delivery) -> Result<boo
     let settled = post.claims.settle(head, lease, &verdict, Some(&read.parcel.envelope.payload)).await?;
     if settled == Settled::Stale {
         // The job has ended otherwise meanwhile, or our claim has: this record is nobody's.
-        return Ok(false);
+        return Ok(None);
     }
     post.announce(&record).await?;
-    Ok(true)
+    let reply = read.parcel.reply.filter(|_| asked);
+    Ok(Some(reply.map_or(Answer::Nobody, |reply| Answer::To(reply, record))))
 }
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "nothing else is text")]

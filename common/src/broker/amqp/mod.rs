@@ -177,28 +177,56 @@ impl Amqp {
         if self.found.lock().unwrap_or_else(PoisonError::into_inner).contains(queue) {
             return Ok(());
         }
-        self.post.claims.touch(queue).await?;
         let Post { link, settings, .. } = &*self.post;
         let models = settings.models.get(queue).map_or(&[][..], Vec::as_slice);
         topology::declare(link, self.post.ledger(), queue, models, settings).await?;
+        // In this order: one that cannot be made is not one that is used.
+        self.post.claims.touch(queue).await?;
         self.found.lock().unwrap_or_else(PoisonError::into_inner).insert(queue.clone());
         Ok(())
     }
 
+    /// Puts jobs in; with `lost`, as [`Backend::republish`] does.
+    async fn put(&self, batch: Vec<Envelope>, lost: bool) -> Result<Vec<Enqueued>> {
+        check_count("enqueue jobs", batch.len())?;
+        self.agree().await?;
+        let unseen = |queue: &Queue| !self.found.lock().unwrap_or_else(PoisonError::into_inner).contains(queue);
+        let queues = enqueue::asked_for(&self.post, &batch, unseen).await?;
+        let (denied, nowhere) = self.seek(&queues).await?;
+        let answers = match enqueue::enqueue(&self.post, batch, (lost, &nowhere)).await {
+            // Who may not make what is missing is told how it is made.
+            Err(error) if error.kind() == Kind::NotFound => return Err(denied.unwrap_or(error)),
+            answers => answers?,
+        };
+        if answers.contains(&Enqueued::Refused(Refusal::NoSuchQueue)) {
+            self.forget_found();
+            self.agreement.doubt();
+        }
+        Ok(answers)
+    }
+
     /// [`Self::find`] for those who publish: without the right to make it, which it says, a queue may be there all the
-    /// same, and its messages will tell.
-    async fn seek(&self, queues: &HashSet<Queue>) -> Result<Option<Error>> {
-        let mut denied = None;
+    /// same. Which are not, as far as they may look; of the others their messages will tell.
+    async fn seek(&self, queues: &HashSet<Queue>) -> Result<(Option<Error>, HashSet<Queue>)> {
+        let (mut denied, mut nowhere) = (None, HashSet::new());
         for queue in queues {
             match self.find(queue).await {
                 Err(error) if matches!(error.kind(), Kind::Denied | Kind::Config) => {
                     tracing::debug!(%error, %queue, "a queue was not made");
+                    match admin::is_missing(&self.post, queue).await {
+                        // Nothing of promptq's is there.
+                        Some(true) => return Err(error),
+                        Some(false) => {
+                            nowhere.insert(queue.clone());
+                        }
+                        None => self.post.claims.touch(queue).await?,
+                    }
                     denied = Some(error);
                 }
                 found => found?,
             }
         }
-        Ok(denied)
+        Ok((denied, nowhere))
     }
 
     fn forget_found(&self) {
@@ -217,20 +245,11 @@ fn check_count(op: &'static str, count: usize) -> Result<()> {
 #[async_trait]
 impl Backend for Amqp {
     async fn enqueue(&self, batch: Vec<Envelope>) -> Result<Vec<Enqueued>> {
-        check_count("enqueue jobs", batch.len())?;
-        self.agree().await?;
-        let queues: HashSet<Queue> = batch.iter().map(|envelope| envelope.head.lane.queue.clone()).collect();
-        let denied = self.seek(&queues).await?;
-        let answers = match enqueue::enqueue(&self.post, batch).await {
-            // Who may not make what is missing is told how it is made.
-            Err(error) if error.kind() == Kind::NotFound => return Err(denied.unwrap_or(error)),
-            answers => answers?,
-        };
-        if answers.contains(&Enqueued::Refused(Refusal::NoSuchQueue)) {
-            self.forget_found();
-            self.agreement.doubt();
-        }
-        Ok(answers)
+        self.put(batch, false).await
+    }
+
+    async fn republish(&self, batch: Vec<Envelope>) -> Result<Vec<Enqueued>> {
+        self.put(batch, true).await
     }
 
     async fn subscribe(&self, terms: Terms) -> Result<Box<dyn Source>> {

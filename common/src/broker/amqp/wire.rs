@@ -122,7 +122,10 @@ pub(super) fn read(delivery: &Delivery, queue: &Queue, now: Timestamp) -> Read {
     let kind = content_type.split(';').next().unwrap_or_default().trim();
     arrived(
         if kind.eq_ignore_ascii_case(JSON) {
-            Arrival::message(&delivery.data, queue, labels(properties), now)
+            match labels(properties) {
+                Ok(labels) => Arrival::message(&delivery.data, queue, labels, now),
+                Err(why) => Arrival::strange(&delivery.data, queue, why, now),
+            }
         } else {
             let why = format!("its content_type is {content_type:?}; a foreign client's job is {JSON}");
             Arrival::strange(&delivery.data, queue, why, now)
@@ -170,7 +173,11 @@ fn reply(properties: &BasicProperties) -> Option<Reply> {
     Some(Reply { to: to.to_owned(), correlation })
 }
 
-fn labels(properties: &BasicProperties) -> Labels {
+/// What the properties and headers say of the job.
+///
+/// # Errors
+/// What is wrong with a header, without its value: that may be anything.
+fn labels(properties: &BasicProperties) -> Result<Labels, String> {
     let text = |value: &Option<ShortString>| {
         value.as_ref().map(ShortString::as_str).filter(|text| !text.is_empty()).map(str::to_owned)
     };
@@ -179,20 +186,24 @@ fn labels(properties: &BasicProperties) -> Labels {
         Some(format!("{to}\n{correlation}"))
     });
     let headers = properties.headers().as_ref().map(FieldTable::inner);
-    let header = |name: &str| headers.and_then(|headers| headers.get(name)).and_then(as_text);
-    Labels {
-        key,
-        model: header("model"),
-        priority: header("priority").and_then(|text| text.parse().ok()).or(*properties.priority()),
-        not_before: header("not_before"),
-    }
+    let header = |name: &str| match headers.and_then(|headers| headers.get(name)) {
+        None | Some(AMQPValue::Void) => Ok(None),
+        Some(value) => {
+            as_text(value).map(Some).ok_or_else(|| format!("the header {name} is neither text nor a whole number"))
+        }
+    };
+    let priority = match header("priority")? {
+        Some(text) => Some(text.parse().map_err(|_| "the header priority is no number from 0 to 9")?),
+        None => *properties.priority(),
+    };
+    Ok(Labels { key, model: header("model")?, priority, not_before: header("not_before")? })
 }
 
 /// The text in a header; a number as its digits.
 #[expect(clippy::wildcard_enum_match_arm, reason = "nothing else is text or a whole number")]
 fn as_text(value: &AMQPValue) -> Option<String> {
     Some(match value {
-        AMQPValue::LongString(text) => text.to_string(),
+        AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok()?.to_owned(),
         AMQPValue::ShortString(text) => text.to_string(),
         AMQPValue::ShortShortInt(n) => n.to_string(),
         AMQPValue::ShortShortUInt(n) => n.to_string(),
@@ -220,4 +231,75 @@ pub(super) fn result(id: JobId, correlation: Option<&str>) -> BasicProperties {
 /// What came as a short string goes as one; nothing longer reaches this.
 fn short(text: &str) -> ShortString {
     ShortString::try_new(text).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(headers: &[(&str, AMQPValue)]) -> BasicProperties {
+        let mut table = FieldTable::default();
+        for (name, value) in headers {
+            table.insert((*name).into(), value.clone());
+        }
+        BasicProperties::default().with_headers(table)
+    }
+
+    fn long(text: &str) -> AMQPValue {
+        AMQPValue::LongString(text.into())
+    }
+
+    #[test]
+    fn headers_say_what_the_line_does_not() {
+        let said = labels(&with(&[
+            ("model", long("m")),
+            ("priority", long("7")),
+            ("not_before", long("90s")),
+            ("x-trace", AMQPValue::Boolean(true)),
+        ]));
+        let said = said.unwrap();
+        assert_eq!(
+            (said.model.as_deref(), said.priority, said.not_before.as_deref()),
+            (Some("m"), Some(7), Some("90s"))
+        );
+        for number in [AMQPValue::ShortShortUInt(3), AMQPValue::LongInt(3), AMQPValue::LongLongInt(3)] {
+            assert_eq!(labels(&with(&[("priority", number)])).unwrap().priority, Some(3));
+        }
+        let property = with(&[("priority", AMQPValue::Void)]).with_priority(8);
+        assert_eq!(labels(&property).unwrap().priority, Some(8), "a header without a value says nothing");
+        assert_eq!(labels(&with(&[("priority", long("2"))]).with_priority(8)).unwrap().priority, Some(2));
+    }
+
+    #[test]
+    fn a_header_of_ours_that_says_nothing_sensible_is_refused_and_not_passed_over() {
+        let strange = [AMQPValue::Boolean(true), AMQPValue::Double(7.5), AMQPValue::Timestamp(7), long("high")];
+        for value in strange.into_iter().chain([long(""), long("-1"), long("7.0"), AMQPValue::LongInt(700)]) {
+            let why = labels(&with(&[("priority", value.clone())])).unwrap_err();
+            assert!(why.contains("priority") && !why.contains("high"), "{value:?}: {why}");
+        }
+        let broken = AMQPValue::LongString(vec![b'm', 0xff].into());
+        for (name, value) in
+            [("model", AMQPValue::Boolean(true)), ("model", broken), ("not_before", AMQPValue::Timestamp(7))]
+        {
+            assert!(labels(&with(&[(name, value)])).unwrap_err().contains(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_id_is_the_messages_or_that_of_the_request_it_answers_to() {
+        let key = |properties: BasicProperties| labels(&properties).unwrap().key;
+        let (none, to) = (BasicProperties::default(), BasicProperties::default().with_reply_to("back".into()));
+        assert_eq!((key(none.clone()), key(to.clone())), (None, None));
+        let both = to.with_correlation_id("7".into());
+        assert_eq!(key(both.clone()).as_deref(), Some("back\n7"));
+        assert_eq!(key(both.with_message_id("one".into())).as_deref(), Some("one"));
+        assert_eq!(key(none.with_message_id("".into())), None);
+    }
+
+    #[test]
+    fn nobody_is_answered_in_a_queue_of_ours() {
+        let to = |name: &str| reply(&BasicProperties::default().with_reply_to(name.into()));
+        assert_eq!(to("amq.gen-x"), Some(Reply { to: "amq.gen-x".to_owned(), correlation: None }));
+        assert_eq!((to(""), to("pq1.q.default._.high"), to("pq2.anything")), (None, None, None));
+    }
 }

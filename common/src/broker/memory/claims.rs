@@ -9,7 +9,7 @@ use super::super::backend::{
     Backend, Beat, Cancel, CancelCounts, Claim, Envelope, Head, LeaseId, QueueView, Redriven, Retention, Settled,
     Swept, Verdict, WorkerId,
 };
-use super::book::{Book, Entry, Place, Side, cancelled_by_user, deadline_passed, purged};
+use super::book::{Book, Entry, Place, Side, Why, cancelled_by_user, deadline_passed, purged};
 use super::lease::{beat, settle, standing};
 use super::{Memory, cancel_one, check_size};
 use crate::error::Result;
@@ -32,6 +32,8 @@ pub(super) struct Away {
     spared: bool,
     /// Its end has been announced.
     pub(super) announced: bool,
+    /// When its message comes and why not before, as was known when it ended.
+    pub(super) later: Option<(Timestamp, Why)>,
 }
 
 /// What messages meet of which no job is known yet.
@@ -191,6 +193,14 @@ impl Memory {
 }
 
 impl Entry {
+    /// When its message comes, as far as is known, and why not before.
+    pub(super) fn later(&self) -> Option<(Timestamp, Why)> {
+        match &self.place {
+            Place::Away { wait: Some((due, why, _)) } => Some((*due, *why)),
+            _ => self.away.as_ref()?.later,
+        }
+    }
+
     /// Ended while its message waited: that message still has the payload.
     fn lacks_payload(&self) -> bool {
         let unrun = self.record.as_ref().is_some_and(|(_, record)| record.lease == LeaseId::NONE);
@@ -346,11 +356,16 @@ impl Book {
         if let Some(away) = &mut entry.away {
             (away.spared, away.since) = (true, now);
         }
+        let later = entry.later().filter(|(due, _)| *due > now);
         let (epoch, old) = (entry.head.epoch, entry.record.take());
         if let Some((cursor, _)) = old {
             self.log.remove(&cursor);
         }
-        self.make_ready(id, Side::Back, now);
+        match later {
+            // It comes when it would have come.
+            Some((due, why)) => self.put(id, Place::Delayed { due, why, hold: None }),
+            None => self.make_ready(id, Side::Back, now),
+        }
         Raised::Restored { epoch }
     }
 

@@ -60,7 +60,7 @@ fn publish(tx: &Tx<'_>, id: JobId) -> Result<Raised, Fault> {
     Ok(payload.map_or(Raised::Gone, |payload| Raised::Publish(Box::new(Envelope { head, payload }))))
 }
 
-/// Takes back an end that its message has not met. What was consumed goes into the next record of the same epoch.
+/// Takes back an end that its message has not met, which comes when it would have come. What was consumed goes into the next record of the same epoch.
 fn restore(tx: &mut Tx<'_>, job: &JobRow) -> Result<Raised, Fault> {
     let Some(place) = Place::by_seq(tx, job.seq)? else { return Ok(Raised::Unknown) };
     let old = stored_record(tx, &place)?;
@@ -69,7 +69,7 @@ fn restore(tx: &mut Tx<'_>, job: &JobRow) -> Result<Raised, Fault> {
     }
     let history = codec::encode_history(old.as_ref().map_or(&job.head.history, |old| &old.history))?;
     tx.sql(
-        "UPDATE job SET state = -1, deadline = ?2, ready_at = ?3, since = ?3, history = ?4, record = NULL, code = NULL,
+        "UPDATE job SET state = -1, deadline = ?2, ready_at = max(ready_at, ?3), since = ?3, history = ?4, record = NULL, code = NULL,
          class = NULL, away = (away & ?5) | ?6 WHERE seq = ?1",
     )?
     .execute(params![

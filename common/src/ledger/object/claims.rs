@@ -129,6 +129,11 @@ impl Claims for ObjectLedger {
         Ok(QueueView { queue: queue.clone(), paused, depth })
     }
 
+    /// Who runs what is not known here.
+    fn keeps_copies_apart(&self) -> bool {
+        false
+    }
+
     /// One read, and none while what was read is young.
     async fn paused(&self, queue: &Queue) -> Result<Option<String>> {
         let paused = self.flags.get(keys::queue(queue, "pause"), self.ages.flags).await?;

@@ -240,6 +240,15 @@ pub(crate) async fn a_redrive_of_a_job_whose_message_still_waits_takes_its_end_b
     by.run(&copy).await.end(End::Succeeded).await;
     let found = view(&f.broker, &batch("b")).await;
     assert_eq!((found.counts.succeeded, found.usage.input_tokens), (1, 2 * 7));
+    // One that is delayed comes when it would have come, and says so.
+    let due = Timestamp::now() + Duration::from_secs(3_600);
+    let later = by.register(&Job { not_before: Some(due), ..job_of(&batch("b")) }).await;
+    for _ in 0..2 {
+        by.claims.cancel(&[later.head.id], &[]).await.unwrap();
+        assert_eq!(by.raise(&later).await, Raised::Restored { epoch: 0 });
+        let seen = see(&f.broker, later.head.id).await;
+        assert_eq!((seen.state, seen.due), (State::Scheduled, Some(due)));
+    }
     recount(&f.broker, &batch("b")).await;
 }
 

@@ -1,6 +1,7 @@
 //! Messages in hand, against a server that is played and a ledger in memory: who waits for what, what goes back to the
 //! server, and what is seen through.
 
+use std::collections::HashSet;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -148,7 +149,9 @@ async fn what_was_taken_is_known_though_another_was_refused() {
         stage.publishing.published().await;
         stage.publishing.nack(taken.channel, 2).await;
     };
-    let (put, ()) = tokio::join!(enqueue::enqueue(&stage.desk.post, both.to_vec()), refusing);
+    let nowhere = HashSet::new();
+    let putting = enqueue::enqueue(&stage.desk.post, both.to_vec(), (false, &nowhere));
+    let (put, ()) = tokio::join!(putting, refusing);
     assert_eq!(put.unwrap_err().kind(), Kind::Unavailable);
     let known = stage.ledger.register(&[&both[0].head, &both[1].head]).await.unwrap();
     assert_eq!(known, [Registered::Known(State::Queued), Registered::Again]);

@@ -152,6 +152,7 @@ function act.raise(at)
     if not j.payload and ENDED[st.s] and not st.unrun then return { 'G', '' } end
     -- What was consumed goes into the next record of the same epoch.
     if not j.payload and st.unrun then spend(j, st.use, -1) end
+    local later, later_why = not j.payload and (st.later or st.due), st.later_why or st.why
     leave(id, j, st)
     if not j.away then
       -- A job of our own waits there from now on.
@@ -160,7 +161,8 @@ function act.raise(at)
     end
     -- Its allowance begins again, or one that expired would expire at once.
     st.deadline = math.max(deadline, NOW + deadline - (j.at - j.age))
-    make_away(id, j, st)
+    -- Its message comes when it would have come.
+    if later and later > NOW then make_away(id, j, st, later, later_why) else make_away(id, j, st) end
     call('ZADD', P .. ':overdue', 'LT', int(st.deadline), chunk_of(j.seq))
     if not j.payload then
       st.spared = true

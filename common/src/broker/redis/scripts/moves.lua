@@ -21,7 +21,7 @@ local function leave(id, j, st)
   end
   st.due, st.why, st.hold, st.lease, st.worker, st.leased, st.cancel, st.batch = nil, nil, nil, nil, nil, nil, nil, nil
   st.cursor, st.bcursor, st.ended, st.size, st.code, st.by, st.unrun, st.dropped = nil, nil, nil, nil, nil, nil, nil, nil
-  st.announced = nil
+  st.announced, st.later, st.later_why = nil, nil, nil
 end
 
 -- A job whose message waits at another broker is in no lane and in no set.
@@ -145,7 +145,10 @@ local UNRUN = {
 -- Ends a job that no worker ends. Its announcement holds what a script knows: the members that name it and say why.
 local function finish_unrun(id, j, st, why)
   local letter, code, detail, state_name = unpack(UNRUN[why])
+  local later, later_why = j.away and st.due, st.why
   finish(id, j, st, { s = letter, ended = NOW, use = st.use, code = code, unrun = why })
+  -- When its message comes, should the end be taken back.
+  if later and later > NOW then st.later, st.later_why = later, later_why end
   -- Whoever carries its message tells of it.
   if j.away then return end
   local hex = string.gsub(id, '.', function(byte) return string.format('%02x', string.byte(byte)) end)
