@@ -333,3 +333,53 @@ async fn objects(store: &Store) -> ObjectLedger {
 pub fn terms(queues: &[(Queue, u32)], lease: Duration) -> Terms {
     Terms { worker: WorkerId::random("test"), queues: queues.to_vec(), lease }
 }
+
+#[cfg(test)]
+mod tests {
+    use promptq_common::record::End;
+
+    use super::*;
+    use crate::fixture::{batch, job_of, retry};
+    use crate::steps::{end, put};
+
+    #[tokio::test]
+    async fn whatever_is_damaged_is_seen() {
+        let server = RedisServer::start(Options::cheap());
+        let broker = Broker::connect(&Access::new(&server.url()).unwrap()).await.unwrap();
+        put(&broker, &(0..6).map(|_| job_of(&batch("b"))).collect::<Vec<_>>()).await;
+        let mut worker = Worker::on(&broker, terms(&[(Queue::standard(), 1)], LONG)).await;
+        let mut taken = worker.take(4).await;
+        end(taken.pop().unwrap(), End::Succeeded).await;
+        end(taken.pop().unwrap(), End::Dead).await;
+        let late = taken.pop().unwrap();
+        late.lease.settle(retry(&late.head, Duration::from_secs(600))).await.unwrap();
+        assert_eq!(server.faults(), [""; 0]);
+        let mut seen = Vec::new();
+        for damage in [
+            "HINCRBY :c dead 1",
+            "HINCRBY :c bytes 1",
+            "HINCRBY :b:b queued 1",
+            "HINCRBY :alive 0 1",
+            "HINCRBY :lanes 1:mock 1",
+            "RPUSH :r:9:none x",
+            "ZADD :lease 1 nobody",
+            "ZADD :h:limit:k 1 nobody",
+            "DEL :r:1:mock",
+            "DEL :delayed",
+            "DEL :lease",
+            "DEL :dead",
+            "DEL :overdue",
+            "DEL :body",
+            "DEL :log:0",
+            "DEL :bl:b:0",
+            "DEL :o:0",
+            "DEL :b:b",
+        ] {
+            let damage = damage.replacen(' ', " {pq:default}", 1);
+            server.must(&damage.split(' ').collect::<Vec<_>>());
+            let faults = server.faults();
+            assert_ne!(faults, seen, "{damage}");
+            seen = faults;
+        }
+    }
+}

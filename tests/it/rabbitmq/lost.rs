@@ -79,7 +79,7 @@ async fn a_redriven_job_whose_message_is_gone_is_published_from_the_ledger() {
     assert_eq!(broker.redrive(&[id]).await.unwrap(), [Redriven::Waiting]);
     assert_eq!(runs(&carrier).await, [id]);
     // Where nothing tells copies apart, there is to be no second one.
-    let (carrier, broker) = place(Carrier::with_store(QueueType::Quorum)).await;
+    let (carrier, broker) = place(Carrier::with_folder(QueueType::Quorum)).await;
     let id = put_one(&broker, job()).await;
     dies(&carrier).await;
     for _ in 0..2 {

@@ -355,18 +355,6 @@ impl Desk {
     }
 }
 
-/// A message that is being opened; whatever becomes of that, its job is not for ever.
-struct Entered<'a>(&'a Desk, JobId);
-
-impl Drop for Entered<'_> {
-    fn drop(&mut self) {
-        let mut hands = self.0.hands();
-        if matches!(hands.get(&self.1), Some(Hand::Opening)) {
-            hands.remove(&self.1);
-        }
-    }
-}
-
 /// What `work` comes to; `None` if it breaks, so that its caller still answers for the message.
 async fn caught<T>(job: JobId, work: impl Future<Output = T>) -> Option<T> {
     let done = AssertUnwindSafe(work).catch_unwind().await;

@@ -12,8 +12,8 @@ use crate::broker::{
 use crate::error::Result;
 use crate::job::{BatchName, Fingerprint, JobId, Queue};
 use crate::ledger::{
-    Asked, BatchView, Claims, Cursor, DeadGroup, JobFilter, JobView, Known, Ledger, Opened, Page, Raised, Registered,
-    Results, Scope, WorkerReport,
+    Asked, BatchView, Claims, Cursor, DeadGroup, JobFilter, JobView, Known, Ledger, LedgerId, Opened, Page, Raised,
+    Registered, Results, Scope, WorkerReport,
 };
 use crate::record::Record;
 use crate::time::Timestamp;
@@ -45,6 +45,10 @@ impl Trapped {
 
 #[async_trait]
 impl Claims for Trapped {
+    async fn identity(&self) -> Result<LedgerId> {
+        self.inner.identity().await
+    }
+
     async fn register(&self, jobs: &[&Head]) -> Result<Vec<Registered>> {
         self.inner.register(jobs).await
     }
