@@ -259,7 +259,7 @@ impl<'a> Drive<'a> {
             }),
             Err(error) if error.kind() == Kind::Denied => tracing::debug!(%error, "the run's queue stays"),
             Err(error) => {
-                self.cx.printer.say(&format!("the queue {} is left at the broker: {error}; {again}", self.queue))
+                self.cx.printer.say(&format!("the queue {} is left at the broker: {error}; {again}", self.queue));
             }
         }
     }

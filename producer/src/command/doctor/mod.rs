@@ -151,7 +151,7 @@ async fn broker(cx: &Context) -> (Finding, bool) {
     let access = cx.config.access(None);
     match place::of_server(CHECK, &access).await {
         Some(found) => (found, false),
-        None => (tried(CHECK, &access, async { cx.broker().await.map(drop) }).await, true),
+        None => (tried(CHECK, &access, Box::pin(async { cx.broker().await.map(drop) })).await, true),
     }
 }
 
@@ -160,7 +160,7 @@ async fn tried(check: &'static str, access: &Access, connecting: impl Future<Out
     let (url, begun) = (&access.url, Instant::now());
     let probe = async {
         connecting.await?;
-        Ok::<_, Problem>(broker::lacking(access).await?)
+        Ok::<_, Problem>(Box::pin(broker::lacking(access)).await?)
     };
     match tokio::time::timeout(PATIENCE, probe).await {
         Ok(Ok(lacking)) if lacking.is_empty() => {

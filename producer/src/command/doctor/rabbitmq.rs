@@ -64,7 +64,10 @@ async fn ledger(cx: &Context, store: &(Finding, bool)) -> (Finding, bool) {
     let (found, is_there) = match &access.beside {
         Beside::Ledger(ledger) => match place::of_server(CHECK, ledger).await {
             Some(found) => (found, false),
-            None => (tried(CHECK, ledger, async { Ok(broker::ledger(&access).await.map(drop)?) }).await, true),
+            None => {
+                let connecting = Box::pin(async { Ok(broker::ledger(&access).await.map(drop)?) });
+                (tried(CHECK, ledger, connecting).await, true)
+            }
         },
         // Which was tried, and is not to be filled by a look.
         Beside::Store(_) | Beside::Nothing => (Finding { check: CHECK, ..store.0.clone() }, store.1),
