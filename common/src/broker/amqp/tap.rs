@@ -287,12 +287,10 @@ impl Pipes<'_> {
                         missing.push(Arc::clone(queue));
                         continue;
                     }
+                    // With the connection gone, every other look would wait for the next one.
+                    Err(_) if !self.channel.status().connected() => return Ok((missing, true)),
                     Err(_) => {
                         unseen = true;
-                        // With the connection gone, every other look would wait for the next one.
-                        if !self.channel.status().connected() {
-                            break;
-                        }
                         continue;
                     }
                 }

@@ -47,7 +47,7 @@ async fn a_connection_that_owes_an_answer_is_given_up_for_another() {
     let opening = timeout(SOON, link.channel()).await.expect("it waits for ever");
     assert_eq!(opening.unwrap_err().kind(), Kind::TimedOut);
     let gone = async { while consuming.read().await.is_some() {} };
-    let (_, mut again) = tokio::join!(gone, peer.session());
+    let ((), mut again) = tokio::join!(gone, peer.session());
     // The same where a channel hangs and the others do not.
     let looking = async {
         let looked = timeout(SOON, topology::ready(&link, "pq1.q.a")).await.expect("it waits for ever");
@@ -55,7 +55,7 @@ async fn a_connection_that_owes_an_answer_is_given_up_for_another() {
     };
     tokio::join!(looking, again.channel());
     let gone = async { while again.read().await.is_some() {} };
-    let (_, mut last) = tokio::join!(gone, peer.session());
+    let ((), mut last) = tokio::join!(gone, peer.session());
     let (channel, _) = tokio::join!(link.channel(), last.channel());
     assert!(channel.unwrap().status().connected());
 }
@@ -71,7 +71,7 @@ async fn a_consumer_that_is_not_answered_for_is_asked_for_anew() {
     tap.set([(Arc::from("pq1.q.a"), 3)].into_iter().collect());
     until_wanted(&mut consuming).await;
     let gone = async { while consuming.read().await.is_some() {} };
-    let (_, mut again) = timeout(SOON, async { tokio::join!(gone, peer.session()) }).await.expect("it waits for ever");
+    let ((), mut again) = timeout(SOON, async { tokio::join!(gone, peer.session()) }).await.expect("it waits for ever");
     assert_eq!(tap.check().unwrap_err().kind(), Kind::TimedOut);
     let channel = until_wanted(&mut again).await;
     again.say(channel, AMQPClass::Basic(basic::AMQPMethod::QosOk(basic::QosOk {}))).await;
