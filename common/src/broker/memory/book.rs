@@ -301,12 +301,11 @@ impl Book {
 
     /// Ends a job that no lease ends.
     pub(super) fn end_unrun(&mut self, id: JobId, end: End, cause: Cause, now: Timestamp) {
-        let Some(entry) = self.jobs.get_mut(&id) else { return };
-        let (record, later) = (Record::unrun(&entry.head, end, Some(cause), now), entry.later());
-        if let Some(away) = &mut entry.away {
-            away.later = later;
+        if let Some(entry) = self.jobs.get_mut(&id) {
+            entry.note_later();
+            let record = Record::unrun(&entry.head, end, Some(cause), now);
+            self.end(id, record);
         }
-        self.end(id, record);
     }
 
     /// Puts an ended job back in line under the next epoch.

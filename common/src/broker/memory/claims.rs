@@ -193,8 +193,16 @@ impl Memory {
 }
 
 impl Entry {
+    /// Keeps when its message comes, for the case that its end is taken back.
+    pub(super) fn note_later(&mut self) {
+        let later = self.later();
+        if let Some(away) = &mut self.away {
+            away.later = later;
+        }
+    }
+
     /// When its message comes, as far as is known, and why not before.
-    pub(super) fn later(&self) -> Option<(Timestamp, Why)> {
+    fn later(&self) -> Option<(Timestamp, Why)> {
         match &self.place {
             Place::Away { wait: Some((due, why, _)) } => Some((*due, *why)),
             _ => self.away.as_ref()?.later,
