@@ -183,7 +183,7 @@ impl Desk {
         let desk = Arc::clone(self);
         self.aside(async move {
             let id = item.parcel.envelope.head.id;
-            match caught(id, desk.post.conclude(&item.parcel, &opened)).await {
+            match caught(id, Box::pin(desk.post.conclude(&item.parcel, &opened))).await {
                 Some(Ok(())) => return item.slip.ack().await,
                 Some(Err(error)) => tracing::warn!(%error, job = %id, "an ended job is not announced yet"),
                 None => {}

@@ -204,7 +204,7 @@ impl Outbox {
         {
             let mut sending = pin!(fly(channel, &window, &fates));
             let mut deadline = Instant::now() + self.confirm;
-            let last = Instant::now() + self.confirm * ALARMS;
+            let limit = Instant::now() + self.confirm * ALARMS;
             loop {
                 let news = tokio::select! {
                     biased;
@@ -219,7 +219,7 @@ impl Outbox {
                     break;
                 }
                 let now = Instant::now();
-                deadline = if self.is_blocked { deadline.min(now + GRACE) } else { last.min(now + self.confirm) };
+                deadline = if self.is_blocked { deadline.min(now + GRACE) } else { limit.min(now + self.confirm) };
             }
         }
         let fates: Vec<Fate> = fates.into_iter().map(|fate| fate.into_inner().unwrap_or(Fate::Silent)).collect();
