@@ -1,5 +1,5 @@
 //! RabbitMQ as a broker for one case: a virtual host of its own on the server that tests share, and a ledger of its own
-//! beside it. What a case may do to it is `backends.rs`'s affair.
+//! beside it. What a case may do to it is `backends/mod.rs`'s affair.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -110,10 +110,13 @@ fn make_folders(folder: &FilePath) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(folder) {
         Ok(()) => sync(parent.unwrap_or(FilePath::new("."))),
         // Another process was faster; if it has removed the folder again by now, that is `NotFound`.
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match std::fs::metadata(folder)?.is_dir() {
-            true => Ok(()),
-            false => Err(io::ErrorKind::NotADirectory.into()),
-        },
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            if std::fs::metadata(folder)?.is_dir() {
+                Ok(())
+            } else {
+                Err(io::ErrorKind::NotADirectory.into())
+            }
+        }
         Err(error) => Err(error),
     }
 }

@@ -1,5 +1,5 @@
 //! Every case of the conformance suite on every backend, each a test of its own. A backend more is one line below and
-//! a constructor in `src/backends.rs`.
+//! a constructor in `src/backends/mod.rs`.
 
 mod admin;
 mod cancel;

@@ -16,7 +16,7 @@ use tokio::task::{JoinError, JoinSet};
 use super::held::Held;
 use super::hold::AmqpHold;
 use super::post::Post;
-use super::slip::Slip;
+use super::receipt::Receipt;
 use super::wire::{Parcel, Read};
 use crate::broker::backend::{Claim, LeaseId, RawDelivery, Terms, WorkerId};
 use crate::error::{Error, Result};
@@ -58,7 +58,7 @@ pub(super) struct Item {
     pub(super) lease: LeaseId,
     /// Whether it came from this worker's hold queue.
     pub(super) held: bool,
-    pub(super) slip: Slip,
+    pub(super) receipt: Receipt,
 }
 
 #[derive(Debug)]
@@ -97,19 +97,19 @@ impl Drop for Entered<'_> {
 }
 
 impl Item {
-    pub(super) fn new(read: Read, slip: Slip, redelivered: bool, held: bool) -> Self {
+    pub(super) fn new(read: Read, receipt: Receipt, redelivered: bool, held: bool) -> Self {
         let Read { mut parcel, dead } = read;
         parcel.again |= redelivered;
-        Self { parcel, dead, lease: LeaseId::random(), held, slip }
+        Self { parcel, dead, lease: LeaseId::random(), held, receipt }
     }
 
     /// Has it wait elsewhere. One that is dead as it came would come back alive from there: it goes back as it is.
     pub(super) async fn put_off(self, post: &Post, wait: Duration) {
         if self.dead.is_none() {
-            return post.park(self.parcel, self.slip, wait).await;
+            return post.park(self.parcel, self.receipt, wait).await;
         }
         tokio::time::sleep(wait.min(REST)).await;
-        self.slip.give_back().await;
+        self.receipt.give_back().await;
     }
 }
 
@@ -134,7 +134,9 @@ impl Desk {
         let copy = &item.parcel.envelope.head;
         // Under the lock: whoever lets go of the job at this moment finds the message that stands for it.
         let old = match self.hands().get(&copy.id) {
-            Some(Hand::Held(held)) if held.is_same(copy) && (item.held || held.is_orphan()) => held.replace(item.slip),
+            Some(Hand::Held(held)) if held.is_same(copy) && (item.held || held.is_orphan()) => {
+                held.replace(item.receipt)
+            }
             Some(Hand::Held(_) | Hand::Opening) | None => return Some(item),
         };
         if let Some(old) = old {
@@ -152,7 +154,7 @@ impl Desk {
             Some(Ok(opened)) => Box::pin(self.answer(item, opened)).await,
             Some(Err(error)) => Opening::Failed(Box::new(item), error),
             None => {
-                self.aside(rest(item.slip)).await;
+                self.aside(rest(item.receipt)).await;
                 Opening::Gone
             }
         }
@@ -184,11 +186,11 @@ impl Desk {
         self.aside(async move {
             let id = item.parcel.envelope.head.id;
             match caught(id, Box::pin(desk.post.conclude(&item.parcel, &opened))).await {
-                Some(Ok(())) => return item.slip.ack().await,
+                Some(Ok(())) => return item.receipt.ack().await,
                 Some(Err(error)) => tracing::warn!(%error, job = %id, "an ended job is not announced yet"),
                 None => {}
             }
-            rest(item.slip).await;
+            rest(item.receipt).await;
         })
         .await;
     }
@@ -251,9 +253,9 @@ impl Desk {
 
     /// Takes a claimed job in hand.
     async fn grant(self: &Arc<Self>, item: Item, claim: Claim) -> Opening {
-        let Item { parcel, dead, lease, slip, .. } = item;
+        let Item { parcel, dead, lease, receipt, .. } = item;
         let (head, payload) = (parcel.envelope.head.clone(), parcel.envelope.payload.clone());
-        let job = Arc::new(Held::new(parcel, lease, slip, self.lease));
+        let job = Arc::new(Held::new(parcel, lease, receipt, self.lease));
         self.hands().insert(head.id, Hand::Held(Arc::clone(&job)));
         let hold = Box::new(AmqpHold { desk: Arc::clone(self), held: job, claim, copied: OnceLock::new() });
         if let Some(mut record) = dead {
@@ -271,7 +273,7 @@ impl Desk {
     }
 
     /// Takes a job out of hand, with what answers for its message if that is still there to be answered for.
-    pub(super) fn let_go(&self, held: &Arc<Held>) -> Option<Slip> {
+    pub(super) fn let_go(&self, held: &Arc<Held>) -> Option<Receipt> {
         let mut hands = self.hands();
         if matches!(hands.get(&held.id()), Some(Hand::Held(here)) if Arc::ptr_eq(here, held)) {
             hands.remove(&held.id());
@@ -308,9 +310,9 @@ impl Desk {
     pub(super) async fn expire(&self) {
         for held in self.held(Held::is_over) {
             if held.is_over()
-                && let Some(slip) = self.let_go(&held)
+                && let Some(receipt) = self.let_go(&held)
             {
-                slip.give_back().await;
+                receipt.give_back().await;
             }
         }
     }
@@ -365,9 +367,9 @@ async fn caught<T>(job: JobId, work: impl Future<Output = T>) -> Option<T> {
 }
 
 /// Gives a message back after a moment: it would be here again at once.
-async fn rest(slip: Slip) {
+async fn rest(receipt: Receipt) {
     tokio::time::sleep(REST).await;
-    slip.give_back().await;
+    receipt.give_back().await;
 }
 
 fn reap(tasks: &mut JoinSet<()>) {

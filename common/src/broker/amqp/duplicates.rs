@@ -42,7 +42,7 @@ impl Duplicates {
     /// Keeps a copy. Gives it back where there is one of that job.
     pub(super) fn keep(&mut self, item: Item) -> Option<Item> {
         match self.0.entry(item.parcel.envelope.head.id) {
-            Entry::Occupied(mut place) if !place.get().item.slip.is_usable() => {
+            Entry::Occupied(mut place) if !place.get().item.receipt.is_usable() => {
                 place.insert(Duplicate { item, alone: None });
                 None
             }
@@ -60,14 +60,14 @@ impl Duplicates {
         let (now, oldest) = (Instant::now(), (patience / 2).min(LATEST));
         let mut due = Due::default();
         for (id, Duplicate { item, alone }) in std::mem::take(&mut self.0) {
-            if !item.slip.is_usable() {
+            if !item.receipt.is_usable() {
                 continue;
             }
             let Some(item) = desk.attach(item) else { continue };
             let alone = if desk.has(id) { None } else { alone.or(Some(now)) };
             if alone.is_some_and(|since| now - since >= ENDING) {
                 due.alone.push(item);
-            } else if item.slip.age() >= oldest {
+            } else if item.receipt.age() >= oldest {
                 due.old.push(item);
             } else {
                 self.0.insert(id, Duplicate { item, alone });

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::slip::Slip;
+use super::receipt::Receipt;
 use super::wire::Parcel;
 use crate::broker::backend::{Head, LeaseId};
 use crate::job::JobId;
@@ -23,7 +23,7 @@ pub(super) struct Held {
 #[derive(Debug)]
 struct HeldState {
     /// `None` once it was answered for.
-    slip: Option<Slip>,
+    receipt: Option<Receipt>,
     /// When the claim runs out unless it is beaten.
     until: Instant,
     /// How many calls are under way that settle it.
@@ -38,9 +38,9 @@ pub(super) struct Settling<'a>(&'a Held, Duration);
 
 impl Held {
     /// A job that was claimed just now for `length`, and its message.
-    pub(super) fn new(parcel: Parcel, lease: LeaseId, slip: Slip, length: Duration) -> Self {
+    pub(super) fn new(parcel: Parcel, lease: LeaseId, receipt: Receipt, length: Duration) -> Self {
         let now = Instant::now();
-        let state = HeldState { slip: Some(slip), until: now + length, settling: 0, swapping: None };
+        let state = HeldState { receipt: Some(receipt), until: now + length, settling: 0, swapping: None };
         Self { parcel, lease, since: now, state: Mutex::new(state) }
     }
 
@@ -74,7 +74,7 @@ impl Held {
 
     /// Whether its message has been given to somebody else, or will be.
     pub(super) fn is_orphan(&self) -> bool {
-        !self.state().slip.as_ref().is_some_and(Slip::is_usable)
+        !self.state().receipt.as_ref().is_some_and(Receipt::is_usable)
     }
 
     /// Whether its message has been in hand for longer than `age` or was taken back, and no copy is on its way since
@@ -82,7 +82,7 @@ impl Held {
     pub(super) fn is_old(&self, age: Duration) -> bool {
         let state = self.state();
         let swapping = state.swapping.is_some_and(|since| since.elapsed() < age / 2);
-        !swapping && state.slip.as_ref().is_some_and(|slip| slip.age() >= age || slip.is_taken_back())
+        !swapping && state.receipt.as_ref().is_some_and(|receipt| receipt.age() >= age || receipt.is_taken_back())
     }
 
     /// A copy of its message is on its way to this worker.
@@ -96,21 +96,21 @@ impl Held {
     }
 
     /// Another copy of the message stands for it from now on; the old one is to be acknowledged.
-    pub(super) fn replace(&self, slip: Slip) -> Option<Slip> {
+    pub(super) fn replace(&self, receipt: Receipt) -> Option<Receipt> {
         let mut state = self.state();
         state.swapping = None;
-        state.slip.replace(slip)
+        state.receipt.replace(receipt)
     }
 
     /// Takes what answers for its message, if that is still there to be answered for.
-    pub(super) fn take(&self) -> Option<Slip> {
-        self.state().slip.take()
+    pub(super) fn take(&self) -> Option<Receipt> {
+        self.state().receipt.take()
     }
 
     /// Its message is with the server again, which does not count it among those that wait for an answer from here.
     pub(super) fn discount(&self) {
-        if let Some(slip) = self.state().slip.as_mut() {
-            slip.discount();
+        if let Some(receipt) = self.state().receipt.as_mut() {
+            receipt.discount();
         }
     }
 

@@ -10,7 +10,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::desk::Desk;
 use super::held::Held;
-use super::slip::Slip;
+use super::receipt::Receipt;
 use super::wire::Parcel;
 use crate::broker::backend::{Beat, Claim, Head, Hold, Settled, Verdict};
 use crate::error::{Kind, Result};
@@ -88,12 +88,12 @@ impl AmqpHold {
         crate::crash_point!("amqp.end.after_ledger");
         // The record is durable whatever becomes of the rest; a worker whose results nobody takes goes no further.
         let room = if room.is_some() { room } else { self.desk.room().await };
-        let slip = self.desk.let_go(&self.held);
+        let receipt = self.desk.let_go(&self.held);
         let (desk, held, record) = (Arc::clone(&self.desk), Arc::clone(&self.held), record.clone());
         let rest = async move {
             match settled {
-                Settled::Applied | Settled::Kept => finish(&desk, &held.parcel, &record, slip).await,
-                Settled::Stale => give_back(slip).await,
+                Settled::Applied | Settled::Kept => finish(&desk, &held.parcel, &record, receipt).await,
+                Settled::Stale => give_back(receipt).await,
             }
             drop(room);
         };
@@ -122,8 +122,8 @@ impl AmqpHold {
         crate::crash_point!("amqp.retry.after_publish");
         let settled = self.desk.post.claims.settle(self.head(), self.held.lease, verdict, None).await?;
         crate::crash_point!("amqp.retry.after_ledger");
-        if let Some(slip) = self.desk.let_go(&self.held) {
-            slip.ack().await;
+        if let Some(receipt) = self.desk.let_go(&self.held) {
+            receipt.ack().await;
         }
         Ok(settled)
     }
@@ -132,11 +132,11 @@ impl AmqpHold {
     async fn release(&self, verdict: &Verdict, after: Duration) -> Result<Settled> {
         let settled = self.desk.post.claims.settle(self.head(), self.held.lease, verdict, None).await?;
         crate::crash_point!("amqp.release.after_ledger");
-        let slip = self.desk.let_go(&self.held);
+        let receipt = self.desk.let_go(&self.held);
         if after.is_zero() || settled != Settled::Applied {
-            give_back(slip).await;
-        } else if let Some(slip) = slip {
-            self.desk.post.park(self.held.parcel.clone(), slip, after).await;
+            give_back(receipt).await;
+        } else if let Some(receipt) = receipt {
+            self.desk.post.park(self.held.parcel.clone(), receipt, after).await;
             crate::crash_point!("amqp.release.after_publish");
         }
         Ok(settled)
@@ -177,10 +177,10 @@ impl AmqpHold {
 }
 
 /// Announces a result until that is done or its message has gone to somebody else, who will do it.
-async fn finish(desk: &Desk, parcel: &Parcel, record: &Record, slip: Option<Slip>) {
+async fn finish(desk: &Desk, parcel: &Parcel, record: &Record, receipt: Option<Receipt>) {
     let mut pause = PAUSES.0;
     while let Err(error) = desk.post.announce(record).await {
-        if !slip.as_ref().is_some_and(Slip::is_usable) {
+        if !receipt.as_ref().is_some_and(Receipt::is_usable) {
             tracing::debug!(%error, job = %record.id, "a result is announced by whoever gets its message next");
             return;
         }
@@ -189,8 +189,8 @@ async fn finish(desk: &Desk, parcel: &Parcel, record: &Record, slip: Option<Slip
         pause = (pause * 2).min(PAUSES.1);
     }
     crate::crash_point!("amqp.end.after_announcement");
-    if let Some(slip) = slip {
-        slip.ack().await;
+    if let Some(receipt) = receipt {
+        receipt.ack().await;
     }
     crate::crash_point!("amqp.end.after_ack");
     if let Some(reply) = &parcel.reply {
@@ -198,8 +198,8 @@ async fn finish(desk: &Desk, parcel: &Parcel, record: &Record, slip: Option<Slip
     }
 }
 
-async fn give_back(slip: Option<Slip>) {
-    if let Some(slip) = slip {
-        slip.give_back().await;
+async fn give_back(receipt: Option<Receipt>) {
+    if let Some(receipt) = receipt {
+        receipt.give_back().await;
     }
 }

@@ -8,9 +8,9 @@ use futures_util::future::join_all;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use super::consumers::{Arrival, Consumers};
 use super::desk::{Desk, Item};
-use super::slip::Slip;
-use super::tap::{Arrival, Tap};
+use super::receipt::Receipt;
 use super::{swap, topology, wire};
 use crate::broker::backend::{RawDelivery, Verdict};
 use crate::job::Queue;
@@ -42,14 +42,14 @@ pub(super) async fn release(jobs: Vec<RawDelivery>, lease: Duration) {
 /// Gives back what nobody has started.
 pub(super) async fn give_back(items: Vec<Item>) {
     for item in items {
-        item.slip.give_back().await;
+        item.receipt.give_back().await;
     }
 }
 
 /// Ends a subscription whose worker takes no more: now if nothing runs, else behind the last job.
-pub(super) async fn quit(desk: Arc<Desk>, tap: Tap, keepers: JoinSet<()>, hold: Arc<str>) {
+pub(super) async fn quit(desk: Arc<Desk>, consumers: Consumers, keepers: JoinSet<()>, hold: Arc<str>) {
     let post = Arc::clone(&desk.post);
-    let seen_off = see_off(Arc::downgrade(&desk), tap, keepers, hold);
+    let seen_off = see_off(Arc::downgrade(&desk), consumers, keepers, hold);
     if desk.is_done() {
         // A process that leaves does not wait for what is spawned.
         if timeout(PATIENCE, seen_off).await.is_err() {
@@ -62,7 +62,7 @@ pub(super) async fn quit(desk: Arc<Desk>, tap: Tap, keepers: JoinSet<()>, hold: 
 }
 
 /// Keeps the channel for jobs that still run, gives back what is delivered all the same, and closes after the last.
-async fn see_off(desk: Weak<Desk>, mut tap: Tap, mut keepers: JoinSet<()>, hold: Arc<str>) {
+async fn see_off(desk: Weak<Desk>, mut consumers: Consumers, mut keepers: JoinSet<()>, hold: Arc<str>) {
     let mut last = None;
     while let Some(desk) = desk.upgrade() {
         if desk.count() == 0 {
@@ -72,15 +72,15 @@ async fn see_off(desk: Weak<Desk>, mut tap: Tap, mut keepers: JoinSet<()>, hold:
         }
         // A job may become a long one only now.
         if desk.holding.load(Ordering::Relaxed) {
-            tap.set([(Arc::clone(&hold), 0)].into_iter().collect());
+            consumers.set([(Arc::clone(&hold), 0)].into_iter().collect());
         }
-        match timeout(LOOK, tap.next()).await {
+        match timeout(LOOK, consumers.next()).await {
             Ok(Some(arrival)) => hand_back(&desk, arrival, &hold).await,
             Ok(None) => break,
             Err(_) => {}
         }
     }
-    tap.close().await;
+    consumers.close().await;
     // Nothing is to be sent to the hold queue any more.
     keepers.shutdown().await;
     if let Some(desk) = last {
@@ -90,13 +90,13 @@ async fn see_off(desk: Weak<Desk>, mut tap: Tap, mut keepers: JoinSet<()>, hold:
 
 async fn hand_back(desk: &Desk, arrival: Arrival, hold: &Arc<str>) {
     let Arrival { queue, delivery, count, ended } = arrival;
-    let slip = Slip::new(delivery.acker.clone(), &count, ended);
+    let receipt = Receipt::new(delivery.acker.clone(), &count, ended);
     let owner = topology::queue_of_key(delivery.routing_key.as_str()).unwrap_or_else(Queue::standard);
     let read = wire::read(&delivery, &owner, desk.post.clock.now());
-    let Some(item) = desk.attach(Item::new(read, slip, delivery.redelivered, queue == *hold)) else { return };
+    let Some(item) = desk.attach(Item::new(read, receipt, delivery.redelivered, queue == *hold)) else { return };
     if item.held {
         item.put_off(&desk.post, Duration::ZERO).await;
     } else {
-        item.slip.give_back().await;
+        item.receipt.give_back().await;
     }
 }

@@ -1,13 +1,14 @@
 //! The RabbitMQ broker: it carries jobs as messages, and keeps what is known of them in a ledger beside it. The server is
 //! reached by `address`, `dial`, `link`, `publisher` (with `outbox`, `window`, `trouble`), `fault`; what stands on it is
 //! `topology`; a job as a message is `wire`. Into it: `enqueue`, `post`. Out of it: `subscription` and `source` (with
-//! `waiting`, `tap`, `share`, `closed`, `news`, `mend`), `desk` (with `held`, `slip`, `hold`, `swap`, `holds`, `leave`).
+//! `waiting`, `consumers`, `share`, `closed`, `news`, `mend`), `desk` (with `held`, `receipt`, `hold`, `swap`, `holds`, `leave`).
 //! What people ask: `admin`, `dead`, `moving`, `check`. That there is one ledger: `identity`.
 
 mod address;
 mod admin;
 mod check;
 mod closed;
+mod consumers;
 mod dead;
 mod desk;
 mod dial;
@@ -28,12 +29,11 @@ mod outbox;
 mod plan;
 mod post;
 mod publisher;
+mod receipt;
 mod share;
-mod slip;
 mod source;
 mod subscription;
 mod swap;
-mod tap;
 #[cfg(test)]
 mod tests;
 mod topology;

@@ -1,5 +1,5 @@
 //! What a worker consumes, and how much of each lane queue at once: decided anew whenever it is looked at. The arithmetic
-//! is `share.rs`, the consumers are `tap.rs`, what becomes of a message is the source's.
+//! is `share.rs`, the consumers are `consumers.rs`, what becomes of a message is the source's.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -9,10 +9,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::closed::{CLOSED, Closed};
+use super::consumers::{Consumers, Plan};
 use super::desk::{Desk, Item};
 use super::held::Held;
 use super::share;
-use super::tap::{Plan, Tap};
 use super::waiting::{LaneQueue, LaneQueues};
 use crate::broker::backend::Want;
 use crate::job::{Lane, Queue};
@@ -38,7 +38,7 @@ pub(super) struct Inputs<'a> {
     pub(super) queues: &'a [(Queue, u32)],
     pub(super) paused: &'a HashSet<Queue>,
     pub(super) desk: &'a Desk,
-    pub(super) tap: &'a Tap,
+    pub(super) consumers: &'a Consumers,
     /// The name of this worker's hold queue.
     pub(super) hold: &'a Arc<str>,
 }
@@ -109,7 +109,7 @@ impl Planner {
     /// Sets what is consumed, and takes out what waits in lanes that stay closed.
     pub(super) fn plan(&mut self, inputs: &Inputs<'_>, lanes: &mut LaneQueues) -> Leaving {
         let now = Instant::now();
-        let Inputs { want, paused, desk, tap, .. } = *inputs;
+        let Inputs { want, paused, desk, consumers, .. } = *inputs;
         let running = u32::try_from(desk.count()).unwrap_or(u32::MAX);
         self.slots = self.slots.max(want.total + running);
         self.full = if want.total > 0 { None } else { self.full.or(Some(now)) };
@@ -138,7 +138,7 @@ impl Planner {
             let unstarted = u32::try_from(queue.waiting.len() + parted.len()).unwrap_or(u32::MAX) + queue.passing();
             let view = share::Lane {
                 open: !shut,
-                running: tap.unanswered(name).saturating_sub(unstarted) + lost,
+                running: consumers.unanswered(name).saturating_sub(unstarted) + lost,
                 ..view(queue, inputs.queues, now)
             };
             views.push(share::Lane { passed: view.passed || !parted.is_empty(), ..view });
@@ -149,9 +149,9 @@ impl Planner {
     }
 
     fn set(&mut self, inputs: &Inputs<'_>, names: &[Arc<str>], views: &[share::Lane]) {
-        let Inputs { want, desk, tap, hold, .. } = *inputs;
+        let Inputs { want, desk, consumers, hold, .. } = *inputs;
         let worker = share::Worker { free: want.total, slots: self.slots, usual: desk.usual(), bytes: self.bytes };
-        let old = tap.plan();
+        let old = consumers.plan();
         let mut plan = Plan::new();
         for ((name, view), prefetch) in names.iter().zip(views).zip(share::prefetch(&worker, views)) {
             let Some(wanted) = prefetch else { continue };
@@ -165,7 +165,7 @@ impl Planner {
         }
         if plan != old {
             self.planned = Instant::now();
-            tap.set(plan);
+            consumers.set(plan);
         }
     }
 }

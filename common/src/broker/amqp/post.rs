@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 
 use super::link::Link;
 use super::publisher::{Message, Sent};
-use super::slip::Slip;
+use super::receipt::Receipt;
 use super::wire::{self, Parcel, Reply};
 use super::{Settings, level, topology};
 use crate::broker::backend::Head;
@@ -114,19 +114,19 @@ impl Post {
 
     /// Has a message wait, and takes it off its queue. When that fails, it goes back after a second; one that cannot be
     /// moved at all, being too large, comes and goes so until its wait is over.
-    pub(super) async fn park(&self, mut parcel: Parcel, slip: Slip, wait: Duration) {
+    pub(super) async fn park(&self, mut parcel: Parcel, receipt: Receipt, wait: Duration) {
         let head = &mut parcel.envelope.head;
         head.not_before = head.not_before.max(Some(self.clock.now() + wait));
         crate::crash_point!("amqp.park.before_publish");
         match self.send(&parcel, wait.max(Duration::from_millis(1))).await {
             Ok(()) => {
                 crate::crash_point!("amqp.park.after_publish");
-                slip.ack().await;
+                receipt.ack().await;
             }
             Err(error) => {
                 tracing::warn!(%error, job = %parcel.envelope.head.id, "a job that has to wait was not moved");
                 tokio::time::sleep(Duration::from_secs(1)).await;
-                slip.give_back().await;
+                receipt.give_back().await;
             }
         }
     }

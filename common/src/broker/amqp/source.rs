@@ -1,6 +1,6 @@
 //! A worker's subscription: takes deliveries from its consumers, has the ledger open as many as are wanted, and hands
 //! out those that may run. What waits for that is `waiting.rs`, what is consumed `plan.rs`, how consumers are kept
-//! `tap.rs`.
+//! `consumers.rs`.
 
 use std::collections::{HashSet, VecDeque};
 use std::panic::AssertUnwindSafe;
@@ -13,14 +13,14 @@ use futures_util::future::join_all;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::consumers::{Arrival, Consumers};
 use super::desk::{Desk, Item, Opening};
 use super::duplicates::{Due, Duplicates};
 use super::mend::Mender;
 use super::news::{self, Feed};
 use super::plan::{Allowed, Inputs, Leaving, Planner, is_mute};
 use super::post::Post;
-use super::slip::Slip;
-use super::tap::{Arrival, Tap};
+use super::receipt::Receipt;
 use super::waiting::{LaneQueue, LaneQueues};
 use super::{leave, swap, topology, wire};
 use crate::broker::backend::{LEASE_BYTES, Leased, RawDelivery, Terms, Want};
@@ -42,7 +42,7 @@ const LEAVING: Duration = Duration::from_secs(5);
 pub(super) struct AmqpSource {
     desk: Arc<Desk>,
     terms: Terms,
-    tap: Tap,
+    consumers: Consumers,
     lanes: LaneQueues,
     feed: Feed,
     rounds: Rounds,
@@ -88,7 +88,7 @@ impl AmqpSource {
         let hold: Arc<str> = topology::hold_name(&terms.worker).into();
         keepers.spawn(swap::keep(Arc::downgrade(&desk), post.settings.consumer_timeout, terms.lease));
         let mut source = Self {
-            tap: Tap::open(&post),
+            consumers: Consumers::open(&post),
             desk,
             terms,
             lanes: LaneQueues::default(),
@@ -121,7 +121,7 @@ impl AmqpSource {
 
     /// Sees to everything that can be done without waiting.
     fn go_on(&mut self, want: &Want) {
-        while let Some(arrival) = self.tap.try_next() {
+        while let Some(arrival) = self.consumers.try_next() {
             self.take_in(arrival);
         }
         if self.feed.news.has_changed().unwrap_or(false) {
@@ -153,12 +153,12 @@ impl AmqpSource {
             return;
         }
         let (held, redelivered) = (queue == self.hold, delivery.redelivered);
-        let slip = Slip::new(delivery.acker.clone(), &count, ended);
+        let receipt = Receipt::new(delivery.acker.clone(), &count, ended);
         let named = self.lanes.lane(&queue).map(|lane| lane.queue.clone());
         let named = named.or_else(|| topology::queue_of_key(delivery.routing_key.as_str()));
         let now = self.desk.post.clock.now();
         let read = wire::read(&delivery, &named.unwrap_or_else(|| self.terms.queues[0].0.clone()), now);
-        let Some(item) = self.desk.attach(Item::new(read, slip, redelivered, held)) else { return };
+        let Some(item) = self.desk.attach(Item::new(read, receipt, redelivered, held)) else { return };
         self.planner.weigh(item.parcel.envelope.payload.len());
         let wait = self.desk.post.wait(&item.parcel.envelope.head);
         // What comes from the hold queue and does not run here any more goes the ordinary way.
@@ -270,8 +270,8 @@ impl AmqpSource {
     fn plan(&mut self, want: &Want) {
         let Leaving { returned, passed } = {
             let news = self.feed.news.borrow();
-            let (desk, tap, hold) = (&self.desk, &self.tap, &self.hold);
-            let inputs = Inputs { want, queues: &self.terms.queues, paused: &news.paused, desk, tap, hold };
+            let (desk, consumers, hold) = (&self.desk, &self.consumers, &self.hold);
+            let inputs = Inputs { want, queues: &self.terms.queues, paused: &news.paused, desk, consumers, hold };
             self.planner.plan(&inputs, &mut self.lanes)
         };
         for (name, item, wait) in passed {
@@ -295,7 +295,7 @@ impl AmqpSource {
 
     /// Has lane queues made again that somebody deleted.
     fn mend(&mut self) {
-        self.mender.see_to(self.tap.missing(), |name| Some(self.lanes.lane(name)?.queue.clone()), &self.desk);
+        self.mender.see_to(self.consumers.missing(), |name| Some(self.lanes.lane(name)?.queue.clone()), &self.desk);
     }
 
     /// Lanes with jobs that wait, closed ones included.
@@ -332,12 +332,12 @@ impl AmqpSource {
                 }
                 if deliveries.is_empty() {
                     self.desk.post.check()?;
-                    self.tap.check()?;
+                    self.consumers.check()?;
                 }
                 return Ok(Leased { deliveries, lanes_seen: self.lanes_seen() });
             }
             tokio::select! {
-                Some(arrival) = self.tap.next() => self.take_in(arrival),
+                Some(arrival) = self.consumers.next() => self.take_in(arrival),
                 Some(opened) = self.opening.join_next() => self.sort(opened.ok()),
                 () = tokio::time::sleep_until(self.duplicates.next_look().map_or(deadline, |at| at.min(deadline))) => {}
             }
@@ -350,14 +350,14 @@ impl AmqpSource {
             self.sort(opened.ok());
         }
         let holding = self.desk.holding.load(Ordering::Relaxed);
-        self.tap.set(holding.then(|| (Arc::clone(&self.hold), 0)).into_iter().collect());
+        self.consumers.set(holding.then(|| (Arc::clone(&self.hold), 0)).into_iter().collect());
         self.desk.leaving.store(true, Ordering::Relaxed);
         self.desk.spawn(leave::release(std::mem::take(&mut self.ready).into(), self.terms.lease));
         let duplicates = std::mem::take(&mut self.duplicates).into_items();
         leave::give_back(std::mem::take(&mut self.lanes).into_items().into_iter().chain(duplicates).collect()).await;
         self.desk.finish(LEAVING).await;
-        let Self { desk, tap, keepers, hold, .. } = self;
-        leave::quit(desk, tap, keepers, hold).await;
+        let Self { desk, consumers, keepers, hold, .. } = self;
+        leave::quit(desk, consumers, keepers, hold).await;
         Ok(())
     }
 }
@@ -365,7 +365,7 @@ impl AmqpSource {
 /// Opens a message. One over which that panics goes back after a while, and takes none of those along that are opened with
 /// it.
 async fn opened(desk: &Arc<Desk>, item: Item) -> Opening {
-    let (id, requeue) = (item.parcel.envelope.head.id, item.slip.requeue());
+    let (id, requeue) = (item.parcel.envelope.head.id, item.receipt.requeue());
     let opening = AssertUnwindSafe(Arc::clone(desk).open(item)).catch_unwind();
     opening.await.unwrap_or_else(|_| {
         tracing::error!(job = %id, "a fault in promptq kept a job from being opened; its message goes back");

@@ -87,7 +87,7 @@ impl LaneQueue {
         }
         let (mut go, rest) = (Vec::new(), self.waiting.split_off(free));
         for item in rest {
-            if item.slip.age() > STRANGER { go.push(item) } else { self.waiting.push_back(item) }
+            if item.receipt.age() > STRANGER { go.push(item) } else { self.waiting.push_back(item) }
         }
         go
     }
@@ -134,7 +134,7 @@ impl LaneQueues {
     /// Forgets what came by a channel that is lost: others have it by now.
     pub(super) fn drop_lost(&mut self) {
         for queue in self.0.values_mut() {
-            queue.waiting.retain(|item| item.slip.is_usable());
+            queue.waiting.retain(|item| item.receipt.is_usable());
         }
     }
 

@@ -203,10 +203,10 @@ impl Entry {
 
     /// When its message comes, as far as is known, and why not before.
     fn later(&self) -> Option<(Timestamp, Why)> {
-        match &self.place {
-            Place::Away { wait: Some((due, why, _)) } => Some((*due, *why)),
-            _ => self.away.as_ref()?.later,
+        if let Place::Away { wait: Some((due, why, _)) } = &self.place {
+            return Some((*due, *why));
         }
+        self.away.as_ref()?.later
     }
 
     /// Ended while its message waited: that message still has the payload.

@@ -42,16 +42,12 @@ const TOUCH: Duration = Duration::from_secs(60);
 #[async_trait]
 impl Claims for Sqlite {
     async fn identity(&self) -> Result<LedgerId> {
-        let there = self.note(IDENTITY).await?;
-        let kept = match there {
-            Some(kept) => kept,
-            None => {
-                let fresh = LedgerId::random().to_string();
-                let first = move |tx: &mut super::tx::Tx<'_>| account::first_note(tx, IDENTITY, &fresh);
-                self.writer.write("make the ledger's identity", 0, first).await?
-            }
-        };
-        LedgerId::parse(&kept)
+        if let Some(kept) = self.note(IDENTITY).await? {
+            return LedgerId::parse(&kept);
+        }
+        let fresh = LedgerId::random().to_string();
+        let first = move |tx: &mut super::tx::Tx<'_>| account::first_note(tx, IDENTITY, &fresh);
+        LedgerId::parse(&self.writer.write("make the ledger's identity", 0, first).await?)
     }
 
     async fn register(&self, jobs: &[&Head]) -> Result<Vec<Registered>> {

@@ -90,22 +90,19 @@ impl ObjectLedger {
     /// read an earlier one learns of it at its next start.
     pub(super) async fn own_identity(&self) -> Result<LedgerId> {
         const KEY: &str = "ledger/identity";
-        let kept = match self.store.get(KEY, LARGEST).await? {
-            Some(kept) => kept,
-            None => {
-                let fresh = LedgerId::random().to_string().into_bytes();
-                if self.conditional {
-                    match self.store.put_new(KEY, fresh.clone()).await? {
-                        PutNew::Ours => fresh,
-                        PutNew::Theirs(kept) => kept,
-                    }
-                } else {
-                    self.store.put(KEY, fresh.clone()).await?;
-                    self.store.get(KEY, LARGEST).await?.unwrap_or(fresh)
-                }
-            }
-        };
-        LedgerId::parse(&super::opening::text(&kept))
+        let parse = |bytes: &[u8]| LedgerId::parse(&super::opening::text(bytes));
+        if let Some(kept) = self.store.get(KEY, LARGEST).await? {
+            return parse(&kept);
+        }
+        let fresh = LedgerId::random().to_string().into_bytes();
+        if !self.conditional {
+            self.store.put(KEY, fresh.clone()).await?;
+            return parse(&self.store.get(KEY, LARGEST).await?.unwrap_or(fresh));
+        }
+        match self.store.put_new(KEY, fresh.clone()).await? {
+            PutNew::Ours => parse(&fresh),
+            PutNew::Theirs(kept) => parse(&kept),
+        }
     }
 
     pub(super) async fn read_note(&self, key: &str) -> Result<Option<String>> {

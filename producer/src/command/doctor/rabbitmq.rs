@@ -62,13 +62,14 @@ async fn ledger(cx: &Context, store: &(Finding, bool)) -> (Finding, bool) {
     const CHECK: &str = "ledger";
     let access = cx.config.access(Some(&Store::memory()));
     let (found, is_there) = match &access.beside {
-        Beside::Ledger(ledger) => match place::of_server(CHECK, ledger).await {
-            Some(found) => (found, false),
-            None => {
+        Beside::Ledger(ledger) => {
+            if let Some(found) = place::of_server(CHECK, ledger).await {
+                (found, false)
+            } else {
                 let connecting = Box::pin(async { Ok(broker::ledger(&access).await.map(drop)?) });
                 (tried(CHECK, ledger, connecting).await, true)
             }
-        },
+        }
         // Which was tried, and is not to be filled by a look.
         Beside::Store(_) | Beside::Nothing => (Finding { check: CHECK, ..store.0.clone() }, store.1),
     };

@@ -12,8 +12,8 @@ use async_trait::async_trait;
 use tokio::time::timeout;
 
 use super::stage::{LONG, SOON, Stage, envelope, success};
+use crate::broker::amqp::consumers::Consumers;
 use crate::broker::amqp::desk::Opening;
-use crate::broker::amqp::tap::Tap;
 use crate::broker::amqp::{enqueue, leave, swap};
 use crate::broker::backend::{Beat, Claim, Envelope, Head, Hold, LeaseId, RawDelivery, Settled, Verdict};
 use crate::error::{Error, Kind, Result};
@@ -163,7 +163,7 @@ async fn what_is_under_way_is_seen_through_while_jobs_run() {
     let waits = stage.item(&envelope()).await;
     let job = stage.held().await;
     let desk = Arc::clone(&stage.desk);
-    stage.desk.spawn(async move { desk.post.park(waits.parcel, waits.slip, Duration::ZERO).await });
+    stage.desk.spawn(async move { desk.post.park(waits.parcel, waits.receipt, Duration::ZERO).await });
     let copy = stage.publishing.published().await;
     stage.desk.finish(Duration::from_millis(20)).await;
     stage.publishing.ack(copy.channel, 1, false).await;
@@ -171,7 +171,7 @@ async fn what_is_under_way_is_seen_through_while_jobs_run() {
     // With the last job goes the channel, and the server has back what is left.
     let left = stage.item(&envelope()).await;
     let desk = Arc::clone(&stage.desk);
-    stage.desk.spawn(async move { desk.post.park(left.parcel, left.slip, Duration::ZERO).await });
+    stage.desk.spawn(async move { desk.post.park(left.parcel, left.receipt, Duration::ZERO).await });
     stage.publishing.published().await;
     let verdict = Verdict::Release { after: Duration::ZERO, hold: None };
     job.hold.settle(&verdict).await.unwrap();
@@ -221,8 +221,8 @@ async fn claims_are_given_back_as_soon_as_the_ledger_hears_of_it() {
 async fn a_subscription_that_goes_while_it_asks_for_a_consumer_leaves_none_behind() {
     let mut stage = Stage::new(LONG).await;
     let consuming = &mut stage.consuming;
-    let tap = Tap::open(&stage.desk.post);
-    tap.set([(Arc::from("pq1.q.b"), 1)].into_iter().collect());
+    let consumers = Consumers::open(&stage.desk.post);
+    consumers.set([(Arc::from("pq1.q.b"), 1)].into_iter().collect());
     let (channel, _looks) = (consuming.channel().await, consuming.channel().await);
     let (id, _) = consuming.method().await;
     let there = queue::DeclareOk { queue: "pq1.q.b".into(), message_count: 0, consumer_count: 0 };
@@ -232,7 +232,7 @@ async fn a_subscription_that_goes_while_it_asks_for_a_consumer_leaves_none_behin
     consuming.say(id, AMQPClass::Basic(basic::AMQPMethod::QosOk(basic::QosOk {}))).await;
     let (_, asked) = consuming.method().await;
     let AMQPClass::Basic(basic::AMQPMethod::Consume(asked)) = asked else { panic!("{asked:?}") };
-    drop(tap);
+    drop(consumers);
     let ok = basic::ConsumeOk { consumer_tag: asked.consumer_tag };
     consuming.say(channel, AMQPClass::Basic(basic::AMQPMethod::ConsumeOk(ok))).await;
     consuming.closed(channel).await;

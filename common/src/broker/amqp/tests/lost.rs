@@ -13,12 +13,12 @@ use super::peer::{Peer, Session};
 use super::played::{Did, Order};
 use super::stage::{Stage, envelope, item};
 use super::versions::{LANE, NEW, ends, job, meanwhile, message, one, played, worker, worker_for};
+use crate::broker::amqp::consumers::Consumers;
 use crate::broker::amqp::desk::Opening;
 use crate::broker::amqp::duplicates::Duplicates;
 use crate::broker::amqp::link::Link;
 use crate::broker::amqp::post::{Clock, Post};
-use crate::broker::amqp::slip::Slip;
-use crate::broker::amqp::tap::Tap;
+use crate::broker::amqp::receipt::Receipt;
 use crate::broker::amqp::waiting::LaneQueues;
 use crate::broker::amqp::{Settings, topology};
 use crate::broker::memory::Memory;
@@ -67,12 +67,12 @@ async fn a_consumer_that_is_not_answered_for_is_asked_for_anew() {
     let claims = Arc::new(Memory::new());
     let (settings, clock) = (Settings::default(), Clock::default());
     let post = Arc::new(Post { link, claims, settings, clock, leaving: Mutex::default() });
-    let tap = Tap::open(&post);
-    tap.set([(Arc::from("pq1.q.a"), 3)].into_iter().collect());
+    let consumers = Consumers::open(&post);
+    consumers.set([(Arc::from("pq1.q.a"), 3)].into_iter().collect());
     until_wanted(&mut consuming).await;
     let gone = async { while consuming.read().await.is_some() {} };
     let ((), mut again) = timeout(SOON, async { tokio::join!(gone, peer.session()) }).await.expect("it waits for ever");
-    assert_eq!(tap.check().unwrap_err().kind(), Kind::TimedOut);
+    assert_eq!(consumers.check().unwrap_err().kind(), Kind::TimedOut);
     let channel = until_wanted(&mut again).await;
     again.say(channel, AMQPClass::Basic(basic::AMQPMethod::QosOk(basic::QosOk {}))).await;
     again.consumer().await;
@@ -188,13 +188,13 @@ async fn a_copy_that_comes_as_its_job_is_let_go_is_with_somebody() {
     let (delivery, _) = stage.delivery((BasicProperties::default(), b"x")).await;
     let runtime = tokio::runtime::Handle::current();
     for _ in 0..50 {
-        let slip = |old| Slip::new(delivery.acker.clone(), &stage.count, Arc::new(AtomicBool::new(old)));
+        let receipt = |old| Receipt::new(delivery.acker.clone(), &stage.count, Arc::new(AtomicBool::new(old)));
         let job = envelope();
-        let _job = Arc::clone(&stage.desk).open(item(&job, slip(true), false)).await;
+        let _job = Arc::clone(&stage.desk).open(item(&job, receipt(true), false)).await;
         let held = stage.desk.held(|_| true).pop().unwrap();
         let (attached, went) = std::thread::scope(|scope| {
             let stopped = held.stopped();
-            let copy = item(&job, slip(false), false);
+            let copy = item(&job, receipt(false), false);
             let attaching = scope.spawn(|| {
                 let _entered = runtime.enter();
                 stage.desk.attach(copy).is_none()
@@ -273,7 +273,7 @@ async fn what_a_search_brings_beside_is_for_others() {
     }
     assert!(queue.strangers(1).is_empty(), "they have just come");
     let old = async {
-        while queue.waiting[2].slip.age() <= Duration::from_secs(1) {
+        while queue.waiting[2].receipt.age() <= Duration::from_secs(1) {
             tokio::task::yield_now().await;
         }
     };

@@ -142,17 +142,17 @@ async fn a_message_that_says_so_was_delivered_before() {
     for again in [true, false] {
         let (properties, body) =
             Parcel { envelope: envelope(), reply: None, named: false, again }.message(false).unwrap();
-        let (delivery, slip) = stage.delivery((properties, &body)).await;
+        let (delivery, receipt) = stage.delivery((properties, &body)).await;
         let read = wire::read(&delivery, &Queue::standard(), Timestamp::now());
-        stage.granted(Item::new(read, slip, false, false)).await;
+        stage.granted(Item::new(read, receipt, false, false)).await;
     }
     // So does one that another client named and that turns out to be another job's.
     let (properties, body) = (BasicProperties::default().with_content_type("application/json".into()), b"{");
-    let (delivery, slip) = stage.delivery((properties.with_headers(FieldTable::default()), body)).await;
+    let (delivery, receipt) = stage.delivery((properties.with_headers(FieldTable::default()), body)).await;
     let mut parcel = wire::read(&delivery, &Queue::standard(), Timestamp::now()).parcel;
     parcel.again = true;
     assert!(wire::Read::conflicting(parcel, Timestamp::now()).parcel.again);
-    drop(slip);
+    drop(receipt);
     assert_eq!(stage.ledger.redelivered(), [true, false]);
 }
 

@@ -17,7 +17,7 @@ use crate::broker::amqp::Settings;
 use crate::broker::amqp::desk::{Desk, Item, Opening};
 use crate::broker::amqp::link::Link;
 use crate::broker::amqp::post::{Clock, Post};
-use crate::broker::amqp::slip::Slip;
+use crate::broker::amqp::receipt::Receipt;
 use crate::broker::amqp::wire::{Parcel, Read};
 use crate::broker::backend::{Claim, Envelope, Head, LeaseId, RawDelivery, Terms, Verdict, WorkerId};
 use crate::job::{Job, Queue};
@@ -70,13 +70,13 @@ impl Stage {
     }
 
     /// A message that is delivered now, the first with tag 1, and so on.
-    pub(super) async fn delivery(&mut self, message: (BasicProperties, &[u8])) -> (Delivery, Slip) {
+    pub(super) async fn delivery(&mut self, message: (BasicProperties, &[u8])) -> (Delivery, Receipt) {
         self.delivered += 1;
         let (channel, tag) = &self.place;
         self.consuming.deliver(*channel, tag, self.delivered, message).await;
         let delivery = self.consumer.next().await.unwrap().unwrap();
-        let slip = Slip::new(delivery.acker.clone(), &self.count, Arc::clone(&self.taken_back));
-        (delivery, slip)
+        let receipt = Receipt::new(delivery.acker.clone(), &self.count, Arc::clone(&self.taken_back));
+        (delivery, receipt)
     }
 
     /// A job's message, delivered for the first time.
@@ -86,8 +86,8 @@ impl Stage {
 
     /// A job's message, delivered.
     pub(super) async fn item_again(&mut self, envelope: &Envelope, redelivered: bool) -> Item {
-        let (_, slip) = self.delivery((BasicProperties::default(), b"x")).await;
-        item(envelope, slip, redelivered)
+        let (_, receipt) = self.delivery((BasicProperties::default(), b"x")).await;
+        item(envelope, receipt, redelivered)
     }
 
     /// A job that runs here.
@@ -122,9 +122,9 @@ impl Stage {
     }
 }
 
-pub(super) fn item(envelope: &Envelope, slip: Slip, redelivered: bool) -> Item {
+pub(super) fn item(envelope: &Envelope, receipt: Receipt, redelivered: bool) -> Item {
     let parcel = Parcel { envelope: envelope.clone(), reply: None, named: false, again: false };
-    Item::new(Read { parcel, dead: None }, slip, redelivered, false)
+    Item::new(Read { parcel, dead: None }, receipt, redelivered, false)
 }
 
 pub(super) fn envelope() -> Envelope {

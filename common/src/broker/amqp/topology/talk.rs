@@ -124,7 +124,8 @@ impl<'a> Talk<'a> {
 
     /// Deletes an exchange; nothing happens when there is none.
     pub(super) async fn delete_exchange(&mut self, exchange: &str) -> Result<Result<(), Refused>> {
-        let answer = self.channel.exchange_delete(short(exchange), ExchangeDeleteOptions::default()).await;
+        let asked = self.channel.exchange_delete(short(exchange), ExchangeDeleteOptions::default());
+        let answer = self.link.answer(OP, asked).await?;
         self.hear(answer).await
     }
 

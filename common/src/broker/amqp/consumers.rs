@@ -44,7 +44,7 @@ pub(super) struct Arrival {
 
 /// The consumers of a subscription.
 #[derive(Debug)]
-pub(super) struct Tap {
+pub(super) struct Consumers {
     plan: watch::Sender<Plan>,
     arrivals: mpsc::Receiver<Arrival>,
     counts: Counts,
@@ -63,8 +63,8 @@ type Missing = Arc<Mutex<HashMap<Arc<str>, Instant>>>;
 /// Unanswered deliveries by queue, of the present channel.
 type Counts = Arc<Mutex<HashMap<Arc<str>, Arc<AtomicU32>>>>;
 
-impl Tap {
-    /// Consumes nothing yet. Who does it outlives the tap, to close its channel: cut off while it asks for a consumer, the
+impl Consumers {
+    /// Consumes nothing yet. Who does it outlives the consumers, to close its channel: cut off while it asks for a consumer, the
     /// driver would keep both, and the server give messages to nobody.
     pub(super) fn open(post: &Post) -> Self {
         let (plan, plans) = watch::channel(Plan::new());

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 /// A delivery that nobody answered for yet.
 #[derive(Debug)]
-pub(super) struct Slip {
+pub(super) struct Receipt {
     acker: Acker,
     since: Instant,
     /// Whether the server took the message back.
@@ -21,7 +21,7 @@ pub(super) struct Slip {
     counted: Option<Counted>,
 }
 
-/// A delivery's way back should its slip be lost.
+/// A delivery's way back should its receipt be lost.
 #[derive(Debug)]
 pub(super) struct Requeue {
     acker: Acker,
@@ -38,7 +38,7 @@ impl Drop for Counted {
     }
 }
 
-impl Slip {
+impl Receipt {
     /// For a delivery that is counted in `count` until it is answered for. `taken_back` says whether the server has
     /// taken it back.
     pub(super) fn new(acker: Acker, count: &Arc<AtomicU32>, taken_back: Arc<AtomicBool>) -> Self {
@@ -61,7 +61,7 @@ impl Slip {
         self.counted = None;
     }
 
-    /// For whoever gives the slip away and does not know that it comes to an answer.
+    /// For whoever gives the receipt away and does not know that it comes to an answer.
     pub(super) fn requeue(&self) -> Requeue {
         Requeue { acker: self.acker.clone(), taken_back: Arc::clone(&self.taken_back) }
     }
@@ -101,7 +101,7 @@ impl Requeue {
     }
 }
 
-impl Drop for Slip {
+impl Drop for Receipt {
     /// An unanswered delivery would be nobody's for as long as the channel lives, and a place less for others.
     fn drop(&mut self) {
         if !self.is_usable() {
