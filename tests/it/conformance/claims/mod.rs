@@ -45,6 +45,7 @@ cases! {
         what_waits_elsewhere_is_leased_to_nobody_here
         what_waits_elsewhere_is_listed_by_its_state
         a_ledger_is_the_same_to_everybody_and_no_other
+        two_who_ask_first_are_told_of_the_same_ledger
     }
     opening {
         a_job_never_seen_is_entered_and_may_run
@@ -134,6 +135,16 @@ async fn object_moto() {
 #[tokio::test]
 async fn object_s3s() {
     in_buckets(S3::s3s().await).await;
+}
+
+/// Not on s3s-fs, which may take both of two creations at one moment.
+#[tokio::test]
+async fn object_identities_asked_for_at_once() {
+    let moto = S3::moto().await;
+    let bucket = Fixture::on_objects(moto.store(&moto.bucket().await).await).await;
+    for f in [Fixture::object_memory().await, Fixture::object_folder().await, bucket] {
+        entering::two_who_ask_first_are_told_of_the_same_ledger(f).await;
+    }
 }
 
 stored! {
