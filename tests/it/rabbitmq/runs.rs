@@ -34,3 +34,18 @@ fn a_run_takes_its_queues_away_and_makes_them_again_when_they_are_needed() {
     run(&["--max-attempts", "1"]).ends(0);
     assert_eq!((lines(), of_runs(&host)), (2, Vec::new()));
 }
+
+#[test]
+fn a_run_leaves_its_queues_while_delayed_jobs_may_come_back_to_them() {
+    let (server, redis, home) = (RabbitServer::shared(), RedisServer::start(Options::cheap()), Home::new());
+    let host = server.host();
+    let promptq = |words: &[&str]| {
+        let mut command = home.program("promptq", words);
+        Said::of(command.env("PROMPTQ_BROKER", host.url()).env("PROMPTQ_LEDGER", redis.url()))
+    };
+    home.write("prompts.txt", "good\n");
+    let run = ["run", "prompts.txt", "--in", "lines", "-m", "mock", "-o", "out.jsonl"];
+    promptq(&["submit", "prompts.txt", "--in", "lines", "-m", "mock", "-q", "other", "--delay", "1h"]).ends(0);
+    promptq(&run).ends(0).says(&["is left at the broker: delayed jobs wait in pq1.delay.3600000"]);
+    assert_eq!(of_runs(&host).len(), 4);
+}

@@ -180,7 +180,8 @@ async fn drain(post: &Post, lane: &Lane) -> Result<u64> {
         if kept.len() >= KEPT || bytes >= KEPT_BYTES {
             break;
         }
-        let got = channel.basic_get(name.as_str().into(), BasicGetOptions::default()).await.map_err(failed)?;
+        let asked = channel.basic_get(name.as_str().into(), BasicGetOptions::default());
+        let got = post.link.answer("purge", asked).await?.map_err(failed)?;
         let Some(message) = got else { break };
         let read = wire::read(&message.delivery, &lane.queue, post.clock.now());
         let head = &read.parcel.envelope.head;
@@ -208,6 +209,6 @@ async fn drain(post: &Post, lane: &Lane) -> Result<u64> {
         let back = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
         acker.nack(back).await.map_err(failed)?;
     }
-    channel.close(200, "done".into()).await.map_err(failed)?;
+    post.link.answer("purge", channel.close(200, "done".into())).await?.map_err(failed)?;
     Ok(ended)
 }

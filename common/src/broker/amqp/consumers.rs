@@ -324,8 +324,8 @@ impl Pipes<'_> {
             Arc::clone(counts.entry(Arc::clone(queue)).or_default())
         };
         let ended = Arc::new(AtomicBool::new(false));
-        let source = Spring { queue: Arc::clone(queue), count, ended: Arc::clone(&ended) };
-        self.streams.spawn(forward(consumer, source, tag.clone(), self.out.clone()));
+        let origin = Origin { queue: Arc::clone(queue), count, ended: Arc::clone(&ended) };
+        self.streams.spawn(forward(consumer, origin, tag.clone(), self.out.clone()));
         Ok(Pipe { tag, prefetch, ended })
     }
 
@@ -345,7 +345,7 @@ impl Pipes<'_> {
 }
 
 /// What all deliveries of a consumer have in common.
-struct Spring {
+struct Origin {
     queue: Arc<str>,
     count: Arc<AtomicU32>,
     ended: Arc<AtomicBool>,
@@ -354,11 +354,11 @@ struct Spring {
 /// Hands deliveries on until the consumer ends.
 async fn forward(
     mut consumer: Consumer,
-    source: Spring,
+    origin: Origin,
     tag: String,
     out: mpsc::Sender<Arrival>,
 ) -> (Arc<str>, String, Option<lapin::Error>) {
-    let Spring { queue, count, ended } = source;
+    let Origin { queue, count, ended } = origin;
     let mut why = None;
     while let Some(next) = consumer.next().await {
         let delivery = match next {

@@ -35,7 +35,8 @@ pub(super) async fn take_in(post: &Post) -> Result<bool> {
     let worker = WorkerId::random("dead");
     let (mut more, mut taken) = (true, 0_usize);
     for _ in 0..LOOKED_AT {
-        let got = channel.basic_get(topology::DEAD.into(), BasicGetOptions::default()).await.map_err(failed)?;
+        let asked = channel.basic_get(topology::DEAD.into(), BasicGetOptions::default());
+        let got = post.link.answer(OP, asked).await?.map_err(failed)?;
         let Some(message) = got else {
             more = false;
             break;
@@ -52,7 +53,7 @@ pub(super) async fn take_in(post: &Post) -> Result<bool> {
             break;
         }
     }
-    channel.close(200, "done".into()).await.map_err(failed)?;
+    post.link.answer(OP, channel.close(200, "done".into())).await?.map_err(failed)?;
     Ok(more && taken > 0)
 }
 

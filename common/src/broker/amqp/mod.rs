@@ -1,7 +1,8 @@
 //! The RabbitMQ broker: it carries jobs as messages, and keeps what is known of them in a ledger beside it. The server is
 //! reached by `address`, `dial`, `link`, `publisher` (with `outbox`, `window`, `trouble`), `fault`; what stands on it is
 //! `topology`; a job as a message is `wire`. Into it: `enqueue`, `post`. Out of it: `subscription` and `source` (with
-//! `waiting`, `consumers`, `share`, `closed`, `news`, `mend`), `desk` (with `held`, `receipt`, `hold`, `swap`, `holds`, `leave`).
+//! `plan`, `waiting`, `consumers`, `duplicates`, `share`, `closed`, `news`, `mend`), `desk` (with `held`, `receipt`, `hold`,
+//! `swap`, `holds`, `leave`).
 //! What people ask: `admin`, `dead`, `moving`, `check`. That there is one ledger: `identity`.
 
 mod address;

@@ -140,7 +140,11 @@ impl Walk {
             let Some(source) = self.sources.get(self.place) else { break };
             let got = match self.others {
                 0 => Ok(None),
-                _ => self.channel.basic_get(source.as_str().into(), BasicGetOptions::default()).await,
+                _ => {
+                    post.link
+                        .answer(OP, self.channel.basic_get(source.as_str().into(), BasicGetOptions::default()))
+                        .await?
+                }
             };
             let Some(message) = got.map_err(|error| post.link.peer().lift(OP, &error))? else {
                 others.pass_on(post).await?;

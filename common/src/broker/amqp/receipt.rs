@@ -21,13 +21,6 @@ pub(super) struct Receipt {
     counted: Option<Counted>,
 }
 
-/// A delivery's way back should its receipt be lost.
-#[derive(Debug)]
-pub(super) struct Requeue {
-    acker: Acker,
-    taken_back: Arc<AtomicBool>,
-}
-
 /// One of the deliveries of a consumer that are not answered for.
 #[derive(Debug)]
 struct Counted(Arc<AtomicU32>);
@@ -61,11 +54,6 @@ impl Receipt {
         self.counted = None;
     }
 
-    /// For whoever gives the receipt away and does not know that it comes to an answer.
-    pub(super) fn requeue(&self) -> Requeue {
-        Requeue { acker: self.acker.clone(), taken_back: Arc::clone(&self.taken_back) }
-    }
-
     /// How long the message has been in hand.
     pub(super) fn age(&self) -> Duration {
         self.since.elapsed()
@@ -85,14 +73,7 @@ impl Receipt {
 
     /// Puts the message back in its queue, ahead of others.
     pub(super) async fn give_back(self) {
-        self.requeue().give_back().await;
-    }
-}
-
-impl Requeue {
-    /// Puts the message back in its queue, ahead of others, unless it has been answered for.
-    pub(super) async fn give_back(self) {
-        if self.taken_back.load(Ordering::Relaxed) {
+        if self.is_taken_back() {
             return;
         }
         if let Err(error) = self.acker.nack(back()).await {

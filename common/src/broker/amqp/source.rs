@@ -3,12 +3,10 @@
 //! `consumers.rs`.
 
 use std::collections::{HashSet, VecDeque};
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -214,8 +212,9 @@ impl AmqpSource {
             let count = u32::try_from(chosen.len()).unwrap_or(u32::MAX);
             self.asked.fetch_add(count, Ordering::Relaxed);
             let (desk, asked) = (Arc::clone(&self.desk), Asked(Arc::clone(&self.asked), count));
-            self.opening
-                .spawn(async move { (join_all(chosen.into_iter().map(|item| opened(&desk, item))).await, asked) });
+            self.opening.spawn(async move {
+                (join_all(chosen.into_iter().map(|item| Arc::clone(&desk).open(item))).await, asked)
+            });
         }
     }
 
@@ -360,19 +359,4 @@ impl AmqpSource {
         leave::quit(desk, consumers, keepers, hold).await;
         Ok(())
     }
-}
-
-/// Opens a message. One over which that panics goes back after a while, and takes none of those along that are opened with
-/// it.
-async fn opened(desk: &Arc<Desk>, item: Item) -> Opening {
-    let (id, requeue) = (item.parcel.envelope.head.id, item.receipt.requeue());
-    let opening = AssertUnwindSafe(Arc::clone(desk).open(item)).catch_unwind();
-    opening.await.unwrap_or_else(|_| {
-        tracing::error!(job = %id, "a fault in promptq kept a job from being opened; its message goes back");
-        desk.spawn(async move {
-            tokio::time::sleep(PATIENCE).await;
-            requeue.give_back().await;
-        });
-        Opening::Gone
-    })
 }

@@ -46,7 +46,7 @@ const RAISED: usize = 10;
 #[async_trait]
 impl Claims for Redis {
     async fn identity(&self) -> Result<LedgerId> {
-        self.identity.get_or_try_init(|| global::identity(&self.link)).await.copied()
+        global::identity(&self.link).await
     }
 
     async fn register(&self, jobs: &[&Head]) -> Result<Vec<Registered>> {

@@ -35,7 +35,6 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use self::gather::Gather;
@@ -50,7 +49,7 @@ use super::backend::{
 };
 use crate::error::{Error, Kind, Result};
 use crate::job::{BatchName, JobId, Queue};
-use crate::ledger::{LedgerId, Page};
+use crate::ledger::Page;
 
 /// Where a process may be made to die, in the order a job meets them; see [`crate::crash_point!`].
 pub const CRASH_POINTS: &[&str] = &[
@@ -92,7 +91,6 @@ pub struct Redis {
     desk: Arc<Desk>,
     /// When this process last noted a queue as used.
     touched: Mutex<HashMap<Queue, Instant>>,
-    identity: OnceCell<LedgerId>,
 }
 
 impl Redis {
@@ -108,7 +106,7 @@ impl Redis {
             settles: Gather::start(link.clone(), "settle", &SETTLE),
             messages: Gather::start(link.clone(), "claim a message", &claims::CLAIMS),
         };
-        Ok(Self { link, desk: Arc::new(desk), touched: Mutex::default(), identity: OnceCell::new() })
+        Ok(Self { link, desk: Arc::new(desk), touched: Mutex::default() })
     }
 
     /// Notes that the queue is used, so that it is listed even while it is empty.

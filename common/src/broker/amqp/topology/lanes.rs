@@ -14,7 +14,7 @@ use crate::time::Timestamp;
 
 const OP: &str = "declare the topology";
 /// How long the lock lasts if its owner dies; declaring takes a fraction of a second, and every look of a prune renews it.
-pub(super) const LOCK: Duration = Duration::from_secs(30);
+pub(super) const LOCK: Duration = Duration::from_secs(60);
 /// How long another that changes the lanes is waited for.
 const PATIENCE: Duration = Duration::from_secs(20);
 

@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep};
 
 use super::lanes::{self, Change, Note};
 use super::talk::{Look, Talk};
+use super::wanted::WantedQueue;
 use super::{Settings, names, or_error, wanted};
 use crate::broker::{Declared, Remark};
 use crate::error::{Error, Kind, Result};
@@ -49,7 +50,7 @@ pub(super) async fn begin(
     lanes::write(change.ledger, change.queue, &note).await?;
     let lanes = leaving(change.queue, &note);
     for lane in &lanes {
-        unbind(talk, lane, settings).await?;
+        unbind(talk, &wanted::lane(lane, settings)).await?;
     }
     Ok(lanes)
 }
@@ -167,8 +168,8 @@ async fn watch(
     }
 }
 
-async fn unbind(talk: &mut Talk<'_>, lane: &Lane, settings: &Settings) -> Result<()> {
-    let queue = wanted::lane(lane, settings);
+/// Takes away every way to a queue.
+pub(super) async fn unbind(talk: &mut Talk<'_>, queue: &WantedQueue) -> Result<()> {
     for binding in &queue.bindings {
         match talk.unbind(&queue.name, binding).await? {
             // The queue is gone, and its bindings with it.
