@@ -69,7 +69,7 @@ async fn a_wrong_password_is_refused_and_not_said() {
         }
     }
     let error = s3::open(&url, &settings).await.probe().await.unwrap_err();
-    assert_eq!(error.kind(), Kind::Config, "{error}");
+    assert_eq!(error.kind(), Kind::Denied, "{error}");
     assert!(!format!("{error:?}").contains("another-one"), "{error:?}");
     assert!(server.store(&url).await.probe().await.unwrap(), "with the right one it may");
 }
