@@ -45,7 +45,7 @@ fn a_run_leaves_its_queues_while_delayed_jobs_may_come_back_to_them() {
     };
     home.write("prompts.txt", "good\n");
     let run = ["run", "prompts.txt", "--in", "lines", "-m", "mock", "-o", "out.jsonl"];
-    promptq(&["submit", "prompts.txt", "--in", "lines", "-m", "mock", "-q", "other", "--delay", "1h"]).ends(0);
-    promptq(&run).ends(0).says(&["is left at the broker: delayed jobs wait in pq1.delay.3600000"]);
+    promptq(&["submit", "prompts.txt", "--in", "lines", "-m", "mock", "--queue", "other", "--delay", "1h"]).ends(0);
+    promptq(&run).ends(0).says(&["is left at the broker: delayed jobs wait in pq1.delay.600000"]);
     assert_eq!(of_runs(&host).len(), 4);
 }
