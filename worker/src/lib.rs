@@ -76,6 +76,8 @@ pub enum StopReason {
     Once,
     /// The broker was out of reach for longer than `give_up`.
     BackendLost,
+    /// Its user may not take jobs: the first time that it asked it was refused.
+    Refused,
     /// It was told to leave, and the drain time was over before all jobs had finished.
     DeadlinePassed,
     /// It was told to leave at once.
@@ -83,10 +85,11 @@ pub enum StopReason {
 }
 
 impl Drained {
-    /// The process's exit code: 0 drained, 7 broker lost, 124 drain time over (or told to leave at once) with jobs cut.
+    /// The process's exit code: 0 drained, 2 refused, 7 broker lost, 124 drain time over (or told to leave at once) with jobs cut.
     pub fn exit_code(&self) -> u8 {
         match self.reason {
             StopReason::BackendLost => 7,
+            StopReason::Refused => 2,
             StopReason::DeadlinePassed | StopReason::Now if self.handed_back > 0 => 124,
             StopReason::Signal
             | StopReason::Idle

@@ -83,6 +83,7 @@ impl Arrival {
     /// Reads a line that came as a message for `queue`, with what the message says of it beside. The labels yield to
     /// what the line says itself; without any id or key it is dead.
     pub(super) fn message(body: &[u8], queue: &Queue, labels: Labels, now: Timestamp) -> Self {
+        let name = labels.key.clone();
         let parsed = std::str::from_utf8(body)
             .map_err(|_| "the body is not UTF-8".to_owned())
             .and_then(|text| Line::parse(text).map_err(|bad| said(&bad)))
@@ -93,7 +94,7 @@ impl Arrival {
             });
         let mut line = match parsed {
             Ok(line) => line,
-            Err(why) => return Self::strange(body, queue, why, now),
+            Err(why) => return Self::strange((name.as_deref(), body), queue, why, now),
         };
         line.terms.key = line.terms.key.or_else(|| line.custom_id.clone());
         let nameless = line.terms.key.is_none();
@@ -102,7 +103,10 @@ impl Arrival {
         }
         let envelope = match envelope(&line.into_job(queue, now)) {
             Ok(envelope) => envelope,
-            Err(limit) => return Self::strange(body, queue, format!("the job is larger than {limit} bytes"), now),
+            Err(limit) => {
+                let why = format!("the job is larger than {limit} bytes");
+                return Self::strange((name.as_deref(), body), queue, why, now);
+            }
         };
         let dead = nameless.then(|| {
             let detail = "the message has no message_id, nor correlation_id with reply_to, and its line has no id: \
@@ -112,11 +116,11 @@ impl Arrival {
         Self { envelope, dead }
     }
 
-    /// Something for `queue` that nobody can read, dead under an id that its content gives: should it come again, it is
-    /// the same dead job.
-    pub(super) fn strange(body: &[u8], queue: &Queue, why: String, now: Timestamp) -> Self {
+    /// Something for `queue` that nobody can read, dead under an id that its name and content give: should it come
+    /// again, it is the same dead job; mended under the same name, it is another.
+    pub(super) fn strange((name, body): (Option<&str>, &[u8]), queue: &Queue, why: String, now: Timestamp) -> Self {
         let mut arrival = Self::unreadable(body, queue, now, why);
-        let id = JobId::derived(queue, None, &content_key(body));
+        let id = JobId::derived(queue, None, &format!("unreadable:{}:{}", content_key(body), name.unwrap_or_default()));
         arrival.envelope.head.id = id;
         if let Some(record) = &mut arrival.dead {
             record.id = id;

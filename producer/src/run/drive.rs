@@ -275,6 +275,9 @@ impl<'a> Drive<'a> {
                 self.cx.printer.say("stopped before anything was enqueued");
                 return Ok(Exit::Interrupted);
             }
+            if let Leave::WorkersLeft(problem) = leave {
+                return Err(problem);
+            }
             return Err(Problem::new(Exit::NotFound, "not-found", format!("batch {} is gone", self.batch)));
         };
         let finished = matches!(leave, Leave::Finished);
@@ -353,6 +356,9 @@ fn left(ended: Result<anyhow::Result<Drained>, tokio::task::JoinError>) -> Probl
     match ended {
         Ok(Ok(drained)) if drained.reason == StopReason::BackendLost => {
             Problem::new(Exit::Unreachable, "unreachable", "the workers lost the broker")
+        }
+        Ok(Ok(drained)) if drained.reason == StopReason::Refused => {
+            Problem::new(Exit::NotAllowed, "not-allowed", "the workers may not take jobs; the log says why")
         }
         Ok(Ok(_)) => Problem::new(Exit::Failed, "failed", "the workers left before the work was done"),
         Ok(Err(error)) => {

@@ -14,6 +14,13 @@ use promptq_tests::steps::{Worker, put_one};
 /// What a user of an older installation may configure, write and read: nothing that has to do with the ledger.
 const OLDER: [&str; 3] = [r"^pq1\.hold\.", r"^(pq1\.(in|rest|delay|q\..*|results\..*)|amq\.default)$", r"^pq1\.q\."];
 
+/// The rights of the shipped producer.
+const PRODUCER: [&str; 3] = [
+    r"^pq1\.ledger$",
+    r"^(pq1\.(in|rest|delay|dead|ledger.*|q\..*|results\..*)|amq\.default)$",
+    r"^pq1\.(ledger|results\..*)$",
+];
+
 /// A virtual host, two servers that could be its ledger, and where programs run.
 struct Place {
     home: Home,
@@ -112,6 +119,11 @@ async fn the_ledger_is_changed_by_who_says_so_and_while_nobody_works() {
     worker.consumer.close().await.unwrap();
     drop(old);
     tokio::task::block_in_place(|| {
+        // Who may put jobs in may not say whose they are.
+        let producer = place.host.url_of("producer", PRODUCER);
+        let mut command = place.home.program("promptq", renew);
+        Said::of(command.env("PROMPTQ_BROKER", producer).env("PROMPTQ_LEDGER", place.other.url())).ends(4);
+        place.say(&place.first.url(), &["queues", "list"]).ends(0);
         let said = change(0).prints(&["pq1.ledger", "records are kept in the ledger"]);
         assert_eq!(said.audits("new-ledger").len(), 1);
         place.say(&place.first.url(), WORK).ends(2);

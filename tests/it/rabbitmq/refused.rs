@@ -66,10 +66,13 @@ async fn what_is_no_job_is_dead_for_a_reason_and_its_client_is_told() {
         assert!(client.publish(&sent).await);
     }
     let text = RawMessage { content_type: Some("text/plain".into()), ..message("text", br#"{"prompt":"d"}"#) };
+    let same = RawMessage { content_type: text.content_type.clone(), ..message("the same", &text.body) };
     let large = [br#"{"prompt":""#.as_slice(), &vec![b'x'; 17 << 20], br#""}"#].concat();
-    for (sent, told) in
-        [(text, ["dead", UNREADABLE, "text/plain"]), (message("large", &large), ["dead", UNREADABLE, "larger than"])]
-    {
+    for (sent, told) in [
+        (text, ["dead", UNREADABLE, "text/plain"]),
+        (same, ["dead", UNREADABLE, "text/plain"]),
+        (message("large", &large), ["dead", UNREADABLE, "larger than"]),
+    ] {
         expected.insert(sent.id.clone().unwrap(), told);
         assert!(client.publish(&sent).await);
     }

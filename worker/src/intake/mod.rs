@@ -1,6 +1,8 @@
 //! THE loop: takes jobs as there is room, and leaves when told to. It owns all that changes in a worker.
-//! What one job goes through is `execute.rs`; leaving is `drain.rs`; what is shown meanwhile is `show.rs`.
+//! What one job goes through is `execute.rs`; leaving is `drain.rs`; when nothing is left to wait for, `idle.rs`; what is shown
+//! meanwhile, `show.rs`.
 
+mod idle;
 mod show;
 
 use std::pin::Pin;
@@ -8,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use promptq_common::broker::{Broker, Consumer, Deliveries, HoldKey, Terms, Want};
-use promptq_common::error::{Error, Result};
+use promptq_common::error::{Kind, Result};
 use promptq_common::limits::Limits;
 use promptq_common::record::End;
 use promptq_common::time::Timestamp;
@@ -53,6 +55,10 @@ pub(crate) struct Intake {
     short_since: Option<Timestamp>,
     idle_since: Option<Instant>,
     failing: Option<Failing>,
+    /// Whether there has been a job to run.
+    has_taken: bool,
+    /// Whether it was said that jobs wait which may not run now.
+    has_said: bool,
 }
 
 /// The broker is out of reach.
@@ -120,6 +126,8 @@ impl Intake {
             short_since: None,
             idle_since: None,
             failing: None,
+            has_taken: false,
+            has_said: false,
         }
     }
 
@@ -205,6 +213,11 @@ impl Intake {
                 Next::Wait
             }
             Event::Answer(Ok(deliveries)) => self.start(deliveries),
+            // Starting it again would not help, nor waiting.
+            Event::Answer(Err(error)) if !self.has_taken && error.kind() == Kind::Denied => {
+                tracing::error!(%error, "jobs may not be taken");
+                Next::Leave(StopReason::Refused)
+            }
             Event::Answer(Err(error)) => {
                 let now = Instant::now();
                 // Nobody knows what there was to run meanwhile.
@@ -226,6 +239,7 @@ impl Intake {
         if !deliveries.is_empty() {
             self.idle_since = None;
             self.dirty = true;
+            (self.has_taken, self.has_said) = (true, false);
             for delivery in deliveries {
                 self.running.spawn(execute(delivery, Arc::clone(&self.desk)));
             }
@@ -241,39 +255,13 @@ impl Intake {
         // Jobs behind a shut limit are work to wait for.
         if !lanes_seen.is_empty() {
             self.idle_since = None;
+            self.say_what_waits();
             return Next::Ask;
         }
         let idle = self.idle_since.get_or_insert_with(Instant::now).elapsed();
         match self.desk.settings.exit_when_idle {
             Some(length) if idle >= length => Next::Idle(idle),
             _ => Next::Ask,
-        }
-    }
-
-    /// Whether an idle worker leaves nothing behind that may come back to it soon: the jobs of a worker that has died
-    /// come back when their leases run out, retries when they are due. After a lease more it waits no longer.
-    async fn nothing_is_left(&self, idle: Duration) -> bool {
-        let settings = &self.desk.settings;
-        let counting = async {
-            let mut left = 0;
-            for (queue, _) in &settings.queues {
-                let depth = self.broker.depth(queue).await?;
-                left += depth.running + depth.delayed;
-            }
-            Ok::<_, Error>(left)
-        };
-        let mut phase = self.phase.clone();
-        let counted = tokio::select! {
-            biased;
-            _ = phase.changed() => return false,
-            counted = counting => counted,
-        };
-        match counted {
-            Ok(left) => left == 0 || idle >= settings.exit_when_idle.unwrap_or_default() + settings.lease,
-            Err(error) => {
-                tracing::warn!(%error, "cannot ask what is left to run; not leaving yet");
-                false
-            }
         }
     }
 

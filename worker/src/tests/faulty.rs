@@ -17,6 +17,8 @@ use promptq_common::ledger::{Ledger, Page};
 #[derive(Debug, Default)]
 pub(super) struct Faults {
     pub(super) next: AtomicBool,
+    /// Not for a while but for a missing right.
+    pub(super) denied: AtomicBool,
     pub(super) beat: AtomicBool,
     pub(super) settle: AtomicBool,
     pub(super) depth: AtomicBool,
@@ -67,6 +69,9 @@ struct FaultyHold {
 impl Source for FaultySource {
     async fn next(&mut self, want: &Want) -> Result<Leased> {
         Faults::check(&self.faults.next)?;
+        if self.faults.denied.load(Ordering::SeqCst) {
+            return Err(Error::new(Kind::Denied, "lease jobs", "switched off"));
+        }
         let mut leased = self.inner.next(want).await?;
         for delivery in &mut leased.deliveries {
             let blank: Box<dyn Hold> = Box::new(Blank);

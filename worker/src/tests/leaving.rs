@@ -220,3 +220,23 @@ async fn a_broker_out_of_reach_is_waited_for_and_then_given_up() {
     assert_eq!((drained.reason, drained.exit_code()), (StopReason::BackendLost, 7));
     assert!((60..=64).contains(&lost.elapsed().as_secs()), "{:?}", lost.elapsed());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_may_take_nothing_leaves_and_one_that_might_before_waits() {
+    let mut rig = Rig::new();
+    Faults::set(&rig.faults.denied, true);
+    rig.start();
+    let drained = rig.left().await;
+    assert_eq!((drained.reason, drained.exit_code()), (StopReason::Refused, 2));
+
+    let mut rig = Rig::new();
+    rig.runs("m", Scripted::new("m", |_, _| Play::Answer("ok".into())));
+    let ids = rig.submit("m", 1).await;
+    rig.start();
+    assert_eq!(rig.ends(&ids).await, [End::Succeeded]);
+    Faults::set(&rig.faults.denied, true);
+    sleep(Duration::from_secs(40)).await;
+    Faults::set(&rig.faults.denied, false);
+    let ids = rig.submit("m", 1).await;
+    assert_eq!(rig.ends(&ids).await, [End::Succeeded]);
+}

@@ -105,7 +105,8 @@ impl Parcel {
 pub(super) fn read(delivery: &Delivery, queue: &Queue, now: Timestamp) -> Read {
     let properties = &delivery.properties;
     let content_type = properties.content_type().as_ref().map_or("", ShortString::as_str);
-    let reply = reply(properties);
+    let (reply, name) = (reply(properties), name(properties));
+    let unread = (name.as_deref(), delivery.data.as_slice());
     if content_type == OURS {
         return match ours(&delivery.data) {
             Ok(envelope) => {
@@ -114,7 +115,7 @@ pub(super) fn read(delivery: &Delivery, queue: &Queue, now: Timestamp) -> Read {
                 let (named, again) = (has(NAMED), has(DUPLICATE));
                 Read { parcel: Parcel { envelope, reply, named, again }, dead: None }
             }
-            Err(error) => arrived(Arrival::strange(&delivery.data, queue, error.to_string(), now), reply),
+            Err(error) => arrived(Arrival::strange(unread, queue, error.to_string(), now), reply),
         };
     }
     let sent = properties.timestamp().and_then(|seconds| i64::try_from(seconds).ok());
@@ -124,11 +125,11 @@ pub(super) fn read(delivery: &Delivery, queue: &Queue, now: Timestamp) -> Read {
         if kind.eq_ignore_ascii_case(JSON) {
             match labels(properties) {
                 Ok(labels) => Arrival::message(&delivery.data, queue, labels, now),
-                Err(why) => Arrival::strange(&delivery.data, queue, why, now),
+                Err(why) => Arrival::strange(unread, queue, why, now),
             }
         } else {
             let why = format!("its content_type is {content_type:?}; a foreign client's job is {JSON}");
-            Arrival::strange(&delivery.data, queue, why, now)
+            Arrival::strange(unread, queue, why, now)
         },
         reply,
     )
@@ -173,18 +174,22 @@ fn reply(properties: &BasicProperties) -> Option<Reply> {
     Some(Reply { to: to.to_owned(), correlation })
 }
 
+/// What the client calls its job: the message's id, or where the reply goes and under which.
+fn name(properties: &BasicProperties) -> Option<String> {
+    let text = |value: &Option<ShortString>| {
+        value.as_ref().map(ShortString::as_str).filter(|text| !text.is_empty()).map(str::to_owned)
+    };
+    text(properties.message_id()).or_else(|| {
+        let (to, correlation) = (text(properties.reply_to())?, text(properties.correlation_id())?);
+        Some(format!("{to}\n{correlation}"))
+    })
+}
+
 /// What the properties and headers say of the job.
 ///
 /// # Errors
 /// What is wrong with a header, without its value: that may be anything.
 fn labels(properties: &BasicProperties) -> Result<Labels, String> {
-    let text = |value: &Option<ShortString>| {
-        value.as_ref().map(ShortString::as_str).filter(|text| !text.is_empty()).map(str::to_owned)
-    };
-    let key = text(properties.message_id()).or_else(|| {
-        let (to, correlation) = (text(properties.reply_to())?, text(properties.correlation_id())?);
-        Some(format!("{to}\n{correlation}"))
-    });
     let headers = properties.headers().as_ref().map(FieldTable::inner);
     let header = |name: &str| match headers.and_then(|headers| headers.get(name)) {
         None | Some(AMQPValue::Void) => Ok(None),
@@ -196,7 +201,7 @@ fn labels(properties: &BasicProperties) -> Result<Labels, String> {
         Some(text) => Some(text.parse().map_err(|_| "the header priority is no number from 0 to 9")?),
         None => *properties.priority(),
     };
-    Ok(Labels { key, model: header("model")?, priority, not_before: header("not_before")? })
+    Ok(Labels { key: name(properties), model: header("model")?, priority, not_before: header("not_before")? })
 }
 
 /// The text in a header; a number as its digits.

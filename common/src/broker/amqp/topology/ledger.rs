@@ -54,6 +54,10 @@ pub(in crate::broker::amqp) async fn renew_ledger(
 ) -> Result<()> {
     const OP: &str = "give the virtual host another ledger";
     let mut talk = Talk::open(link).await?;
+    // Who may not make what is shared may not say whose it is either.
+    for exchange in wanted::exchanges() {
+        or_error(talk.make_exchange(&exchange).await?)?;
+    }
     for queue in queues {
         for lane in wanted::lanes(queue, &[], settings) {
             if let Some(Look { consumers: 1.., .. }) = talk.look(&lane.name).await? {
