@@ -151,14 +151,14 @@ impl Desk {
         let id = item.parcel.envelope.head.id;
         let Some(_entered) = self.enter(id) else { return Opening::Second(Box::new(item)) };
         match caught(id, Box::pin(self.ask(&mut item))).await {
-            Some(Ok(opened)) => match caught(id, Box::pin(self.answer(item, opened))).await {
-                Some(opening) => opening,
-                None => {
-                    // It went back at once, and would be here again as fast.
-                    tokio::time::sleep(REST).await;
-                    Opening::Gone
+            Some(Ok(opened)) => {
+                if let Some(opening) = caught(id, Box::pin(self.answer(item, opened))).await {
+                    return opening;
                 }
-            },
+                // It went back at once, and would be here again as fast.
+                tokio::time::sleep(REST).await;
+                Opening::Gone
+            }
             Some(Err(error)) => Opening::Failed(Box::new(item), error),
             None => {
                 self.aside(rest(item.receipt)).await;
