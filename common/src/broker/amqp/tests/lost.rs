@@ -175,10 +175,15 @@ async fn a_full_worker_has_messages_back_that_it_lost() {
     };
     let prefetch = timeout(SOON, server.until(prefetch)).await.expect("it looks for nothing");
     assert_eq!(prefetch, 2, "room for its own, and for one that stands before it");
+    // Long before the search is over, or nobody would meet what stands behind it.
+    server.deliver(LANE, other.clone()).await;
+    let is_back = |did| matches!(did, Did::Answered { tag: 1, ack: false }).then_some(());
+    timeout(SOON / 4, server.until(is_back)).await.expect("it keeps what is another's");
     server.deliver(LANE, sent).await;
     server.deliver(LANE, other).await;
-    timeout(SOON, server.until(is_back)).await.expect("it keeps what is another's");
-    assert_eq!(ends(&mut server, runs).await, 1);
+    let is_back = |did| matches!(did, Did::Answered { tag: 3, ack: false }).then_some(());
+    timeout(SOON, server.until(is_back)).await.expect("it searches for what it has");
+    assert_eq!(ends(&mut server, runs).await, 2);
 }
 
 /// Whoever attaches a copy and whoever lets go of its job meet where they both look at the message: one sees the other.
