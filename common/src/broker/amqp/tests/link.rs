@@ -12,6 +12,7 @@ use tracing::level_filters::LevelFilter;
 
 use super::peer::{Peer, Session};
 use super::{Written, message};
+use crate::broker::Access;
 use crate::broker::amqp::link::Link;
 use crate::error::{Error, Kind, Result};
 use crate::telemetry::{self, LogFormat};
@@ -211,6 +212,13 @@ async fn a_connect_that_fails_lets_no_thread_of_the_drivers_panic() {
         refused(&peer, scheme, async |session| session.raw(b"HTTP/1.1 400 Bad Request\r\n\r\n").await).await;
         threads_end().await;
     }
+    // Where nobody listens, both fail, and the first ends it.
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let access = Access::new(&format!("amqp://{nobody}")).unwrap();
+    for _ in 0..50 {
+        Link::connect(&access).await.unwrap_err();
+    }
+    threads_end().await;
     assert_eq!(PANICS.load(Relaxed), 0);
 }
 
