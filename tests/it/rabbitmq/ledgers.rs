@@ -1,13 +1,13 @@
 //! One virtual host, one ledger: a process that names another is told so before it does anything, whichever came first
 //! stays, and an administrator may change it while nobody works.
 
-use promptq_common::broker::{Access, Beside, Broker};
+use promptq_common::broker::{self, Access, Beside, Broker, Enqueued, Refusal};
 use promptq_common::error::Kind;
 use promptq_common::job::Queue;
 use promptq_tests::backends::{LONG, terms};
 use promptq_tests::fixture::{job, release};
 use promptq_tests::process::{Home, Said};
-use promptq_tests::rabbit::{RabbitServer, VirtualHost};
+use promptq_tests::rabbit::{RabbitServer, RawClient, VirtualHost};
 use promptq_tests::redis::{Options, RedisServer};
 use promptq_tests::steps::{Worker, put_one};
 
@@ -53,9 +53,13 @@ impl Place {
 
     /// This process, its records in that ledger.
     async fn broker(&self, url: &str, ledger: &RedisServer) -> promptq_common::error::Result<Broker> {
-        let beside = Beside::Ledger(Box::new(Access::new(&ledger.url()).unwrap()));
-        Broker::connect(&Access { beside, ..Access::new(url).unwrap() }).await
+        Broker::connect(&access(url, ledger)).await
     }
+}
+
+fn access(url: &str, ledger: &RedisServer) -> Access {
+    let beside = Beside::Ledger(Box::new(Access::new(&ledger.url()).unwrap()));
+    Access { beside, ..Access::new(url).unwrap() }
 }
 
 const WORK: &[&str] = &["promptq-worker", "--exit-when-idle", "500ms"];
@@ -136,6 +140,24 @@ async fn the_ledger_is_changed_by_who_says_so_and_while_nobody_works() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_finds_its_queue_gone_asks_again_whose_the_virtual_host_is() {
+    let place = tokio::task::spawn_blocking(Place::new).await.unwrap();
+    let url = place.host.url();
+    let old = place.broker(&url, &place.first).await.unwrap();
+    put_one(&old, job()).await;
+    let access = access(&url, &place.other);
+    let ledger = broker::ledger(&access).await.unwrap();
+    broker::renew_ledger(&access, &*ledger, &[Queue::standard()]).await.unwrap();
+    let client = RawClient::connect(&url).await;
+    for queue in tokio::task::block_in_place(|| place.host.queues()) {
+        client.delete(&queue.name).await;
+    }
+    assert_eq!(old.enqueue(&[job()]).await.unwrap(), [Enqueued::Refused(Refusal::NoSuchQueue)]);
+    let error = old.enqueue(&[job()]).await.unwrap_err();
+    assert!(error.kind() == Kind::Config && error.to_string().contains("another ledger"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_user_who_may_not_ask_goes_on_and_the_doctor_says_so() {
     let place = tokio::task::spawn_blocking(Place::new).await.unwrap();
     let url = place.host.url_of("older", OLDER);
@@ -152,6 +174,14 @@ async fn a_user_who_may_not_ask_goes_on_and_the_doctor_says_so() {
         doctor(&url, &place.other).prints(&["warn    identity: this user may not ask", "deploy/rabbitmq"]);
         doctor(&place.host.url(), &place.other).ends(1).prints(&["FAILED  identity: ", "another ledger"]);
         doctor(&place.host.url(), &place.first).ends(0).prints(&["ok      identity: ", "is this ledger's"]);
+        // Who puts jobs in is told once, who looks is not.
+        place.home.write("rows.txt", "one\n");
+        let told = |words: &[&str]| {
+            let mut command = place.home.program("promptq", words);
+            let said = Said::of(command.env("PROMPTQ_BROKER", &url).env("PROMPTQ_LEDGER", place.first.url())).ends(0);
+            said.stderr.matches("may not ask").count()
+        };
+        assert_eq!((told(&["queues", "list"]), told(&["submit", "rows.txt", "-m", "mock"])), (0, 1));
     });
 }
 
