@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use promptq_common::broker::amqp::QueueType;
-use promptq_common::broker::{Access, Beside, Broker, Enqueued, PAGE_BYTES, QueueView, Redriven, Refusal};
+use promptq_common::broker::{
+    Access, Beside, Broker, Enqueued, Head, PAGE_BYTES, QueueView, Redriven, Refusal, Retention,
+};
 use promptq_common::error::Kind;
 use promptq_common::job::{Job, JobId, Queue};
 use promptq_common::ledger::JobFilter;
@@ -12,10 +14,10 @@ use promptq_common::time::Timestamp;
 use promptq_common::work::Work;
 use promptq_tests::backends::{LONG, terms};
 use promptq_tests::carrier::Carrier;
-use promptq_tests::fixture::{batch, job, job_in, job_of, keyed, queue, registered};
+use promptq_tests::fixture::{batch, job, job_in, job_of, keyed, queue, registered, retry};
 use promptq_tests::process::{Home, Said};
 use promptq_tests::rabbit::RawClient;
-use promptq_tests::steps::{list, put, put_one, see, state};
+use promptq_tests::steps::{end, list, put, put_one, see, state, sweep};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 const LANE: &str = "pq1.q.default._.normal";
@@ -36,6 +38,18 @@ async fn runs(carrier: &Carrier) -> Vec<JobId> {
     // Or what comes next might be given to it.
     worker.consumer.close().await.unwrap();
     ran
+}
+
+/// What a worker is given to run; it succeeds.
+async fn take(carrier: &Carrier, count: usize) -> Vec<Head> {
+    let mut worker = carrier.worker(terms(&[(Queue::standard(), 1)], LONG)).await;
+    let mut heads = Vec::new();
+    for delivery in worker.take(count).await {
+        heads.push(delivery.head.clone());
+        end(delivery, End::Succeeded).await;
+    }
+    worker.consumer.close().await.unwrap();
+    heads
 }
 
 async fn dies(carrier: &Carrier) {
@@ -70,6 +84,44 @@ async fn a_job_whose_message_is_gone_is_published_again_and_runs_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_job_is_published_again_as_it_is_by_now() {
+    let (carrier, broker) = place(Carrier::with_redis(QueueType::Quorum)).await;
+    let tried = registered();
+    put_one(&broker, tried.clone()).await;
+    let mut worker = carrier.worker(terms(&[(Queue::standard(), 1)], LONG)).await;
+    let delivery = worker.one().await;
+    let verdict = retry(&delivery.head, Duration::ZERO);
+    delivery.lease.settle(verdict).await.unwrap();
+    worker.consumer.close().await.unwrap();
+    // One that expired and was put back has a later deadline than it came with.
+    let now = Timestamp::now();
+    let late = Job { created_at: now - HOUR, deadline: now - LONG, ..registered() };
+    put_one(&broker, late.clone()).await;
+    sweep(&broker, &Retention::standard()).await;
+    assert_eq!(broker.redrive(&[late.id]).await.unwrap(), [Redriven::Queued { epoch: 0 }]);
+    assert_eq!(purge_by_hand(&carrier).await, 2);
+    broker.republish(&[tried.clone(), late.clone()]).await.unwrap();
+    let mut heads = take(&carrier, 2).await;
+    heads.sort_unstable_by_key(|head| head.attempts);
+    assert_eq!((heads[0].id, heads[0].deadline), (late.id, see(&broker, late.id).await.deadline));
+    assert_eq!((heads[1].id, heads[1].attempts), (tried.id, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_published_again_is_known_all_the_same() {
+    let (carrier, broker) = place(Carrier::with_redis(QueueType::Quorum)).await;
+    let job = registered();
+    put_one(&broker, job.clone()).await;
+    RawClient::connect(&carrier.host.url()).await.delete(LANE).await;
+    let nowhere = Enqueued::Refused(Refusal::NoSuchQueue);
+    assert_eq!(broker.republish(std::slice::from_ref(&job)).await.unwrap(), [nowhere]);
+    assert_eq!(state(&broker, job.id).await, State::Queued);
+    // By now it looks for the queue first, and makes it.
+    assert_eq!(broker.republish(std::slice::from_ref(&job)).await.unwrap(), [Enqueued::Known(State::Queued)]);
+    assert_eq!(runs(&carrier).await, [job.id]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_redriven_job_whose_message_is_gone_is_published_from_the_ledger() {
     let (carrier, broker) = place(Carrier::with_redis(QueueType::Quorum)).await;
     let id = put_one(&broker, job()).await;
@@ -77,7 +129,20 @@ async fn a_redriven_job_whose_message_is_gone_is_published_from_the_ledger() {
     assert_eq!(broker.redrive(&[id]).await.unwrap(), [Redriven::Queued { epoch: 1 }]);
     assert_eq!(purge_by_hand(&carrier).await, 1);
     assert_eq!(broker.redrive(&[id]).await.unwrap(), [Redriven::Waiting]);
-    assert_eq!(runs(&carrier).await, [id]);
+    let heads = take(&carrier, 1).await;
+    assert_eq!((heads[0].id, heads[0].deadline), (id, see(&broker, id).await.deadline));
+    // What its attempts have cost since then is in its message alone.
+    let id = put_one(&broker, job()).await;
+    dies(&carrier).await;
+    broker.redrive(&[id]).await.unwrap();
+    let mut worker = carrier.worker(terms(&[(Queue::standard(), 1)], LONG)).await;
+    let delivery = worker.one().await;
+    let verdict = retry(&delivery.head, Duration::ZERO);
+    delivery.lease.settle(verdict).await.unwrap();
+    worker.consumer.close().await.unwrap();
+    assert_eq!(purge_by_hand(&carrier).await, 1);
+    assert_eq!(broker.redrive(&[id]).await.unwrap(), [Redriven::Waiting]);
+    assert_eq!(purge_by_hand(&carrier).await, 0);
     // Where nothing tells copies apart, there is to be no second one.
     let (carrier, broker) = place(Carrier::with_folder(QueueType::Quorum)).await;
     let id = put_one(&broker, job()).await;
@@ -137,20 +202,26 @@ async fn people_are_told_what_cannot_be_seen() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_purge_holds_no_more_than_it_says_of_what_has_to_stay() {
-    let (carrier, broker) = place(Carrier::with_redis(QueueType::Quorum)).await;
-    // By its submitter's clock it came after the purge.
-    let later = || Job {
-        created_at: Timestamp::now() + HOUR,
-        work: Work::prompt(Some("mock"), "x".repeat(PAGE_BYTES)),
-        ..job()
-    };
-    for _ in 0..9 {
-        put_one(&broker, later()).await;
+    // Eight of a mebibyte each are enough, and a thousand of any size.
+    for (count, bytes) in [(9, PAGE_BYTES), (1_000, 1)] {
+        let (carrier, broker) = place(Carrier::with_redis(QueueType::Quorum)).await;
+        // By its submitter's clock it came after the purge.
+        let later = || Job {
+            created_at: Timestamp::now() + HOUR,
+            work: Work::prompt(Some("mock"), "x".repeat(bytes)),
+            ..job()
+        };
+        let jobs: Vec<Job> = (0..count).map(|_| later()).collect();
+        for part in jobs.chunks((8 * PAGE_BYTES / bytes).min(500)) {
+            put(&broker, part).await;
+        }
+        let last = put_one(&broker, job()).await;
+        assert_eq!(broker.purge(&Queue::standard()).await.unwrap(), 0, "{count}");
+        if count < 10 {
+            assert_eq!(runs(&carrier).await.len(), count);
+            assert_eq!(state(&broker, last).await, State::Cancelled, "it met the purge when it surfaced");
+        }
     }
-    let last = put_one(&broker, job()).await;
-    assert_eq!(broker.purge(&Queue::standard()).await.unwrap(), 0, "eight of a mebibyte each are enough");
-    assert_eq!(runs(&carrier).await.len(), 9);
-    assert_eq!(state(&broker, last).await, State::Cancelled, "it met the purge when it surfaced");
 }
 
 #[tokio::test(flavor = "multi_thread")]
