@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use promptq_common::error::Error;
+use tokio::time::Instant;
 
 use super::Intake;
 
@@ -36,7 +37,7 @@ impl Intake {
 
     /// Tells whoever has a worker leave by itself why it does not.
     pub(super) fn say_what_waits(&mut self) {
-        if self.desk.settings.exit_when_idle.is_some() && !std::mem::replace(&mut self.has_said, true) {
+        if self.desk.settings.exit_when_idle.is_some() && self.said_at.replace(Instant::now()).is_none() {
             tracing::info!(
                 "jobs wait that may not run now: their queue is paused, or a limit is shut; waiting with them"
             );

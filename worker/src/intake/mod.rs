@@ -57,8 +57,8 @@ pub(crate) struct Intake {
     failing: Option<Failing>,
     /// Whether there has been a job to run.
     has_taken: bool,
-    /// Whether it was said that jobs wait which may not run now.
-    has_said: bool,
+    /// When it was said that jobs wait which may not run now.
+    said_at: Option<Instant>,
 }
 
 /// The broker is out of reach.
@@ -127,7 +127,7 @@ impl Intake {
             idle_since: None,
             failing: None,
             has_taken: false,
-            has_said: false,
+            said_at: None,
         }
     }
 
@@ -239,7 +239,7 @@ impl Intake {
         if !deliveries.is_empty() {
             self.idle_since = None;
             self.dirty = true;
-            (self.has_taken, self.has_said) = (true, false);
+            (self.has_taken, self.said_at) = (true, None);
             for delivery in deliveries {
                 self.running.spawn(execute(delivery, Arc::clone(&self.desk)));
             }
