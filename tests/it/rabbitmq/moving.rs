@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use promptq_common::broker::amqp::QueueType;
-use promptq_common::broker::{Broker, MAX_BATCH};
+use promptq_common::broker::{Broker, MAX_BATCH, Redriven, Retention, Verdict};
 use promptq_common::job::{Job, Queue};
 use promptq_common::record::State;
 use promptq_common::time::Timestamp;
@@ -13,7 +13,7 @@ use promptq_tests::carrier::Carrier;
 use promptq_tests::fixture::{job_at, job_in, queue, registered};
 use promptq_tests::process::{Home, Said};
 use promptq_tests::rabbit::RawClient;
-use promptq_tests::steps::{eventually, put_one, state};
+use promptq_tests::steps::{Worker, eventually, put, put_one, see, state, sweep};
 
 /// A place, and a connection to it.
 async fn place() -> (Carrier, Broker) {
@@ -82,6 +82,64 @@ async fn other_queues_delayed_jobs_are_walked_past_and_not_held() {
     left.sort_unstable();
     others.sort_unstable();
     assert_eq!((left, carrier.host.counts("pq1.q.")), (others, (0, 0)));
+}
+
+#[tokio::test]
+async fn a_page_ends_where_only_other_queues_jobs_are_met() {
+    let carrier = Carrier::with_redis(QueueType::Quorum);
+    let broker = carrier.as_people_do().await;
+    let later = Timestamp::now() + Duration::from_secs(3_600);
+    let others: Vec<Job> = (0..2_001).map(|_| Job { not_before: Some(later), ..job_in(&queue("other")) }).collect();
+    for part in others.chunks(MAX_BATCH) {
+        put(&broker, part).await;
+    }
+    let (mut pages, mut after) = (0, None);
+    loop {
+        let page = broker.waiting(&Queue::standard(), after.as_deref(), 1).await.unwrap();
+        assert!(page.items.is_empty(), "{page:?}");
+        (pages, after) = (pages + 1, page.next);
+        if after.is_none() || pages > 3 {
+            break;
+        }
+    }
+    // What waits in the delay queue is met twice, and 2,000 of it for one page.
+    assert_eq!((pages, after), (3, None), "whoever moves jobs is to show that it lives, and to come to an end");
+}
+
+#[tokio::test]
+async fn what_a_worker_passes_on_while_others_are_looked_at_is_met() {
+    let carrier = Carrier::with_redis(QueueType::Quorum);
+    let broker = carrier.as_people_do().await;
+    let passed = put_one(&broker, registered()).await;
+    let mut worker = Worker::on(&broker, terms(&[(Queue::standard(), 1)], LONG)).await;
+    let delivery = worker.one().await;
+    worker.consumer.close().await.unwrap();
+    let ready = put_one(&broker, registered()).await;
+    let first = broker.waiting(&Queue::standard(), None, 1).await.unwrap();
+    let is_delayed = || async { (carrier.host.counts("pq1.delay.").0 == 1).then_some(()) };
+    delivery.lease.settle(Verdict::Release { after: LONG, hold: None }).await.unwrap();
+    eventually("it waits elsewhere", is_delayed).await;
+    let (mut seen, mut after) = (first.items, first.next);
+    while after.is_some() {
+        let page = broker.waiting(&Queue::standard(), after.as_deref(), 1).await.unwrap();
+        seen.extend(page.items);
+        after = page.next;
+    }
+    let seen: Vec<_> = seen.iter().map(|envelope| envelope.head.id).collect();
+    assert_eq!(seen, [ready, passed]);
+}
+
+#[tokio::test]
+async fn a_job_whose_end_was_taken_back_is_met_with_its_deadline_of_today() {
+    let (_carrier, broker) = place().await;
+    let now = Timestamp::now();
+    let late = Job { created_at: now - Duration::from_secs(3_600), deadline: now - LONG, ..registered() };
+    let id = put_one(&broker, late).await;
+    sweep(&broker, &Retention::standard()).await;
+    assert_eq!(broker.redrive(&[id]).await.unwrap(), [Redriven::Queued { epoch: 0 }]);
+    let page = broker.waiting(&Queue::standard(), None, MAX_BATCH).await.unwrap();
+    let found: Vec<_> = page.items.iter().map(|item| (item.head.id, item.head.deadline)).collect();
+    assert_eq!(found, [(id, see(&broker, id).await.deadline)]);
 }
 
 #[tokio::test]
