@@ -2,6 +2,7 @@
 # (RabbitMQ), and for each job a key celery-task-meta-<id> in that Redis for a day, announced by a PUBLISH. Without:
 # Celery's own defaults, which acknowledge before the work and store nothing; a killed worker's jobs are lost.
 # It stores no claim, no attempt count, no cost; a copy of a job that ran is run again.
+import sys
 import threading
 
 from celery import Celery
@@ -19,7 +20,7 @@ app.conf.update(
     task_ignore_result=not with_results,
     broker_transport_options={"confirm_publish": True} if with_results and args.url.startswith("amqp") else {},
     broker_connection_retry_on_startup=True,
-    task_default_queue="peers",
+    task_default_queue=f"celery-{args.queue}",
     task_default_queue_type=args.queue,
     # Many are on their way: the default of 4 waits for the broker more often.
     worker_prefetch_multiplier=128,
@@ -39,13 +40,15 @@ def work():
     task_postrun.connect(lambda **_: clock.settled(), weak=False)
     threading.Thread(target=leave).start()
     # In its own process, one job at a time: faster here than with processes or green threads beside it.
-    alone = {"without_gossip": True, "without_mingle": True, "without_heartbeat": True}
-    app.Worker(pool="solo", concurrency=1, loglevel="ERROR", quiet=True, **alone).start()
+    worker = app.Worker(pool="solo", concurrency=1, loglevel="ERROR", quiet=True)
+    worker.start()
+    sys.exit(worker.exitcode)
 
 
 def leave():
-    state.should_stop = clock.until_done()
-    get_event_loop().call_soon(lambda: None)
+    status = clock.until_done()
+    # Said in the loop, whose turn sends the last acknowledgements.
+    get_event_loop().call_soon(lambda: setattr(state, "should_stop", status))
 
 
 if args.command == "work":

@@ -36,7 +36,7 @@ if args.results:
 dramatiq.set_broker(broker)
 
 
-@dramatiq.actor(queue_name="peers")
+@dramatiq.actor(queue_name=f"dramatiq-{args.queue}")
 def job(sent):
     clock.started(sent)
     return meter.result() if args.results else None
