@@ -35,7 +35,7 @@ struct Body {
 }
 
 /// What a job gives.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 struct Answer {
     answer: String,
     tokens: u32,
