@@ -52,13 +52,18 @@ impl Clock {
     /// Waits until all is settled, or until nothing has run for as long as `idle`.
     pub async fn until_done(&self, pool: &SqlitePool, idle: Duration) {
         let wanted = self.warmup + self.number;
-        let (mut ran, mut since) = (0, Instant::now());
+        let (mut ran, mut since, mut analysed) = (0, Instant::now(), false);
         while since.elapsed() < idle {
             // Rows are counted only at the end: it is not the peer's work.
             tokio::time::sleep(Duration::from_millis(1)).await;
             let now_ran = self.seen().ran;
             if now_ran != ran {
                 (ran, since) = (now_ran, Instant::now());
+            }
+            if !analysed && ran > self.warmup / 2 {
+                // A file in use has statistics; without them SQLite goes through all jobs that a worker ever had with
+                // each end, and soon spends a second on it.
+                analysed = sqlx::query("ANALYZE").execute(pool).await.is_ok();
             }
             if ran >= wanted && settled(pool).await >= wanted {
                 break;

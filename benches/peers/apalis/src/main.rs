@@ -144,7 +144,8 @@ async fn open(url: &str) -> Result<SqlitePool> {
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
         .busy_timeout(Duration::from_secs(30));
-    let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await?;
+    // One connection: apalis does one thing at a time with its file, and SQLite's statistics are a connection's own.
+    let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
     SqliteStorage::migrations().run(&pool).await?;
     Ok(pool)
 }
