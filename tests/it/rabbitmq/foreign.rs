@@ -4,11 +4,13 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use promptq_common::broker::amqp::QueueType;
 use promptq_common::broker::{Access, Beside, Broker};
 use promptq_common::job::Queue;
 use promptq_common::ledger::DeadGroup;
 use promptq_common::record::End;
 use promptq_tests::backends::terms;
+use promptq_tests::carrier::Carrier;
 use promptq_tests::process::{Home, Said};
 use promptq_tests::rabbit::{RabbitServer, RawClient, RawMessage};
 use promptq_tests::redis::{Options, RedisServer};
@@ -49,11 +51,8 @@ async fn the_example_gets_its_answer() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_job_under_a_used_id_is_dead_and_not_gone() {
-    let (server, redis) = (RabbitServer::shared(), RedisServer::start(Options::cheap()));
-    let host = server.host();
-    let mut access = Access::new(&host.url()).unwrap();
-    access.beside = Beside::Ledger(Box::new(Access::new(&redis.url()).unwrap()));
-    let broker = Broker::connect(&access).await.unwrap();
+    let carrier = Carrier::with_redis(QueueType::Quorum);
+    let (host, broker) = (&carrier.host, carrier.as_people_do().await);
     broker.declare(&Queue::standard(), &[], false).await.unwrap();
     let client = RawClient::connect(&host.url()).await;
     let say = async |prompt: &str| {

@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use promptq_common::broker::{Access, Beside, Broker};
+use promptq_common::broker::amqp::QueueType;
 use promptq_common::job::Queue;
 use promptq_tests::backends::terms;
-use promptq_tests::rabbit::{RabbitServer, RawClient, RawMessage};
-use promptq_tests::redis::{Options, RedisServer};
+use promptq_tests::carrier::Carrier;
+use promptq_tests::rabbit::{RawClient, RawMessage};
 use promptq_tests::steps::Worker;
 use serde_json::Value;
 
-/// A body (each another: the same again is the same dead job, told of once), a header, and what the client is told: state,
+/// A body, a header, and what the client is told: state,
 /// code and a part of the reason.
 type Case = (&'static [u8], Option<(&'static str, &'static str)>, [&'static str; 3]);
 
@@ -50,11 +50,8 @@ fn message(name: &str, body: &[u8]) -> RawMessage {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_job_is_dead_for_a_reason_and_its_client_is_told() {
-    let (server, redis) = (RabbitServer::shared(), RedisServer::start(Options::cheap()));
-    let host = server.host();
-    let mut access = Access::new(&host.url()).unwrap();
-    access.beside = Beside::Ledger(Box::new(Access::new(&redis.url()).unwrap()));
-    let broker = Broker::connect(&access).await.unwrap();
+    let carrier = Carrier::with_redis(QueueType::Quorum);
+    let (host, broker) = (&carrier.host, carrier.as_people_do().await);
     broker.declare(&Queue::standard(), &[], false).await.unwrap();
     let client = RawClient::connect(&host.url()).await;
     client.declare("replies", &[("x-queue-type", "classic")]).await.unwrap();

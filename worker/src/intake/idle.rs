@@ -39,7 +39,8 @@ impl Intake {
     pub(super) fn say_what_waits(&mut self) {
         if self.desk.settings.exit_when_idle.is_some() && self.said_at.replace(Instant::now()).is_none() {
             tracing::info!(
-                "jobs wait that may not run now: their queue is paused, or a limit is shut; waiting with them"
+                "jobs wait that may not run now: their queue is paused, or a limit is shut; waiting with them. \
+                 `promptq queues list` shows what is paused, `promptq queues resume NAME` ends that"
             );
         }
     }
