@@ -239,6 +239,7 @@ async fn an_end_that_another_lists_comes_after_what_was_told_before_to_processes
         ledger.settle(&timely.head, lease, &end(&timely.head, lease, End::Succeeded), None).await.unwrap();
         let (told, next) = ids(&begin().await, Cursor(0)).await;
         assert_eq!(told, [timely.head.id]);
+        a_moment_later().await;
         // The worker is gone; copies of its message come to others.
         for _ in 0..2 {
             let heir = begin().await;
