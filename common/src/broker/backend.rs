@@ -262,7 +262,7 @@ impl LeaseId {
 
     /// A new one.
     pub fn random() -> Self {
-        Self(Uuid::now_v7())
+        Self(uuid::Builder::from_random_bytes(rand::random()).into_uuid())
     }
 
     /// The 16 bytes.

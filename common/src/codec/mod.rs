@@ -12,6 +12,8 @@ use crate::time::Timestamp;
 
 /// The largest encoded job or record, in bytes: 16 MiB, the smallest message limit among current brokers.
 pub const MAX_BYTES: usize = 16 * 1024 * 1024;
+/// Room that is made at once: a prompt or an answer of a few sentences fits.
+const USUAL_BYTES: usize = 512;
 
 /// Begins the payload of a line that nobody could read, kept for people to see: no version of a job.
 pub(crate) const UNREADABLE: u8 = 0;
@@ -86,7 +88,8 @@ fn decode_line(bytes: &[u8]) -> Result<Job> {
 }
 
 fn encode<T: Serialize>(op: &'static str, version: u8, value: &T) -> Result<Vec<u8>> {
-    let mut bytes = vec![version];
+    let mut bytes = Vec::with_capacity(USUAL_BYTES);
+    bytes.push(version);
     bincode::serde::encode_into_std_write(value, &mut bytes, bincode::config::standard())
         .map_err(|error| Error::new(Kind::Corrupt, op, "cannot be encoded").because(error))?;
     check_size(op, bytes.len())?;

@@ -15,6 +15,15 @@ use tokio::time::Instant;
 
 use super::Setup;
 
+/// As the broker sends it.
+const SWEEP: &str = concat!(
+    include_str!("../../../common/src/broker/redis/scripts/book.lua"),
+    "\n",
+    include_str!("../../../common/src/broker/redis/scripts/moves.lua"),
+    "\n",
+    include_str!("../../../common/src/broker/redis/scripts/sweep.lua")
+);
+
 impl Setup {
     async fn worker(&self, lease: Duration) -> Worker {
         Worker::on(&self.broker, terms(&[(Queue::standard(), 1)], lease)).await
@@ -133,7 +142,7 @@ async fn a_batch_that_was_cancelled_by_a_process_that_died_right_after_is_cancel
     put(&setup.broker, &(0..3).map(|_| job_of(&name)).collect::<Vec<_>>()).await;
     let mut worker = setup.worker(LONG).await;
     let [runs, is_released] = worker.take(2).await.try_into().unwrap();
-    setup.number("HSET", "b:b", &["stopped", "1"]);
+    setup.server.must(&["EVAL", SWEEP, "1", "{pq:default}", "stop", "b"]);
     assert_eq!(runs.lease.beat().await.unwrap(), Beat::Cancelled);
     assert_eq!(runs.lease.claim().await.unwrap(), Claim::Cancelled);
     let id = is_released.head.id;

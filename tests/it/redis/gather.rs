@@ -42,8 +42,8 @@ async fn one_that_is_refused_fails_alone() {
     let setup = Setup::new().await;
     let jobs = leased(&setup, 20).await;
     let broken = jobs[11].head.id;
-    let script = "return redis.call('HSET', '{pq:default}:state', ARGV[1], string.char(0xc1))";
-    // Bytes that are no state of a job, under an id that is no text.
+    let script = "return redis.call('HSET', '{pq:default}:jobs', ARGV[1], string.char(0xc1))";
+    // Bytes that are no job, under an id that is no text.
     let hex = broken.as_bytes().iter().fold(String::new(), |hex, byte| hex + &format!("\\{byte:03}"));
     setup.server.must(&["EVAL", &script.replace("ARGV[1]", &format!("\"{hex}\"")), "0"]);
     for (job, settled) in jobs.iter().zip(join_all(jobs.iter().map(succeed)).await) {

@@ -36,7 +36,7 @@ end
 
 local c, big, body = hash(':c'), hash(':big'), hash(':body')
 local delayed, lease, dead, overdue = zset(':delayed'), zset(':lease'), zset(':dead'), zset(':overdue')
-local ids, known_states = hash(':jobs'), hash(':state')
+local ids = hash(':jobs')
 local ready, alive, bytes, dead_count, per_batch = {}, {}, 0, 0, {}
 local held, entries = {}, {}
 
@@ -70,10 +70,11 @@ local function ended(id, j, st)
   in_log(P .. ':log', st.cursor, id, 'the log')
   if j.batch then in_log(P .. ':bl:' .. j.batch, st.bcursor, id, 'the log of its batch') end
   bytes = bytes + st.size
-  if not st.unrun and not body[id] then fault('%s has no record', hex(id)) end
-  if st.unrun and body[id] then fault('%s has a record that nobody wrote', hex(id)) end
+  local record = st.apart and body[id] or not st.apart and st.body
+  if not st.unrun and not record then fault('%s has no record', hex(id)) end
+  if st.unrun and record then fault('%s has a record that nobody wrote', hex(id)) end
   if st.s == 'S' and j.payload then fault('%s succeeded and has its payload still', hex(id)) end
-  body[id] = nil
+  if st.apart then body[id] = nil end
 end
 
 local function waits(id, j, st)
@@ -86,7 +87,10 @@ end
 
 for id in pairs(ids) do
   local j, st = job(id), state(id)
-  known_states[id] = nil
+  local bytes = encode(j, st) .. payload_of(id, j)
+  if bytes ~= ids[id] .. (j.payload == true and payload_of(id, j) or '') then
+    fault('%s is written in another way than it would be now', hex(id))
+  end
   in_log(P .. ':o', j.seq, id, 'the order of arrival')
   bump(alive, chunk_of(j.seq))
   if j.payload == true and not big[id] then fault('%s has lost its payload', hex(id)) end
@@ -110,7 +114,7 @@ for id in pairs(ids) do
 end
 
 for name, left in pairs({
-  [':state'] = known_states, [':big'] = big, [':body'] = body, [':delayed'] = delayed, [':lease'] = lease,
+  [':big'] = big, [':body'] = body, [':delayed'] = delayed, [':lease'] = lease,
   [':dead'] = dead, [':h'] = held,
 }) do
   for id in pairs(left) do fault('%s is in %s and should not be', hex(id), name) end

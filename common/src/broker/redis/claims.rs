@@ -10,10 +10,12 @@ use deadpool_redis::redis::{Value, cmd};
 use futures_util::future::try_join_all;
 
 use super::admin::{self, one};
-use super::enqueue::{ADMIT, item};
+use super::enqueue::ADMIT;
+use super::gather::Item;
 use super::global::{self, everywhere};
-use super::hold::{Elsewhere, claim_from, millis, text, verdict_words};
+use super::hold::{Elsewhere, Tried, claim_from, millis, text, verdict_words};
 use super::script::{Script, When};
+use super::stored::item;
 use super::sweep;
 use super::wire::{Places, Seen, end_letter, end_of, prefix, state_of, strange};
 use super::{BOOK, Redis, check_count};
@@ -87,25 +89,25 @@ impl Claims for Redis {
         words.extend(message(job)?);
         words.extend([asked.lease.as_bytes().to_vec(), asked.worker.as_str().into(), millis(asked.length)]);
         crate::crash_point!("redis.open.before_call");
-        let answer = self.desk.messages.ask(prefix(&job.lane.queue), words).await?;
+        let answer = self.desk.messages.ask(prefix(&job.lane.queue).into(), Item { words, ..Item::default() }).await?;
         crate::crash_point!("redis.open.after_call");
         let mut answer = Places::of(answer)?;
         Ok(Opened { claim: claim_from(&mut answer)?, announce: answer.flag()?, keep: answer.flag()? })
     }
 
     async fn beat(&self, job: &Head, lease: LeaseId, length: Duration) -> Result<Beat> {
-        self.desk.beat(prefix(&job.lane.queue), job.id, lease, length).await
+        self.desk.beat(prefix(&job.lane.queue).into(), job.id, lease, length).await
     }
 
     async fn settle(&self, job: &Head, lease: LeaseId, verdict: &Verdict, payload: Option<&[u8]>) -> Result<Settled> {
-        let words = verdict_words(job, lease, verdict, Some(Elsewhere(payload)))?;
-        self.desk.settle(prefix(&job.lane.queue), words).await
+        let words = verdict_words(&Tried::from(job), lease, verdict, Some(Elsewhere(payload)))?;
+        self.desk.settle(prefix(&job.lane.queue).into(), words).await
     }
 
     async fn announced(&self, record: &Record) -> Result<()> {
         let id = record.id.as_bytes().to_vec();
         let words = vec!["announced".into(), id, text(record.epoch), end_letter(record.end).into()];
-        self.desk.messages.ask(prefix(&record.queue), words).await.map(drop)
+        self.desk.messages.ask(prefix(&record.queue).into(), Item { words, ..Item::default() }).await.map(drop)
     }
 
     async fn keep(&self, job: &Head, payload: &[u8]) -> Result<bool> {
@@ -114,7 +116,7 @@ impl Claims for Redis {
             return Err(Error::new(Kind::TooLarge, "keep a payload", why));
         }
         let words = vec!["keep".into(), job.id.as_bytes().to_vec(), text(job.epoch), payload.to_vec()];
-        one(self.desk.messages.ask(prefix(&job.lane.queue), words).await?)?.flag()
+        one(self.desk.messages.ask(prefix(&job.lane.queue).into(), Item { words, ..Item::default() }).await?)?.flag()
     }
 
     async fn raise(&self, ids: &[JobId]) -> Result<Vec<Raised>> {
@@ -263,7 +265,7 @@ impl Redis {
 }
 
 fn message(head: &Head) -> Result<Vec<Vec<u8>>> {
-    Ok(item(head, Vec::new())?.into())
+    Ok(item(head, &[])?.into())
 }
 
 fn this_epoch(head: &Head) -> Vec<Vec<u8>> {

@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-use super::hold::text;
 use super::script::{Script, When};
-use super::wire::{self, Places, head_rest, lane_text, state_of, strange, use_text};
+use super::stored::item;
+use super::wire::{self, Places, state_of, strange};
 use super::{BOOK, Redis, global};
-use crate::broker::backend::{Enqueued, Envelope, Head, Refusal};
+use crate::broker::backend::{Enqueued, Envelope, Refusal};
 use crate::codec;
 use crate::error::Result;
 use crate::job::{BatchName, Queue};
@@ -72,9 +72,9 @@ fn calls<'a>(batch: &[Envelope], places: &'a [usize]) -> Vec<&'a [usize]> {
 }
 
 async fn call(redis: &Redis, queue: &Queue, batch: &[Envelope], places: &[usize]) -> Result<Vec<Enqueued>> {
-    let mut args = Vec::with_capacity(places.len() * 13);
+    let mut args = Vec::with_capacity(places.len() * 2);
     for &place in places {
-        args.extend(item(&batch[place].head, batch[place].payload.clone())?);
+        args.extend(item(&batch[place].head, &batch[place].payload)?);
     }
     crate::crash_point!("redis.enqueue.before_call");
     let answer = redis.link.call("enqueue jobs", &ENQUEUE, &[wire::prefix(queue)], args).await?;
@@ -92,23 +92,4 @@ async fn call(redis: &Redis, queue: &Queue, batch: &[Envelope], places: &[usize]
             })
         })
         .collect()
-}
-
-/// A job as `admit.lua` reads it.
-pub(super) fn item(head: &Head, payload: Vec<u8>) -> Result<[Vec<u8>; 13]> {
-    Ok([
-        head.id.as_bytes().to_vec(),
-        head.fingerprint.0.to_vec(),
-        text(head.deadline.as_millis()),
-        text(head.created_at.as_millis()),
-        text(head.not_before.map_or(0, crate::time::Timestamp::as_millis)),
-        lane_text(&head.lane).into_bytes(),
-        head.batch.as_ref().map(|name| name.as_str().into()).unwrap_or_default(),
-        head_rest(head)?,
-        payload,
-        text(head.epoch),
-        text(head.attempts),
-        codec::encode_history(&head.history)?,
-        use_text(&head.history).into_bytes(),
-    ])
 }

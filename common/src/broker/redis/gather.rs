@@ -2,7 +2,7 @@
 //! caller alone waits for nobody. What is asked and answered is the callers' affair.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use deadpool_redis::redis::Value;
 use futures_util::future::join_all;
@@ -19,7 +19,7 @@ const CALL_REQUESTS: usize = 200;
 /// … or bytes.
 const CALL_BYTES: usize = 1 << 20;
 
-/// Callers of one script that answers each item of its arguments with one item of a list.
+/// Callers of one script that answers each item of its arguments with one item of a list, or one letter of a text.
 #[derive(Debug)]
 pub(super) struct Gather {
     op: &'static str,
@@ -28,17 +28,25 @@ pub(super) struct Gather {
     _carrier: Mutex<JoinSet<()>>,
 }
 
+/// What a script is told about one item: its share of the first argument, where all items have one of the same length,
+/// and arguments of its own.
+#[derive(Debug, Default)]
+pub(super) struct Item {
+    pub(super) fixed: Vec<u8>,
+    pub(super) words: Vec<Vec<u8>>,
+}
+
 /// One caller's item.
 #[derive(Debug)]
 struct Ask {
-    key: Vec<u8>,
-    item: Vec<Vec<u8>>,
+    key: Arc<[u8]>,
+    item: Item,
     reply: oneshot::Sender<Result<Value>>,
 }
 
 impl Ask {
     fn bytes(&self) -> usize {
-        self.item.iter().map(Vec::len).sum()
+        self.item.fixed.len() + self.item.words.iter().map(Vec::len).sum::<usize>()
     }
 }
 
@@ -52,7 +60,7 @@ impl Gather {
     }
 
     /// The script's answer to one item under the queue prefix `key`. Dropped before it returns: unknown whether it ran.
-    pub(super) async fn ask(&self, key: Vec<u8>, item: Vec<Vec<u8>>) -> Result<Value> {
+    pub(super) async fn ask(&self, key: Arc<[u8]>, item: Item) -> Result<Value> {
         let (reply, answer) = oneshot::channel();
         self.asks.send(Ask { key, item, reply }).await.map_err(|_| gone(self.op))?;
         answer.await.map_err(|_| gone(self.op))?
@@ -72,9 +80,14 @@ async fn carry(link: Link, op: &'static str, script: &'static Script, mut inbox:
             bytes += next.bytes();
             asks.push(next);
         }
-        let mut groups: HashMap<Vec<u8>, Vec<Ask>> = HashMap::new();
+        // Most workers have one queue.
+        if asks.iter().all(|ask| ask.key == asks[0].key) {
+            serve(&link, op, script, asks).await;
+            continue;
+        }
+        let mut groups: HashMap<Arc<[u8]>, Vec<Ask>> = HashMap::new();
         for ask in asks {
-            groups.entry(ask.key.clone()).or_default().push(ask);
+            groups.entry(Arc::clone(&ask.key)).or_default().push(ask);
         }
         join_all(groups.into_values().map(|group| serve(&link, op, script, group))).await;
     }
@@ -105,10 +118,23 @@ async fn serve(link: &Link, op: &'static str, script: &'static Script, group: Ve
 
 async fn call(link: &Link, op: &'static str, script: &'static Script, group: &[Ask]) -> Result<Vec<Value>> {
     let Some(first) = group.first() else { return Ok(Vec::new()) };
-    let args = group.iter().flat_map(|ask| ask.item.iter().cloned()).collect();
-    let mut answers = Places::of(link.call(op, script, std::slice::from_ref(&first.key), args).await?)?;
+    let fixed = group.iter().map(|ask| ask.item.fixed.as_slice()).collect::<Vec<_>>().concat();
+    let words = group.iter().flat_map(|ask| ask.item.words.iter().map(Vec::as_slice));
+    let args: Vec<&[u8]> = Some(fixed.as_slice()).filter(|fixed| !fixed.is_empty()).into_iter().chain(words).collect();
+    let answer = link.call_with(op, script, &[&first.key], &args).await?;
+    if let Value::BulkString(letters) = &answer {
+        return each_letter(letters, group.len());
+    }
+    let mut answers = Places::of(answer)?;
     if answers.left() != group.len() {
         return Err(strange("another number of answers"));
     }
     group.iter().map(|_| answers.value()).collect()
+}
+
+fn each_letter(letters: &[u8], count: usize) -> Result<Vec<Value>> {
+    if letters.len() != count {
+        return Err(strange("another number of answers"));
+    }
+    Ok(letters.iter().map(|letter| Value::BulkString(vec![*letter])).collect())
 }

@@ -1,18 +1,21 @@
 //! The right to run one job: claim, heartbeat and settle by id and lease, gathered with those of other jobs.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use deadpool_redis::redis::Value;
 
 use super::admin::one;
-use super::gather::Gather;
-use super::wire::{Places, end_letter, end_of, strange, use_text};
+use super::gather::{Gather, Item};
+use super::stored::{leased, put, put_counted, put_use};
+use super::wire::{Places, end_letter, end_of, strange};
 use crate::broker::backend::{Beat, Claim, Head, Hold, LeaseId, Settled, Verdict};
 use crate::codec;
 use crate::error::Result;
 use crate::job::JobId;
+use crate::outcome::History;
 use crate::record::{Output, Record};
 use crate::result_line::announcement;
 
@@ -31,37 +34,72 @@ pub(super) struct Desk {
 pub(super) struct RedisHold {
     pub(super) desk: Arc<Desk>,
     /// The queue's prefix.
-    pub(super) key: Vec<u8>,
-    pub(super) head: Head,
+    pub(super) key: Arc<[u8]>,
+    pub(super) tried: Tried,
     pub(super) lease: LeaseId,
     pub(super) length: Duration,
+    pub(super) granted: Granted,
+}
+
+/// What the answer that granted a lease said of it: a claim is answered by that as long as nothing has turned since.
+#[derive(Debug)]
+pub(super) struct Granted {
+    deaths: u32,
+    /// When the lease runs out, in the server's milliseconds.
+    till: u64,
+    /// The queue's `turned` then.
+    turned: [u8; 8],
+    /// Whether the holder has asked or said anything: from then on only the job itself tells.
+    used: AtomicBool,
+}
+
+impl Granted {
+    pub(super) fn new(deaths: u32, till: u64, turned: [u8; 8]) -> Self {
+        Self { deaths, till, turned, used: AtomicBool::new(false) }
+    }
 }
 
 impl Desk {
     /// What a heartbeat says.
-    pub(super) async fn beat(&self, key: Vec<u8>, id: JobId, lease: LeaseId, length: Duration) -> Result<Beat> {
-        let mut item = names(id, lease);
-        item.push(millis(length));
-        Ok(match letter(self.beats.ask(key, item).await?)?.as_str() {
-            "K" => Beat::Kept,
-            "C" => Beat::Cancelled,
-            "E" => Beat::Ended,
-            "L" => Beat::Lost,
+    pub(super) async fn beat(&self, key: Arc<[u8]>, id: JobId, lease: LeaseId, length: Duration) -> Result<Beat> {
+        let mut fixed = leased(id, lease, 6);
+        put(&mut fixed, clamped(length), 6);
+        let item = Item { fixed, words: Vec::new() };
+        Ok(match letter(&self.beats.ask(key, item).await?) {
+            b'K' => Beat::Kept,
+            b'C' => Beat::Cancelled,
+            b'E' => Beat::Ended,
+            b'L' => Beat::Lost,
             _ => return Err(strange("a beat")),
         })
     }
 
     /// What became of a verdict, as [`verdict_words`] wrote it.
-    pub(super) async fn settle(&self, key: Vec<u8>, item: Vec<Vec<u8>>) -> Result<Settled> {
+    pub(super) async fn settle(&self, key: Arc<[u8]>, item: Item) -> Result<Settled> {
         crate::crash_point!("redis.settle.before_call");
-        let answer = letter(self.settles.ask(key, item).await?)?;
+        let answer = letter(&self.settles.ask(key, item).await?);
         crate::crash_point!("redis.settle.after_call");
-        Ok(match answer.as_str() {
-            "A" => Settled::Applied,
-            "K" => Settled::Kept,
-            "S" => Settled::Stale,
+        Ok(match answer {
+            b'A' => Settled::Applied,
+            b'K' => Settled::Kept,
+            b'S' => Settled::Stale,
             _ => return Err(strange("a settlement")),
         })
+    }
+}
+
+/// What of a job a verdict goes on from.
+#[derive(Clone, Debug)]
+pub(super) struct Tried {
+    pub(super) id: JobId,
+    pub(super) epoch: u32,
+    pub(super) attempts: u32,
+    pub(super) history: History,
+}
+
+impl From<&Head> for Tried {
+    fn from(head: &Head) -> Self {
+        Self { id: head.id, epoch: head.epoch, attempts: head.attempts, history: head.history.clone() }
     }
 }
 
@@ -71,36 +109,44 @@ pub(super) struct Elsewhere<'a>(pub(super) Option<&'a [u8]>);
 
 /// The verdict as `settle.lua` reads it. `TooLarge` when the record cannot be stored.
 pub(super) fn verdict_words(
-    head: &Head,
+    job: &Tried,
     lease: LeaseId,
     verdict: &Verdict,
     elsewhere: Option<Elsewhere<'_>>,
-) -> Result<Vec<Vec<u8>>> {
-    let mut item = names(head.id, lease);
-    let none = Vec::new;
-    item.extend(match verdict {
+) -> Result<Item> {
+    let mut fixed = leased(job.id, lease, 16);
+    let mut say = |kind: &str, epoch: u32, attempts: u32, wait: Duration, second: &str| {
+        fixed.extend_from_slice(kind.as_bytes());
+        put(&mut fixed, u64::from(epoch), 4);
+        put(&mut fixed, u64::from(attempts), 4);
+        put(&mut fixed, clamped(wait), 6);
+        fixed.extend_from_slice(second.as_bytes());
+    };
+    let words = match verdict {
         Verdict::End(record) => {
-            let told = if elsewhere.is_some() { none() } else { announcement(record).into_bytes() };
-            let payload = elsewhere.and_then(|Elsewhere(payload)| payload).map(<[u8]>::to_vec).unwrap_or_default();
-            end(record, told, payload)?
+            let (second, word) = match elsewhere {
+                None => ("t", announcement(record).into_bytes()),
+                Some(Elsewhere(Some(payload))) if !payload.is_empty() => ("p", payload.to_vec()),
+                Some(_) => ("-", Vec::new()),
+            };
+            say(end_letter(record.end), record.epoch, record.attempts, Duration::ZERO, second);
+            vec![end(record)?, word]
         }
         Verdict::Retry { after, attempt } => {
-            let mut history = head.history.clone();
+            let mut history = job.history.clone();
             history.push((**attempt).clone());
-            let (attempts, consumed) = (text(head.attempts.saturating_add(1)), use_text(&history).into_bytes());
-            let history = codec::encode_history(&history)?;
-            ["y".into(), millis(*after), attempts, none(), history, none(), consumed, none(), none()]
+            say("y", 0, job.attempts.saturating_add(1), *after, "-");
+            let mut past = Vec::new();
+            put_use(&mut past, &history);
+            past.extend_from_slice(&codec::encode_history(&history)?);
+            vec![past, Vec::new()]
         }
         Verdict::Release { after, hold } => {
-            let key = hold.as_ref().map(ToString::to_string).unwrap_or_default().into_bytes();
-            ["h".into(), millis(*after), none(), none(), key, none(), none(), none(), none()]
+            say("h", 0, 0, *after, "-");
+            vec![hold.as_ref().map(ToString::to_string).unwrap_or_default().into_bytes(), Vec::new()]
         }
-    });
-    Ok(item)
-}
-
-fn names(id: JobId, lease: LeaseId) -> Vec<Vec<u8>> {
-    vec![id.as_bytes().to_vec(), lease.as_bytes().to_vec()]
+    };
+    Ok(Item { fixed, words })
 }
 
 /// What `claim.lua` says, and `claims.lua` of an opened message, from the front of `answer`.
@@ -120,42 +166,54 @@ pub(super) fn claim_from(answer: &mut Places) -> Result<Claim> {
 #[async_trait]
 impl Hold for RedisHold {
     async fn claim(&self) -> Result<Claim> {
-        let mut item = names(self.head.id, self.lease);
-        item.push(text(self.head.epoch));
-        claim_from(&mut Places::of(self.desk.claims.ask(self.key.clone(), item).await?)?)
+        let Granted { deaths, till, turned, used } = &self.granted;
+        let fresh = !used.swap(true, Relaxed);
+        let mut fixed = leased(self.tried.id, self.lease, 18);
+        put(&mut fixed, u64::from(self.tried.epoch), 4);
+        put(&mut fixed, if fresh { *till } else { 0 }, 6);
+        fixed.extend_from_slice(turned);
+        let answer = self.desk.claims.ask(Arc::clone(&self.key), Item { fixed, words: Vec::new() }).await?;
+        if letter(&answer) == b'Y' {
+            return Ok(Claim::Fresh { deaths: *deaths });
+        }
+        claim_from(&mut Places::of(answer)?)
     }
 
     async fn beat(&self) -> Result<Beat> {
-        self.desk.beat(self.key.clone(), self.head.id, self.lease, self.length).await
+        self.desk.beat(Arc::clone(&self.key), self.tried.id, self.lease, self.length).await
     }
 
     async fn settle(&self, verdict: &Verdict) -> Result<Settled> {
-        let item = verdict_words(&self.head, self.lease, verdict, None)?;
-        self.desk.settle(self.key.clone(), item).await
+        self.granted.used.store(true, Relaxed);
+        let item = verdict_words(&self.tried, self.lease, verdict, None)?;
+        self.desk.settle(Arc::clone(&self.key), item).await
     }
 }
 
-fn end(record: &Record, told: Vec<u8>, payload: Vec<u8>) -> Result<[Vec<u8>; 9]> {
+/// `HOW` in `settle.lua`.
+fn end(record: &Record) -> Result<Vec<u8>> {
     let stored = record.answer.as_ref().and_then(|answer| match &answer.output {
-        Output::Stored(stored) => Some(stored.key.clone()),
+        Output::Stored(stored) => Some(stored.key.as_str()),
         Output::Inline(_) => None,
     });
-    let code = stored.or_else(|| record.cause.as_ref().map(|cause| cause.code.clone())).unwrap_or_default();
-    Ok([
-        end_letter(record.end).into(),
-        text(record.epoch),
-        text(record.attempts),
-        text(record.ended_at.as_millis()),
-        codec::encode_record(record)?,
-        code.into_bytes(),
-        use_text(&record.history).into_bytes(),
-        told,
-        payload,
-    ])
+    let code = stored.or_else(|| record.cause.as_ref().map(|cause| cause.code.as_str())).unwrap_or_default();
+    let encoded = codec::encode_record(record)?;
+    let mut how = Vec::with_capacity(40 + code.len() + encoded.len());
+    put_use(&mut how, &record.history);
+    put_counted(&mut how, code.as_bytes(), 2)?;
+    how.extend_from_slice(&encoded);
+    Ok(how)
 }
 
-fn letter(answer: Value) -> Result<String> {
-    Places::of(Value::Array(vec![answer]))?.text()
+/// A letter that was answered; 0 for anything else.
+fn letter(answer: &Value) -> u8 {
+    if let Value::BulkString(bytes) = answer
+        && let [letter] = bytes[..]
+    {
+        letter
+    } else {
+        0
+    }
 }
 
 /// A number as scripts read it.
@@ -163,8 +221,13 @@ pub(super) fn text(number: impl ToString + Copy) -> Vec<u8> {
     number.to_string().into_bytes()
 }
 
-/// A length in milliseconds as scripts read it; at most some 300 years, so that sums of times stay exact in Lua.
+/// A length in milliseconds as scripts read it.
 pub(super) fn millis(length: Duration) -> Vec<u8> {
-    const MOST: u128 = 10_000_000_000_000;
-    text(length.as_millis().min(MOST))
+    text(clamped(length))
+}
+
+/// A length in milliseconds; at most some 300 years, so that sums of times stay exact in Lua.
+pub(super) fn clamped(length: Duration) -> u64 {
+    const MOST: u64 = 10_000_000_000_000;
+    u64::try_from(length.as_millis()).unwrap_or(MOST).min(MOST)
 }

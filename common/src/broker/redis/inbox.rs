@@ -5,10 +5,11 @@ use std::sync::LazyLock;
 
 use deadpool_redis::redis::cmd;
 
-use super::enqueue::{ADMIT, item};
+use super::enqueue::ADMIT;
 use super::hold::text;
 use super::link::Link;
 use super::script::{Script, When};
+use super::stored::item;
 use super::wire::{Places, prefix};
 use super::{BOOK, global};
 use crate::broker::backend::Envelope;
@@ -105,7 +106,7 @@ impl Standing {
         let mut args =
             vec![self.digest.clone(), text(u8::from(self.derived)), body, code.into_bytes(), told.into_bytes()];
         let Envelope { head, payload } = &self.arrival.envelope;
-        args.extend(item(head, payload.clone())?);
+        args.extend(item(head, payload)?);
         Ok(args)
     }
 }

@@ -118,7 +118,19 @@ impl Link {
         keys: &[Vec<u8>],
         args: Vec<Vec<u8>>,
     ) -> Result<Value> {
-        let known = command("EVALSHA", &script.sha, keys, &args);
+        let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+        self.call_with(op, script, &keys, &args.iter().map(Vec::as_slice).collect::<Vec<_>>()).await
+    }
+
+    /// As [`Self::call`], of arguments that stay the caller's.
+    pub(super) async fn call_with(
+        &self,
+        op: &'static str,
+        script: &'static Script,
+        keys: &[&[u8]],
+        args: &[&[u8]],
+    ) -> Result<Value> {
+        let known = command("EVALSHA", &script.sha, keys, args);
         let call = async |mut connection: MultiplexedConnection| {
             let answer = known.query_async(&mut connection).await;
             if !answer.as_ref().is_err_and(is_unknown_script) {
@@ -126,7 +138,7 @@ impl Link {
             }
             tracing::debug!(script = script.name, "the Redis server does not know a script; sending it whole");
             // In one command: scripts flushed between its loading and its running would stop a large call for ever.
-            command("EVAL", &script.text, keys, &args).query_async(&mut connection).await
+            command("EVAL", &script.text, keys, args).query_async(&mut connection).await
         };
         self.on_a_line(call).await.map_err(|error| self.peer().lift(op, &error))
     }
@@ -259,8 +271,9 @@ impl Drop for InFlight<'_> {
     }
 }
 
-fn command(name: &str, script: &str, keys: &[Vec<u8>], args: &[Vec<u8>]) -> Cmd {
-    let mut cmd = redis::cmd(name);
-    cmd.arg(script).arg(keys.len()).arg(keys).arg(args);
+fn command(name: &str, script: &str, keys: &[&[u8]], args: &[&[u8]]) -> Cmd {
+    let bytes = keys.iter().chain(args).map(|word| word.len()).sum::<usize>();
+    let mut cmd = Cmd::with_capacity(3 + keys.len() + args.len(), 64 + script.len() + bytes);
+    cmd.arg(name).arg(script).arg(keys.len()).arg(keys).arg(args);
     cmd
 }

@@ -1,7 +1,7 @@
 //! The Redis broker, its own ledger: what a queue holds is in `scripts/book.lua`, and only scripts change it. Here: the
 //! way in. How a server is reached: `address`, `link`, `blocker`, `check`, `fault`, `script`; each step: `enqueue`,
 //! `source` (with `waker` and `inbox`), `hold` (with `gather`), `admin`, `sweep`, `ledger` (with `list`, `account`), and
-//! `claims` for another broker; what belongs to no queue: `global`; how scripts are spoken to: `wire`.
+//! `claims` for another broker; what belongs to no queue: `global`; how scripts are spoken to: `wire`, `stored`.
 
 mod account;
 mod address;
@@ -20,6 +20,7 @@ mod link;
 mod list;
 mod script;
 mod source;
+mod stored;
 mod sweep;
 #[cfg(test)]
 mod tests;

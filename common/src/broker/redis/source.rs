@@ -12,10 +12,11 @@ use futures_util::future::{join_all, try_join_all};
 use rand::RngExt as _;
 use tokio::time::Instant;
 
-use super::hold::{Desk, RedisHold, millis, text};
+use super::hold::{Desk, Granted, RedisHold, Tried, clamped, millis, text};
 use super::inbox;
 use super::link::Link;
 use super::script::Script;
+use super::stored::millis_of;
 use super::waker::{Token, Waker};
 use super::wire::{Places, Seen, lane_from, lane_text, prefix};
 use super::{BOOK, Redis, book_script};
@@ -23,7 +24,7 @@ use crate::broker::LeaseId;
 use crate::broker::backend::{LEASE_BYTES, Leased, RawDelivery, Source, Terms, Verdict, Want};
 use crate::broker::rounds::{Open, Rounds};
 use crate::error::{Error, Kind, Result};
-use crate::job::{Lane, Queue};
+use crate::job::{JobId, Lane, Queue};
 use crate::time::Timestamp;
 
 static LEASE: LazyLock<Script> = book_script!("lease");
@@ -83,7 +84,7 @@ pub(super) struct RedisSource {
 
 /// What the last look at a queue saw.
 struct Known {
-    prefix: Vec<u8>,
+    prefix: Arc<[u8]>,
     lanes: Vec<(Lane, u32)>,
     paused: bool,
     /// Hops of the token that woke us for it.
@@ -106,8 +107,13 @@ impl RedisSource {
             return Err(Error::new(Kind::Config, "subscribe", format!("queue {twice} is named twice")));
         }
         let prefixes: Vec<_> = terms.queues.iter().map(|(queue, _)| prefix(queue)).collect();
-        let known =
-            |prefix: &Vec<u8>| Known { prefix: prefix.clone(), lanes: Vec::new(), paused: false, hops: 0, inbox: 0 };
+        let known = |prefix: &Vec<u8>| Known {
+            prefix: prefix.as_slice().into(),
+            lanes: Vec::new(),
+            paused: false,
+            hops: 0,
+            inbox: 0,
+        };
         Ok(Self {
             link: redis.link.clone(),
             desk: Arc::clone(&redis.desk),
@@ -167,7 +173,7 @@ impl RedisSource {
             let jobs: u32 = lanes.iter().map(|(_, count)| count).sum();
             let leases: Vec<u8> = (0..jobs).flat_map(|_| *LeaseId::random().as_bytes()).collect();
             let args = lease_args(&self.terms, std::mem::take(&mut known.hops), &leases, &lanes);
-            let (link, key) = (self.link.clone(), known.prefix.clone());
+            let (link, key) = (self.link.clone(), known.prefix.to_vec());
             calls.push(async move {
                 crate::crash_point!("redis.lease.before_call");
                 let answer = link.call("lease jobs", &LEASE, &[key], args).await;
@@ -190,7 +196,7 @@ impl RedisSource {
         let turns = self.flight.take().map(|(_, turns)| turns).unwrap_or_default();
         let (mut leased, mut trouble) = (HashMap::<Lane, VecDeque<RawDelivery>>::new(), None);
         for (call, answer) in answers {
-            match answer.and_then(|answer| self.note(call.place, answer)) {
+            match answer.and_then(|answer| self.note(call.place, &call.leases, answer)) {
                 Ok(jobs) => jobs.into_iter().for_each(|job| {
                     leased.entry(job.head.lane.clone()).or_default().push_back(job);
                 }),
@@ -231,7 +237,7 @@ impl RedisSource {
     }
 
     /// Remembers what a queue answered, and gives the jobs it leased.
-    fn note(&mut self, place: usize, answer: Value) -> Result<Vec<RawDelivery>> {
+    fn note(&mut self, place: usize, leases: &[u8], answer: Value) -> Result<Vec<RawDelivery>> {
         let queue = &self.terms.queues[place].0;
         let known = &mut self.queues[place];
         let mut places = Places::of(answer)?;
@@ -239,6 +245,7 @@ impl RedisSource {
         known.paused = !places.text()?.is_empty();
         let due = places.time()?;
         known.inbox = places.number()?;
+        let turned = places.exactly()?;
         let mut lanes = places.list()?;
         known.lanes.clear();
         while lanes.left() > 1 && known.lanes.len() < LANES {
@@ -247,26 +254,33 @@ impl RedisSource {
         if due > Timestamp::from_millis(0) {
             self.look_at = self.look_at.min(self.asked + due.since(now).max(PAUSE));
         }
-        let mut jobs = places.list()?;
-        let mut leased = Vec::with_capacity(jobs.left());
-        while jobs.left() > 0 {
-            match Seen::read(&self.terms.queues[place].0, jobs.value()?) {
-                Ok(job) => leased.push(self.deliver(place, job)),
+        let (ids, mut jobs) = (places.bytes()?, places.list()?);
+        let till = millis_of(now) + clamped(self.terms.lease);
+        let mut delivered = Vec::with_capacity(jobs.left());
+        for (id, lease) in ids.as_chunks().0.iter().zip(leases.as_chunks().0) {
+            let bytes = jobs.bytes()?;
+            let (id, lease) = (JobId::from_bytes(*id), LeaseId::from_bytes(*lease));
+            match Seen::of(&self.terms.queues[place].0, id, &bytes) {
+                Ok(job) => {
+                    let granted = Granted::new(job.deaths, till, turned);
+                    delivered.push(self.deliver(place, job, lease, granted));
+                }
                 Err(error) => tracing::error!(%error, "a leased job cannot be read; its lease runs out"),
             }
         }
-        Ok(leased)
+        Ok(delivered)
     }
 
-    fn deliver(&self, place: usize, job: Seen) -> RawDelivery {
+    fn deliver(&self, place: usize, job: Seen, lease: LeaseId, granted: Granted) -> RawDelivery {
         let hold = RedisHold {
             desk: Arc::clone(&self.desk),
-            key: self.queues[place].prefix.clone(),
-            head: job.head.clone(),
-            lease: job.lease,
+            key: Arc::clone(&self.queues[place].prefix),
+            tried: Tried::from(&job.head),
+            lease,
             length: self.terms.lease,
+            granted,
         };
-        RawDelivery { head: job.head, payload: job.payload, lease: job.lease, hold: Box::new(hold) }
+        RawDelivery { head: job.head, payload: job.payload, lease, hold: Box::new(hold) }
     }
 
     /// What of an earlier call's lease fits this one; the rest goes back at once, ahead of its lane.
@@ -316,7 +330,7 @@ impl RedisSource {
             return tokio::time::sleep_until(until.min(look_at)).await;
         };
         self.stirred = true;
-        if let Some(known) = self.queues.iter_mut().find(|known| known.prefix == key) {
+        if let Some(known) = self.queues.iter_mut().find(|known| *known.prefix == *key) {
             known.hops = hops;
         }
     }

@@ -1,17 +1,18 @@
-//! What scripts are told and what they answer, as bytes: lanes, what of a head they carry unread, a job as they show it.
+//! What scripts are told and what they answer: lanes, what of a head they carry unread, a job as they show it. How a
+//! job lies in its bytes is `stored.rs`.
 
 use std::collections::BTreeMap;
 
 use deadpool_redis::redis::Value;
 use serde::{Deserialize, Serialize};
 
+use super::stored::{Stored, time};
+use crate::broker::HoldKey;
 use crate::broker::backend::Head;
-use crate::broker::{HoldKey, LeaseId};
 use crate::codec;
 use crate::error::{Error, Kind, Result};
 use crate::job::{Band, BatchName, Fingerprint, JobId, Lane, ModelName, Priority, Queue};
 use crate::ledger::JobView;
-use crate::outcome::{History, Usage};
 use crate::record::{Cause, End, Record, State};
 use crate::time::Timestamp;
 
@@ -68,21 +69,6 @@ pub(super) fn head_rest(head: &Head) -> Result<Vec<u8>> {
     codec::encode_part("encode a head", &rest)
 }
 
-/// What attempts consumed, as scripts add it up: see `SPENT` in `book.lua`. Empty for nothing.
-pub(super) fn use_text(history: &History) -> String {
-    let Usage { input_tokens, output_tokens, cached_tokens, reasoning_tokens } = history.usage;
-    let unknown = history.is_cost_unknown();
-    if history.usage == Usage::default() && history.cost.is_none() && !unknown {
-        return String::new();
-    }
-    let cost = history.cost.map_or(0, crate::outcome::Usd::as_nanos);
-    format!(
-        "{input_tokens},{output_tokens},{cached_tokens},{reasoning_tokens},{cost},{},{}",
-        u8::from(history.cost.is_some()),
-        u8::from(unknown)
-    )
-}
-
 /// Where a job is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
@@ -94,7 +80,7 @@ pub(super) enum Stage {
     Ended(End),
 }
 
-/// A job as scripts show it: `view` in `moves.lua`.
+/// A job as scripts show it: `view` in `moves.lua`, its bytes taken apart by `stored.rs`.
 #[derive(Debug)]
 pub(super) struct Seen {
     pub(super) head: Head,
@@ -111,67 +97,58 @@ pub(super) struct Seen {
     unrun: String,
     body: Vec<u8>,
     pub(super) payload: Vec<u8>,
-    pub(super) lease: LeaseId,
 }
 
 impl Seen {
-    /// Reads a view of a job of `queue`.
+    /// Reads a view of a job of `queue`: its id, its bytes, and its record if that is not among them.
     pub(super) fn read(queue: &Queue, view: Value) -> Result<Self> {
         let mut places = Places::of(view)?;
-        let id = JobId::from_bytes(places.bytes16()?);
-        let lane = lane_from(queue, &places.text()?)?;
-        let batch = Some(places.text()?).filter(|name| !name.is_empty());
-        let batch = batch.map(|name| BatchName::new(&name)).transpose().map_err(|_| strange("a batch"))?;
-        let deadline = places.time()?;
-        let rest: Rest =
-            codec::decode_part("decode a head", &places.bytes()?).unwrap_or_else(|error| damaged(id, &error));
-        let stage = stage_of(&places.text()?)?;
-        let (epoch, attempts, deaths) = (places.number()?, places.number()?, places.number()?);
-        let history = codec::decode_history(&places.bytes()?).unwrap_or_else(|error| damaged(id, &error));
-        let due = places.time()?;
-        let _why = places.text()?;
-        let hold = places.text()?.parse().ok();
-        let (worker, leased_at) = (places.text()?, places.time()?);
-        let (cancel, dropped, _redrivable) = (places.flag()?, places.flag()?, places.flag()?);
-        let (ended_at, unrun) = (places.time()?, places.text()?);
-        let (body, payload) = (places.bytes()?, places.bytes()?);
-        let lease = places.bytes()?;
-        let lease = <[u8; 16]>::try_from(lease.as_slice()).map_or(LeaseId::NONE, LeaseId::from_bytes);
-        let _since = places.time()?;
-        let fingerprint = Fingerprint(places.bytes16()?);
+        let (id, bytes) = (JobId::from_bytes(places.exactly()?), places.bytes()?);
+        let mut seen = Self::of(queue, id, &bytes)?;
+        let body = places.bytes()?;
+        if !body.is_empty() {
+            seen.body = body;
+        }
+        Ok(seen)
+    }
+
+    /// Reads the bytes of a job of `queue`.
+    pub(super) fn of(queue: &Queue, id: JobId, bytes: &[u8]) -> Result<Self> {
+        let job = Stored::read(bytes)?;
+        let rest: Rest = codec::decode_part("decode a head", job.head).unwrap_or_else(|error| damaged(id, &error));
+        let batch = Some(utf8(job.batch)?).filter(|name| !name.is_empty());
         let head = Head {
             id,
-            lane,
+            lane: lane_from(queue, utf8(job.lane)?)?,
             priority: Priority::new(rest.priority).map_err(|_| strange("a priority"))?,
-            batch,
+            batch: batch.map(BatchName::new).transpose().map_err(|_| strange("a batch"))?,
             row: rest.row,
             custom_id: rest.custom_id,
             tenant: rest.tenant,
             tags: rest.tags,
             keyed: rest.keyed,
-            fingerprint,
+            fingerprint: Fingerprint(job.fingerprint.try_into().map_err(|_| strange("a fingerprint"))?),
             not_before: rest.not_before.map(Timestamp::from_millis),
-            deadline,
-            created_at: places.time()?,
-            epoch,
-            attempts,
-            history,
+            deadline: time(job.deadline),
+            created_at: time(job.created),
+            epoch: job.epoch,
+            attempts: job.attempts,
+            history: codec::decode_history(job.history).unwrap_or_else(|error| damaged(id, &error)),
         };
         Ok(Self {
             head,
-            stage,
-            deaths,
-            due,
-            hold,
-            worker,
-            leased_at,
-            cancel,
-            dropped,
-            ended_at,
-            unrun,
-            body,
-            payload,
-            lease,
+            stage: stage_of(utf8(&[job.stage])?)?,
+            deaths: job.deaths,
+            due: time(job.due),
+            hold: Some(utf8(job.hold)?).filter(|key| !key.is_empty()).and_then(|key| key.parse().ok()),
+            worker: utf8(job.worker)?.to_owned(),
+            leased_at: time(job.leased),
+            cancel: job.cancel,
+            dropped: job.dropped,
+            ended_at: time(job.ended),
+            unrun: utf8(job.unrun)?.to_owned(),
+            body: job.record.to_vec(),
+            payload: job.payload.to_vec(),
         })
     }
 
@@ -232,6 +209,11 @@ impl Seen {
             record: record.map(Box::new),
         })
     }
+}
+
+/// Text of ours.
+fn utf8(bytes: &[u8]) -> Result<&str> {
+    std::str::from_utf8(bytes).map_err(|_| strange("text that is not UTF-8"))
 }
 
 /// A job whose labels or history nobody can read any more must not keep its lane from being leased.
@@ -341,8 +323,9 @@ impl Places {
         }
     }
 
-    pub(super) fn bytes16(&mut self) -> Result<[u8; 16]> {
-        self.bytes()?.try_into().map_err(|_| strange("an id"))
+    /// So many bytes.
+    pub(super) fn exactly<const COUNT: usize>(&mut self) -> Result<[u8; COUNT]> {
+        self.bytes()?.try_into().map_err(|_| strange("bytes"))
     }
 
     pub(super) fn text(&mut self) -> Result<String> {

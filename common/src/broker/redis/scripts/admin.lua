@@ -34,9 +34,9 @@ function act.drop(id)
   local j = job(id)
   local st = j and state(id)
   if not j or st.s ~= 'D' or not j.payload then return 0 end
-  drop_payload(id, j)
+  drop_payload(id, j, st)
   st.dropped = true
-  keep_state(id, st)
+  keep(id, j, st)
   call('ZREM', P .. ':dead', id)
   add(lanes, '', 'dead', -1)
   return 1

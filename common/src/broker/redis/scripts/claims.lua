@@ -18,7 +18,7 @@ local ARITY = {
 local act = {}
 
 function act.register(at)
-  local id = ARGV[at]
+  local id = sub(ARGV[at], 1, 16)
   local st = job(id) and state(id)
   local answer = admit(at, nil, true)
   if answer == 'N' then
@@ -35,7 +35,7 @@ local function unmark(at, name)
   local st = job(id) and state(id)
   if not st or not st[name] or (st.epoch or 0) ~= tonumber(ARGV[at + 1]) then return end
   st[name] = nil
-  keep_state(id, st)
+  keep(id, job(id), st)
 end
 
 function act.confirm(at)
@@ -76,7 +76,7 @@ local function adopt(m, j, st)
   end
   if (st.attempts or 0) < m.attempts then
     st.attempts, st.history, st.use = m.attempts, m.history, m.use
-    keep_state(m.id, st)
+    keep(m.id, j, st)
   end
 end
 
@@ -93,25 +93,24 @@ local function grant(m, j, st, lease, worker, length)
   end
   if paused then return { 'P', paused } end
   leave(m.id, j, st)
-  st.s, st.lease, st.worker, st.leased, st.batch = 'l', lease, worker, NOW, j.batch or nil
+  st.s, st.lease, st.worker, st.leased = 'l', lease, worker, NOW
   st.unconfirmed, st.raised = nil, nil
-  keep_state(m.id, st)
+  keep(m.id, j, st)
   leases_until[m.id] = NOW + length
-  count(j, 'l', 1)
+  count(j.batch, j.lane, 'l', 1)
   return { 'F', st.deaths or 0 }
 end
 
 function act.open(at)
-  local history, more = ARGV[at + 11], at + WORDS
-  local m = {
-    id = ARGV[at], deadline = tonumber(ARGV[at + 2]), epoch = tonumber(ARGV[at + 9]), attempts = tonumber(ARGV[at + 10]),
-    history = history ~= '' and history or nil, use = parse_use(ARGV[at + 12]),
-  }
+  local more, m = at + WORDS, {}
+  m.id, m.due, m.length, m.epoch, m.attempts, m.history, m.use = read(JOB, ARGV[at])
+  local deadline, _, _, created = read('<' .. ITEM, ARGV[at + 1])
+  m.deadline, m.history, m.use = deadline, some(m.history), some(m.use)
   local known = job(m.id)
   if not known then
     if marks[m.id] then return { 'E', string.sub(marks[m.id], 1, 1), 0, 0 } end
     admit(at, nil, true)
-    state(m.id).since = tonumber(ARGV[at + 3])
+    state(m.id).since = created
   end
   local j, st = job(m.id), state(m.id)
   if not known and call('DEL', P .. ':stop:' .. m.id) == 1 then finish_unrun(m.id, j, st, 'c') end
@@ -128,7 +127,7 @@ function act.announced(at)
   local st = job(id) and state(id)
   if not st or st.s ~= how or (how ~= 'S' and (st.epoch or 0) ~= epoch) then return end
   st.announced = true
-  keep_state(id, st)
+  keep(id, job(id), st)
 end
 
 function act.keep(at)
@@ -136,7 +135,7 @@ function act.keep(at)
   local j = job(id)
   if not j then return 1 end
   local st = state(id)
-  if st.unrun and not j.payload then keep_payload(id, j, ARGV[at + 2]) end
+  if st.unrun and not j.payload then keep_payload(id, j, st, ARGV[at + 2]) end
   return (ENDED[st.s] or (st.epoch or 0) > epoch) and 1 or 0
 end
 
@@ -157,7 +156,6 @@ function act.raise(at)
     if not j.away then
       -- A job of our own waits there from now on.
       j.away = true
-      keep_job(id, j)
     end
     -- Its allowance begins again, or one that expired would expire at once.
     st.deadline = math.max(deadline, NOW + deadline - (j.at - j.age))
@@ -195,11 +193,10 @@ end
 local ids, answers, at = {}, {}, 1
 while at <= #ARGV do
   local words = ARITY[ARGV[at]]
-  if words > 0 and ARGV[at] ~= 'reclaim' then ids[#ids + 1] = ARGV[at + 1] end
+  if words > 0 and ARGV[at] ~= 'reclaim' then ids[#ids + 1] = sub(ARGV[at + 1], 1, 16) end
   at = at + 1 + words
 end
 look_up(ids)
-if #ids > 0 then prefetch(':state', states, ids) end
 at = 1
 while at <= #ARGV do
   answers[#answers + 1] = act[ARGV[at]](at + 1) or ''

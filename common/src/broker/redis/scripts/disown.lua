@@ -6,7 +6,7 @@ local worker, from, lost = ARGV[1], tonumber(ARGV[3]), {}
 for at = 1, #ARGV[2], 16 do lost[string.sub(ARGV[2], at, at + 15)] = true end
 
 local ids = call('ZRANGE', P .. ':lease', from, from + PAGE - 1)
-if #ids > 0 then prefetch(':state', states, ids) end
+if #ids > 0 then prefetch(ids) end
 local given = 0
 for place = #ids, 1, -1 do
   local id = ids[place]

@@ -6,13 +6,13 @@ local MORE = 5
 local STEP = MORE + WORDS
 
 local ids, answers, told, taken = {}, {}, {}, 0
-for at = 1, #ARGV, STEP do ids[#ids + 1] = ARGV[at + MORE] end
+for at = 1, #ARGV, STEP do ids[#ids + 1] = sub(ARGV[at + MORE], 1, 16) end
 look_up(ids)
 for at = 1, #ARGV, STEP do
   local line = call('LINDEX', P .. ':inbox', taken)
   if not line or redis.sha1hex(line) ~= ARGV[at] then break end
   local body, code = ARGV[at + 2], ARGV[at + 3]
-  local dead = body ~= '' and { s = 'D', ended = NOW, body = body, code = code } or nil
+  local dead = body ~= '' and { s = 'D', body = body, code = code } or nil
   local answer = admit(at + MORE, dead)
   answers[#answers + 1] = answer
   -- An id of its own is known only when this very call has run before: the line that stands here now is another.

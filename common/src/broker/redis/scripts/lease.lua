@@ -1,7 +1,8 @@
 -- Leases jobs: what is due comes back, what is over is ended, and the rest goes to the caller, lane by lane.
 -- ARGV: worker, lease length in ms, lease ids (16 bytes each), hops of the token that woke the caller (0: none),
 -- most bytes of payload, then lane and how many from it, in turn. Answers: now, reason of a pause or '', the next moment
--- something is due (0: none), length of the inbox, lanes with their ready jobs, and the leased jobs.
+-- something is due (0: none), length of the inbox, `turned`, lanes with their ready jobs, the ids of the leased jobs (16
+-- bytes each), in the order of the lease ids, and their bytes with payload.
 local CHORES, STALE = 200, 500
 
 local function promote()
@@ -30,59 +31,94 @@ local function reclaim()
   for place = #lost, 1, -1 do give_back(lost[place], job(lost[place]), state(lost[place])) end
 end
 
-local function payload_size(id, j)
-  return j.payload == true and call('HSTRLEN', P .. ':big', id) or #(j.payload or '')
+local worker, length, leases, hops, room = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+local taken, views = {}, {}
+local till = int(NOW + length)
+-- What the trail of a job that is leased for the first time has around the lease's id.
+local FIRST, REST = pack('<c1I3', 'l', 22 + #PLAIN + #worker), pack('<I6', NOW) .. PLAIN .. worker
+
+local function next_lease()
+  return sub(leases, #taken * 16 + 1, #taken * 16 + 16)
 end
 
-local worker, length, leases, hops, room = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
-local taken = {}
+-- The batch of a job that waits for the first time and may be leased as it is; nil for all others.
+local function is_simple(id, entry, bytes)
+  if raws[id] ~= nil or jobs[id] ~= nil then return nil end
+  if sub(bytes, 1, 4) ~= FRESH or byte(bytes, 8) ~= 1 or byte(entry, 17) ~= 0 then return nil end
+  local deadline, batch = read('<I6Hc0', bytes, 20)
+  return deadline > NOW and (batch == '' or not is_stopped(batch)) and batch
+end
 
--- The job behind an entry of a lane, if the entry is not void.
-local function ready(entry)
-  local id = string.sub(entry, 1, 16)
-  local j = job(id)
-  if not j then return nil end
-  local st = state(id)
-  if st.s == 'r' and (st.gen or 0) == string.byte(entry, 17) then return id, j, st end
+-- As `grant`, of the bytes of a simple job.
+local function grant_simple(id, bytes, lane, batch)
+  local place, both = #taken + 1, #kept
+  put(id, FIRST .. sub(leases, place * 16 - 15, place * 16) .. REST .. sub(bytes, 5))
+  kept[both + 1], kept[both + 2] = till, id
+  taken[place], views[place] = id, bytes
+  add(lanes, lane, 'ready', -1)
+  if batch ~= '' then
+    count(batch, lane, 'l', 1)
+    add(batches, batch, 'queued', -1)
+  end
 end
 
 local function grant(id, j, st)
-  count(j, 'r', -1)
-  st.s, st.lease, st.worker, st.leased = 'l', string.sub(leases, #taken * 16 + 1, #taken * 16 + 16), worker, NOW
-  st.batch = j.batch or nil
-  keep_state(id, st)
+  count(j.batch, j.lane, 'r', -1)
+  st.s, st.lease, st.worker, st.leased = 'l', next_lease(), worker, NOW
+  keep(id, j, st)
   leases_until[id] = NOW + length
-  count(j, 'l', 1)
-  taken[#taken + 1] = view(id, j, st, { payload = true })
+  count(j.batch, j.lane, 'l', 1)
+  taken[#taken + 1], views[#views + 1] = id, encode(j, st) .. payload_of(id, j)
+end
+
+local function size_of(id, j)
+  return j.payload == true and call('HSTRLEN', P .. ':big', id) or #j.raw - j.payload_at + 1
+end
+
+-- How many bytes of payload were leased: nil when there is no room for it, 0 when it is not leased.
+local function take_one(id, bytes, entry, lane)
+  local batch = bytes and is_simple(id, entry, bytes)
+  if batch then
+    local size = #bytes
+    if size > room and #taken > 0 then return nil end
+    grant_simple(id, bytes, lane, batch)
+    return size
+  end
+  remember(id, bytes)
+  local j, st = job(id), state(id)
+  -- Void: the job went another way.
+  if not j or st.s ~= 'r' or (st.gen or 0) ~= byte(entry, 17) then return 0 end
+  local size = size_of(id, j)
+  if size > room and #taken > 0 then return nil end
+  if (st.deadline or j.deadline) <= NOW then
+    finish_unrun(id, j, st, 'e')
+  elseif is_cancelled(j.batch, st) then
+    finish_unrun(id, j, st, 'c')
+  else
+    grant(id, j, st)
+    return size
+  end
+  return 0
 end
 
 local function take(lane, most)
-  local key, had, looked = P .. ':r:' .. lane, 0, 0
-  while had < most and looked < most + STALE do
-    local entries = call('LPOP', key, most - had)
+  local key, had, looked = P .. ':r:' .. lane, #taken, 0
+  most = most + had
+  while #taken < most and looked < most - had + STALE do
+    local entries = call('LPOP', key, most - #taken)
     if not entries then return end
     looked = looked + #entries
     local ids = {}
-    for place, entry in ipairs(entries) do ids[place] = string.sub(entry, 1, 16) end
-    prefetch(':jobs', jobs, ids)
-    prefetch(':state', states, ids)
+    for place, entry in ipairs(entries) do ids[place] = sub(entry, 1, 16) end
+    local found = call('HMGET', JOBS, unpack(ids))
     for place, entry in ipairs(entries) do
-      local id, j, st = ready(entry)
-      local size = id and payload_size(id, j) or 0
-      if size > room and #taken > 0 then
+      local size = take_one(ids[place], found[place], entry, lane)
+      if not size then
         for back = #entries, place, -1 do call('LPUSH', key, entries[back]) end
         room = 0
         return
-      elseif not id then
-        -- Void: the job went another way.
-      elseif (st.deadline or j.deadline) <= NOW then
-        finish_unrun(id, j, st, 'e')
-      elseif is_cancelled(j.batch, st) then
-        finish_unrun(id, j, st, 'c')
-      else
-        grant(id, j, st)
-        had, room = had + 1, room - size
       end
+      room = room - size
     end
   end
 end
@@ -118,4 +154,7 @@ end
 if is_due or #taken > 0 then due = first_due() end
 -- Anybody may write there: what is no list is nothing to take in, and keeps nobody from leasing.
 local inbox = redis.pcall('LLEN', P .. ':inbox')
-return { NOW, paused, due, type(inbox) == 'number' and inbox or 0, open, taken }
+return {
+  NOW, paused, due, type(inbox) == 'number' and inbox or 0, call('HGET', P .. ':c', 'turned') or NEVER, open,
+  table.concat(taken), views,
+}

@@ -4,7 +4,7 @@
 -- Takes a job out of where it is. Its entry in a lane's list stays and is void.
 local function leave(id, j, st)
   if not (st.s == 'D' and st.dropped) then
-    count(j, st.s, -1)
+    count(j.batch, j.lane, st.s, -1)
   elseif j.batch then
     add(batches, j.batch, 'dead', -1)
   end
@@ -13,61 +13,65 @@ local function leave(id, j, st)
     if st.hold and st.hold ~= '' then call('ZREM', P .. ':h:' .. st.hold, id) end
   elseif st.s == 'l' then
     leases_until[id] = false
+    -- Its holder has not let go of it.
+    if st.lease then turned = true end
   elseif ENDED[st.s] then
     if st.s == 'D' then call('ZREM', P .. ':dead', id) end
-    if st.size then add(lanes, '', 'bytes', -st.size) end
-    bodies[id] = nil
-    call('HDEL', P .. ':body', id)
+    add(lanes, '', 'bytes', -st.size)
+    if st.apart then
+      bodies[id] = nil
+      call('HDEL', P .. ':body', id)
+    end
   end
-  st.due, st.why, st.hold, st.lease, st.worker, st.leased, st.cancel, st.batch = nil, nil, nil, nil, nil, nil, nil, nil
+  st.due, st.why, st.hold, st.lease, st.worker, st.leased, st.cancel, st.announced = nil, nil, nil, nil, nil, nil, nil, nil
   st.cursor, st.bcursor, st.ended, st.size, st.code, st.by, st.unrun, st.dropped = nil, nil, nil, nil, nil, nil, nil, nil
-  st.announced, st.later, st.later_why = nil, nil, nil
+  st.body, st.apart, st.later, st.later_why = nil, nil, nil, nil
 end
 
 -- A job whose message waits at another broker is in no lane and in no set.
 local function make_away(id, j, st, due, why, hold)
   st.s, st.since, st.due, st.why, st.hold = 'a', NOW, due, why, hold
-  keep_state(id, st)
-  count(j, 'a', 1)
+  keep(id, j, st)
+  count(j.batch, j.lane, 'a', 1)
 end
 
 -- Puts a job that is nowhere into its lane: in front or at the back.
 local function make_ready(id, j, st, front, since)
   if j.away then return make_away(id, j, st) end
   st.s, st.since, st.gen = 'r', since, ((st.gen or 0) + 1) % 256
-  keep_state(id, st)
+  keep(id, j, st)
   call(front and 'LPUSH' or 'RPUSH', P .. ':r:' .. j.lane, id .. string.char(st.gen))
-  count(j, 'r', 1)
+  count(j.batch, j.lane, 'r', 1)
 end
 
 local function make_delayed(id, j, st, due, why, hold)
   if j.away then return make_away(id, j, st, due, why, hold) end
   st.s, st.due, st.why, st.hold = 'd', due, why, hold
-  keep_state(id, st)
+  keep(id, j, st)
   call('ZADD', P .. ':delayed', due, id)
   if hold and hold ~= '' then call('ZADD', P .. ':h:' .. hold, due, id) end
-  count(j, 'd', 1)
+  count(j.batch, j.lane, 'd', 1)
   -- Whoever sleeps until a later moment has to learn of an earlier one.
   if call('ZRANGE', P .. ':delayed', 0, 0)[1] == id then woken = true end
 end
 
 local function payload_of(id, j)
   if j.payload == true then return call('HGET', P .. ':big', id) or '' end
-  return j.payload or ''
+  return j.payload and (j.text or sub(j.raw, j.payload_at)) or ''
 end
 
-local function keep_payload(id, j, payload)
+local function keep_payload(id, j, st, payload)
   local big = #payload > INLINE
   if big then call('HSET', P .. ':big', id, payload) end
-  j.payload = big or payload
-  keep_job(id, j)
+  j.payload, j.text = big or 'here', not big and payload or nil
+  keep(id, j, st)
 end
 
-local function drop_payload(id, j)
+local function drop_payload(id, j, st)
   if j.payload == true then call('HDEL', P .. ':big', id) end
   if j.payload then
-    j.payload = false
-    keep_job(id, j)
+    j.payload, j.text = false, nil
+    keep(id, j, st)
   end
 end
 
@@ -86,21 +90,25 @@ local function is_cancelled(batch, st)
   return st.cancel or ((st.epoch or 0) == 0 and not st.spared and is_stopped(batch))
 end
 
--- Ends a job wherever it is; the caller has made sure that it has no success. `how`: s, ended, use, and either body and
--- code and by, or unrun.
+-- Ends a job wherever it is; the caller has made sure that it has no success. `how`: s, use, code, and either body and by,
+-- or unrun.
 local function finish(id, j, st, how)
   leave(id, j, st)
-  bodies[id] = how.body
-  st.s, st.ended, st.use, st.code, st.by, st.unrun = how.s, how.ended, how.use, how.code, how.by, how.unrun
+  st.s, st.ended, st.use, st.code, st.by, st.unrun = how.s, NOW, how.use, how.code, how.by, how.unrun
+  if how.body and #how.body > INLINE then
+    st.apart, bodies[id] = true, how.body
+  else
+    st.body = how.body
+  end
   st.size = how.body and #how.body or 64
   st.since, st.history = nil, how.unrun and st.history or nil
-  st.cursor = append(P .. ':c', 'cursor', P .. ':log', id)
+  st.cursor = append(COUNTERS, 'cursor', LOG, id)
   if j.batch then st.bcursor = append(P .. ':b:' .. j.batch, 'cursor', P .. ':bl:' .. j.batch, id) end
-  if st.s == 'S' then drop_payload(id, j) end
+  if st.s == 'S' then drop_payload(id, j, st) end
   if st.s == 'D' then call('ZADD', P .. ':dead', st.cursor, id) end
-  keep_state(id, st)
+  keep(id, j, st)
   add(lanes, '', 'bytes', st.size)
-  count(j, st.s, 1)
+  count(j.batch, j.lane, st.s, 1)
   spend(j, how.use, 1)
 end
 
@@ -112,9 +120,9 @@ local announced = false
 -- Tells foreign clients of an end. The first one of a call makes room for all of them. Anybody may write there: what is
 -- no stream tells nobody, and stops no step halfway.
 local function announce(text)
-  if announced then return redis.pcall('XADD', P .. ':results', '*', 'result', text) end
+  if announced then return redis.pcall('XADD', RESULTS, '*', 'result', text) end
   announced = true
-  redis.pcall('XADD', P .. ':results', 'MAXLEN', '~', ANNOUNCED, '*', 'result', text)
+  redis.pcall('XADD', RESULTS, 'MAXLEN', '~', ANNOUNCED, '*', 'result', text)
 end
 
 -- The submitter's name for a job, out of what scripts do not read otherwise: `Rest` in `wire.rs` behind a version, whose
@@ -146,7 +154,7 @@ local UNRUN = {
 local function finish_unrun(id, j, st, why)
   local letter, code, detail, state_name = unpack(UNRUN[why])
   local later, later_why = j.away and st.due, st.why
-  finish(id, j, st, { s = letter, ended = NOW, use = st.use, code = code, unrun = why })
+  finish(id, j, st, { s = letter, use = st.use, code = code, unrun = why })
   -- When its message comes, should the end be taken back.
   if later and later > NOW then st.later, st.later_why = later, later_why end
   -- Whoever carries its message tells of it.
@@ -154,7 +162,7 @@ local function finish_unrun(id, j, st, why)
   local hex = string.gsub(id, '.', function(byte) return string.format('%02x', string.byte(byte)) end)
   local name = string.gsub(hex, '^(........)(....)(....)(....)', '%1-%2-%3-%4-')
   announce(cjson.encode({
-    id = 'batch_req_' .. name, custom_id = custom_id(j.head), response = cjson.null,
+    id = 'batch_req_' .. name, custom_id = custom_id(sub(j.raw, j.head_at, j.payload_at - 1)), response = cjson.null,
     error = { code = code, message = detail },
     promptq = {
       job_id = name, batch = j.batch or cjson.null, queue = string.match(P, '^{pq:(.*)}$'), state = state_name,
@@ -182,17 +190,13 @@ local function ensure_batch(batch)
   return key
 end
 
--- What a caller is told of a job: fixed places, '' for what is not there.
+-- What a caller is told of a job: its id, its bytes, with its payload behind them if it asks so, and a record that is not
+-- among them, if it asks so.
 local function view(id, j, st, with)
   -- Nothing here notices when a message falls due.
-  local delayed = st.due and (st.s == 'd' or st.due > NOW)
-  local body = with.body and ENDED[st.s] and call('HGET', P .. ':body', id)
-  return {
-    id, j.lane, j.batch or '', st.deadline or j.deadline, j.head, st.s, st.epoch or 0, st.attempts or 0, st.deaths or 0,
-    st.history or '', delayed and st.due or 0, st.why or '', delayed and st.hold or '', st.worker or '',
-    st.leased or 0, st.cancel and 1 or 0, st.dropped and 1 or 0, j.payload and 1 or 0, st.ended or 0, st.unrun or '', body or '',
-    with.payload and payload_of(id, j) or '', st.lease or '', st.since or j.at, j.fp, j.at - j.age,
-  }
+  if st.s == 'a' and st.due and st.due <= NOW then st.due, st.hold = nil, nil end
+  local body = with.body and st.apart and call('HGET', P .. ':body', id)
+  return { id, encode(j, st) .. (with.payload and payload_of(id, j) or ''), body or '' }
 end
 
 -- A state's letter as people see it: s scheduled, q queued, l running, y retrying, S D C E.
@@ -220,8 +224,8 @@ local function cancel(id)
   local st = state(id)
   if ENDED[st.s] then return 'A' .. st.s end
   if st.s == 'l' then
-    st.cancel = true
-    keep_state(id, st)
+    st.cancel, turned = true, true
+    keep(id, j, st)
     return 'F'
   end
   -- It has been seen as expired since.
@@ -244,8 +248,7 @@ end
 -- Removes every trace of a job that is nowhere.
 local function erase(id, j)
   call('HDEL', P .. ':jobs', id)
-  call('HDEL', P .. ':state', id)
-  jobs[id], states[id], changed_jobs[id], changed_states[id] = false, false, nil, nil
+  raws[id], jobs[id], states[id], changed[id] = false, false, false, nil
   if j.payload == true then call('HDEL', P .. ':big', id) end
   if j.batch then add(batches, j.batch, 'jobs', -1) end
   local chunk = chunk_of(j.seq)

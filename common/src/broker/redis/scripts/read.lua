@@ -15,7 +15,7 @@ local act = {}
 
 function act.known(...)
   local found = {}
-  prefetch(':jobs', jobs, { ... })
+  prefetch({ ... })
   for place, id in ipairs({ ... }) do
     local j = job(id)
     if j then
@@ -34,7 +34,7 @@ end
 
 function act.fetch(...)
   local found = {}
-  prefetch(':jobs', jobs, { ... })
+  prefetch({ ... })
   for place, id in ipairs({ ... }) do
     local j = job(id)
     local st = j and state(id)
@@ -56,8 +56,7 @@ local function oldest_of(lane, most)
   local oldest, ids = nil, {}
   local entries = call('LRANGE', P .. ':r:' .. lane, 0, most - 1)
   for place, entry in ipairs(entries) do ids[place] = string.sub(entry, 1, 16) end
-  prefetch(':jobs', jobs, ids)
-  prefetch(':state', states, ids)
+  prefetch(ids)
   for place, entry in ipairs(entries) do
     local id = ids[place]
     local j = job(id)
@@ -134,8 +133,7 @@ local function walk(from, to, newest_first, see)
   if to < from then return nil end
   local ids = {}
   each(P .. ':o', from, to, function(id) ids[#ids + 1] = id end)
-  prefetch(':jobs', jobs, ids)
-  prefetch(':state', states, ids)
+  prefetch(ids)
   for step = 1, #ids do
     local place = newest_first and #ids - step + 1 or step
     local id, number = ids[place], from + place - 1
@@ -171,7 +169,7 @@ function act.waiting(from, most, bytes, ...)
     -- Those only have to be ended yet.
     if (st.deadline or j.deadline) <= NOW or is_cancelled(j.batch, st) then return false end
     local seen = view(id, j, st, { payload = true })
-    return not add_row(#seen[22], function() return seen end)
+    return not add_row(#seen[2], function() return seen end)
   end
   for _, chunk in ipairs({ ... }) do
     local first = tonumber(chunk) * CHUNK + 1

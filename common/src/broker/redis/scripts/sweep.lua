@@ -27,6 +27,7 @@ function act.stop(batch)
   local key = P .. ':b:' .. batch
   if call('EXISTS', key) == 0 then return {} end
   call('HSET', key, 'stopped', 1)
+  turned = true
   return call('HMGET', key, 'first', 'latest')
 end
 
@@ -37,8 +38,7 @@ local function walk(chunk, last, see)
   if to < from then return end
   local ids = {}
   each(P .. ':o', from, to, function(id) ids[#ids + 1] = id end)
-  prefetch(':jobs', jobs, ids)
-  prefetch(':state', states, ids)
+  prefetch(ids)
   for place, id in ipairs(ids) do
     local j = job(id)
     if j and j.seq == from + place - 1 then see(id, j, state(id)) end
@@ -50,8 +50,8 @@ function act.cancel(chunk, batch)
   walk(tonumber(chunk), math.huge, function(id, j, st)
     if j.batch ~= batch or ENDED[st.s] then return end
     if st.s == 'l' then
-      st.cancel = true
-      keep_state(id, st)
+      st.cancel, turned = true, true
+      keep(id, j, st)
       flagged = flagged + 1
     else
       finish_unrun(id, j, st, 'c')
@@ -102,7 +102,7 @@ local function bury(id, j, st, life)
     add(lanes, '', 'dead', -1)
   end
   call('HINCRBY', P .. ':c', 'bytes', -st.size)
-  call('HDEL', P .. ':body', id)
+  if st.apart then call('HDEL', P .. ':body', id) end
   local left = life - (NOW - st.ended)
   if left > 0 then call('SET', P .. ':past:' .. id, st.s .. j.fp, 'PX', int(left)) end
   erase(id, j)
@@ -209,7 +209,7 @@ function act.close()
   for chunk = cut, floor(cursor / CHUNK) do call('DEL', P .. ':log:' .. int(chunk)) end
   for _, chunk in ipairs(call('HKEYS', P .. ':alive')) do call('DEL', P .. ':o:' .. chunk) end
   if seq > 0 then call('DEL', P .. ':o:' .. chunk_of(seq)) end
-  call('DEL', P .. ':c', P .. ':alive', P .. ':overdue', P .. ':state', P .. ':wake', P .. ':results')
+  call('DEL', P .. ':c', P .. ':alive', P .. ':overdue', P .. ':wake', P .. ':results')
   return 1
 end
 
