@@ -47,7 +47,7 @@ function act.forget(id, epoch)
   local st = j and state(id)
   if not j or (st.s ~= 'r' and st.s ~= 'd' and st.s ~= 'a') or (st.epoch or 0) ~= tonumber(epoch) then return 0 end
   leave(id, j, st)
-  if j.batch then add(batches, j.batch, 'total', -1) end
+  if j.batch then tally(j.batch, 'total', -1) end
   erase(id, j)
   return 1
 end

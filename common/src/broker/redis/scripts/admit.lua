@@ -60,8 +60,8 @@ local function admit(at, dead, away)
   end
   enter(seq, deadline)
   if batch ~= '' then
-    add(batches, batch, 'total', 1)
-    add(batches, batch, 'jobs', 1)
+    tally(batch, 'total', 1)
+    tally(batch, 'jobs', 1)
     batches[batch].latest = seq
   end
   jobs[id], states[id] = nil, nil

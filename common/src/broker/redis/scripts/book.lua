@@ -191,8 +191,26 @@ local FIELD = {
   r = 'queued', d = 'delayed', a = 'queued', l = 'running', S = 'succeeded', D = 'dead', C = 'cancelled', E = 'expired',
 }
 
+-- The counts of a batch that are gathered.
+local function of_batch(batch)
+  local counts = batches[batch]
+  if not counts then
+    counts = {
+      total = 0, jobs = 0, queued = 0, delayed = 0, running = 0, succeeded = 0, dead = 0, cancelled = 0, expired = 0,
+      input = 0, output = 0, cached = 0, reasoning = 0, cost = 0, cost_known = 0, cost_unknown = 0,
+    }
+    batches[batch] = counts
+  end
+  return counts
+end
+
+local function tally(batch, field, by)
+  local counts = of_batch(batch)
+  counts[field] = counts[field] + by
+end
+
 local function count(batch, lane, stage, by)
-  if batch then add(batches, batch, FIELD[stage], by) end
+  if batch then tally(batch, FIELD[stage], by) end
   if stage == 'r' then
     add(lanes, lane, 'ready', by)
     woken = woken or by > 0
@@ -202,15 +220,16 @@ local function count(batch, lane, stage, by)
 end
 
 -- input, output, cached and reasoning tokens, nanodollars, 1 when a cost is known, 1 when one is not.
-local SPENT = { 'input', 'output', 'cached', 'reasoning', 'cost', 'cost_known', 'cost_unknown' }
 local SPENDING = '<I6I6I6I6i8BB'
 
 local function spend(j, use, sign)
   if not j.batch or not use or use == '' then return end
-  local consumed = { read(SPENDING, use) }
-  for place, field in ipairs(SPENT) do
-    if consumed[place] ~= 0 then add(batches, j.batch, field, sign * consumed[place]) end
-  end
+  local counts = of_batch(j.batch)
+  local input, output, cached, reasoning, cost, known, unknown = read(SPENDING, use)
+  counts.input, counts.output = counts.input + sign * input, counts.output + sign * output
+  counts.cached, counts.reasoning = counts.cached + sign * cached, counts.reasoning + sign * reasoning
+  counts.cost, counts.cost_known = counts.cost + sign * cost, counts.cost_known + sign * known
+  counts.cost_unknown = counts.cost_unknown + sign * unknown
 end
 
 -- Leaves one token for idle workers; `hops` is how often it may be handed on.

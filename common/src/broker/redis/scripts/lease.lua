@@ -57,8 +57,8 @@ local function grant_simple(id, bytes, lane, batch)
   taken[place], views[place] = id, bytes
   add(lanes, lane, 'ready', -1)
   if batch ~= '' then
-    count(batch, lane, 'l', 1)
-    add(batches, batch, 'queued', -1)
+    local counts = of_batch(batch)
+    counts.queued, counts.running = counts.queued - 1, counts.running + 1
   end
 end
 

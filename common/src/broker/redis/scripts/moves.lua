@@ -6,7 +6,7 @@ local function leave(id, j, st)
   if not (st.s == 'D' and st.dropped) then
     count(j.batch, j.lane, st.s, -1)
   elseif j.batch then
-    add(batches, j.batch, 'dead', -1)
+    tally(j.batch, 'dead', -1)
   end
   if st.s == 'd' then
     call('ZREM', P .. ':delayed', id)
@@ -250,7 +250,7 @@ local function erase(id, j)
   call('HDEL', P .. ':jobs', id)
   raws[id], jobs[id], states[id], changed[id] = false, false, false, nil
   if j.payload == true then call('HDEL', P .. ':big', id) end
-  if j.batch then add(batches, j.batch, 'jobs', -1) end
+  if j.batch then tally(j.batch, 'jobs', -1) end
   local chunk = chunk_of(j.seq)
   if call('HINCRBY', P .. ':alive', chunk, -1) <= 0 then drop_chunk(chunk) end
 end

@@ -56,8 +56,8 @@ local function finish_simple(id, bytes, at, lease, attempts, word)
   local cursor, bcursor = append(COUNTERS, 'cursor', LOG, id), 0
   if j.batch then
     bcursor = append(P .. ':b:' .. batch, 'cursor', P .. ':bl:' .. batch, id)
-    count(batch, '', 'l', -1)
-    count(batch, '', 'S', 1)
+    local counts = of_batch(batch)
+    counts.running, counts.succeeded = counts.running - 1, counts.succeeded + 1
     spend(j, read(PAST, how), 1)
   end
   local length_of_trail = SIMPLE_SIZE + #how
