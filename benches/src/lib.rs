@@ -2,6 +2,7 @@
 
 mod facade;
 mod latency;
+pub mod limit;
 mod meter;
 pub mod on_rabbit;
 pub mod on_redis;
