@@ -215,7 +215,10 @@ impl Arguments {
         let wrong = |why: &str| Self::command().error(ErrorKind::MissingRequiredArgument, why);
         let broker = match self.contestant {
             Name::Plain => None,
-            Name::Sqlite => Some(Setting { batch: usize::from(self.batch.unwrap_or(200)), ..self.setting("sqlite:///")? }),
+            Name::Sqlite => {
+                let batch = usize::from(self.batch.unwrap_or(200));
+                Some(Setting { writes: Writes::Promptq, batch, ..self.setting("sqlite:///")? })
+            }
             Name::Redis | Name::RedisRaw | Name::Rabbit | Name::RabbitRaw => return Err(wrong("`run` is there for sqlite and plain")),
         };
         let input = self.input.ok_or_else(|| wrong("run needs --input"))?;
