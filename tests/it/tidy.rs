@@ -283,10 +283,21 @@ fn names_no_machine(file: &File) -> Vec<String> {
 fn packages_have_owners(file: &File) -> Vec<String> {
     const OWNERS: [(&str, &[&str]); 8] = [
         ("lapin", &["common/src/broker/amqp", "tests/src/rabbit/", "benches/src/on_rabbit/", "benches/src/limit/"]),
-        ("deadpool_redis", &["common/src/broker/redis", "common/src/ledger/redis", "common/src/limits/redis", "benches/src/limit/"]),
+        (
+            "deadpool_redis",
+            &["common/src/broker/redis", "common/src/ledger/redis", "common/src/limits/redis", "benches/src/limit/"],
+        ),
         ("bincode", &["common/src/codec"]),
         ("governor", &["common/src/limits/local", "producer/src/gateway/"]),
-        ("rusqlite", &["common/src/broker/sqlite/", "common/src/ledger/sqlite", "common/src/limits/sqlite", "benches/src/limit/"]),
+        (
+            "rusqlite",
+            &[
+                "common/src/broker/sqlite/",
+                "common/src/ledger/sqlite",
+                "common/src/limits/sqlite",
+                "benches/src/limit/",
+            ],
+        ),
         ("object_store", &["common/src/store/"]),
         ("metrics", &["common/src/telemetry/"]),
         ("minijinja", &["producer/src/input/"]),

@@ -65,9 +65,18 @@ pub(super) struct Wire {
 impl Wire {
     pub(super) fn connect(url: &str) -> anyhow::Result<Self> {
         let uri: AMQPUri = url.parse().map_err(|why| anyhow::anyhow!("--url: {why}"))?;
-        let stream = TcpStream::connect((uri.authority.host.as_str(), uri.authority.port)).context("connect to RabbitMQ")?;
+        let stream =
+            TcpStream::connect((uri.authority.host.as_str(), uri.authority.port)).context("connect to RabbitMQ")?;
         stream.set_nodelay(true)?;
-        let mut wire = Self { stream, input: Vec::new(), from: 0, out: b"AMQP\0\0\x09\x01".to_vec(), channel: 0, delivered: 0, bytes: 0 };
+        let mut wire = Self {
+            stream,
+            input: Vec::new(),
+            from: 0,
+            out: b"AMQP\0\0\x09\x01".to_vec(),
+            channel: 0,
+            delivered: 0,
+            bytes: 0,
+        };
         wire.wait(Method::START)?;
         let user = &uri.authority.userinfo;
         wire.method(Method::START_OK, |out| {
@@ -78,7 +87,9 @@ impl Wire {
         });
         // One channel, frames as large as they come, no heartbeat.
         let tuned = wire.wait(Method::TUNE)?;
-        wire.method(Method::TUNE_OK, |out| out.extend_from_slice(&[tuned.get(..6).unwrap_or_default(), &[0, 0]].concat()));
+        wire.method(Method::TUNE_OK, |out| {
+            out.extend_from_slice(&[tuned.get(..6).unwrap_or_default(), &[0, 0]].concat())
+        });
         wire.method(Method::OPEN, |out| {
             short(out, &uri.vhost);
             out.extend([0, 0]);

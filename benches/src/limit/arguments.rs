@@ -219,7 +219,9 @@ impl Arguments {
                 let batch = usize::from(self.batch.unwrap_or(200));
                 Some(Setting { writes: Writes::Promptq, batch, ..self.setting("sqlite:///")? })
             }
-            Name::Redis | Name::RedisRaw | Name::Rabbit | Name::RabbitRaw => return Err(wrong("`run` is there for sqlite and plain")),
+            Name::Redis | Name::RedisRaw | Name::Rabbit | Name::RabbitRaw => {
+                return Err(wrong("`run` is there for sqlite and plain"));
+            }
         };
         let input = self.input.ok_or_else(|| wrong("run needs --input"))?;
         let output = self.output.ok_or_else(|| wrong("run needs --output"))?;

@@ -51,6 +51,7 @@ fn cpu() -> Duration {
 
 fn peak_kib() -> anyhow::Result<u64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM in the process's status")?;
+    let peak =
+        status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM in the process's status")?;
     Ok(peak.trim().trim_end_matches(" kB").parse()?)
 }

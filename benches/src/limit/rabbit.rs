@@ -11,7 +11,9 @@ use anyhow::{Context, ensure};
 use futures_util::stream::FuturesOrdered;
 use futures_util::{FutureExt as _, StreamExt as _};
 use lapin::message::Delivery;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions};
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
+};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer, PublisherConfirm};
 use tokio::runtime::Runtime;
@@ -243,7 +245,8 @@ enum Publishing<'a> {
 
 impl<'a> Publishing<'a> {
     fn new(hands: &'a Hands, (exchange, key): (&str, &str), body: &'a [u8], properties: BasicProperties) -> Self {
-        let options = BasicPublishOptions { mandatory: hands.writes == Writes::Promptq, ..BasicPublishOptions::default() };
+        let options =
+            BasicPublishOptions { mandatory: hands.writes == Writes::Promptq, ..BasicPublishOptions::default() };
         let mut sending =
             Box::pin(hands.publishing.basic_publish(exchange.into(), key.into(), options, body, properties));
         match sending.as_mut().now_or_never() {

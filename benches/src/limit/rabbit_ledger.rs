@@ -71,8 +71,7 @@ impl Ledger {
     pub(super) async fn ended(&self) -> anyhow::Result<usize> {
         let mut connection = self.connection.clone();
         let claims: usize = redis::cmd("ZCARD").arg("limit:lease").query_async(&mut connection).await?;
-        let ended: Option<usize> =
-            redis::cmd("HGET").arg("limit:c").arg("cursor").query_async(&mut connection).await?;
+        let ended: Option<usize> = redis::cmd("HGET").arg("limit:c").arg("cursor").query_async(&mut connection).await?;
         ensure!(claims == 0, "{claims} claims have not ended");
         Ok(ended.unwrap_or(0))
     }
@@ -83,12 +82,7 @@ impl Ledger {
         Ok(u128::from_str_radix(&name.as_str().replace('-', ""), 16)?.to_be_bytes())
     }
 
-    async fn call<'a>(
-        &self,
-        which: usize,
-        count: usize,
-        words: impl Iterator<Item = &'a [u8]>,
-    ) -> anyhow::Result<()> {
+    async fn call<'a>(&self, which: usize, count: usize, words: impl Iterator<Item = &'a [u8]>) -> anyhow::Result<()> {
         let mut call = script(&self.scripts[which]);
         for word in words {
             call.arg(word);

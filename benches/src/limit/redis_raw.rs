@@ -29,7 +29,11 @@ impl RedisRaw {
     }
 
     /// As many connections as that, each doing its part of so many jobs.
-    fn each(&self, jobs: usize, work: impl Fn(&mut Client, usize, usize) -> anyhow::Result<()> + Sync) -> anyhow::Result<()> {
+    fn each(
+        &self,
+        jobs: usize,
+        work: impl Fn(&mut Client, usize, usize) -> anyhow::Result<()> + Sync,
+    ) -> anyhow::Result<()> {
         let hand = |hand: usize| {
             let part = (hand + 1) * jobs / CLIENTS - hand * jobs / CLIENTS;
             work(&mut Client::connect(&self.address)?, part, self.batch)

@@ -82,9 +82,15 @@ fn through(
 
 /// One row's result: what it was asked stands for what is answered.
 fn write_line(output: &mut BufWriter<File>, number: u64, prompt: &str) -> anyhow::Result<()> {
-    write!(output, "{{\"id\":\"batch_req_{number:032x}\",\"custom_id\":null,\"response\":{{\"status_code\":200,\"body\":")?;
+    write!(
+        output,
+        "{{\"id\":\"batch_req_{number:032x}\",\"custom_id\":null,\"response\":{{\"status_code\":200,\"body\":"
+    )?;
     serde_json::to_writer(&mut *output, prompt)?;
-    writeln!(output, "}},\"error\":null,\"promptq\":{{\"row\":{number},\"queue\":\"default\",\"state\":\"succeeded\"}}}}")?;
+    writeln!(
+        output,
+        "}},\"error\":null,\"promptq\":{{\"row\":{number},\"queue\":\"default\",\"state\":\"succeeded\"}}}}"
+    )?;
     Ok(())
 }
 

@@ -44,7 +44,10 @@ impl Everything {
         let found = |sql: &str| conn.query_row(sql, [], |row| row.get::<_, i64>(0)).optional();
         if found("SELECT id FROM queue WHERE name = 'limit'")?.is_none() {
             conn.execute("INSERT INTO queue (name) VALUES ('limit')", [])?;
-            conn.execute("INSERT INTO lane (queue, band, model) SELECT id, 1, 'mock' FROM queue WHERE name = 'limit'", [])?;
+            conn.execute(
+                "INSERT INTO lane (queue, band, model) SELECT id, 1, 'mock' FROM queue WHERE name = 'limit'",
+                [],
+            )?;
             conn.execute(
                 "INSERT INTO batch (name, queue, created_at) SELECT ?1, id, ?2 FROM queue WHERE name = 'limit'",
                 params![BATCH, rows::now()],
@@ -78,8 +81,10 @@ impl Everything {
         let (_, lane, batch) = self.place(conn)?;
         conn.prepare_cached("UPDATE lane SET ready = ready + ?2, jobs = jobs + ?2 WHERE id = ?1")?
             .execute(params![lane, int(count)])?;
-        conn.prepare_cached("UPDATE batch SET total = total + ?2, queued = queued + ?2, jobs = jobs + ?2 WHERE id = ?1")?
-            .execute(params![batch, int(count)])?;
+        conn.prepare_cached(
+            "UPDATE batch SET total = total + ?2, queued = queued + ?2, jobs = jobs + ?2 WHERE id = ?1",
+        )?
+        .execute(params![batch, int(count)])?;
         Ok(())
     }
 }
@@ -129,7 +134,8 @@ impl Rows for Everything {
              WHERE id = ?1",
         )?
         .execute(params![batch, count, newest])?;
-        conn.prepare_cached("UPDATE total SET value = value + ?1 WHERE name = 'record_bytes'")?.execute([bytes * count])?;
+        conn.prepare_cached("UPDATE total SET value = value + ?1 WHERE name = 'record_bytes'")?
+            .execute([bytes * count])?;
         Ok(())
     }
 
