@@ -10,6 +10,7 @@ mod crash_carried;
 mod doctor;
 mod faults;
 mod foreign;
+mod limit;
 mod llm;
 mod messages;
 mod model;

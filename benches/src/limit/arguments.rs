@@ -97,7 +97,7 @@ pub enum Broker {
 
 /// Whose writes are done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Writes {
+pub(super) enum Writes {
     /// The least.
     Bare,
     /// All that promptq does.
@@ -106,7 +106,7 @@ pub enum Writes {
 
 /// A kind of RabbitMQ's queues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum QueueKind {
+pub(super) enum QueueKind {
     /// Replicated, were there more nodes.
     Quorum,
     /// On one node.

@@ -19,7 +19,7 @@ pub(super) const TEXT: usize = 300;
 /// The batch that all jobs are of, as long a name as `promptq submit` gives one.
 pub(super) const BATCH: &str = "01980c5e-7a3b-7c31-9f4e-5d2b8a6c1e07";
 /// As long as a worker's name.
-pub(super) const WORKER: &str = "worker-limit-0123456789ab";
+pub(super) const WORKER: &str = "vm-0123456789ab";
 /// How long a lease lasts, in milliseconds.
 pub(super) const LEASE: i64 = 45_000;
 
@@ -117,10 +117,11 @@ fn record(job: &Job) -> Record {
         usage,
         cost: Some(Usd::from_nanos(1_250)),
     });
+    // With what stands around it in this shape, an answer's body has some 300 bytes.
     let body = json!({
-        "id": "mock-0123456789abcdef", "object": "chat.completion", "created": 1_767_225_600, "model": "mock",
+        "id": "chatcmpl-0123456789abcdef", "object": "chat.completion", "created": 1_767_225_600, "model": "mock",
         "choices": [{ "index": 0, "finish_reason": "stop",
-            "message": { "role": "assistant", "content": text("words of an answer ") } }],
+            "message": { "role": "assistant", "content": "Mock: brief water brief delta." } }],
         "usage": { "prompt_tokens": 70, "completion_tokens": 60, "total_tokens": 130 },
     });
     Record {

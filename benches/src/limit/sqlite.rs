@@ -134,7 +134,7 @@ struct Least;
 const LEAST: &str = "
 CREATE TABLE IF NOT EXISTS job (seq INTEGER PRIMARY KEY, state INTEGER NOT NULL DEFAULT 0, until INTEGER, body BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS job_ready ON job (seq) WHERE state = 0;
-CREATE TABLE IF NOT EXISTS result (seq INTEGER PRIMARY KEY, body BLOB NOT NULL);";
+CREATE TABLE IF NOT EXISTS result (seq INTEGER PRIMARY KEY, job INTEGER NOT NULL, body BLOB NOT NULL);";
 
 impl Rows for Least {
     fn put(&mut self, conn: &Connection, count: usize) -> rusqlite::Result<()> {
@@ -148,7 +148,7 @@ impl Rows for Least {
     }
 
     fn end(&mut self, conn: &Connection, jobs: &[Claimed]) -> rusqlite::Result<()> {
-        let mut insert = conn.prepare_cached("INSERT INTO result (seq, body) VALUES (?1, ?2)")?;
+        let mut insert = conn.prepare_cached("INSERT INTO result (job, body) VALUES (?1, ?2)")?;
         let mut delete = conn.prepare_cached("DELETE FROM job WHERE seq = ?1")?;
         for job in jobs {
             insert.execute(params![job.seq, [b'r'; TEXT].as_slice()])?;
