@@ -70,8 +70,10 @@ pub(super) struct Stored {
 }
 
 impl Stored {
-    /// Bytes of a head: of the 20 or so members of one, coded by scripts and codec together.
+    /// Bytes of a head, as a job of `promptq submit` has it in Redis: some 20 members, coded by script and codec.
     const HEAD: usize = 115;
+    /// Bytes that stand there beside the record of a success: places in the logs, times, lease, what was consumed.
+    const TRAIL: usize = 118;
 
     pub(super) fn new() -> anyhow::Result<Self> {
         let mut job = Job::new(Queue::standard(), Work::prompt(Some("mock"), text("words of a prompt ")));
@@ -95,9 +97,9 @@ impl Stored {
         [self.head.as_slice(), &self.payload].concat()
     }
 
-    /// Head and record as one.
+    /// Head, trail and record as one.
     pub(super) fn ended(&self) -> Vec<u8> {
-        [self.head.as_slice(), &self.record].concat()
+        [self.head.as_slice(), &[b't'; Self::TRAIL], &self.record].concat()
     }
 }
 

@@ -63,17 +63,22 @@ impl Everything {
         Ok(place)
     }
 
-    /// Puts one job in, with this payload.
-    fn put_one(&mut self, conn: &Connection, now: i64, payload: &[u8]) -> rusqlite::Result<()> {
-        let (_, lane, batch) = self.place(conn)?;
-        let seq = conn
-            .prepare_cached(
-                "INSERT INTO job (id, lane, state, ready_at, deadline, created_at, fingerprint, priority, keyed, batch, row)
-                 VALUES (?1, ?2, 0, ?3, ?4, ?3, ?5, 5, 0, ?6, ?7)",
-            )?
-            .insert(params![rows::next_id(), lane, now, now + DEADLINE, Id::default(), batch, 100_000])?;
-        conn.prepare_cached("INSERT INTO payload (seq, bytes) VALUES (?1, ?2)")?.execute(params![seq, payload])?;
-        Ok(())
+    /// Puts jobs with these payloads in.
+    fn put_all<'a>(&mut self, conn: &Connection, payloads: impl Iterator<Item = &'a [u8]>) -> rusqlite::Result<()> {
+        let (now, (_, lane, batch)) = (rows::now(), self.place(conn)?);
+        let mut insert = conn.prepare_cached(
+            "INSERT INTO job (id, lane, state, ready_at, deadline, created_at, fingerprint, priority, keyed, batch, row)
+             VALUES (?1, ?2, 0, ?3, ?4, ?3, ?5, 5, 0, ?6, ?7)",
+        )?;
+        let mut keep = conn.prepare_cached("INSERT INTO payload (seq, bytes) VALUES (?1, ?2)")?;
+        let mut count = 0;
+        for payload in payloads {
+            let id = rows::next_id();
+            let seq = insert.insert(params![id, lane, now, now + DEADLINE, Id::default(), batch, 100_000])?;
+            keep.execute(params![seq, payload])?;
+            count += 1;
+        }
+        self.count_put(conn, count)
     }
 
     /// Counts jobs that were put in.
@@ -87,55 +92,65 @@ impl Everything {
         .execute(params![batch, int(count)])?;
         Ok(())
     }
-}
 
-impl Rows for Everything {
-    fn put(&mut self, conn: &Connection, count: usize) -> rusqlite::Result<()> {
-        let (now, payload) = (rows::now(), self.stored.payload.clone());
-        (0..count).try_for_each(|_| self.put_one(conn, now, &payload))?;
-        self.count_put(conn, count)
-    }
-
-    fn put_these(&mut self, conn: &Connection, payloads: &[Vec<u8>]) -> rusqlite::Result<()> {
-        let now = rows::now();
-        payloads.iter().try_for_each(|payload| self.put_one(conn, now, payload))?;
-        self.count_put(conn, payloads.len())
-    }
-
-    fn end(&mut self, conn: &Connection, jobs: &[Claimed]) -> rusqlite::Result<()> {
-        if jobs.is_empty() {
-            return Ok(());
-        }
-        let (now, (queue, lane, batch)) = (rows::now(), self.place(conn)?);
-        let bytes = int(self.stored.record.len());
-        let mut newest = 0;
-        for job in jobs {
-            newest = conn
-                .prepare_cached(
-                    "INSERT INTO record (job, end, queue, batch, ended_at, bytes, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-                )?
-                .insert(params![job.seq, SUCCEEDED, queue, batch, now, bytes, self.stored.record])?;
-            let ended = conn
-                .prepare_cached(
-                    "UPDATE job SET state = ?2, record = ?3, attempts = 1, settled = lease, lease = NULL, worker = NULL,
-                     leased_at = NULL, expires_at = NULL WHERE seq = ?1 AND state = 2 AND lease = ?4",
-                )?
-                .execute(params![job.seq, SUCCEEDED, newest, job.lease])?;
-            if ended != 1 {
-                return Err(rusqlite::Error::StatementChangedRows(ended));
-            }
-            conn.prepare_cached("DELETE FROM payload WHERE seq = ?1")?.execute([job.seq])?;
-        }
-        let count = int(jobs.len());
-        conn.prepare_cached("UPDATE lane SET running = running - ?2 WHERE id = ?1")?.execute(params![lane, count])?;
+    /// Counts jobs that have ended, the newest with this record, and the bytes of each record.
+    fn count_ended(
+        conn: &Connection,
+        (lane, batch): (i64, i64),
+        count: i64,
+        (newest, bytes): (i64, i64),
+    ) -> rusqlite::Result<()> {
+        conn.prepare_cached("UPDATE lane SET running = running - ?2 WHERE id = ?1")?.execute([lane, count])?;
         conn.prepare_cached(
             "UPDATE batch SET running = running - ?2, succeeded = succeeded + ?2, input_tokens = input_tokens + 70 * ?2,
              output_tokens = output_tokens + 60 * ?2, cost = cost + 1250 * ?2, cost_known = cost_known + ?2, last = ?3
              WHERE id = ?1",
         )?
-        .execute(params![batch, count, newest])?;
+        .execute([batch, count, newest])?;
         conn.prepare_cached("UPDATE total SET value = value + ?1 WHERE name = 'record_bytes'")?
             .execute([bytes * count])?;
+        Ok(())
+    }
+}
+
+impl Rows for Everything {
+    fn put(&mut self, conn: &Connection, count: usize) -> rusqlite::Result<()> {
+        let payload = std::mem::take(&mut self.stored.payload);
+        let done = self.put_all(conn, std::iter::repeat_n(payload.as_slice(), count));
+        self.stored.payload = payload;
+        done
+    }
+
+    fn put_these(&mut self, conn: &Connection, payloads: &[Vec<u8>]) -> rusqlite::Result<()> {
+        self.put_all(conn, payloads.iter().map(Vec::as_slice))
+    }
+
+    fn end(&mut self, conn: &Connection, jobs: &[Claimed]) -> rusqlite::Result<()> {
+        let (now, (queue, lane, batch)) = (rows::now(), self.place(conn)?);
+        let (bytes, count) = (int(self.stored.record.len()), int(jobs.len()));
+        let mut record = conn.prepare_cached(
+            "INSERT INTO record (job, end, queue, batch, ended_at, bytes, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        )?;
+        let mut end = conn.prepare_cached(
+            "UPDATE job SET state = ?2, record = ?3, attempts = 1, settled = lease, lease = NULL, worker = NULL,
+             leased_at = NULL, expires_at = NULL WHERE seq = ?1 AND state = 2 AND lease = ?4",
+        )?;
+        let mut newest = 0;
+        for job in jobs {
+            newest =
+                record.insert(params![job.seq, SUCCEEDED, queue, batch, now, bytes, self.stored.record.as_slice()])?;
+            let ended = end.execute(params![job.seq, SUCCEEDED, newest, job.lease])?;
+            if ended != 1 {
+                return Err(rusqlite::Error::StatementChangedRows(ended));
+            }
+        }
+        let mut spent = conn.prepare_cached("DELETE FROM payload WHERE seq BETWEEN ?1 AND ?2")?;
+        for run in jobs.chunk_by(|one, next| one.seq + 1 == next.seq) {
+            spent.execute([run[0].seq, run[run.len() - 1].seq])?;
+        }
+        if count > 0 {
+            Self::count_ended(conn, (lane, batch), count, (newest, bytes))?;
+        }
         Ok(())
     }
 
@@ -151,11 +166,11 @@ impl Rows for Everything {
             row.get_ref(1)?.as_blob()?;
             claimed.push(Claimed { seq: row.get(0)?, lease: rand::random() });
         }
+        let mut grant = conn.prepare_cached(
+            "UPDATE job SET state = 2, lease = ?2, worker = ?3, leased_at = ?4, expires_at = ?5 WHERE seq = ?1",
+        )?;
         for job in &claimed {
-            conn.prepare_cached(
-                "UPDATE job SET state = 2, lease = ?2, worker = ?3, leased_at = ?4, expires_at = ?5 WHERE seq = ?1",
-            )?
-            .execute(params![job.seq, job.lease, WORKER, now, now + LEASE])?;
+            grant.execute(params![job.seq, job.lease, WORKER, now, now + LEASE])?;
         }
         conn.prepare_cached("UPDATE lane SET ready = ready - ?2, running = running + ?2 WHERE id = ?1")?
             .execute(params![lane, int(claimed.len())])?;
