@@ -88,7 +88,7 @@ impl Wire {
         // One channel, frames as large as they come, no heartbeat.
         let tuned = wire.wait(Method::TUNE)?;
         wire.method(Method::TUNE_OK, |out| {
-            out.extend_from_slice(&[tuned.get(..6).unwrap_or_default(), &[0, 0]].concat())
+            out.extend_from_slice(&[tuned.get(..6).unwrap_or_default(), &[0, 0]].concat());
         });
         wire.method(Method::OPEN, |out| {
             short(out, &uri.vhost);

@@ -13,7 +13,7 @@ pub struct Arguments {
     contestant: Name,
     /// What to do
     verb: Word,
-    /// Where the broker is: redis://host:port/db, amqp://user:password@host:port/%2f, sqlite:///absolute/path
+    /// Where the broker is: `redis://host:port/db`, `amqp://user:password@host:port/%2f`, `sqlite:///absolute/path`
     #[arg(long)]
     url: Option<String>,
     /// How many jobs to enqueue, or to have live
@@ -132,7 +132,7 @@ pub struct Rows {
     pub(super) broker: Option<Setting>,
     pub(super) input: PathBuf,
     pub(super) output: PathBuf,
-    pub(super) rows: usize,
+    pub(super) most: usize,
 }
 
 /// What is to be done.
@@ -225,7 +225,7 @@ impl Arguments {
         };
         let input = self.input.ok_or_else(|| wrong("run needs --input"))?;
         let output = self.output.ok_or_else(|| wrong("run needs --output"))?;
-        Ok(Plan::Rows(Rows { broker, input, output, rows: self.rows.unwrap_or(usize::MAX) }))
+        Ok(Plan::Rows(Rows { broker, input, output, most: self.rows.unwrap_or(usize::MAX) }))
     }
 }
 

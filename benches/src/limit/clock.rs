@@ -21,7 +21,7 @@ impl Stopwatch {
 
     /// The line for so many jobs; `moments` adds when they began and ended, in seconds since 1970.
     pub(super) fn stop(self, jobs: usize, moments: bool) -> anyhow::Result<String> {
-        let (time, used, until) = (self.began.elapsed(), cpu() - self.cpu, SystemTime::now());
+        let (time, used, until) = (self.began.elapsed(), cpu().saturating_sub(self.cpu), SystemTime::now());
         let count = f64::from(u32::try_from(jobs)?);
         let mut line = json!({
             "jobs": jobs,

@@ -48,8 +48,8 @@ struct Hands {
     idle: Duration,
     job: Vec<u8>,
     result: Vec<u8>,
-    /// In this order they are closed.
-    _connections: [Connection; 2],
+    /// They close with these.
+    connections: [Connection; 2],
 }
 
 impl Rabbit {
@@ -85,6 +85,7 @@ impl Contestant for Rabbit {
 
     fn settled(&mut self) -> anyhow::Result<usize> {
         self.runtime.block_on(async {
+            ensure!(self.hands.connections.iter().all(|one| one.status().connected()), "a connection is lost");
             let done = rabbit_queues::count(&self.hands.consuming, DONE).await?;
             if let Some(ledger) = &self.hands.ledger {
                 let ended = ledger.ended().await?;
@@ -112,8 +113,8 @@ impl Hands {
             None => None,
         };
         let (writes, batch, idle) = (setting.writes, setting.batch, Duration::from_secs(setting.idle.into()));
-        let _connections = [one, other];
-        Ok(Self { publishing, consuming, consumer: None, ledger, writes, batch, idle, job, result, _connections })
+        let connections = [one, other];
+        Ok(Self { publishing, consuming, consumer: None, ledger, writes, batch, idle, job, result, connections })
     }
 
     async fn consumer(&mut self) -> anyhow::Result<Consumer> {
@@ -197,8 +198,8 @@ impl Hands {
         let mut ids = Vec::new();
         for delivery in &deliveries {
             ensure!(delivery.data.len() == self.job.len(), "a job of {} bytes", delivery.data.len());
-            if let Some(ledger) = &self.ledger {
-                ids.push(ledger.id_of(delivery)?);
+            if self.ledger.is_some() {
+                ids.push(Ledger::id_of(delivery)?);
             }
         }
         if let Some(ledger) = &self.ledger {

@@ -77,7 +77,7 @@ impl Ledger {
     }
 
     /// The id that a message names.
-    pub(super) fn id_of(&self, delivery: &Delivery) -> anyhow::Result<Id> {
+    pub(super) fn id_of(delivery: &Delivery) -> anyhow::Result<Id> {
         let name = delivery.properties.message_id().as_ref().context("a message without an id")?;
         Ok(u128::from_str_radix(&name.as_str().replace('-', ""), 16)?.to_be_bytes())
     }

@@ -163,13 +163,17 @@ impl Client {
 
     fn command(&mut self, words: &[&[u8]]) {
         self.out.extend(format!("*{}\r\n", words.len()).bytes());
-        words.iter().for_each(|word| self.word(word));
+        for word in words {
+            self.word(word);
+        }
     }
 
     /// The head of a call with so many words.
     fn call(&mut self, script: &[u8], words: usize) {
         self.out.extend(format!("*{}\r\n", words + 3).bytes());
-        [b"EVALSHA", script, b"0"].into_iter().for_each(|word| self.word(word));
+        for word in [b"EVALSHA", script, b"0"] {
+            self.word(word);
+        }
     }
 
     fn word(&mut self, word: &[u8]) {

@@ -38,8 +38,17 @@ pub(super) fn next_id() -> Id {
 
 /// An id as messages are named by it.
 pub(super) fn name(id: Id) -> String {
-    let hex = format!("{:032x}", u128::from_be_bytes(id));
-    [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    let mut name = String::with_capacity(36);
+    for (place, byte) in id.into_iter().enumerate() {
+        if [4, 6, 8, 10].contains(&place) {
+            name.push('-');
+        }
+        for digit in [byte >> 4, byte & 15] {
+            name.push(HEX[usize::from(digit)].into());
+        }
+    }
+    name
 }
 
 /// Now, in milliseconds since 1970.

@@ -26,7 +26,7 @@ pub(super) fn run(rows: &Rows) -> anyhow::Result<String> {
     output.into_inner()?.sync_all()?;
     ensure!(done > 0, "{} has no rows", rows.input.display());
     let line = clock.stop(done, false)?;
-    let lines = std::fs::read(&rows.output)?.iter().filter(|byte| **byte == b'\n').count();
+    let lines = std::fs::read_to_string(&rows.output)?.lines().count();
     ensure!(lines == done, "{lines} lines of {done} rows");
     Ok(line)
 }
@@ -110,7 +110,7 @@ impl Table {
         let file = File::open(&rows.input).with_context(|| format!("open {}", rows.input.display()))?;
         let mut reader = Reader::from_reader(BufReader::with_capacity(1 << 16, file));
         let text = reader.headers()?.iter().position(|name| name == "text").context("a column named text is needed")?;
-        Ok(Self { reader, row: StringRecord::new(), text, prompt: String::new(), number: 0, left: rows.rows })
+        Ok(Self { reader, row: StringRecord::new(), text, prompt: String::new(), number: 0, left: rows.most })
     }
 
     /// The next row's number and prompt: `Sentiment of: {{text}}`.
