@@ -204,6 +204,9 @@ impl fmt::Display for Usd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sign = if self.0 < 0 { "-" } else { "" };
         let (whole, nanos) = (self.0.unsigned_abs() / 1_000_000_000, self.0.unsigned_abs() % 1_000_000_000);
+        if nanos == 0 {
+            return write!(f, "{sign}{whole}");
+        }
         let fraction = format!("{nanos:09}");
         match fraction.trim_end_matches('0') {
             "" => write!(f, "{sign}{whole}"),

@@ -4,8 +4,8 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
-use serde_json::value::{RawValue, to_raw_value};
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::value::RawValue;
 
 use crate::job::{BatchName, JobId, Queue};
 use crate::outcome::{Attempt, Body, FailureClass, Usage, Usd};
@@ -39,7 +39,7 @@ fn inline(record: &Record) -> Option<&Body> {
 
 fn line(record: &Record, body: Option<&Body>) -> String {
     let line = Line {
-        id: format!("batch_req_{}", record.id),
+        id: RequestId(record.id),
         custom_id: record.custom_id.as_deref(),
         response: record.answer.as_ref().map(|answer| Response {
             status_code: answer.status_code,
@@ -49,9 +49,16 @@ fn line(record: &Record, body: Option<&Body>) -> String {
         error: record.cause.as_ref().map(|cause| Cause { code: &cause.code, message: &cause.detail }),
         promptq: account(record, body),
     };
-    serde_json::to_string(&line)
-        .unwrap_or_else(|error| format!(r#"{{"id":"batch_req_{}","error":"{error}"}}"#, record.id))
+    let size = body.map_or(0, |(Body::Json(text) | Body::Text(text))| text.len());
+    let mut bytes = Vec::with_capacity(USUAL_ACCOUNT + size * 2);
+    let written = serde_json::to_writer(&mut bytes, &line).map_err(|error| error.to_string());
+    written.and_then(|()| String::from_utf8(bytes).map_err(|error| error.to_string())).unwrap_or_else(|error| {
+        format!(r#"{{"id":"batch_req_{}","error":"{error}"}}"#, record.id)
+    })
 }
+
+/// What a line has beside its body and its text.
+const USUAL_ACCOUNT: usize = 1_024;
 
 /// The text an answer gave: plain text as it is; of JSON the message of a chat completion, completion, response or
 /// message, its parts joined. `None` where the shape has no text (embeddings).
@@ -59,8 +66,8 @@ pub fn answer_text(body: &Body) -> Option<Cow<'_, str>> {
     match body {
         Body::Text(text) => Some(Cow::Borrowed(text)),
         Body::Json(json) => {
-            let shape: Shape = serde_json::from_str(json).ok()?;
-            shape.text().map(Cow::Owned)
+            let shape: Shape<'_> = serde_json::from_str(json).ok()?;
+            shape.text()
         }
     }
 }
@@ -103,21 +110,39 @@ fn stored(answer: &Answer) -> Option<Place<'_>> {
 }
 
 /// A body as one JSON value on one line: newlines in JSON can only be white space, so they may go.
-fn json_of(body: &Body) -> Box<RawValue> {
+fn json_of(body: &Body) -> Json<'_> {
     match body {
-        Body::Json(json) if !json.contains(['\n', '\r']) => RawValue::from_string(json.clone()).ok(),
-        Body::Json(json) => RawValue::from_string(json.replace(['\n', '\r'], " ")).ok(),
+        Body::Json(json) if !json.contains(['\n', '\r']) => serde_json::from_str(json).map(Json::As).ok(),
+        Body::Json(json) => RawValue::from_string(json.replace(['\n', '\r'], " ")).map(Json::Mended).ok(),
         Body::Text(_) => None,
     }
     .unwrap_or_else(|| {
         let (Body::Json(text) | Body::Text(text)) = body;
-        to_raw_value(text).unwrap_or_default()
+        Json::Text(text)
     })
+}
+
+/// A body on its way into a line.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Json<'a> {
+    As(&'a RawValue),
+    Mended(Box<RawValue>),
+    Text(&'a str),
+}
+
+/// `batch_req_` and the job's id.
+struct RequestId(JobId);
+
+impl Serialize for RequestId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("batch_req_{}", self.0))
+    }
 }
 
 #[derive(Serialize)]
 struct Line<'a> {
-    id: String,
+    id: RequestId,
     custom_id: Option<&'a str>,
     response: Option<Response<'a>>,
     error: Option<Cause<'a>>,
@@ -128,7 +153,7 @@ struct Line<'a> {
 struct Response<'a> {
     status_code: u16,
     request_id: Option<&'a str>,
-    body: Option<Box<RawValue>>,
+    body: Option<Json<'a>>,
 }
 
 #[derive(Serialize)]
@@ -212,59 +237,73 @@ struct Timing {
 /// The parts of the providers' answers that hold text; whatever else they say is skipped unread.
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Shape {
-    choices: Vec<Choice>,
-    output_text: Option<String>,
-    output: Vec<Item>,
-    content: Option<Content>,
+struct Shape<'a> {
+    #[serde(borrow)]
+    choices: Vec<Choice<'a>>,
+    #[serde(borrow)]
+    output_text: Option<Said<'a>>,
+    #[serde(borrow)]
+    output: Vec<Item<'a>>,
+    #[serde(borrow)]
+    content: Option<Content<'a>>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Choice {
-    message: Option<Item>,
-    text: Option<String>,
+struct Choice<'a> {
+    #[serde(borrow)]
+    message: Option<Item<'a>>,
+    #[serde(borrow)]
+    text: Option<Said<'a>>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Item {
-    content: Option<Content>,
+struct Item<'a> {
+    #[serde(borrow)]
+    content: Option<Content<'a>>,
 }
 
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Content {
-    Text(String),
-    Parts(Vec<Part>),
+enum Content<'a> {
+    #[serde(borrow)]
+    Text(Said<'a>),
+    Parts(Vec<Part<'a>>),
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Part {
-    text: Option<String>,
+struct Part<'a> {
+    #[serde(borrow)]
+    text: Option<Said<'a>>,
 }
 
-impl Shape {
-    fn text(self) -> Option<String> {
+/// A text, copied only where it is escaped.
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct Said<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl<'a> Shape<'a> {
+    fn text(self) -> Option<Cow<'a, str>> {
         if let Some(choice) = self.choices.into_iter().next() {
-            return choice.text.or_else(|| choice.message?.content?.text());
+            return choice.text.map(|text| text.0).or_else(|| choice.message?.content?.text());
         }
         if let Some(text) = self.output_text {
-            return Some(text);
+            return Some(text.0);
         }
         let parts: Vec<_> = self.output.into_iter().filter_map(|item| item.content?.text()).collect();
-        if parts.is_empty() { self.content?.text() } else { Some(parts.concat()) }
+        if parts.is_empty() { self.content?.text() } else { Some(parts.concat().into()) }
     }
 }
 
-impl Content {
-    fn text(self) -> Option<String> {
+impl<'a> Content<'a> {
+    fn text(self) -> Option<Cow<'a, str>> {
         match self {
-            Self::Text(text) => Some(text),
+            Self::Text(text) => Some(text.0),
             Self::Parts(parts) => {
-                let texts: Vec<_> = parts.into_iter().filter_map(|part| part.text).collect();
-                (!texts.is_empty()).then(|| texts.concat())
+                let texts: Vec<_> = parts.into_iter().filter_map(|part| part.text).map(|text| text.0).collect();
+                (!texts.is_empty()).then(|| texts.concat().into())
             }
         }
     }

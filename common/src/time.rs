@@ -52,11 +52,49 @@ impl Sub<Duration> for Timestamp {
 
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if (0..YEAR_10000).contains(&self.0) {
+            let text = rfc_3339(self.0.unsigned_abs());
+            return f.write_str(std::str::from_utf8(&text).map_err(|_| fmt::Error)?);
+        }
         match jiff::Timestamp::from_millisecond(self.0) {
             Ok(at) => write!(f, "{at:.3}"),
             Err(_) => write!(f, "@{}ms", self.0),
         }
     }
+}
+
+/// The first millisecond of a year with five digits.
+const YEAR_10000: i64 = 253_402_300_800_000;
+
+/// `2026-11-21T20:45:00.123Z`, of milliseconds before the year 10000. By hand: every result has half a dozen of them.
+fn rfc_3339(millis: u64) -> [u8; 24] {
+    const DAY: u64 = 86_400_000;
+    // Days counted from 1 March of the year 0, so that a leap day is the last of its year; 400 years have 146,097 days.
+    let (day, time) = (millis / DAY + 719_468, millis % DAY);
+    let (era, day) = (day / 146_097, day % 146_097);
+    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    // Months from March on, which have 153 days in every five.
+    let month = (5 * day + 2) / 153;
+    let date = day - (153 * month + 2) / 5 + 1;
+    let (month, over) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    let mut text = *b"0000-00-00T00:00:00.000Z";
+    let parts = [
+        (0, 4, era * 400 + year + over),
+        (5, 2, month),
+        (8, 2, date),
+        (11, 2, time / 3_600_000),
+        (14, 2, time / 60_000 % 60),
+        (17, 2, time / 1_000 % 60),
+        (20, 3, time % 1_000),
+    ];
+    for (from, width, mut number) in parts {
+        for digit in text[from..from + width].iter_mut().rev() {
+            *digit = b'0' + u8::try_from(number % 10).unwrap_or(0);
+            number /= 10;
+        }
+    }
+    text
 }
 
 impl fmt::Debug for Timestamp {

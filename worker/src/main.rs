@@ -10,13 +10,17 @@ use promptq_worker::runner::Runners;
 use promptq_worker::status::Board;
 use promptq_worker::stop::Stop;
 use promptq_worker::{Drained, Parts, configured, error_code, run};
+use tokio::task::JoinSet;
 use tracing::level_filters::LevelFilter;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let drained = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
-        let drained = runtime.block_on(work(&cli));
+        let drained = runtime.block_on(on_its_threads(work(cli)));
         // What a runner left in a blocking call is not waited for.
         runtime.shutdown_background();
         drained
@@ -27,7 +31,14 @@ fn main() -> ExitCode {
     }
 }
 
-async fn work(cli: &Cli) -> anyhow::Result<Drained> {
+/// Every job that starts or ends wakes the loop: on a thread of its own each of these would cost a system call.
+async fn on_its_threads(work: impl Future<Output = anyhow::Result<Drained>> + Send + 'static) -> anyhow::Result<Drained> {
+    let mut alone = JoinSet::new();
+    alone.spawn(work);
+    alone.join_next().await.map_or_else(|| anyhow::bail!("nothing ran"), |drained| drained?)
+}
+
+async fn work(cli: Cli) -> anyhow::Result<Drained> {
     let config = cli.load()?;
     telemetry::init(config.telemetry.log.unwrap_or(LevelFilter::INFO), config.telemetry.log_format, std::io::stderr);
     let settings = cli.settings(&config);

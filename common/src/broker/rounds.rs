@@ -16,82 +16,119 @@ pub(in crate::broker) struct Open {
 #[derive(Debug, Default)]
 pub(in crate::broker) struct Rounds {
     queues: HashMap<Queue, i64>,
-    bands: HashMap<(Queue, Band), i64>,
-    last: HashMap<(Queue, Band), Lane>,
+    bands: HashMap<(Queue, Band), Had>,
 }
 
-/// What is still to be had in one call: the lanes of each queue and band, as places in the list of open lanes.
-type Waiting = BTreeMap<Queue, BTreeMap<Band, VecDeque<usize>>>;
+/// What a band of a queue has had.
+#[derive(Debug, Default)]
+struct Had {
+    credit: i64,
+    last: Option<Lane>,
+}
+
+/// What is still to be had of a queue in one call.
+struct Line<'a> {
+    queue: &'a Queue,
+    weight: i64,
+    credit: i64,
+    bands: Vec<Row>,
+}
+
+/// Its lanes of one band, as places in the list of open lanes.
+struct Row {
+    band: Band,
+    credit: i64,
+    places: VecDeque<usize>,
+    last: Option<usize>,
+}
 
 impl Rounds {
     /// Up to `total` turns, as places in `open`; every lane at most `room` times.
     pub(in crate::broker) fn take(&mut self, weights: &[(Queue, u32)], open: &[Open], total: u32) -> Vec<usize> {
         let mut room: Vec<u32> = open.iter().map(|open| open.room).collect();
-        let mut waiting = self.line_up(open);
+        let mut lines = self.line_up(weights, open);
         let mut turns = Vec::new();
-        while turns.len() < total as usize && !waiting.is_empty() {
-            let shares: Vec<(Queue, i64)> = waiting
-                .keys()
-                .map(|queue| {
-                    let weight = weights.iter().find(|(name, _)| name == queue).map_or(1, |(_, weight)| *weight);
-                    (queue.clone(), i64::from(weight.max(1)))
-                })
-                .collect();
-            let Some(queue) = next_turn(&mut self.queues, &shares) else { break };
-            let Some(bands) = waiting.get_mut(&queue) else { break };
-            let shares: Vec<_> = bands.keys().map(|&band| ((queue.clone(), band), i64::from(band.weight()))).collect();
-            let Some((_, band)) = next_turn(&mut self.bands, &shares) else { break };
-            let Some(place) = bands.get_mut(&band).and_then(VecDeque::pop_front) else { break };
+        while turns.len() < total as usize && !lines.is_empty() {
+            let at = next_turn(&mut lines, |line| (&mut line.credit, line.weight));
+            let line = &mut lines[at];
+            let which = next_turn(&mut line.bands, |row| (&mut row.credit, i64::from(row.band.weight())));
+            let row = &mut line.bands[which];
+            let Some(place) = row.places.pop_front() else { break };
             turns.push(place);
+            row.last = Some(place);
             room[place] -= 1;
             if room[place] > 0 {
-                bands.entry(band).or_default().push_back(place);
-            } else if bands.get(&band).is_some_and(VecDeque::is_empty) {
-                bands.remove(&band);
+                row.places.push_back(place);
+            } else if row.places.is_empty() {
+                let row = line.bands.remove(which);
+                self.note_band(line.queue, &row, open);
             }
-            if bands.is_empty() {
-                waiting.remove(&queue);
+            if line.bands.is_empty() {
+                let line = lines.remove(at);
+                self.note(&line, open);
             }
-            self.last.insert((queue, band), open[place].lane.clone());
+        }
+        for line in &lines {
+            self.note(line, open);
         }
         turns
     }
 
     /// The open lanes by queue and band, each band beginning after the lane that had the last turn.
-    fn line_up(&self, open: &[Open]) -> Waiting {
-        let mut waiting = Waiting::new();
-        for (place, lane) in open.iter().enumerate().filter(|(_, open)| open.room > 0) {
-            let bands = waiting.entry(lane.lane.queue.clone()).or_default();
-            bands.entry(lane.lane.band).or_default().push_back(place);
+    fn line_up<'a>(&self, weights: &[(Queue, u32)], open: &'a [Open]) -> Vec<Line<'a>> {
+        let mut waiting: BTreeMap<&Queue, BTreeMap<Band, Vec<usize>>> = BTreeMap::new();
+        for (place, Open { lane, .. }) in open.iter().enumerate().filter(|(_, open)| open.room > 0) {
+            waiting.entry(&lane.queue).or_default().entry(lane.band).or_default().push(place);
         }
-        for (queue, bands) in &mut waiting {
-            for (&band, places) in bands {
-                let places = places.make_contiguous();
-                places.sort_by(|&a, &b| open[a].lane.cmp(&open[b].lane));
-                if let Some(last) = self.last.get(&(queue.clone(), band)) {
-                    let after = places.partition_point(|&place| open[place].lane <= *last);
-                    places.rotate_left(after);
-                }
-            }
+        let line = |(queue, bands): (&'a Queue, BTreeMap<Band, Vec<usize>>)| {
+            let weight = weights.iter().find(|(name, _)| name == queue).map_or(1, |(_, weight)| *weight);
+            let credit = self.queues.get(queue).copied().unwrap_or(0);
+            let bands = bands.into_iter().map(|(band, places)| self.row(queue, band, places, open)).collect();
+            Line { queue, weight: i64::from(weight.max(1)), credit, bands }
+        };
+        waiting.into_iter().map(line).collect()
+    }
+
+    fn row(&self, queue: &Queue, band: Band, mut places: Vec<usize>, open: &[Open]) -> Row {
+        places.sort_by(|&a, &b| open[a].lane.cmp(&open[b].lane));
+        let had = self.bands.get(&(queue.clone(), band));
+        if let Some(last) = had.and_then(|had| had.last.as_ref()) {
+            let after = places.partition_point(|&place| open[place].lane <= *last);
+            places.rotate_left(after);
         }
-        waiting
+        Row { band, credit: had.map_or(0, |had| had.credit), places: places.into(), last: None }
+    }
+
+    /// Keeps what a queue and its bands are due for the next call.
+    fn note(&mut self, line: &Line<'_>, open: &[Open]) {
+        self.queues.insert(line.queue.clone(), line.credit);
+        for row in &line.bands {
+            self.note_band(line.queue, row, open);
+        }
+    }
+
+    fn note_band(&mut self, queue: &Queue, row: &Row, open: &[Open]) {
+        let had = self.bands.entry((queue.clone(), row.band)).or_default();
+        had.credit = row.credit;
+        if let Some(last) = row.last {
+            had.last = Some(open[last].lane.clone());
+        }
     }
 }
 
-/// Smooth weighted turns: everyone earns its share, the richest goes and pays what all of them earned.
-fn next_turn<K: Clone + Eq + std::hash::Hash>(credits: &mut HashMap<K, i64>, shares: &[(K, i64)]) -> Option<K> {
-    let mut best: Option<(&K, i64)> = None;
-    for (key, share) in shares {
-        let credit = credits.entry(key.clone()).or_insert(0);
+/// Smooth weighted turns: everyone earns its share, the richest goes and pays what all of them earned. Never of nobody.
+fn next_turn<T>(waiting: &mut [T], due: impl Fn(&mut T) -> (&mut i64, i64)) -> usize {
+    let (mut all, mut best) = (0, (0, i64::MIN));
+    for (at, one) in waiting.iter_mut().enumerate() {
+        let (credit, share) = due(one);
         *credit += share;
-        if best.is_none_or(|(_, most)| *credit > most) {
-            best = Some((key, *credit));
+        all += share;
+        if *credit > best.1 {
+            best = (at, *credit);
         }
     }
-    let (key, _) = best?;
-    let all: i64 = shares.iter().map(|(_, share)| share).sum();
-    *credits.get_mut(key)? -= all;
-    Some(key.clone())
+    *due(&mut waiting[best.0]).0 -= all;
+    best.0
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ mod list;
 mod script;
 mod source;
 mod stored;
+mod turns;
 mod sweep;
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,7 @@
 //! A worker's subscription: leases by turns from lanes it has seen, sleeps on a token when there is nothing to lease.
 //! What a lease does to jobs is `lease.lua`; whose turn it is, `broker/rounds.rs`.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::pin::Pin;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -17,6 +17,7 @@ use super::inbox;
 use super::link::Link;
 use super::script::Script;
 use super::stored::millis_of;
+use super::turns::Turns;
 use super::waker::{Token, Waker};
 use super::wire::{Places, Seen, lane_from, lane_text, prefix};
 use super::{BOOK, Redis, book_script};
@@ -67,7 +68,7 @@ pub(super) struct RedisSource {
     rounds: Rounds,
     waker: Waker,
     /// The lease in flight when a call was dropped, and the turns it was asked by.
-    flight: Option<(Flight, Vec<Lane>)>,
+    flight: Option<(Flight, Turns)>,
     /// What that lease gave, until the next call says what of it is still wanted.
     held: Vec<RawDelivery>,
     /// Calls that may have leased what nobody was told of.
@@ -153,14 +154,10 @@ impl RedisSource {
     fn take_off(&mut self, want: &Want) {
         let open = self.open(want);
         let turns = self.rounds.take(&self.terms.queues, &open, want.total.min(AT_ONCE));
-        let turns: Vec<Lane> = turns.into_iter().map(|place| open[place].lane.clone()).collect();
+        let (turns, counted) = Turns::of(&open, &turns);
         let mut counts: HashMap<&Queue, Vec<(&Lane, u32)>> = HashMap::new();
-        for lane in &turns {
-            let lanes = counts.entry(&lane.queue).or_default();
-            match lanes.iter_mut().find(|(known, _)| *known == lane) {
-                Some((_, count)) => *count += 1,
-                None => lanes.push((lane, 1)),
-            }
+        for (lane, count) in turns.lanes.iter().zip(counted) {
+            counts.entry(&lane.queue).or_default().push((lane, count));
         }
         let look = self.stirred || self.look_at <= Instant::now();
         let mut calls = Vec::new();
@@ -194,12 +191,10 @@ impl RedisSource {
         let Some((flight, _)) = &mut self.flight else { return Ok(Vec::new()) };
         let answers = flight.await;
         let turns = self.flight.take().map(|(_, turns)| turns).unwrap_or_default();
-        let (mut leased, mut trouble) = (HashMap::<Lane, VecDeque<RawDelivery>>::new(), None);
+        let (mut leased, mut trouble) = (Vec::new(), None);
         for (call, answer) in answers {
             match answer.and_then(|answer| self.note(call.place, &call.leases, answer)) {
-                Ok(jobs) => jobs.into_iter().for_each(|job| {
-                    leased.entry(job.head.lane.clone()).or_default().push_back(job);
-                }),
+                Ok(jobs) => leased.extend(jobs),
                 Err(error) => {
                     trouble = Some(error);
                     if !call.leases.is_empty() && self.lost.len() < LOST {
@@ -208,7 +203,7 @@ impl RedisSource {
                 }
             }
         }
-        let in_turn: Vec<_> = turns.iter().filter_map(|lane| leased.get_mut(lane)?.pop_front()).collect();
+        let in_turn = turns.sort(leased);
         match trouble {
             Some(error) if in_turn.is_empty() => {
                 self.stirred = true;

@@ -3,6 +3,7 @@
 use promptq_common::job::Job;
 use promptq_common::outcome::{Body, Failure, FailureClass, Reply, Usage, Usd};
 use promptq_common::work::Input;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::Dice;
@@ -53,7 +54,7 @@ pub(super) fn answer(job: &Job, tokens: (u64, u64), dice: &mut Dice) -> Result<R
     Ok(Reply {
         status_code: 200,
         request_id: Some(format!("mock-{}", said.id)),
-        body: Body::Json(shape.to_string()),
+        body: Body::Json(shape),
         finish_reason: (!embeddings).then(|| "stop".to_owned()),
         text: (!embeddings).then_some(said.text),
         model: Some(said.model),
@@ -71,27 +72,24 @@ struct Said {
 }
 
 impl Said {
-    fn chat(&self) -> Value {
-        json!({
-            "id": format!("chatcmpl-{}", self.id),
-            "object": "chat.completion",
-            "created": self.created,
-            "model": self.model,
-            "choices": [{
-                "index": 0,
-                "message": { "role": "assistant", "content": self.text },
-                "finish_reason": "stop",
-            }],
-            "usage": {
-                "prompt_tokens": self.usage.input_tokens,
-                "completion_tokens": self.usage.output_tokens,
-                "total_tokens": self.usage.input_tokens + self.usage.output_tokens,
+    fn chat(&self) -> String {
+        let message = Message { role: "assistant", content: &self.text };
+        written(&Chat {
+            id: format!("chatcmpl-{}", self.id),
+            object: "chat.completion",
+            created: self.created,
+            model: &self.model,
+            choices: [Choice { index: 0, message, finish_reason: "stop" }],
+            usage: ChatUsage {
+                prompt_tokens: self.usage.input_tokens,
+                completion_tokens: self.usage.output_tokens,
+                total_tokens: self.usage.input_tokens + self.usage.output_tokens,
             },
         })
     }
 
-    fn response(&self) -> Value {
-        json!({
+    fn response(&self) -> String {
+        written(&json!({
             "id": format!("resp_{}", self.id),
             "object": "response",
             "created_at": self.created,
@@ -109,23 +107,59 @@ impl Said {
                 "output_tokens": self.usage.output_tokens,
                 "total_tokens": self.usage.input_tokens + self.usage.output_tokens,
             },
-        })
+        }))
     }
 
-    fn embeddings(&self, body: &str, dice: &mut Dice) -> Result<Value, Failure> {
+    fn embeddings(&self, body: &str, dice: &mut Dice) -> Result<String, Failure> {
         let data: Vec<Value> = (0..inputs(body)?)
             .map(|index| {
                 let embedding: Vec<f64> = (0..DIMENSIONS).map(|_| dice.share().mul_add(2.0, -1.0)).collect();
                 json!({ "object": "embedding", "index": index, "embedding": embedding })
             })
             .collect();
-        Ok(json!({
+        Ok(written(&json!({
             "object": "list",
             "data": data,
             "model": self.model,
             "usage": { "prompt_tokens": self.usage.input_tokens, "total_tokens": self.usage.input_tokens },
-        }))
+        })))
     }
+}
+
+/// What most jobs are answered with: written without a tree of values in between.
+#[derive(Serialize)]
+struct Chat<'a> {
+    id: String,
+    object: &'static str,
+    created: i64,
+    model: &'a str,
+    choices: [Choice<'a>; 1],
+    usage: ChatUsage,
+}
+
+#[derive(Serialize)]
+struct Choice<'a> {
+    index: u32,
+    message: Message<'a>,
+    finish_reason: &'static str,
+}
+
+#[derive(Serialize)]
+struct Message<'a> {
+    role: &'static str,
+    content: &'a str,
+}
+
+#[derive(Serialize)]
+struct ChatUsage {
+    prompt_tokens: u64,
+    completion_tokens: u64,
+    total_tokens: u64,
+}
+
+/// As one line. Nothing here can fail to be written.
+fn written(shape: &impl Serialize) -> String {
+    serde_json::to_string(shape).unwrap_or_default()
 }
 
 /// How many texts an embeddings request brings: a list of strings or of token lists is many, anything else is one.
@@ -154,9 +188,7 @@ fn text(asked: &str, (least, most): (u64, u64), dice: &mut Dice) -> String {
         list.get(at).copied().unwrap_or("mock")
     };
     let tokens = least + dice.below(most.saturating_sub(least) + 1);
-    // Only the first bytes are looked at: a prompt may be megabytes long.
-    let head: String = asked.chars().take(2_000).collect();
-    if head.to_ascii_lowercase().contains("sentiment") {
+    if mentions(asked, "sentiment") {
         return pick(&MOODS, dice).to_owned();
     }
     let mut text = String::from("Mock:");
@@ -166,6 +198,14 @@ fn text(asked: &str, (least, most): (u64, u64), dice: &mut Dice) -> String {
     }
     text.push('.');
     text
+}
+
+/// Whether the beginning of a prompt, which may be megabytes long, has this word in it.
+fn mentions(asked: &str, word: &str) -> bool {
+    let head = asked.as_bytes().get(..2_000).unwrap_or(asked.as_bytes());
+    let first = word.as_bytes().first().map(u8::to_ascii_lowercase);
+    let begins = |piece: &[u8]| piece.first().map(u8::to_ascii_lowercase) == first;
+    head.windows(word.len()).any(|piece| begins(piece) && piece.eq_ignore_ascii_case(word.as_bytes()))
 }
 
 /// About four bytes of English a token: the providers' own rule of thumb.
