@@ -19,7 +19,8 @@ const CALL_REQUESTS: usize = 200;
 /// … or bytes.
 const CALL_BYTES: usize = 1 << 20;
 
-/// Callers of one script that answers each item of its arguments with one item of a list, or one letter of a text.
+/// Callers of one script that answers each item of its arguments with one item of a list, or one letter of a text, which
+/// its caller gets as the letter's number.
 #[derive(Debug)]
 pub(super) struct Gather {
     op: &'static str,
@@ -136,5 +137,5 @@ fn each_letter(letters: &[u8], count: usize) -> Result<Vec<Value>> {
     if letters.len() != count {
         return Err(strange("another number of answers"));
     }
-    Ok(letters.iter().map(|letter| Value::BulkString(vec![*letter])).collect())
+    Ok(letters.iter().map(|letter| Value::Int(i64::from(*letter))).collect())
 }

@@ -205,9 +205,11 @@ fn end(record: &Record) -> Result<Vec<u8>> {
     Ok(how)
 }
 
-/// A letter that was answered; 0 for anything else.
+/// A letter that was answered, alone or in a text of many; 0 for anything else.
 fn letter(answer: &Value) -> u8 {
-    if let Value::BulkString(bytes) = answer
+    if let Value::Int(letter) = answer {
+        u8::try_from(*letter).unwrap_or(0)
+    } else if let Value::BulkString(bytes) = answer
         && let [letter] = bytes[..]
     {
         letter
