@@ -27,7 +27,6 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::error::ErrorKind;
 use promptq_common::{config, telemetry};
-use tokio::task::JoinSet;
 
 use cli::Cli;
 use context::Context;
@@ -46,7 +45,7 @@ pub fn main() -> ExitCode {
         .build()
         .map_err(|error| Problem::new(Exit::Failed, "failed", format!("cannot start: {error}")))
         .and_then(|runtime| {
-            let exit = runtime.block_on(on_its_threads(run(cli, printer)));
+            let exit = runtime.block_on(run(cli, printer));
             // A reader of standard input may sit in a blocking call that nothing ends.
             runtime.shutdown_background();
             exit
@@ -57,17 +56,6 @@ pub fn main() -> ExitCode {
             printer.problem(&problem);
             problem.exit.into()
         }
-    }
-}
-
-/// On a thread of the runtime: whatever wakes a command beside one costs a system call, and runs wake tens of thousands of
-/// times a second.
-async fn on_its_threads(command: impl Future<Output = problem::Result<Exit>> + Send + 'static) -> problem::Result<Exit> {
-    let mut alone = JoinSet::new();
-    alone.spawn(command);
-    match alone.join_next().await {
-        Some(Ok(exit)) => exit,
-        Some(Err(_)) | None => Err(Problem::new(Exit::Failed, "failed", "the command broke off")),
     }
 }
 
