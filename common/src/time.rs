@@ -52,7 +52,7 @@ impl Sub<Duration> for Timestamp {
 
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if (0..YEAR_10000).contains(&self.0) {
+        if (0..YEAR_9999).contains(&self.0) {
             let text = rfc_3339(self.0.unsigned_abs());
             return f.write_str(std::str::from_utf8(&text).map_err(|_| fmt::Error)?);
         }
@@ -63,10 +63,10 @@ impl fmt::Display for Timestamp {
     }
 }
 
-/// The first millisecond of a year with five digits.
-const YEAR_10000: i64 = 253_402_300_800_000;
+/// Later than this only the library writes, which knows its own end.
+const YEAR_9999: i64 = 253_370_764_800_000;
 
-/// `2026-11-21T20:45:00.123Z`, of milliseconds before the year 10000. By hand: every result has half a dozen of them.
+/// `2026-11-21T20:45:00.123Z`, of a moment before the year 9999. By hand: every result has half a dozen of them.
 fn rfc_3339(millis: u64) -> [u8; 24] {
     const DAY: u64 = 86_400_000;
     // Days counted from 1 March of the year 0, so that a leap day is the last of its year; 400 years have 146,097 days.
@@ -192,6 +192,17 @@ mod tests {
         }
         for text in ["", "5", "-3s", "soon", "99999d"] {
             assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn moments_are_written_as_the_library_writes_them() {
+        const DAY: i64 = 86_400_000;
+        let leap_days = [951_782_400_000, 4_107_542_400_000, 1_709_164_800_000].map(|day| day + DAY - 1);
+        let spread = (0..20_000).map(|n| n * (YEAR_9999 / 20_000) + n * 7_919);
+        for millis in spread.chain(leap_days).chain([0, 1, DAY - 1, DAY, YEAR_9999 - 1, YEAR_9999]) {
+            let library = format!("{:.3}", jiff::Timestamp::from_millisecond(millis).unwrap());
+            assert_eq!(Timestamp::from_millis(millis).to_string(), library, "{millis}");
         }
     }
 }
