@@ -18,6 +18,8 @@ use crate::error::{Error, Kind, Result};
 const CALL_REQUESTS: usize = 200;
 /// … or bytes.
 const CALL_BYTES: usize = 1 << 20;
+/// What may wait for the next calls: who finds no room is woken twice. A worker of a thousand slots has room.
+const QUEUED: usize = 1_024;
 
 /// Callers of one script that answers each item of its arguments with one item of a list, or one letter of a text, which
 /// its caller gets as the letter's number.
@@ -54,7 +56,7 @@ impl Ask {
 impl Gather {
     /// Starts gathering for `script`; must be called within a runtime.
     pub(super) fn start(link: Link, op: &'static str, script: &'static Script) -> Self {
-        let (asks, inbox) = mpsc::channel(CALL_REQUESTS);
+        let (asks, inbox) = mpsc::channel(QUEUED);
         let mut carrier = JoinSet::new();
         carrier.spawn(carry(link, op, script, inbox));
         Self { op, asks, _carrier: Mutex::new(carrier) }
@@ -73,14 +75,11 @@ fn gone(op: &'static str) -> Error {
 }
 
 async fn carry(link: Link, op: &'static str, script: &'static Script, mut inbox: mpsc::Receiver<Ask>) {
-    while let Some(first) = inbox.recv().await {
-        let mut bytes = first.bytes();
-        let mut asks = vec![first];
-        while asks.len() < CALL_REQUESTS && bytes < CALL_BYTES {
-            let Ok(next) = inbox.try_recv() else { break };
-            bytes += next.bytes();
-            asks.push(next);
-        }
+    let mut waiting = Vec::new();
+    while !waiting.is_empty() || inbox.recv_many(&mut waiting, CALL_REQUESTS).await > 0 {
+        let mut bytes = 0;
+        let fits = waiting.iter().take_while(|ask: &&Ask| std::mem::replace(&mut bytes, bytes + ask.bytes()) < CALL_BYTES);
+        let asks: Vec<Ask> = waiting.drain(..fits.count()).collect();
         // Most workers have one queue.
         if asks.iter().all(|ask| ask.key == asks[0].key) {
             serve(&link, op, script, asks).await;

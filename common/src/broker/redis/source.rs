@@ -255,7 +255,8 @@ impl RedisSource {
         for (id, lease) in ids.as_chunks().0.iter().zip(leases.as_chunks().0) {
             let bytes = jobs.bytes()?;
             let (id, lease) = (JobId::from_bytes(*id), LeaseId::from_bytes(*lease));
-            match Seen::of(&self.terms.queues[place].0, id, &bytes) {
+            let before = delivered.last().map(|job: &RawDelivery| &job.head);
+            match Seen::after(before, &self.terms.queues[place].0, id, &bytes) {
                 Ok(job) => {
                     let granted = Granted::new(job.deaths, till, turned);
                     delivered.push(self.deliver(place, job, lease, granted));

@@ -23,12 +23,22 @@ pub(super) fn prefix(queue: &Queue) -> Vec<u8> {
 
 /// A lane within its queue: the band's digit, and the model behind a colon if there is one.
 pub(super) fn lane_text(lane: &Lane) -> String {
-    let band = match lane.band {
+    let band = band_digit(lane.band);
+    lane.model.as_ref().map_or_else(|| band.to_string(), |model| format!("{band}:{}", model.as_str()))
+}
+
+fn band_digit(band: Band) -> char {
+    match band {
         Band::High => '0',
         Band::Normal => '1',
         Band::Low => '2',
-    };
-    lane.model.as_ref().map_or_else(|| band.to_string(), |model| format!("{band}:{}", model.as_str()))
+    }
+}
+
+/// Whether [`lane_text`] wrote this text of a lane.
+fn is_lane(lane: &Lane, text: &str) -> bool {
+    let model = text.split_once(':').map(|(_, model)| model);
+    text.starts_with(band_digit(lane.band)) && lane.model.as_ref().map(ModelName::as_str) == model
 }
 
 /// The lane that [`lane_text`] wrote.
@@ -114,14 +124,25 @@ impl Seen {
 
     /// Reads the bytes of a job of `queue`.
     pub(super) fn of(queue: &Queue, id: JobId, bytes: &[u8]) -> Result<Self> {
+        Self::after(None, queue, id, bytes)
+    }
+
+    /// As [`Self::of`], of a job whose names are often those of the job `before` it.
+    pub(super) fn after(before: Option<&Head>, queue: &Queue, id: JobId, bytes: &[u8]) -> Result<Self> {
         let job = Stored::read(bytes)?;
         let rest: Rest = codec::decode_part("decode a head", job.head).unwrap_or_else(|error| damaged(id, &error));
-        let batch = Some(utf8(job.batch)?).filter(|name| !name.is_empty());
+        let (lane, batch) = (utf8(job.lane)?, Some(utf8(job.batch)?).filter(|name| !name.is_empty()));
+        let same_lane = before.map(|before| &before.lane).filter(|before| is_lane(before, lane)).cloned();
+        let same_batch = before.map(|before| &before.batch).filter(|before| before.as_ref().map(BatchName::as_str) == batch);
+        let batch = match same_batch {
+            Some(same) => same.clone(),
+            None => batch.map(BatchName::new).transpose().map_err(|_| strange("a batch"))?,
+        };
         let head = Head {
             id,
-            lane: lane_from(queue, utf8(job.lane)?)?,
+            lane: same_lane.map_or_else(|| lane_from(queue, lane), Ok)?,
             priority: Priority::new(rest.priority).map_err(|_| strange("a priority"))?,
-            batch: batch.map(BatchName::new).transpose().map_err(|_| strange("a batch"))?,
+            batch,
             row: rest.row,
             custom_id: rest.custom_id,
             tenant: rest.tenant,
