@@ -78,8 +78,9 @@ async fn carry(link: Link, op: &'static str, script: &'static Script, mut inbox:
     let mut waiting = Vec::new();
     while !waiting.is_empty() || inbox.recv_many(&mut waiting, CALL_REQUESTS).await > 0 {
         let mut bytes = 0;
-        let fits = waiting.iter().take_while(|ask: &&Ask| std::mem::replace(&mut bytes, bytes + ask.bytes()) < CALL_BYTES);
-        let asks: Vec<Ask> = waiting.drain(..fits.count()).collect();
+        let has_room = |ask: &&Ask| std::mem::replace(&mut bytes, bytes + ask.bytes()) < CALL_BYTES;
+        let count = waiting.iter().take_while(has_room).count();
+        let asks: Vec<Ask> = waiting.drain(..count).collect();
         // Most workers have one queue.
         if asks.iter().all(|ask| ask.key == asks[0].key) {
             serve(&link, op, script, asks).await;
