@@ -78,7 +78,11 @@ async fn carry(link: Link, op: &'static str, script: &'static Script, mut inbox:
     let mut waiting = Vec::new();
     while !waiting.is_empty() || inbox.recv_many(&mut waiting, CALL_REQUESTS).await > 0 {
         let mut bytes = 0;
-        let has_room = |ask: &&Ask| std::mem::replace(&mut bytes, bytes + ask.bytes()) < CALL_BYTES;
+        let has_room = |ask: &&Ask| {
+            let has_room = bytes < CALL_BYTES;
+            bytes += ask.bytes();
+            has_room
+        };
         let count = waiting.iter().take_while(has_room).count();
         let asks: Vec<Ask> = waiting.drain(..count).collect();
         // Most workers have one queue.
