@@ -132,10 +132,10 @@ impl Seen {
         let job = Stored::read(bytes)?;
         let rest: Rest = codec::decode_part("decode a head", job.head).unwrap_or_else(|error| damaged(id, &error));
         let (lane, batch) = (utf8(job.lane)?, Some(utf8(job.batch)?).filter(|name| !name.is_empty()));
-        let same_lane = before.map(|before| &before.lane).filter(|before| is_lane(before, lane)).cloned();
-        let same_batch = before.map(|before| &before.batch).filter(|before| before.as_ref().map(BatchName::as_str) == batch);
+        let same_lane = before.filter(|before| is_lane(&before.lane, lane)).map(|before| before.lane.clone());
+        let same_batch = before.filter(|before| before.batch.as_ref().map(BatchName::as_str) == batch);
         let batch = match same_batch {
-            Some(same) => same.clone(),
+            Some(before) => before.batch.clone(),
             None => batch.map(BatchName::new).transpose().map_err(|_| strange("a batch"))?,
         };
         let head = Head {
