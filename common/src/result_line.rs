@@ -49,16 +49,9 @@ fn line(record: &Record, body: Option<&Body>) -> String {
         error: record.cause.as_ref().map(|cause| Cause { code: &cause.code, message: &cause.detail }),
         promptq: account(record, body),
     };
-    let size = body.map_or(0, |(Body::Json(text) | Body::Text(text))| text.len());
-    let mut bytes = Vec::with_capacity(USUAL_ACCOUNT + size * 2);
-    let written = serde_json::to_writer(&mut bytes, &line).map_err(|error| error.to_string());
-    written.and_then(|()| String::from_utf8(bytes).map_err(|error| error.to_string())).unwrap_or_else(|error| {
-        format!(r#"{{"id":"batch_req_{}","error":"{error}"}}"#, record.id)
-    })
+    serde_json::to_string(&line)
+        .unwrap_or_else(|error| format!(r#"{{"id":"batch_req_{}","error":"{error}"}}"#, record.id))
 }
-
-/// What a line has beside its body and its text.
-const USUAL_ACCOUNT: usize = 1_024;
 
 /// The text an answer gave: plain text as it is; of JSON the message of a chat completion, completion, response or
 /// message, its parts joined. `None` where the shape has no text (embeddings).

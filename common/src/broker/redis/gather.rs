@@ -18,8 +18,6 @@ use crate::error::{Error, Kind, Result};
 const CALL_REQUESTS: usize = 200;
 /// … or bytes.
 const CALL_BYTES: usize = 1 << 20;
-/// What may wait for the next calls: who finds no room is woken twice. A worker of a thousand slots has room.
-const QUEUED: usize = 1_024;
 
 /// Callers of one script that answers each item of its arguments with one item of a list, or one letter of a text, which
 /// its caller gets as the letter's number.
@@ -56,7 +54,7 @@ impl Ask {
 impl Gather {
     /// Starts gathering for `script`; must be called within a runtime.
     pub(super) fn start(link: Link, op: &'static str, script: &'static Script) -> Self {
-        let (asks, inbox) = mpsc::channel(QUEUED);
+        let (asks, inbox) = mpsc::channel(CALL_REQUESTS);
         let mut carrier = JoinSet::new();
         carrier.spawn(carry(link, op, script, inbox));
         Self { op, asks, _carrier: Mutex::new(carrier) }
