@@ -32,7 +32,9 @@ fn main() -> ExitCode {
 }
 
 /// Every job that starts or ends wakes the loop: on a thread of its own each of these would cost a system call.
-async fn on_its_threads(work: impl Future<Output = anyhow::Result<Drained>> + Send + 'static) -> anyhow::Result<Drained> {
+async fn on_its_threads(
+    work: impl Future<Output = anyhow::Result<Drained>> + Send + 'static,
+) -> anyhow::Result<Drained> {
     let mut alone = JoinSet::new();
     alone.spawn(work);
     alone.join_next().await.map_or_else(|| anyhow::bail!("nothing ran"), |drained| drained?)

@@ -21,10 +21,10 @@ mod list;
 mod script;
 mod source;
 mod stored;
-mod turns;
 mod sweep;
 #[cfg(test)]
 mod tests;
+mod turns;
 mod waker;
 mod wire;
 
