@@ -282,7 +282,7 @@ fn names_no_machine(file: &File) -> Vec<String> {
 
 fn packages_have_owners(file: &File) -> Vec<String> {
     const OWNERS: [(&str, &[&str]); 8] = [
-        ("lapin", &["common/src/broker/amqp", "tests/src/rabbit/", "benches/src/on_rabbit/", "benches/src/limit/"]),
+        ("lapin", &["common/src/broker/amqp", "tests/src/rabbit/", "benches/src/limit/"]),
         (
             "deadpool_redis",
             &["common/src/broker/redis", "common/src/ledger/redis", "common/src/limits/redis", "benches/src/limit/"],
@@ -296,6 +296,7 @@ fn packages_have_owners(file: &File) -> Vec<String> {
                 "common/src/ledger/sqlite",
                 "common/src/limits/sqlite",
                 "benches/src/limit/",
+                "benches/src/stage",
             ],
         ),
         ("object_store", &["common/src/store/"]),

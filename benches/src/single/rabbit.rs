@@ -1,45 +1,23 @@
 //! What one job takes that comes alone, what workers take while nothing comes, and what a backlog behind a closed lane
 //! costs the open one beside it.
 
-use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use promptq_common::broker::{Broker, Want};
 use promptq_common::job::{Band, Job, Lane, ModelName, Queue};
 use promptq_common::work::Work;
 use tokio::task::JoinSet;
 
-use super::{Kept, Servers, Stage};
-use crate::facade::{put, terms, verdict};
-use crate::latency::ONE;
-use crate::meter::own_time;
-use crate::spread::Spread;
-
-/// From the call of `enqueue` to the claim, with each kind of queue and ledger; for the object store beside its median
-/// GET in the same minute.
-pub async fn latency(count: usize) -> anyhow::Result<String> {
-    let mut text = String::new();
-    for stage in [Stage::QUORUM, Stage::CLASSIC, Stage::STORE] {
-        let servers = Servers::start(stage).await?;
-        write!(text, "{stage}: {}", crate::latency::latency(&servers.access()?, count).await?)?;
-        if let Kept::Store { store, .. } = &servers.ledger {
-            store.put("probe", b"x".to_vec()).await?;
-            let mut waits = Vec::new();
-            for _ in 0..count {
-                let began = Instant::now();
-                store.get("probe", 10).await?;
-                waits.push(began.elapsed().as_secs_f64() * 1e3);
-            }
-            writeln!(text, "  a GET of this store: p50 {:.2} ms", Spread::of(waits.into_iter()).at(50))?;
-        }
-    }
-    Ok(text)
-}
+use super::jobs::{ONE, put, terms, verdict};
+use super::own_time;
+use crate::account::Figure;
+use crate::stage::{Hall, Kind};
 
 /// What the servers have to do for workers that have nothing to do, each connected by itself.
 pub async fn idle(workers: usize, length: Duration) -> anyhow::Result<String> {
-    let servers = Servers::start(Stage::QUORUM).await?;
+    let hall = Hall::open(Kind::Quorum);
+    let servers = hall.stage()?;
     let mut hands = JoinSet::new();
     for _ in 0..workers {
         let broker = Broker::connect(&servers.access()?).await?;
@@ -54,20 +32,21 @@ pub async fn idle(workers: usize, length: Duration) -> anyhow::Result<String> {
     }
     // They come in step; after a while they are out of it.
     tokio::time::sleep(Duration::from_secs(12)).await;
-    let (began, ours, theirs) = (Instant::now(), own_time()?, servers.time()?);
+    let (began, ours, theirs) = (Instant::now(), own_time()?, servers.cpu()?);
     tokio::time::sleep(length).await;
     let seconds = began.elapsed().as_secs_f64();
     ensure!(hands.try_join_next().is_none(), "a worker broke off");
     Ok(format!(
         "{workers} idle workers: {:.2} % of a processor at the servers, {:.2} % here\n",
-        (servers.time()? - theirs) / seconds * 100.0,
+        (servers.cpu()? - theirs) / seconds * 100.0,
         (own_time()? - ours) / seconds * 100.0
     ))
 }
 
 /// How fast an open lane is drained alone, and beside so many jobs in a closed one.
 pub async fn backlog(closed: usize, open: usize) -> anyhow::Result<String> {
-    let servers = Servers::start(Stage::QUORUM).await?;
+    let hall = Hall::open(Kind::Quorum);
+    let servers = hall.stage()?;
     let broker = Broker::connect(&servers.access()?).await?;
     let models = ["shut", "open"].map(ModelName::new);
     broker.declare(&Queue::standard(), &models, false).await?;
@@ -81,11 +60,11 @@ pub async fn backlog(closed: usize, open: usize) -> anyhow::Result<String> {
         }
         ensure!(times.len() == before + 5, "five runs each");
     }
-    let of = |runs: &[f64]| Spread::of(runs.iter().copied());
-    let (alone, beside) = (of(&times[..5]), of(&times[5..]));
+    let of = |runs: &[f64]| Figure::of(runs.iter().copied()).context("there are runs");
+    let (alone, beside) = (of(&times[..5])?, of(&times[5..])?);
     Ok(format!(
         "{open} jobs of an open lane: {alone} s alone, {beside} s beside {closed} in a closed one; ratio of medians {:.2}\n",
-        beside.at(50) / alone.at(50)
+        beside.median / alone.median
     ))
 }
 

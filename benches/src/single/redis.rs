@@ -3,29 +3,23 @@
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
-use promptq_common::broker::Broker;
+use anyhow::{Context, anyhow, ensure};
+use promptq_common::broker::{Access, Broker};
 use promptq_common::job::Job;
 use tokio::task::JoinSet;
 
-use super::{access, figure, info, server_time};
-use crate::facade::{jobs, put, terms};
-use crate::latency::ONE;
-use crate::meter::{TEXT, float, own_time};
+use super::jobs::{ONE, jobs, put, terms};
+use super::own_time;
+use crate::account::number;
+use crate::contest::TEXT;
 use crate::redis::{Options, RedisServer};
-
-/// From the call of `enqueue` to the claim that lets an idle worker start, beside a Redis that writes every second.
-pub async fn latency(count: usize) -> anyhow::Result<String> {
-    let server = RedisServer::start(Options::every_second());
-    crate::latency::latency(&access(&server)?, count).await
-}
 
 /// What the server has to do for workers that have nothing to do, each connected by itself.
 pub async fn idle(workers: usize, length: Duration) -> anyhow::Result<String> {
     let server = RedisServer::start(Options::every_second());
     let mut hands = JoinSet::new();
     for _ in 0..workers {
-        let broker = Broker::connect(&access(&server)?).await?;
+        let broker = Broker::connect(&Access::new(&server.url())?).await?;
         hands.spawn(async move {
             let mut consumer = broker.consume(terms()).await?;
             loop {
@@ -65,11 +59,11 @@ pub async fn idle(workers: usize, length: Duration) -> anyhow::Result<String> {
 }
 
 /// What a waiting job takes of the server's memory beyond its own bytes, in a batch and without.
-pub async fn memory(count: usize) -> anyhow::Result<String> {
+pub async fn memory(count: u64) -> anyhow::Result<String> {
     let mut text = String::new();
     for batch in [None, Some("nightly-evaluation")] {
         let server = RedisServer::start(Options::cheap());
-        let broker = Broker::connect(&access(&server)?).await?;
+        let broker = Broker::connect(&Access::new(&server.url())?).await?;
         let jobs = jobs(count, batch)?;
         let used = || figure(&info(&server, "memory")?, "used_memory:");
         // Scripts, connections and the queue itself are there whatever waits.
@@ -78,8 +72,8 @@ pub async fn memory(count: usize) -> anyhow::Result<String> {
         fill(&broker, &jobs[1..]).await?;
         let payloads = jobs[1..].iter().map(|job| Ok(promptq_common::codec::encode_job(job)?.len()));
         let payloads = payloads.sum::<anyhow::Result<usize>>()?;
-        let each = (used()? - before - float(payloads)) / float(count - 1);
-        let (kind, mean) = (batch.map_or("without a batch", |_| "in a batch"), payloads / (count - 1));
+        let each = (used()? - before - number(payloads)) / number(jobs.len() - 1);
+        let (kind, mean) = (batch.map_or("without a batch", |_| "in a batch"), payloads / (jobs.len() - 1));
         writeln!(text, "{count} jobs wait {kind}: {each:.0} bytes each beyond {mean} of payload ({TEXT} of prompt)")?;
     }
     Ok(text)
@@ -90,4 +84,21 @@ async fn fill(broker: &Broker, jobs: &[Job]) -> anyhow::Result<()> {
         put(broker, window).await?;
     }
     Ok(())
+}
+
+/// Processor time of the server, all its threads, in seconds.
+fn server_time(server: &RedisServer) -> anyhow::Result<f64> {
+    let info = info(server, "cpu")?;
+    Ok(figure(&info, "used_cpu_sys:")? + figure(&info, "used_cpu_user:")?)
+}
+
+/// One section of what the server tells of itself.
+fn info(server: &RedisServer, section: &str) -> anyhow::Result<String> {
+    Ok(server.command(&["INFO", section]).map_err(|why| anyhow!(why))?.text())
+}
+
+/// The number behind `name` at the start of a line.
+fn figure(info: &str, name: &str) -> anyhow::Result<f64> {
+    let value = info.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("no {name}"))?;
+    Ok(value.trim().parse()?)
 }
