@@ -29,7 +29,7 @@ pub(super) enum Who {
     Limit,
     /// The limit program with the least there are.
     Bare,
-    /// A socket loop without a driver, with promptq's writes where it knows them.
+    /// A socket loop without a driver, with the least writes.
     Raw,
     /// Somebody else's queue.
     Peer(Peer),
@@ -117,7 +117,7 @@ pub(super) async fn told(stage: &Stage, who: Who, verb: &str, count: Count) -> a
 }
 
 /// The program and where the broker is.
-pub(super) fn words(stage: &Stage, who: Who, verb: &str) -> anyhow::Result<Command> {
+fn words(stage: &Stage, who: Who, verb: &str) -> anyhow::Result<Command> {
     let mut words = match who {
         Who::Peer(peer) => {
             let mut words = Command::new(tree().join("benches/peers/run"));
@@ -142,7 +142,7 @@ pub(super) fn words(stage: &Stage, who: Who, verb: &str) -> anyhow::Result<Comma
 fn limit(stage: &Stage, who: Who, verb: &str) -> anyhow::Result<Command> {
     let mut words = Command::new(built("limit")?);
     words.args([limit_name(stage, who), verb]);
-    if who != Who::Bare {
+    if who == Who::Limit {
         words.args(["--writes", "promptq"]);
         if let Some(ledger) = stage.ledger() {
             words.args(["--ledger", &ledger]);
@@ -152,7 +152,7 @@ fn limit(stage: &Stage, who: Who, verb: &str) -> anyhow::Result<Command> {
 }
 
 /// By which name the limit program knows who is meant.
-pub(super) fn limit_name(stage: &Stage, who: Who) -> &'static str {
+fn limit_name(stage: &Stage, who: Who) -> &'static str {
     let driver = match stage.queue() {
         Some(_) => ["rabbit", "rabbit-raw"],
         None if stage.url().starts_with("redis") => ["redis", "redis-raw"],
@@ -162,7 +162,7 @@ pub(super) fn limit_name(stage: &Stage, who: Who) -> &'static str {
 }
 
 /// Where the peers are.
-pub(super) fn tree() -> PathBuf {
+fn tree() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(PathBuf::new, PathBuf::from)
 }
 

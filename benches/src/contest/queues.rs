@@ -2,9 +2,8 @@
 
 use anyhow::Context;
 
-use super::programs::{Count, Peer, Promptq, Who, limit_name, told};
+use super::programs::{Count, Peer, Promptq, Who, told};
 use super::{Form, Run};
-use crate::process::built;
 use crate::report::Sample;
 use crate::stage::{Hall, Kind, Stage};
 
@@ -18,7 +17,7 @@ const APALIS: Peer = Peer { name: "apalis", results: false, bulk: true };
 pub(super) async fn hold(run: &mut Run, kind: Kind) -> anyhow::Result<()> {
     run.versions(kind);
     let hall = Hall::open(kind);
-    let contestants = contestants(&hall, run.plan.peers)?;
+    let contestants = contestants(kind, run.plan.peers);
     for round in 1..=run.plan.rounds {
         for who in turns(&contestants, round) {
             for (measure, sample) in measured(&hall, who, run.plan.form).await.with_context(|| who.name().to_owned())? {
@@ -40,25 +39,19 @@ fn turns(contestants: &[Who], round: u32) -> Vec<Who> {
     turns
 }
 
-fn contestants(hall: &Hall, peers: bool) -> anyhow::Result<Vec<Who>> {
+fn contestants(kind: Kind, peers: bool) -> Vec<Who> {
     let mut all = vec![Who::Limit, Who::Promptq, Who::Bare];
-    if limit_knows(limit_name(&hall.stage()?, Who::Raw))? && hall.kind != Kind::Sqlite {
+    if kind != Kind::Sqlite {
         all.push(Who::Raw);
     }
-    let asked: &[Peer] = match hall.kind {
+    let asked: &[Peer] = match kind {
         _ if !peers => &[],
         Kind::Redis | Kind::RedisAlways => &[CELERY, BULLMQ, SIDEKIQ],
         Kind::Quorum | Kind::Classic => &[CELERY, DRAMATIQ],
         Kind::Sqlite => &[APALIS],
     };
     all.extend(asked.iter().copied().map(Who::Peer));
-    Ok(all)
-}
-
-/// Whether there is such a limit program.
-fn limit_knows(name: &str) -> anyhow::Result<bool> {
-    let help = std::process::Command::new(built("limit")?).arg("--help").output()?;
-    Ok(String::from_utf8_lossy(&help.stdout).contains(name))
+    all
 }
 
 /// What one contestant does in one round.
