@@ -110,10 +110,7 @@ fn at_least(measure: String, seen: Option<Figure>, least: f64, unit: &str) -> Go
 fn at_most(measure: String, seen: Option<Figure>, most: Option<f64>, unit: &str) -> Goal {
     Goal {
         measure,
-        goal: most.map_or_else(
-            || "what it is compared with was not measured".to_owned(),
-            |most| format!("at most {}{unit}", short(most)),
-        ),
+        goal: most.map_or_else(|| "-".to_owned(), |most| format!("at most {}{unit}", short(most))),
         seen: seen.map_or_else(not_measured, |seen| format!("{seen}{unit}")),
         met: seen.zip(most).map(|(seen, most)| seen.median <= most),
     }

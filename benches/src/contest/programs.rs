@@ -193,8 +193,11 @@ impl<'a> Promptq<'a> {
     pub(super) async fn drain(&self, count: Count) -> anyhow::Result<Sample> {
         let (load, broker) = (Load::start()?, self.stage.cpu()?);
         let mut worker = self.home.start("promptq-worker", &WORKER)?;
+        let started = (0, Instant::now(), 0.0);
         let first = self.stage.until_ended(count.warmup, &mut worker).await?;
-        let (began, cpu) = (Instant::now(), worker.cpu()?);
+        // Where a look came too late to be a beginning, all of it is measured.
+        let late = first > count.warmup + count.jobs / 2;
+        let (first, began, cpu) = if late { started } else { (first, Instant::now(), worker.cpu()?) };
         let last = self.stage.until_ended(count.all(), &mut worker).await?;
         let (seconds, cpu) = (began.elapsed().as_secs_f64(), worker.cpu()? - cpu);
         let broker = self.stage.cpu()? - broker;
