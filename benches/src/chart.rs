@@ -41,7 +41,7 @@ pub fn svg(report: &Report) -> anyhow::Result<String> {
     let (limits, peers) = (limits(report), peers(report));
     anyhow::ensure!(!limits.is_empty() || !peers.is_empty(), "the report has no drain to draw");
     let rows = i32::try_from(limits.len() + peers.len())?;
-    let height = 150 + rows * ROW;
+    let height = 156 + rows * ROW;
     let mut text = String::new();
     {
         let area =
@@ -62,7 +62,9 @@ pub fn svg(report: &Report) -> anyhow::Result<String> {
             canvas.bar(y, bar, (share, THEIRS), &format!("{} x", bar.figure))?;
             y += ROW;
         }
-        canvas.words(caption(report), (16, height - 16), (11, PALE), HPos::Left)?;
+        let [made, read] = caption(report);
+        canvas.words(made, (16, height - 34), (14, PALE), HPos::Left)?;
+        canvas.words(read, (16, height - 16), (14, PALE), HPos::Left)?;
         area.present().map_err(wrong)?;
     }
     Ok(text)
@@ -92,15 +94,16 @@ fn peers(report: &Report) -> Vec<Bar> {
     bars
 }
 
-/// When and on what.
-fn caption(report: &Report) -> String {
+/// When and on what, and what the figures are.
+fn caption(report: &Report) -> [String; 2] {
     let day = report.date.split('T').next().unwrap_or_default();
     let machine = &report.machine;
     let rounds = report.samples.iter().map(|sample| sample.round).max().unwrap_or(0);
-    format!(
-        "{day}, {} run, up to {rounds} rounds; {} x {}, {}; medians of ratios taken round by round, with intervals",
-        report.form, machine.processors, machine.processor, machine.kernel
-    )
+    let (form, processors) = (&report.form, machine.processors);
+    [
+        format!("{day}, {form} run, up to {rounds} rounds; {processors} x {}, {}", machine.processor, machine.kernel),
+        "Medians of ratios taken round by round, with their intervals".to_owned(),
+    ]
 }
 
 struct Canvas<'a, 'b> {
@@ -116,22 +119,22 @@ impl Canvas<'_, '_> {
 
     /// Where the rows below it begin.
     fn heading(&self, y: i32, text: &str, color: RGBColor) -> anyhow::Result<i32> {
-        self.words(text.to_owned(), (16, y), (13, color), HPos::Left)?;
+        self.words(text.to_owned(), (16, y), (17, color), HPos::Left)?;
         Ok(y + 22)
     }
 
     fn bar(&self, y: i32, bar: &Bar, (share, color): (f64, RGBColor), words: &str) -> anyhow::Result<()> {
         let middle = y + ROW / 2;
-        self.words(bar.name.clone(), (LEFT - 8, middle), (13, INK), HPos::Right)?;
+        self.words(bar.name.clone(), (LEFT - 8, middle), (16, INK), HPos::Right)?;
         self.area.draw(&Rectangle::new([(LEFT, y + 4), (along(share), y + ROW - 4)], color.filled())).map_err(wrong)?;
-        self.words(words.to_owned(), (along(share) + 8, middle), (13, INK), HPos::Left)
+        self.words(words.to_owned(), (along(share) + 8, middle), (16, INK), HPos::Left)
     }
 
     /// The goal, across all bars.
     fn mark(&self, top: i32, bottom: i32, share: f64) -> anyhow::Result<()> {
         let x = along(share);
         self.area.draw(&PathElement::new(vec![(x, top), (x, bottom)], PALE.stroke_width(1))).map_err(wrong)?;
-        self.words(short(0.85), (x, top - 8), (11, PALE), HPos::Center)
+        self.words(short(0.85), (x, top - 8), (14, PALE), HPos::Center)
     }
 
     fn words(&self, text: String, at: (i32, i32), (points, color): (u32, RGBColor), side: HPos) -> anyhow::Result<()> {
