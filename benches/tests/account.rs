@@ -142,7 +142,7 @@ fn well_formed(svg: &str) {
         if let Some(name) = tag.strip_prefix('/') {
             assert_eq!(open.pop(), Some(name), "in {svg}");
         } else if !tag.ends_with('/') && !tag.starts_with('?') {
-            open.push(tag.split_whitespace().next().unwrap());
+            open.push(tag.split_whitespace().next().expect("a tag has a name"));
         }
     }
     assert!(open.is_empty(), "{open:?} stay open");
