@@ -16,30 +16,34 @@ pub(in crate::broker) struct Open {
 #[derive(Debug, Default)]
 pub(in crate::broker) struct Rounds {
     queues: HashMap<Queue, i64>,
-    bands: HashMap<(Queue, Band), Had>,
+    bands: HashMap<(Queue, Band), i64>,
+    last: HashMap<(Queue, Band), Lane>,
 }
 
-/// What a band of a queue has had.
-#[derive(Debug, Default)]
-struct Had {
+/// What somebody who waits for a turn has saved up.
+#[derive(Clone, Copy, Debug)]
+struct Purse {
+    /// What each round brings.
+    share: i64,
     credit: i64,
-    last: Option<Lane>,
 }
 
-/// What is still to be had of a queue in one call.
-struct Line<'a> {
-    queue: &'a Queue,
-    weight: i64,
-    credit: i64,
-    bands: Vec<Row>,
-}
-
-/// Its lanes of one band, as places in the list of open lanes.
-struct Row {
+/// The lanes of a band that are still to have turns, as places in the list of open lanes.
+struct BandLine {
     band: Band,
-    credit: i64,
+    purse: Purse,
     places: VecDeque<usize>,
+    /// Who had the last turn of this call.
     last: Option<usize>,
+}
+
+/// The bands of a queue.
+struct QueueLine<'a> {
+    queue: &'a Queue,
+    purse: Purse,
+    bands: Vec<BandLine>,
+    /// Which of them are still to have turns, in their order.
+    left: Vec<usize>,
 }
 
 impl Rounds {
@@ -47,88 +51,88 @@ impl Rounds {
     pub(in crate::broker) fn take(&mut self, weights: &[(Queue, u32)], open: &[Open], total: u32) -> Vec<usize> {
         let mut room: Vec<u32> = open.iter().map(|open| open.room).collect();
         let mut lines = self.line_up(weights, open);
+        let mut left: Vec<usize> = (0..lines.len()).collect();
         let mut turns = Vec::new();
-        while turns.len() < total as usize && !lines.is_empty() {
-            let at = next_turn(&mut lines, |line| (&mut line.credit, line.weight));
-            let line = &mut lines[at];
-            let which = next_turn(&mut line.bands, |row| (&mut row.credit, i64::from(row.band.weight())));
-            let row = &mut line.bands[which];
-            let Some(place) = row.places.pop_front() else { break };
+        while turns.len() < total as usize {
+            let Some(at) = next_turn(&mut lines, &left, |line| &mut line.purse) else { break };
+            let QueueLine { bands, left: bands_left, .. } = &mut lines[at];
+            let Some(which) = next_turn(bands, bands_left, |band| &mut band.purse) else { break };
+            let band = &mut bands[which];
+            let Some(place) = band.places.pop_front() else { break };
             turns.push(place);
-            row.last = Some(place);
+            band.last = Some(place);
             room[place] -= 1;
             if room[place] > 0 {
-                row.places.push_back(place);
-            } else if row.places.is_empty() {
-                let row = line.bands.remove(which);
-                self.note_band(line.queue, &row, open);
+                band.places.push_back(place);
+            } else if band.places.is_empty() {
+                bands_left.retain(|&band| band != which);
             }
-            if line.bands.is_empty() {
-                let line = lines.remove(at);
-                self.note(&line, open);
+            if bands_left.is_empty() {
+                left.retain(|&line| line != at);
             }
         }
-        for line in &lines {
-            self.note(line, open);
-        }
+        self.remember(lines, open);
         turns
     }
 
     /// The open lanes by queue and band, each band beginning after the lane that had the last turn.
-    fn line_up<'a>(&self, weights: &[(Queue, u32)], open: &'a [Open]) -> Vec<Line<'a>> {
-        let mut waiting: BTreeMap<&Queue, BTreeMap<Band, Vec<usize>>> = BTreeMap::new();
-        for (place, Open { lane, .. }) in open.iter().enumerate().filter(|(_, open)| open.room > 0) {
-            waiting.entry(&lane.queue).or_default().entry(lane.band).or_default().push(place);
+    fn line_up<'a>(&self, weights: &[(Queue, u32)], open: &'a [Open]) -> Vec<QueueLine<'a>> {
+        let mut waiting: BTreeMap<&Queue, BTreeMap<Band, VecDeque<usize>>> = BTreeMap::new();
+        for (place, lane) in open.iter().enumerate().filter(|(_, open)| open.room > 0) {
+            let bands = waiting.entry(&lane.lane.queue).or_default();
+            bands.entry(lane.lane.band).or_default().push_back(place);
         }
-        let line = |(queue, bands): (&'a Queue, BTreeMap<Band, Vec<usize>>)| {
-            let weight = weights.iter().find(|(name, _)| name == queue).map_or(1, |(_, weight)| *weight);
-            let credit = self.queues.get(queue).copied().unwrap_or(0);
-            let bands = bands.into_iter().map(|(band, places)| self.row(queue, band, places, open)).collect();
-            Line { queue, weight: i64::from(weight.max(1)), credit, bands }
+        let weights: HashMap<&Queue, u32> = weights.iter().map(|(queue, weight)| (queue, *weight)).collect();
+        let line = |(queue, bands): (&'a Queue, BTreeMap<Band, VecDeque<usize>>)| {
+            let bands: Vec<_> =
+                bands.into_iter().map(|(band, places)| self.band_line(queue, band, places, open)).collect();
+            let share = i64::from(weights.get(queue).copied().unwrap_or(1).max(1));
+            let purse = Purse { share, credit: self.queues.get(queue).copied().unwrap_or(0) };
+            QueueLine { queue, purse, left: (0..bands.len()).collect(), bands }
         };
         waiting.into_iter().map(line).collect()
     }
 
-    fn row(&self, queue: &Queue, band: Band, mut places: Vec<usize>, open: &[Open]) -> Row {
-        places.sort_by(|&a, &b| open[a].lane.cmp(&open[b].lane));
-        let had = self.bands.get(&(queue.clone(), band));
-        if let Some(last) = had.and_then(|had| had.last.as_ref()) {
-            let after = places.partition_point(|&place| open[place].lane <= *last);
-            places.rotate_left(after);
+    fn band_line(&self, queue: &Queue, band: Band, mut places: VecDeque<usize>, open: &[Open]) -> BandLine {
+        let of = (queue.clone(), band);
+        let sorted = places.make_contiguous();
+        sorted.sort_by(|&a, &b| open[a].lane.cmp(&open[b].lane));
+        if let Some(last) = self.last.get(&of) {
+            let after = sorted.partition_point(|&place| open[place].lane <= *last);
+            sorted.rotate_left(after);
         }
-        Row { band, credit: had.map_or(0, |had| had.credit), places: places.into(), last: None }
+        let purse = Purse { share: i64::from(band.weight()), credit: self.bands.get(&of).copied().unwrap_or(0) };
+        BandLine { band, purse, places, last: None }
     }
 
-    /// Keeps what a queue and its bands are due for the next call.
-    fn note(&mut self, line: &Line<'_>, open: &[Open]) {
-        self.queues.insert(line.queue.clone(), line.credit);
-        for row in &line.bands {
-            self.note_band(line.queue, row, open);
-        }
-    }
-
-    fn note_band(&mut self, queue: &Queue, row: &Row, open: &[Open]) {
-        let had = self.bands.entry((queue.clone(), row.band)).or_default();
-        had.credit = row.credit;
-        if let Some(last) = row.last {
-            had.last = Some(open[last].lane.clone());
+    fn remember(&mut self, lines: Vec<QueueLine<'_>>, open: &[Open]) {
+        for QueueLine { queue, purse, bands, .. } in lines {
+            self.queues.insert(queue.clone(), purse.credit);
+            for BandLine { band, purse, last, .. } in bands {
+                self.bands.insert((queue.clone(), band), purse.credit);
+                if let Some(last) = last {
+                    self.last.insert((queue.clone(), band), open[last].lane.clone());
+                }
+            }
         }
     }
 }
 
-/// Smooth weighted turns: everyone earns its share, the richest goes and pays what all of them earned. Never of nobody.
-fn next_turn<T>(waiting: &mut [T], due: impl Fn(&mut T) -> (&mut i64, i64)) -> usize {
-    let (mut all, mut best) = (0, (0, i64::MIN));
-    for (at, one) in waiting.iter_mut().enumerate() {
-        let (credit, share) = due(one);
-        *credit += share;
-        all += share;
-        if *credit > best.1 {
-            best = (at, *credit);
+/// Smooth weighted turns: everyone who is `left` earns its share, the richest goes and pays what all of them earned.
+fn next_turn<T>(lines: &mut [T], left: &[usize], purse: impl Fn(&mut T) -> &mut Purse) -> Option<usize> {
+    let mut best: Option<(usize, i64)> = None;
+    let mut all = 0;
+    for &at in left {
+        let purse = purse(&mut lines[at]);
+        purse.credit += purse.share;
+        all += purse.share;
+        if best.is_none_or(|(_, most)| purse.credit > most) {
+            best = Some((at, purse.credit));
         }
     }
-    *due(&mut waiting[best.0]).0 -= all;
-    best.0
+    let (at, _) = best?;
+    purse(&mut lines[at]).credit -= all;
+    Some(at)
 }
 
 #[cfg(test)]

@@ -13,35 +13,45 @@ use crate::ledger::{BatchView, Counts, Cursor, DeadGroup, RESULT_BYTES, Results,
 use crate::outcome::{FailureClass, Usage, Usd};
 use crate::time::Timestamp;
 
+/// How far one page of a queue's results looks, in records of all queues: a few milliseconds' reading.
+const WINDOW: i64 = 10_000;
+
 /// Records of a batch or queue after a cursor, in the order they became durable.
 pub(super) fn results(conn: &Connection, scope: &Scope, after: Cursor, limit: usize) -> Result<Results, Fault> {
-    let (sql, whose) = match scope {
-        Scope::Batch(batch) => (
-            "SELECT seq, body FROM record WHERE batch IS NOT NULL AND batch = (SELECT id FROM batch WHERE name = ?1)
-             AND seq > ?2 ORDER BY seq LIMIT ?3",
-            batch.as_str(),
-        ),
-        Scope::Queue(queue) => (
-            "SELECT seq, body FROM record WHERE queue = (SELECT id FROM queue WHERE name = ?1)
-             AND seq > ?2 ORDER BY seq LIMIT ?3",
-            queue.as_str(),
-        ),
+    let from = i64::try_from(after.0).unwrap_or(i64::MAX);
+    let (sql, whose, upto, beyond) = match scope {
+        Scope::Batch(batch) => {
+            let sql = "SELECT seq, body FROM record WHERE batch IS NOT NULL AND batch = (SELECT id FROM batch WHERE name = ?1)
+             AND seq > ?2 AND seq <= ?3 ORDER BY seq LIMIT ?4";
+            (sql, batch.as_str(), i64::MAX, false)
+        }
+        Scope::Queue(queue) => {
+            let sql = "SELECT seq, body FROM record WHERE queue = (SELECT id FROM queue WHERE name = ?1)
+             AND seq > ?2 AND seq <= ?3 ORDER BY seq LIMIT ?4";
+            let newest: i64 = conn
+                .prepare_cached("SELECT ifnull(max(seq), 0) FROM record")?
+                .query_row([], |row| row.get(0))?;
+            let upto = from.saturating_add(WINDOW).min(newest);
+            (sql, queue.as_str(), upto, upto < newest)
+        }
     };
     let mut page = Results { next: after, ..Results::default() };
-    let after = i64::try_from(after.0).unwrap_or(i64::MAX);
     let mut statement = conn.prepare_cached(sql)?;
     // One more than asked for, to know whether there is one.
-    let mut rows = statement.query(params![whose, after, i64::try_from(limit + 1).unwrap_or(i64::MAX)])?;
+    let mut rows = statement.query(params![whose, from, upto, i64::try_from(limit + 1).unwrap_or(i64::MAX)])?;
     let mut bytes = 0;
     while let Some(row) = rows.next()? {
         let body = row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?;
         bytes += body.len();
         if page.records.len() == limit || (bytes > RESULT_BYTES && !page.records.is_empty()) {
             page.more = true;
-            break;
+            return Ok(page);
         }
         page.next = cursor(row.get(0)?);
         page.records.push((page.next, codec::decode_record(body)?));
+    }
+    if beyond {
+        (page.next, page.more) = (cursor(upto), true);
     }
     Ok(page)
 }

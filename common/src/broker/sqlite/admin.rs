@@ -25,6 +25,7 @@ pub(super) fn pause(tx: &mut Tx<'_>, queue: &Queue, reason: Option<&str>) -> Res
     let id = tx.queue(queue)?;
     tx.sql("UPDATE queue SET paused = ?2 WHERE id = ?1")?.execute(params![id, reason])?;
     tx.made_ready |= reason.is_none();
+    tx.turns = true;
     Ok(())
 }
 
@@ -52,6 +53,7 @@ pub(super) fn cancel_one(tx: &mut Tx<'_>, id: JobId) -> Result<Cancel, Fault> {
 fn stop(tx: &mut Tx<'_>, job: &JobRow) -> Result<(), Fault> {
     if job.stage == Stage::Running {
         tx.sql("UPDATE job SET cancel = 1 WHERE seq = ?1")?.execute([job.seq])?;
+        tx.turns = true;
         return Ok(());
     }
     end_unrun(tx, job, Why::Cancelled)
@@ -69,6 +71,7 @@ pub(super) fn past(tx: &Tx<'_>, id: JobId) -> Result<Option<State>, Fault> {
 pub(super) fn mark_batch(tx: &mut Tx<'_>, name: &BatchName) -> Result<Option<(i64, i64)>, Fault> {
     let Some(row) = tx.batch(name)? else { return Ok(None) };
     tx.sql("UPDATE batch SET cancelled = 1 WHERE id = ?1")?.execute([row.id])?;
+    tx.turns = true;
     Ok(Some((row.id, newest(tx)?)))
 }
 

@@ -4,7 +4,7 @@
 use rusqlite::{OptionalExtension, params};
 
 use super::admin::cancel_one;
-use super::enqueue::{batch_of, insert, used};
+use super::enqueue::{batch_of, insert, used_by};
 use super::file::Fault;
 use super::lease::{CHORES, recover_expired};
 use super::retention;
@@ -35,7 +35,7 @@ pub(super) fn register(tx: &mut Tx<'_>, jobs: &[Head]) -> Result<Vec<Registered>
 }
 
 fn register_one(tx: &mut Tx<'_>, head: &Head) -> Result<Registered, Fault> {
-    if let Some((state, fingerprint)) = used(tx.conn(), head.id, tx.now)? {
+    if let Some((state, fingerprint)) = used_by(tx, head.id)? {
         if fingerprint != head.fingerprint.0 {
             return Ok(Registered::Conflict);
         }

@@ -3,6 +3,7 @@
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::file::Fault;
+use super::hot::Hot;
 use super::row::{name, tags_text};
 use super::stage::Stage;
 use super::tx::Tx;
@@ -22,7 +23,7 @@ fn enqueue_one(tx: &mut Tx<'_>, envelope: &Envelope) -> Result<Enqueued, Fault> 
     if envelope.payload.len() > codec::MAX_BYTES {
         return Ok(Enqueued::Refused(Refusal::TooLarge(envelope.payload.len())));
     }
-    if let Some((state, fingerprint)) = used(tx.conn(), head.id, tx.now)? {
+    if let Some((state, fingerprint)) = used_by(tx, head.id)? {
         return Ok(if fingerprint == head.fingerprint.0 {
             Enqueued::Known(state)
         } else {
@@ -37,7 +38,7 @@ fn enqueue_one(tx: &mut Tx<'_>, envelope: &Envelope) -> Result<Enqueued, Fault> 
     let stage = if due(tx, head) > tx.now { Stage::Delayed } else { Stage::Ready };
     let seq = insert(tx, head, (lane, batch), (stage, None))?;
     crate::crash_point!("sqlite.enqueue.after_job");
-    tx.sql("INSERT INTO payload (seq, bytes) VALUES (?1, ?2)")?.execute(params![seq, envelope.payload])?;
+    tx.hot(Hot::Payload)?.execute(params![seq, envelope.payload])?;
     crate::crash_point!("sqlite.enqueue.after_payload");
     Ok(Enqueued::New)
 }
@@ -63,17 +64,14 @@ pub(super) fn insert(
     (stage, away): (Stage, Option<(i64, i64)>),
 ) -> Result<i64, Fault> {
     let history = codec::encode_history(&head.history)?;
+    let due = due(tx, head);
     let seq = tx
-        .sql(
-            "INSERT INTO job (id, lane, state, ready_at, deadline, created_at, fingerprint, priority, keyed, batch, row,
-             epoch, attempts, not_before, custom_id, tenant, tags, history, away, since)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)",
-        )?
+        .hot(Hot::Job)?
         .insert(params![
             head.id.as_bytes(),
             lane,
             stage.code(),
-            due(tx, head),
+            due,
             head.deadline.as_millis(),
             head.created_at.as_millis(),
             head.fingerprint.0,
@@ -98,22 +96,29 @@ pub(super) fn insert(
 
 /// The state and fingerprint of an id that has been used.
 pub(super) fn used(conn: &Connection, id: JobId, now: i64) -> Result<Option<(State, [u8; 16])>, Fault> {
-    let living = conn
-        .prepare_cached("SELECT state, fingerprint, attempts, hold, deadline, ready_at FROM job WHERE id = ?1")?
-        .query_row([id.as_bytes()], |row| {
-            let (kept, hold): (Stage, Option<String>) = (row.get(0)?, row.get(3)?);
-            let state =
-                public_state(kept.seen(row.get(5)?, now), (row.get(2)?, hold.is_some()), row.get::<_, i64>(4)? <= now);
-            Ok((state, row.get(1)?))
-        })
-        .optional()?;
+    let mut job = conn.prepare_cached(Hot::Used.sql())?;
+    let living = job.query_row([id.as_bytes()], |row| living_state(row, now)).optional()?;
     if living.is_some() {
         return Ok(living);
     }
-    Ok(conn
-        .prepare_cached("SELECT state, fingerprint FROM past WHERE id = ?1")?
-        .query_row([id.as_bytes()], past_state)
-        .optional()?)
+    Ok(conn.prepare_cached(Hot::Past.sql())?.query_row([id.as_bytes()], past_state).optional()?)
+}
+
+/// [`used`], inside a transaction.
+pub(super) fn used_by(tx: &mut Tx<'_>, id: JobId) -> Result<Option<(State, [u8; 16])>, Fault> {
+    let now = tx.now;
+    let living = tx.hot(Hot::Used)?.query_row([id.as_bytes()], |row| living_state(row, now)).optional()?;
+    if living.is_some() {
+        return Ok(living);
+    }
+    Ok(tx.hot(Hot::Past)?.query_row([id.as_bytes()], past_state).optional()?)
+}
+
+/// A row of [`Hot::Used`]: state and fingerprint.
+fn living_state(row: &rusqlite::Row<'_>, now: i64) -> rusqlite::Result<(State, [u8; 16])> {
+    let (kept, held): (Stage, bool) = (row.get(0)?, row.get_ref(3)? != rusqlite::types::ValueRef::Null);
+    let overdue = row.get::<_, i64>(4)? <= now;
+    Ok((public_state(kept.seen(row.get(5)?, now), (row.get(2)?, held), overdue), row.get(1)?))
 }
 
 /// A row of `past`: state and fingerprint.

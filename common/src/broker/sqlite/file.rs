@@ -11,9 +11,9 @@ use crate::error::{Error, Kind, Result};
 
 const OP: &str = "open the embedded database";
 /// What makes the tables, step by step. A file that has made some of them makes the rest when it is opened.
-const STEPS: [&str; 2] = [include_str!("schema.sql"), include_str!("away.sql")];
+const STEPS: [&str; 3] = [include_str!("schema.sql"), include_str!("away.sql"), include_str!("lean.sql")];
 /// How many steps that are.
-const SCHEMA: i64 = 2;
+const SCHEMA: i64 = 3;
 /// "pqdb": tells our file from any other program's database.
 const APPLICATION: i64 = 0x7071_6462;
 /// How long a write waits for the other processes' turns. A turn is one group commit, milliseconds.

@@ -1,5 +1,7 @@
 //! The right to run one job: claim, heartbeat and settle by row number and lease id.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -8,8 +10,9 @@ use rusqlite::{Connection, OptionalExtension};
 use super::file::Fault;
 use super::lease::extend;
 use super::reader::Reader;
-use super::settle::{Ending, settle};
+use super::settle::{Ending, Spot, settle_at};
 use super::stage::Stage;
+use super::turned::Turned;
 use super::writer::Writer;
 use crate::broker::LeaseId;
 use crate::broker::backend::{Beat, Claim, Hold, Settled, Verdict};
@@ -17,34 +20,65 @@ use crate::error::Result;
 use crate::record::State;
 use crate::time::Timestamp;
 
+/// What the holds of a subscription share.
+#[derive(Debug)]
+pub(super) struct Desk {
+    pub(super) writer: Writer,
+    pub(super) reader: Reader,
+    pub(super) turned: Turned,
+    pub(super) length: Duration,
+}
+
 /// A lease on a row.
 #[derive(Debug)]
 pub(super) struct RowHold {
-    pub(super) writer: Writer,
-    pub(super) reader: Reader,
-    pub(super) seq: i64,
+    pub(super) desk: Arc<Desk>,
+    pub(super) spot: Spot,
     pub(super) epoch: u32,
     pub(super) lease: LeaseId,
-    pub(super) length: Duration,
+    pub(super) granted: Granted,
+}
+
+/// What the transaction that granted a lease knew of it: a claim is answered by that as long as nothing has turned.
+#[derive(Debug)]
+pub(super) struct Granted {
+    deaths: u32,
+    /// When the lease runs out.
+    until: i64,
+    /// The file's count of what has turned.
+    turned: i64,
+    /// Whether the holder has asked or said anything: from then on only the row itself tells.
+    used: AtomicBool,
+}
+
+impl Granted {
+    pub(super) fn new(deaths: u32, until: i64, turned: i64) -> Self {
+        Self { deaths, until, turned, used: AtomicBool::new(false) }
+    }
 }
 
 #[async_trait]
 impl Hold for RowHold {
     async fn claim(&self) -> Result<Claim> {
-        let (seq, epoch, lease) = (self.seq, self.epoch, self.lease);
-        self.reader.read("claim a job", move |conn| claim(conn, seq, epoch, lease)).await
+        let Granted { deaths, until, turned, used } = &self.granted;
+        if !used.swap(true, Relaxed) && Timestamp::now().as_millis() < *until && self.desk.turned.is_still(*turned) {
+            return Ok(Claim::Fresh { deaths: *deaths });
+        }
+        let (seq, epoch, lease) = (self.spot.seq, self.epoch, self.lease);
+        self.desk.reader.read("claim a job", move |conn| claim(conn, seq, epoch, lease)).await
     }
 
     async fn beat(&self) -> Result<Beat> {
-        let (seq, lease) = (self.seq, self.lease);
-        let length = i64::try_from(self.length.as_millis()).unwrap_or(i64::MAX / 2);
-        self.writer.write("beat", 0, move |tx| extend(tx, seq, lease, length)).await
+        let (seq, lease) = (self.spot.seq, self.lease);
+        let length = i64::try_from(self.desk.length.as_millis()).unwrap_or(i64::MAX / 2);
+        self.desk.writer.write("beat", 0, move |tx| extend(tx, seq, lease, length)).await
     }
 
     async fn settle(&self, verdict: &Verdict) -> Result<Settled> {
-        let (seq, lease) = (self.seq, self.lease);
+        self.granted.used.store(true, Relaxed);
+        let (spot, lease) = (self.spot, self.lease);
         let ending = Ending::of(verdict)?;
-        self.writer.write("settle", ending.bytes(), move |tx| settle(tx, seq, lease, &ending)).await
+        self.desk.writer.write("settle", ending.bytes(), move |tx| settle_at(tx, spot, lease, &ending)).await
     }
 }
 

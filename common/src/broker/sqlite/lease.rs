@@ -5,11 +5,14 @@ use std::collections::HashMap;
 use rusqlite::{OptionalExtension, params};
 
 use super::away::SPARED;
-use super::damage::{bury, is_unreadable, job_or_bury};
+use super::damage::{bury, job_or_bury};
 use super::file::Fault;
-use super::row::{JobRow, Place, select_jobs};
-use super::settle::{Why, end_unrun};
+use super::hot::Hot;
+use super::ready::{Batches, Next, next_of_lane};
+use super::row::Place;
+use super::settle::{Spot, Why, end_unrun};
 use super::stage::Stage;
+use super::turned::turned;
 use super::tx::{Tx, band_from};
 use crate::broker::LeaseId;
 use crate::broker::backend::{Head, LEASE_BYTES, Terms, Want};
@@ -32,13 +35,18 @@ pub(super) struct Taken {
     full: bool,
     /// Whether others wrote to the file since this subscription's last lease.
     pub(super) contended: bool,
+    /// The file's count of what has turned; see `turned.rs`.
+    pub(super) turned: i64,
 }
 
 /// One job that was leased.
 #[derive(Debug)]
 pub(super) struct LeasedRow {
-    pub(super) seq: i64,
+    pub(super) spot: Spot,
     pub(super) lease: LeaseId,
+    /// When the lease runs out.
+    pub(super) until: i64,
+    pub(super) deaths: u32,
     pub(super) head: Head,
     pub(super) payload: Vec<u8>,
 }
@@ -53,6 +61,7 @@ pub(super) struct Memory {
 /// A lane with ready jobs.
 struct Candidate {
     id: i64,
+    queue: i64,
     lane: Lane,
     ready: u32,
     paused: bool,
@@ -83,6 +92,7 @@ pub(super) fn lease(tx: &mut Tx<'_>, terms: &Terms, want: &Want, memory: &mut Me
             break;
         }
     }
+    taken.turned = turned(tx.conn)?;
     crate::crash_point!("sqlite.lease.after_take");
     Ok(taken)
 }
@@ -136,6 +146,7 @@ pub(super) fn give_back(tx: &mut Tx<'_>, seq: i64) -> Result<(), Fault> {
     )?
     .execute(params![seq, stage.code(), at, since])?;
     tx.moved(job.lane, job.batch, Some(Stage::Running), Some(stage));
+    tx.turns = true;
     Ok(())
 }
 
@@ -157,7 +168,7 @@ pub(super) fn expire_overdue(tx: &mut Tx<'_>, limit: u32) -> Result<u32, Fault> 
 fn candidates(tx: &Tx<'_>, terms: &Terms) -> Result<Vec<Candidate>, Fault> {
     let mut found = Vec::new();
     let mut statement = tx.sql(
-        "SELECT l.id, l.model, l.band, l.ready, q.paused IS NOT NULL FROM queue q JOIN lane l ON l.queue = q.id
+        "SELECT l.id, l.model, l.band, l.ready, q.paused IS NOT NULL, q.id FROM queue q JOIN lane l ON l.queue = q.id
          WHERE q.name = ?1 AND l.ready > 0 LIMIT ?2",
     )?;
     for (queue, _) in &terms.queues {
@@ -168,6 +179,7 @@ fn candidates(tx: &Tx<'_>, terms: &Terms) -> Result<Vec<Candidate>, Fault> {
                 lane: lane_of(queue, row.get(1)?, row.get(2)?),
                 ready: u32::try_from(row.get::<_, i64>(3)?).unwrap_or(u32::MAX),
                 paused: row.get(4)?,
+                queue: row.get(5)?,
             });
         }
     }
@@ -205,31 +217,15 @@ fn take(
     for &place in turns {
         *counts.entry(place).or_default() += 1;
     }
-    let mut by_lane = HashMap::new();
+    let (mut by_lane, mut batches) = (HashMap::new(), Batches::default());
     for (place, count) in counts {
-        by_lane.insert(place, first_of_lane(tx, lanes[place].id, count)?.into_iter());
+        let Candidate { id, lane, .. } = &lanes[place];
+        by_lane.insert(place, next_of_lane(tx, (*id, lane), count, &mut batches)?.into_iter());
     }
     let (mut over, mut bytes) = (0, taken.jobs.iter().map(|job| job.payload.len()).sum::<usize>());
     for &place in turns {
         let Some((seq, job)) = by_lane.get_mut(&place).and_then(Iterator::next) else { continue };
-        let whole = match job {
-            Some(job) if job.is_overdue(tx.now) => {
-                end_unrun(tx, &job, Why::Expired)?;
-                None
-            }
-            Some(job) if job.is_cancelled() => {
-                end_unrun(tx, &job, Why::Cancelled)?;
-                None
-            }
-            job => {
-                let whole = job.zip(payload(tx, seq)?);
-                if whole.is_none() {
-                    bury(tx, seq)?;
-                }
-                whole
-            }
-        };
-        let Some((job, payload)) = whole else {
+        let Some((job, payload)) = whole(tx, seq, job)? else {
             over += 1;
             continue;
         };
@@ -238,27 +234,37 @@ fn take(
             taken.full = true;
             break;
         }
-        taken.jobs.push(grant(tx, terms, (job, payload))?);
+        taken.jobs.push(grant(tx, terms, &lanes[place], (job, payload))?);
         *had.entry(lanes[place].id).or_default() += 1;
     }
     Ok(over)
 }
 
-/// The rows that are next in a lane; `None` for one that cannot be read.
-fn first_of_lane(tx: &Tx<'_>, lane: i64, count: u32) -> Result<Vec<(i64, Option<JobRow>)>, Fault> {
-    let mut statement =
-        tx.sql(select_jobs!("WHERE j.lane = ?1 AND j.state = 0 ORDER BY j.ready_at, j.seq LIMIT ?2"))?;
-    let mut rows = statement.query(params![lane, count])?;
-    let mut jobs = Vec::with_capacity(count as usize);
-    while let Some(row) = rows.next()? {
-        let job = match JobRow::read(row) {
-            Ok(job) => Some(job),
-            Err(fault) if is_unreadable(&fault) => None,
-            Err(fault) => return Err(fault),
-        };
-        jobs.push((row.get(0)?, job));
+/// The job and its payload, if it may run: what is over is ended instead, and so is what nobody can read.
+fn whole(tx: &mut Tx<'_>, seq: i64, job: Option<Next>) -> Result<Option<(Next, Vec<u8>)>, Fault> {
+    let Some(mut job) = job else {
+        bury(tx, seq)?;
+        return Ok(None);
+    };
+    let over = if job.head.deadline.as_millis() <= tx.now {
+        Some(Why::Expired)
+    } else {
+        job.cancelled.then_some(Why::Cancelled)
+    };
+    if let Some(why) = over {
+        if let Some(job) = job_or_bury(tx, seq)? {
+            end_unrun(tx, &job, why)?;
+        }
+        return Ok(None);
     }
-    Ok(jobs)
+    let payload = match job.payload.take() {
+        Some(payload) => Some(payload),
+        None => payload(tx, seq)?,
+    };
+    if payload.is_none() {
+        bury(tx, seq)?;
+    }
+    Ok(payload.map(|payload| (job, payload)))
 }
 
 /// The encoded job; `None` where it is missing or is no bytes.
@@ -267,16 +273,19 @@ fn payload(tx: &Tx<'_>, seq: i64) -> Result<Option<Vec<u8>>, Fault> {
     Ok(statement.query_row([seq], |row| row.get(0)).optional()?)
 }
 
-fn grant(tx: &mut Tx<'_>, terms: &Terms, (job, payload): (JobRow, Vec<u8>)) -> Result<LeasedRow, Fault> {
+fn grant(
+    tx: &mut Tx<'_>,
+    terms: &Terms,
+    lane: &Candidate,
+    (job, payload): (Next, Vec<u8>),
+) -> Result<LeasedRow, Fault> {
     let lease = LeaseId::random();
     let length = i64::try_from(terms.lease.as_millis()).unwrap_or(i64::MAX / 2);
-    tx.sql(
-        "UPDATE job SET state = 2, lease = ?2, worker = ?3, leased_at = ?4, expires_at = ?5, hold = NULL
-         WHERE seq = ?1",
-    )?
-    .execute(params![job.seq, lease.as_bytes(), terms.worker.as_str(), tx.now, tx.now.saturating_add(length)])?;
-    tx.moved(job.lane, job.batch, Some(Stage::Ready), Some(Stage::Running));
-    Ok(LeasedRow { seq: job.seq, lease, head: job.head, payload })
+    let (now, until) = (tx.now, tx.now.saturating_add(length));
+    tx.hot(Hot::Grant)?.execute(params![job.seq, lease.as_bytes(), terms.worker.as_str(), now, until])?;
+    tx.moved(lane.id, job.batch, Some(Stage::Ready), Some(Stage::Running));
+    let spot = Spot { seq: job.seq, lane: lane.id, queue: lane.queue, batch: job.batch };
+    Ok(LeasedRow { spot, lease, until, deaths: job.deaths, head: job.head, payload })
 }
 
 /// The job's answer to a heartbeat: extended when the lease is still its own.

@@ -35,7 +35,7 @@ impl Reader {
             }
             Err(error) => drop(opened.send(Err(error))),
         };
-        start_thread("promptq-sqlite-read", body)?;
+        start_thread("sqlite-read", body)?;
         open.await.map_err(|_| gone("open the embedded database"))??;
         Ok(Self { questions })
     }

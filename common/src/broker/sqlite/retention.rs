@@ -35,10 +35,11 @@ pub(super) fn sweep(tx: &mut Tx<'_>, retention: &Retention) -> Result<Swept, Fau
     let before = |length: std::time::Duration| (tx.clock() - length).as_millis();
     let (succeeded, dead, tombstones) =
         (before(retention.succeeded), before(retention.dead), before(retention.tombstones));
-    for (stage, before) in
-        [(Stage::Succeeded, succeeded), (Stage::Dead, dead), (Stage::Cancelled, dead), (Stage::Expired, dead)]
-    {
-        let due = old(tx, stage, before)?;
+    let (due, more) = successes(tx, |record| record.ended_at <= succeeded)?;
+    swept.more |= more;
+    forget(tx, due, &mut swept)?;
+    for stage in [Stage::Dead, Stage::Cancelled, Stage::Expired] {
+        let due = old(tx, stage, dead)?;
         swept.more |= due.len() >= STEP as usize;
         forget(tx, due, &mut swept)?;
     }
@@ -61,25 +62,50 @@ fn forget_for_room(tx: &mut Tx<'_>, limit: u64, swept: &mut Swept) -> Result<(),
     if over <= 0 {
         return Ok(());
     }
-    let oldest = old(tx, Stage::Succeeded, i64::MAX)?;
-    let full = oldest.len() >= STEP as usize;
-    let mut going = Vec::new();
-    for record in oldest {
-        if over <= 0 {
-            break;
-        }
-        over -= record.bytes;
-        going.push(record);
-    }
-    swept.more |= over > 0 && full;
+    let (going, more) = successes(tx, |record| {
+        let goes = over > 0;
+        over -= if goes { record.bytes } else { 0 };
+        goes
+    })?;
+    swept.more |= over > 0 && more;
     forget(tx, going, swept)
 }
 
-/// The oldest records of one kind of end that are no younger than `before`.
+/// Of the oldest records those of successes that are to go, and whether there is more to look at. The next look begins
+/// at the first success that stays.
+fn successes(tx: &Tx<'_>, mut goes: impl FnMut(&Old) -> bool) -> Result<(Vec<Old>, bool), Fault> {
+    let swept: i64 = tx.sql("SELECT value FROM total WHERE name = 'swept'")?.query_row([], |row| row.get(0))?;
+    let mut statement =
+        tx.sql("SELECT seq, job, end, ended_at, bytes FROM record WHERE seq > ?1 ORDER BY seq LIMIT ?2")?;
+    let mut rows = statement.query([swept, i64::from(STEP)])?;
+    let (mut going, mut seen, mut stays, mut upto) = (Vec::new(), 0, false, swept);
+    while let Some(row) = rows.next()? {
+        seen += 1;
+        let record =
+            Old { seq: row.get(0)?, job: row.get(1)?, stage: row.get(2)?, ended_at: row.get(3)?, bytes: row.get(4)? };
+        let seq = record.seq;
+        if record.stage == Stage::Succeeded {
+            if goes(&record) {
+                going.push(record);
+            } else {
+                stays = true;
+            }
+        }
+        if !stays {
+            upto = seq;
+        }
+    }
+    if upto > swept {
+        tx.sql("UPDATE total SET value = ?1 WHERE name = 'swept'")?.execute([upto])?;
+    }
+    Ok((going, seen >= STEP && !stays))
+}
+
+/// The oldest records of one kind of end, other than success, that are no younger than `before`.
 fn old(tx: &Tx<'_>, stage: Stage, before: i64) -> Result<Vec<Old>, Fault> {
     let found = tx
         .sql(
-            "SELECT seq, job, ended_at, bytes FROM record WHERE end = ?1 AND ended_at <= ?2 ORDER BY ended_at LIMIT ?3",
+            "SELECT seq, job, ended_at, bytes FROM record WHERE end = ?1 AND end <> 3 AND ended_at <= ?2 ORDER BY ended_at LIMIT ?3",
         )?
         .query_map(params![stage.code(), before, STEP], |row| {
             Ok(Old { seq: row.get(0)?, job: row.get(1)?, stage, ended_at: row.get(2)?, bytes: row.get(3)? })
@@ -132,7 +158,8 @@ fn forget_empty(tx: &Tx<'_>, before: i64) -> Result<(), Fault> {
     tx.sql("DELETE FROM batch WHERE jobs = 0 AND created_at <= ?1")?.execute([before])?;
     tx.sql(
         "DELETE FROM queue WHERE paused IS NULL AND ifnull(used, 0) <= ?1 AND id NOT IN (SELECT queue FROM lane)
-         AND id NOT IN (SELECT queue FROM batch) AND NOT EXISTS (SELECT 1 FROM record WHERE record.queue = queue.id)",
+         AND id NOT IN (SELECT queue FROM batch) AND NOT EXISTS
+         (SELECT 1 FROM record WHERE record.queue = queue.id AND record.end <> 3)",
     )?
     .execute([tx.now - QUEUE_SILENCE])?;
     Ok(())

@@ -1,10 +1,11 @@
 //! How a lease ends and how a job does: the record, the job's row and every count, in one transaction.
 
-use rusqlite::{OptionalExtension, params};
+use rusqlite::{OptionalExtension, Statement, params};
 
 use super::away::{ANNOUNCED, UNRUN};
 use super::damage::job_or_bury;
 use super::file::Fault;
+use super::hot::{Hot, end_of_job};
 use super::row::{JobRow, Place};
 use super::stage::Stage;
 use super::tx::Tx;
@@ -43,12 +44,97 @@ impl Ending {
     }
 }
 
+/// Where a leased job is, as its lease knows it: none of it changes while the job is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Spot {
+    pub(super) seq: i64,
+    pub(super) lane: i64,
+    pub(super) queue: i64,
+    pub(super) batch: Option<i64>,
+}
+
+/// Ends a lease as [`settle`] does, and knows without looking where its job is.
+pub(super) fn settle_at(tx: &mut Tx<'_>, spot: Spot, lease: LeaseId, ending: &Ending) -> Result<Settled, Fault> {
+    if let Ending::End { record, body } = ending
+        && end_at_once(tx, spot, lease, (record, body))?
+    {
+        return Ok(Settled::Applied);
+    }
+    settle(tx, spot.seq, lease, ending)
+}
+
+/// Ends a job that runs under this lease and has no record yet; false, and nothing done, if it does not or has.
+fn end_at_once(
+    tx: &mut Tx<'_>,
+    spot: Spot,
+    lease: LeaseId,
+    (record, body): (&Record, &[u8]),
+) -> Result<bool, Fault> {
+    let seq = insert_record(tx, spot, (record, body))?;
+    if end_row(&mut *tx.hot(Hot::End)?, spot.seq, (record, seq), Some(lease))? == 0 {
+        tx.sql("DELETE FROM record WHERE seq = ?1")?.execute([seq])?;
+        return Ok(false);
+    }
+    ended(tx, spot, Stage::Running, (record, body, seq));
+    Ok(true)
+}
+
+fn insert_record(tx: &mut Tx<'_>, spot: Spot, (record, body): (&Record, &[u8])) -> Result<i64, Fault> {
+    let (stage, bytes) = (Stage::of(record.end), i64::try_from(body.len()).unwrap_or(i64::MAX));
+    // Records are in the order of this column, whatever a worker's clock says: one from the future would keep older ones.
+    let ended_at = record.ended_at.as_millis().min(tx.now);
+    let seq = tx.hot(Hot::Record)?.insert(params![
+        spot.seq,
+        stage.code(),
+        spot.queue,
+        spot.batch,
+        ended_at,
+        bytes,
+        body
+    ])?;
+    crate::crash_point!("sqlite.settle.after_record");
+    Ok(seq)
+}
+
+/// Runs a statement of [`end_of_job`]; how many rows it changed.
+fn end_row(
+    statement: &mut Statement<'_>,
+    job: i64,
+    (record, seq): (&Record, i64),
+    lease: Option<LeaseId>,
+) -> rusqlite::Result<usize> {
+    let cause = record.cause.as_ref();
+    statement.execute(params![
+        job,
+        Stage::of(record.end).code(),
+        seq,
+        record.attempts,
+        cause.map(|cause| cause.code.as_str()),
+        cause.and_then(|cause| cause.class).map(FailureClass::as_str),
+        lease.as_ref().map(LeaseId::as_bytes),
+        !(ANNOUNCED | UNRUN),
+        if record.lease == LeaseId::NONE { UNRUN } else { 0 },
+    ])
+}
+
+/// What follows from an end: the payload of a success goes, and everything is counted.
+fn ended(tx: &mut Tx<'_>, spot: Spot, from: Stage, (record, body, seq): (&Record, &[u8], i64)) {
+    let stage = Stage::of(record.end);
+    if stage == Stage::Succeeded {
+        tx.spent.push(spot.seq);
+    }
+    crate::crash_point!("sqlite.settle.after_job");
+    tx.moved(spot.lane, spot.batch, Some(from), Some(stage));
+    tx.consumed(spot.batch, &record.history, 1);
+    tx.recorded(spot.batch, seq, i64::try_from(body.len()).unwrap_or(i64::MAX));
+}
+
 /// Ends the lease of the job in row `seq`, if it still is the job's lease; a late success is kept.
 pub(super) fn settle(tx: &mut Tx<'_>, seq: i64, lease: LeaseId, ending: &Ending) -> Result<Settled, Fault> {
     let Some(place) = Place::by_seq(tx, seq)? else { return Ok(Settled::Stale) };
     if place.stage == Stage::Running && place.lease.as_ref() == Some(lease.as_bytes()) {
         match ending {
-            Ending::End { record, body } => end(tx, &place, record, body, Some(lease))?,
+            Ending::End { record, body } => end(tx, &place, (record, body), Some(lease))?,
             Ending::Retry { after, attempt } => retry(tx, &place, lease, (*after, attempt))?,
             Ending::Release { after, hold } => release(tx, &place, lease, (*after, hold.as_ref()))?,
         }
@@ -57,7 +143,7 @@ pub(super) fn settle(tx: &mut Tx<'_>, seq: i64, lease: LeaseId, ending: &Ending)
     let ours = place.settled.as_ref() == Some(lease.as_bytes());
     match ending {
         Ending::End { record, body } if record.end == End::Succeeded && place.stage != Stage::Succeeded => {
-            end(tx, &place, record, body, None)?;
+            end(tx, &place, (record, body), None)?;
             Ok(Settled::Kept)
         }
         Ending::End { record, .. } if record.end == End::Succeeded && !ours && is_record_of(tx, &place, lease)? => {
@@ -75,50 +161,23 @@ fn is_record_of(tx: &Tx<'_>, place: &Place, lease: LeaseId) -> Result<bool, Faul
 }
 
 /// Ends a job wherever it stands; the caller has made sure that it has no success.
-pub(super) fn end(
+fn end(
     tx: &mut Tx<'_>,
     place: &Place,
-    record: &Record,
-    body: &[u8],
+    (record, body): (&Record, &[u8]),
     lease: Option<LeaseId>,
 ) -> Result<(), Fault> {
-    let stage = Stage::of(record.end);
     take_back(tx, place, record.epoch)?;
-    let bytes = i64::try_from(body.len()).unwrap_or(i64::MAX);
-    let seq = tx
-        .sql(
-            "INSERT INTO record (job, end, queue, batch, ended_at, bytes, body)
-             VALUES (?1, ?2, (SELECT queue FROM lane WHERE id = ?3), ?4, ?5, ?6, ?7)",
-        )?
-        .insert(params![place.seq, stage.code(), place.lane, place.batch, record.ended_at.as_millis(), bytes, body])?;
-    crate::crash_point!("sqlite.settle.after_record");
-    let cause = record.cause.as_ref();
-    tx.sql(
-        "UPDATE job SET state = ?2, record = ?3, attempts = ?4, code = ?5, class = ?6, settled = ifnull(?7, settled),
-         lease = NULL, worker = NULL, leased_at = NULL, expires_at = NULL, cancel = 0, dropped = 0, hold = NULL,
-         since = NULL, history = NULL, away = (away & ?8) | ?9 WHERE seq = ?1",
-    )?
-    .execute(params![
-        place.seq,
-        stage.code(),
-        seq,
-        record.attempts,
-        cause.map(|cause| cause.code.as_str()),
-        cause.and_then(|cause| cause.class).map(FailureClass::as_str),
-        lease.as_ref().map(LeaseId::as_bytes),
-        !(ANNOUNCED | UNRUN),
-        if record.lease == LeaseId::NONE { UNRUN } else { 0 },
-    ])?;
-    if stage == Stage::Succeeded {
-        tx.sql("DELETE FROM payload WHERE seq = ?1")?.execute([place.seq])?;
-    }
-    crate::crash_point!("sqlite.settle.after_job");
-    tx.moved(place.lane, place.batch, Some(place.stage), Some(stage));
+    let queue = tx.sql("SELECT queue FROM lane WHERE id = ?1")?.query_row([place.lane], |row| row.get(0))?;
+    let spot = Spot { seq: place.seq, lane: place.lane, queue, batch: place.batch };
+    let seq = insert_record(tx, spot, (record, body))?;
+    end_row(&mut *tx.sql(end_of_job!("WHERE seq = ?1"))?, place.seq, (record, seq), lease)?;
+    ended(tx, spot, place.stage, (record, body, seq));
     if place.stage == Stage::Dead && place.dropped {
         tx.dead_set(place.lane, 1);
     }
-    tx.consumed(place.batch, &record.history, 1);
-    tx.recorded(place.batch, seq, bytes);
+    // Whoever runs it has to hear that it is over.
+    tx.turns |= place.stage == Stage::Running && lease.is_none();
     Ok(())
 }
 
@@ -161,7 +220,7 @@ pub(super) fn end_unrun(tx: &mut Tx<'_>, job: &JobRow, why: Why) -> Result<(), F
     let record = Record::unrun(&job.head, end_as, Some(cause), tx.clock());
     let body = codec::encode_record(&record)?;
     let Some(place) = Place::by_seq(tx, job.seq)? else { return Ok(()) };
-    end(tx, &place, &record, &body, None)
+    end(tx, &place, (&record, &body), None)
 }
 
 fn retry(tx: &mut Tx<'_>, place: &Place, lease: LeaseId, (after, attempt): (i64, &Attempt)) -> Result<(), Fault> {

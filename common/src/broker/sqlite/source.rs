@@ -13,10 +13,11 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::file::{self, lift};
-use super::hold::RowHold;
+use super::hold::{Desk, Granted, RowHold};
 use super::lease::{LeasedRow, Memory, Taken, lane_of, lease};
 use super::reader::Reader;
 use super::settle::{Ending, settle};
+use super::turned::Turned;
 use super::tx::Tx;
 use super::watcher;
 use super::writer::{Answer, Writer, gone};
@@ -35,8 +36,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 const LANES: usize = 1_000;
 
 pub(super) struct RowSource {
-    writer: Writer,
-    reader: Reader,
+    desk: Arc<Desk>,
     /// For looking without writing.
     view: Connection,
     terms: Arc<Terms>,
@@ -76,8 +76,7 @@ impl RowSource {
             return Err(Error::new(Kind::Config, "subscribe", format!("queue {twice} is named twice")));
         }
         Ok(Self {
-            writer,
-            reader,
+            desk: Arc::new(Desk { turned: Turned::new(path, Arc::clone(&writer.turned))?, writer, reader, length: terms.lease }),
             view: file::open_reader(path)?,
             terms: Arc::new(terms),
             memory: Arc::default(),
@@ -95,6 +94,7 @@ impl RowSource {
         if self.pending.is_none() {
             let (terms, memory, want) = (Arc::clone(&self.terms), Arc::clone(&self.memory), want.clone());
             let answer = self
+                .desk
                 .writer
                 .submit("lease", 0, move |tx| {
                     lease(tx, &terms, &want, &mut memory.lock().unwrap_or_else(PoisonError::into_inner))
@@ -121,11 +121,11 @@ impl RowSource {
         } else {
             want.fitting(held.jobs.iter().map(|job| &job.head.lane))
         };
-        let returned = held.jobs.iter().zip(&fits).filter(|(_, fits)| !**fits).map(|(job, _)| (job.seq, job.lease));
+        let returned = held.jobs.iter().zip(&fits).filter(|(_, fits)| !**fits).map(|(job, _)| (job.spot.seq, job.lease));
         let returned: Vec<_> = returned.collect();
         // Until they are handed in everything stays held: this future may be dropped while it waits for room.
         if !returned.is_empty() {
-            drop(release(self.writer.clone(), returned).await?);
+            drop(release(self.desk.writer.clone(), returned).await?);
         }
         let Some(mut held) = self.held.take() else { return Ok(None) };
         let mut fits = fits.into_iter();
@@ -134,13 +134,13 @@ impl RowSource {
     }
 
     fn deliver(&self, taken: Taken) -> Leased {
+        let turned = taken.turned;
         let hold = |job: &LeasedRow| RowHold {
-            writer: self.writer.clone(),
-            reader: self.reader.clone(),
-            seq: job.seq,
+            desk: Arc::clone(&self.desk),
+            spot: job.spot,
             epoch: job.head.epoch,
             lease: job.lease,
-            length: self.terms.lease,
+            granted: Granted::new(job.deaths, job.until, turned),
         };
         let deliveries = taken
             .jobs
@@ -191,7 +191,7 @@ impl RowSource {
         let end = due.map_or(until, |due| due.min(until));
         tokio::select! {
             () = tokio::time::sleep_until(end) => Ok(()),
-            () = self.writer.ready.notified() => Ok(()),
+            () = self.desk.writer.ready.notified() => Ok(()),
             commit = self.commits.changed() => commit.map_err(|_| gone(OP)),
         }
     }
@@ -251,8 +251,8 @@ impl Source for RowSource {
         if held.jobs.is_empty() {
             return Ok(());
         }
-        let leases = held.jobs.iter().map(|job| (job.seq, job.lease)).collect();
-        release(self.writer.clone(), leases).await?.await.map_err(|_| gone(OP))?
+        let leases = held.jobs.iter().map(|job| (job.spot.seq, job.lease)).collect();
+        release(self.desk.writer.clone(), leases).await?.await.map_err(|_| gone(OP))?
     }
 }
 

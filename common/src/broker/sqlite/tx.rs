@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
 
 use super::file::Fault;
+use super::hot::{self, Hot};
 use super::stage::Stage;
 use crate::job::{Band, BatchName, Lane, ModelName, Queue};
 use crate::outcome::History;
@@ -40,17 +41,25 @@ struct BatchChange {
 
 /// A write transaction under way.
 pub(super) struct Tx<'a> {
-    conn: &'a Connection,
+    pub(super) conn: &'a Connection,
+    /// The statements that every job meets.
+    pub(super) hot: hot::Taken<'a>,
     /// When it began; no two transactions of a machine overlap.
     pub(super) now: i64,
     /// Whether a job became ready.
     pub(super) made_ready: bool,
+    /// Whether something happened to a running job that its worker has to hear of before it begins.
+    pub(super) turns: bool,
+    /// The file's count of that, once this transaction has raised it.
+    pub(super) turned: Option<i64>,
     lanes: HashMap<Lane, i64>,
     queues: HashMap<Queue, i64>,
     batches: HashMap<BatchName, BatchRow>,
     lane_changes: HashMap<i64, LaneChange>,
     batch_changes: HashMap<i64, BatchChange>,
     record_bytes: i64,
+    /// Jobs whose payloads are to go.
+    pub(super) spent: Vec<i64>,
 }
 
 impl<'a> Tx<'a> {
@@ -59,23 +68,22 @@ impl<'a> Tx<'a> {
             conn,
             now: Timestamp::now().as_millis(),
             made_ready: false,
+            turns: false,
+            turned: None,
+            hot: hot::Taken::default(),
             lanes: HashMap::new(),
             queues: HashMap::new(),
             batches: HashMap::new(),
             lane_changes: HashMap::new(),
             batch_changes: HashMap::new(),
             record_bytes: 0,
+            spent: Vec::new(),
         }
     }
 
     /// A statement, compiled once per connection.
     pub(super) fn sql(&self, sql: &str) -> rusqlite::Result<CachedStatement<'a>> {
         self.conn.prepare_cached(sql)
-    }
-
-    /// The connection it writes through.
-    pub(super) fn conn(&self) -> &Connection {
-        self.conn
     }
 
     pub(super) fn clock(&self) -> Timestamp {
@@ -234,8 +242,9 @@ impl<'a> Tx<'a> {
         self.batches.clear();
     }
 
-    /// Writes the gathered counters.
+    /// Writes the gathered counters, and lets go of what is spent.
     pub(super) fn flush(&mut self) -> Result<(), Fault> {
+        self.delete_spent()?;
         for (id, change) in self.lane_changes.drain() {
             let [ready, delayed, running, dead] = change.stages;
             self.conn
@@ -252,6 +261,24 @@ impl<'a> Tx<'a> {
             self.sql("UPDATE total SET value = value + ?1 WHERE name = 'record_bytes'")?
                 .execute([self.record_bytes])?;
             self.record_bytes = 0;
+        }
+        if std::mem::take(&mut self.turns) {
+            let raise = "UPDATE total SET value = value + 1 WHERE name = 'turned' RETURNING value";
+            self.turned = Some(self.sql(raise)?.query_row([], |row| row.get(0))?);
+        }
+        Ok(())
+    }
+}
+
+impl Tx<'_> {
+    /// Run by run: what was leased together mostly ends together.
+    fn delete_spent(&mut self) -> rusqlite::Result<()> {
+        let mut spent = std::mem::take(&mut self.spent);
+        spent.sort_unstable();
+        for run in spent.chunk_by(|before, after| after - before <= 1) {
+            if let (Some(first), Some(last)) = (run.first(), run.last()) {
+                self.hot(Hot::Spent)?.execute([first, last])?;
+            }
         }
         Ok(())
     }

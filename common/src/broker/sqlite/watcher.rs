@@ -18,7 +18,7 @@ const POLL: Duration = Duration::from_millis(10);
 pub(super) fn commits(path: &Path) -> Result<watch::Receiver<i64>> {
     let conn = file::open_reader(path)?;
     let (versions, commits) = watch::channel(0);
-    start_thread("promptq-sqlite-watch", move || {
+    start_thread("sqlite-watch", move || {
         while !versions.is_closed() {
             // A file that cannot be read is news too: whoever looks gets the error.
             let last: i64 = *versions.borrow();

@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -16,12 +17,24 @@ const GROUP_REQUESTS: usize = 200;
 /// … or bytes of payloads and records.
 const GROUP_BYTES: usize = 1 << 20;
 
+/// How often the thread lets others run who have something to add, before it begins a group.
+const GATHERS: usize = 4;
+
 /// A handle to the writing thread; the thread ends when the last one is dropped.
 #[derive(Clone, Debug)]
 pub(super) struct Writer {
     requests: mpsc::Sender<Box<dyn Request>>,
     /// Told whenever a commit of this process made a job ready.
     pub(super) ready: Arc<Notify>,
+    /// What has turned, as of this process's last commit that changed it.
+    pub(super) turned: Arc<AtomicI64>,
+}
+
+/// What a commit is told to besides those who asked for it.
+#[derive(Clone, Debug, Default)]
+struct Bells {
+    ready: Arc<Notify>,
+    turned: Arc<AtomicI64>,
 }
 
 /// One caller's part of a transaction. It may be asked to apply more than once, each time on a clean slate.
@@ -39,20 +52,20 @@ impl Writer {
     /// Makes or opens the file and starts the thread.
     pub(super) async fn start(path: PathBuf) -> Result<Self> {
         let (requests, inbox) = mpsc::channel(GROUP_REQUESTS);
-        let ready = Arc::new(Notify::new());
+        let bells = Bells::default();
+        let Bells { ready, turned } = bells.clone();
         let (opened, open) = oneshot::channel();
-        let bell = Arc::clone(&ready);
         let body = move || match file::open_writer(&path) {
             Ok(conn) => {
                 if opened.send(Ok(())).is_ok() {
-                    serve(conn, inbox, &bell);
+                    serve(conn, inbox, &bells);
                 }
             }
             Err(error) => drop(opened.send(Err(error))),
         };
-        start_thread("promptq-sqlite-write", body)?;
+        start_thread("sqlite-write", body)?;
         open.await.map_err(|_| gone("open the embedded database"))??;
-        Ok(Self { requests, ready })
+        Ok(Self { requests, ready, turned })
     }
 
     /// Hands `work` in, to run inside a transaction of the writing thread; `bytes` is about what it writes.
@@ -120,23 +133,30 @@ impl<T: Send, F: FnMut(&mut Tx<'_>) -> Result<T, Fault> + Send> Request for Ask<
     }
 }
 
-fn serve(mut conn: Connection, mut inbox: mpsc::Receiver<Box<dyn Request>>, bell: &Notify) {
+fn serve(mut conn: Connection, mut inbox: mpsc::Receiver<Box<dyn Request>>, bells: &Bells) {
     while let Some(first) = inbox.blocking_recv() {
         let mut bytes = first.bytes();
         let mut group = vec![first];
-        while group.len() < GROUP_REQUESTS && bytes < GROUP_BYTES {
-            let Ok(next) = inbox.try_recv() else { break };
-            bytes += next.bytes();
-            group.push(next);
+        for _ in 0..GATHERS {
+            let had = group.len();
+            while group.len() < GROUP_REQUESTS && bytes < GROUP_BYTES {
+                let Ok(next) = inbox.try_recv() else { break };
+                bytes += next.bytes();
+                group.push(next);
+            }
+            if group.len() == had && had > 1 {
+                break;
+            }
+            std::thread::yield_now();
         }
-        settle_group(&mut conn, group, bell);
+        settle_group(&mut conn, group, bells);
     }
 }
 
 /// All of them in one transaction; when one cannot be done, each in its own, so that it fails alone. A file that others
 /// keep locked is nobody's fault in particular: 200 requests waiting for it one by one would wait for half an hour.
-fn settle_group(conn: &mut Connection, mut group: Vec<Box<dyn Request>>, bell: &Notify) {
-    let Err(fault) = transact(conn, &mut group, bell) else {
+fn settle_group(conn: &mut Connection, mut group: Vec<Box<dyn Request>>, bells: &Bells) {
+    let Err(fault) = transact(conn, &mut group, bells) else {
         for request in group {
             request.answer(Ok(()));
         }
@@ -152,7 +172,7 @@ fn settle_group(conn: &mut Connection, mut group: Vec<Box<dyn Request>>, bell: &
         }
     } else if group.len() > 1 {
         for request in group {
-            settle_group(conn, vec![request], bell);
+            settle_group(conn, vec![request], bells);
         }
     } else if let Some(request) = group.pop() {
         let op = request.op();
@@ -160,7 +180,7 @@ fn settle_group(conn: &mut Connection, mut group: Vec<Box<dyn Request>>, bell: &
     }
 }
 
-fn transact(conn: &mut Connection, group: &mut [Box<dyn Request>], bell: &Notify) -> Result<(), Fault> {
+fn transact(conn: &mut Connection, group: &mut [Box<dyn Request>], bells: &Bells) -> Result<(), Fault> {
     crash_points(group, "before_begin");
     let inner = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let mut tx = Tx::new(&inner);
@@ -168,13 +188,16 @@ fn transact(conn: &mut Connection, group: &mut [Box<dyn Request>], bell: &Notify
         request.apply(&mut tx)?;
     }
     tx.flush()?;
-    let made_ready = tx.made_ready;
+    let (made_ready, turned) = (tx.made_ready, tx.turned);
     drop(tx);
     crash_points(group, "before_commit");
     inner.commit()?;
     crash_points(group, "after_commit");
+    if let Some(turned) = turned {
+        bells.turned.store(turned, Ordering::Release);
+    }
     if made_ready {
-        bell.notify_waiters();
+        bells.ready.notify_waiters();
     }
     Ok(())
 }
@@ -211,7 +234,7 @@ mod tests {
             })
             .unzip();
         let began = Instant::now();
-        settle_group(&mut conn, group, &Notify::new());
+        settle_group(&mut conn, group, &Bells::default());
         assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
         for answer in answers {
             assert_eq!(answer.blocking_recv().unwrap().unwrap_err().kind(), Kind::Unavailable);

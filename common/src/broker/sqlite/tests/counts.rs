@@ -35,7 +35,7 @@ const DRIFT: &str = "
       b.input_tokens < 3 * (SELECT ifnull(sum(attempts), 0) FROM job WHERE batch = b.id AND state > 2)) OR
      (b.jobs = b.total AND NOT EXISTS (SELECT 1 FROM job WHERE batch = b.id AND epoch > 0) AND
       b.input_tokens > 3 * (SELECT ifnull(sum(attempts), 0) FROM job WHERE batch = b.id AND state > 2))),
-   (SELECT value <> ifnull((SELECT sum(bytes) FROM record), 0) FROM total),
+   (SELECT value <> ifnull((SELECT sum(bytes) FROM record), 0) FROM total WHERE name = 'record_bytes'),
    (SELECT count(*) FROM payload WHERE seq NOT IN (SELECT seq FROM job WHERE state <> 3 AND dropped = 0)),
    (SELECT count(*) FROM job WHERE state = 3 AND record NOT IN (SELECT seq FROM record))";
 
