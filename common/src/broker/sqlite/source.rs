@@ -223,6 +223,10 @@ impl Source for RowSource {
         loop {
             let look = if self.flowing { None } else { Some(self.look()?) };
             if want.total > 0 && look.as_ref().is_none_or(|look| look.offers(want)) {
+                if self.flowing {
+                    // What is about to end makes room for more: the caller may ask for that at once instead.
+                    tokio::task::yield_now().await;
+                }
                 let taken = self.taken(want).await?;
                 self.flowing = !taken.jobs.is_empty();
                 if self.flowing {
