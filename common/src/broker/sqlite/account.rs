@@ -28,9 +28,8 @@ pub(super) fn results(conn: &Connection, scope: &Scope, after: Cursor, limit: us
         Scope::Queue(queue) => {
             let sql = "SELECT seq, body FROM record WHERE queue = (SELECT id FROM queue WHERE name = ?1)
              AND seq > ?2 AND seq <= ?3 ORDER BY seq LIMIT ?4";
-            let newest: i64 = conn
-                .prepare_cached("SELECT ifnull(max(seq), 0) FROM record")?
-                .query_row([], |row| row.get(0))?;
+            let newest: i64 =
+                conn.prepare_cached("SELECT ifnull(max(seq), 0) FROM record")?.query_row([], |row| row.get(0))?;
             let upto = from.saturating_add(WINDOW).min(newest);
             (sql, queue.as_str(), upto, upto < newest)
         }

@@ -65,30 +65,28 @@ pub(super) fn insert(
 ) -> Result<i64, Fault> {
     let history = codec::encode_history(&head.history)?;
     let due = due(tx, head);
-    let seq = tx
-        .hot(Hot::Job)?
-        .insert(params![
-            head.id.as_bytes(),
-            lane,
-            stage.code(),
-            due,
-            head.deadline.as_millis(),
-            head.created_at.as_millis(),
-            head.fingerprint.0,
-            head.priority.get(),
-            head.keyed,
-            batch,
-            head.row.map(|row| i64::try_from(row).unwrap_or(i64::MAX)),
-            head.epoch,
-            head.attempts,
-            head.not_before.map(Timestamp::as_millis),
-            head.custom_id,
-            head.tenant,
-            tags_text(&head.tags)?,
-            (!history.is_empty()).then_some(history),
-            away.map(|(marks, _)| marks),
-            away.map(|(_, since)| since),
-        ])?;
+    let seq = tx.hot(Hot::Job)?.insert(params![
+        head.id.as_bytes(),
+        lane,
+        stage.code(),
+        due,
+        head.deadline.as_millis(),
+        head.created_at.as_millis(),
+        head.fingerprint.0,
+        head.priority.get(),
+        head.keyed,
+        batch,
+        head.row.map(|row| i64::try_from(row).unwrap_or(i64::MAX)),
+        head.epoch,
+        head.attempts,
+        head.not_before.map(Timestamp::as_millis),
+        head.custom_id,
+        head.tenant,
+        tags_text(&head.tags)?,
+        (!history.is_empty()).then_some(history),
+        away.map(|(marks, _)| marks),
+        away.map(|(_, since)| since),
+    ])?;
     tx.rows(lane, batch, 1);
     tx.moved(lane, batch, None, Some(stage));
     Ok(seq)

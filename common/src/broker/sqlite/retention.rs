@@ -98,7 +98,7 @@ fn successes(tx: &Tx<'_>, mut goes: impl FnMut(&Old) -> bool) -> Result<(Vec<Old
     if upto > swept {
         tx.sql("UPDATE total SET value = ?1 WHERE name = 'swept'")?.execute([upto])?;
     }
-    Ok((going, seen >= STEP && !stays))
+    Ok((going, seen >= STEP && upto > swept))
 }
 
 /// The oldest records of one kind of end, other than success, that are no younger than `before`.

@@ -64,12 +64,7 @@ pub(super) fn settle_at(tx: &mut Tx<'_>, spot: Spot, lease: LeaseId, ending: &En
 }
 
 /// Ends a job that runs under this lease and has no record yet; false, and nothing done, if it does not or has.
-fn end_at_once(
-    tx: &mut Tx<'_>,
-    spot: Spot,
-    lease: LeaseId,
-    (record, body): (&Record, &[u8]),
-) -> Result<bool, Fault> {
+fn end_at_once(tx: &mut Tx<'_>, spot: Spot, lease: LeaseId, (record, body): (&Record, &[u8])) -> Result<bool, Fault> {
     let seq = insert_record(tx, spot, (record, body))?;
     if end_row(&mut *tx.hot(Hot::End)?, spot.seq, (record, seq), Some(lease))? == 0 {
         tx.sql("DELETE FROM record WHERE seq = ?1")?.execute([seq])?;
@@ -83,15 +78,8 @@ fn insert_record(tx: &mut Tx<'_>, spot: Spot, (record, body): (&Record, &[u8])) 
     let (stage, bytes) = (Stage::of(record.end), i64::try_from(body.len()).unwrap_or(i64::MAX));
     // Records are in the order of this column, whatever a worker's clock says: one from the future would keep older ones.
     let ended_at = record.ended_at.as_millis().min(tx.now);
-    let seq = tx.hot(Hot::Record)?.insert(params![
-        spot.seq,
-        stage.code(),
-        spot.queue,
-        spot.batch,
-        ended_at,
-        bytes,
-        body
-    ])?;
+    let seq =
+        tx.hot(Hot::Record)?.insert(params![spot.seq, stage.code(), spot.queue, spot.batch, ended_at, bytes, body])?;
     crate::crash_point!("sqlite.settle.after_record");
     Ok(seq)
 }
@@ -161,12 +149,7 @@ fn is_record_of(tx: &Tx<'_>, place: &Place, lease: LeaseId) -> Result<bool, Faul
 }
 
 /// Ends a job wherever it stands; the caller has made sure that it has no success.
-fn end(
-    tx: &mut Tx<'_>,
-    place: &Place,
-    (record, body): (&Record, &[u8]),
-    lease: Option<LeaseId>,
-) -> Result<(), Fault> {
+fn end(tx: &mut Tx<'_>, place: &Place, (record, body): (&Record, &[u8]), lease: Option<LeaseId>) -> Result<(), Fault> {
     take_back(tx, place, record.epoch)?;
     let queue = tx.sql("SELECT queue FROM lane WHERE id = ?1")?.query_row([place.lane], |row| row.get(0))?;
     let spot = Spot { seq: place.seq, lane: place.lane, queue, batch: place.batch };

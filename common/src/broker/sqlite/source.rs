@@ -76,7 +76,12 @@ impl RowSource {
             return Err(Error::new(Kind::Config, "subscribe", format!("queue {twice} is named twice")));
         }
         Ok(Self {
-            desk: Arc::new(Desk { turned: Turned::new(path, Arc::clone(&writer.turned))?, writer, reader, length: terms.lease }),
+            desk: Arc::new(Desk {
+                turned: Turned::new(path, Arc::clone(&writer.turned))?,
+                writer,
+                reader,
+                length: terms.lease,
+            }),
             view: file::open_reader(path)?,
             terms: Arc::new(terms),
             memory: Arc::default(),
@@ -121,7 +126,8 @@ impl RowSource {
         } else {
             want.fitting(held.jobs.iter().map(|job| &job.head.lane))
         };
-        let returned = held.jobs.iter().zip(&fits).filter(|(_, fits)| !**fits).map(|(job, _)| (job.spot.seq, job.lease));
+        let returned =
+            held.jobs.iter().zip(&fits).filter(|(_, fits)| !**fits).map(|(job, _)| (job.spot.seq, job.lease));
         let returned: Vec<_> = returned.collect();
         // Until they are handed in everything stays held: this future may be dropped while it waits for room.
         if !returned.is_empty() {
