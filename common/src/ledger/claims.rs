@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::future::join_all;
 
 use super::{Ledger, LedgerId};
 use crate::broker::{
@@ -11,13 +12,13 @@ use crate::broker::{
 };
 use crate::error::Result;
 use crate::job::{BatchName, JobId, Queue};
-use crate::record::{Record, State};
+use crate::record::{End, Record, State};
 use crate::time::Timestamp;
 
 /// A ledger for a broker that only carries messages. A job *waits* here while its message waits there: it counts as
 /// queued, and nothing here gives it out. The right to run it is a *claim*, which is a lease of the ledger's own.
 ///
-/// Calls for one delivery (`open`, `beat`, `settle`, `announced`, `keep`) take one job and are gathered inside, as those
+/// Calls for one delivery (`open`, `beat`, `settle`, `keep`) take one job and are gathered inside, as those
 /// of a [`crate::broker::Hold`] are. The others take at most [`crate::broker::MAX_BATCH`] jobs, and answer in order.
 /// Every call may be repeated after an `Err`; a call dropped before it returned may still have been carried out.
 #[async_trait]
@@ -43,6 +44,11 @@ pub trait Claims: Ledger {
     /// Only `Fresh` and `Cancelled` hold a claim. Asked again with the same lease, it is the same claim.
     async fn open(&self, job: &Head, asked: &Asked<'_>) -> Result<Opened>;
 
+    /// Asks about many messages as [`Claims::open`] does, each job once; one answer each, in order.
+    async fn open_all(&self, messages: &[(&Head, Asked<'_>)]) -> Vec<Result<Opened>> {
+        join_all(messages.iter().map(|(job, asked)| self.open(job, asked))).await
+    }
+
     /// Extends a claim to `length` from now. Anything but `Kept` is final.
     async fn beat(&self, job: &Head, lease: LeaseId, length: Duration) -> Result<Beat>;
 
@@ -51,8 +57,9 @@ pub trait Claims: Ledger {
     /// verdict is an end other than a success. A claim that is no longer the job's changes nothing, save that a success is kept.
     async fn settle(&self, job: &Head, lease: LeaseId, verdict: &Verdict, payload: Option<&[u8]>) -> Result<Settled>;
 
-    /// Says that this record has been announced. While it is its job's, later copies of the message need not do so.
-    async fn announced(&self, record: &Record) -> Result<()>;
+    /// Says that these ends have been announced, however many. While one is its job's, later copies of the message need
+    /// not do so.
+    async fn announced(&self, ends: &[Announced]) -> Result<()>;
 
     /// Hands over the payload of a message that was told [`Opened::keep`], before it is acknowledged. False: the job has
     /// been put back in line meanwhile and needs this message: open it again.
@@ -126,6 +133,27 @@ pub struct Asked<'a> {
     pub length: Duration,
     /// Whether the broker may have delivered this message before, which is how a ledger without claims knows of deaths.
     pub redelivered: bool,
+}
+
+/// An end that has been announced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Announced {
+    /// Whose.
+    pub id: JobId,
+    /// The job's queue.
+    pub queue: Queue,
+    /// The epoch it ended in.
+    pub epoch: u32,
+    /// How.
+    pub end: End,
+}
+
+impl Announced {
+    /// The end that a record tells of.
+    #[must_use]
+    pub fn of(record: &Record) -> Self {
+        Self { id: record.id, queue: record.queue.clone(), epoch: record.epoch, end: record.end }
+    }
 }
 
 /// The answer to one registered job.

@@ -5,7 +5,7 @@ mod claims;
 mod identity;
 pub mod object;
 
-pub use claims::{Asked, Claims, Opened, Raised, Registered};
+pub use claims::{Announced, Asked, Claims, Opened, Raised, Registered};
 pub use identity::LedgerId;
 
 use std::collections::BTreeMap;

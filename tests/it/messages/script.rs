@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use promptq_common::broker::{Cancel, Claim, Envelope, Head, LeaseId, Retention, Settled, Verdict, WorkerId};
 use promptq_common::job::{BatchName, Job, JobId, Queue};
-use promptq_common::ledger::{Asked, Claims, Raised, Registered};
+use promptq_common::ledger::{Announced, Asked, Claims, Raised, Registered};
 use promptq_common::outcome::FailureClass;
 use promptq_common::record::{End, State};
 use promptq_tests::backends::{Fixture, LONG};
@@ -220,7 +220,7 @@ impl Script {
         let record = self.f.ledger().fetch(&[id]).await.unwrap().remove(0).and_then(|view| view.record);
         same!(record.is_some(), self.world.announce(id), "a record to announce");
         if let Some(record) = record {
-            self.claims().announced(&record).await.unwrap();
+            self.claims().announced(&[Announced::of(&record)]).await.unwrap();
         }
         Ok(())
     }

@@ -15,8 +15,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::answers::Answers;
 use super::link::Link;
 use super::post::Post;
+use super::receipt::Origin;
 use super::{fault, topology};
 use crate::error::{Error, Result};
 
@@ -36,10 +38,8 @@ pub(super) type Plan = BTreeMap<Arc<str>, u16>;
 pub(super) struct Arrival {
     pub(super) queue: Arc<str>,
     pub(super) delivery: Delivery,
-    /// Where it is counted until it is answered for.
-    pub(super) count: Arc<AtomicU32>,
-    /// Set when the server takes away the consumer it came by, and the message with it.
-    pub(super) ended: Arc<AtomicBool>,
+    /// How it is answered for.
+    pub(super) origin: Origin,
 }
 
 /// The consumers of a subscription.
@@ -146,9 +146,13 @@ async fn run(link: Link, mut plans: watch::Receiver<Plan>, out: mpsc::Sender<Arr
         match link.channel().await {
             Ok(channel) => {
                 told.counts.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                let (answers, mut writing) = (Arc::<Answers>::default(), JoinSet::new());
+                writing.spawn(Arc::clone(&answers).write(channel.clone()));
                 let mut pipes = Pipes {
                     link: &link,
                     channel,
+                    answers,
+                    writing,
                     out: &out,
                     told: &told,
                     open: HashMap::new(),
@@ -200,6 +204,9 @@ impl From<Error> for Spoilt {
 struct Pipes<'a> {
     link: &'a Link,
     channel: Channel,
+    answers: Arc<Answers>,
+    /// Sends those.
+    writing: JoinSet<()>,
     out: &'a mpsc::Sender<Arrival>,
     told: &'a Told,
     open: HashMap<Arc<str>, Pipe>,
@@ -211,7 +218,7 @@ struct Pipes<'a> {
 struct Pipe {
     tag: String,
     prefetch: u16,
-    /// See [`Arrival::ended`].
+    /// See [`Origin::ended`].
     ended: Arc<AtomicBool>,
 }
 
@@ -324,8 +331,8 @@ impl Pipes<'_> {
             Arc::clone(counts.entry(Arc::clone(queue)).or_default())
         };
         let ended = Arc::new(AtomicBool::new(false));
-        let origin = Origin { queue: Arc::clone(queue), count, ended: Arc::clone(&ended) };
-        self.streams.spawn(forward(consumer, origin, tag.clone(), self.out.clone()));
+        let origin = Origin { count, ended: Arc::clone(&ended), answers: Arc::clone(&self.answers) };
+        self.streams.spawn(forward(consumer, (Arc::clone(queue), origin), tag.clone(), self.out.clone()));
         Ok(Pipe { tag, prefetch, ended })
     }
 
@@ -336,29 +343,25 @@ impl Pipes<'_> {
             .await??)
     }
 
-    async fn close(self) {
-        let closing = self.channel.close(200, "done".into());
+    async fn close(mut self) {
+        self.answers.end();
+        let closing = async {
+            self.writing.join_next().await;
+            self.channel.close(200, "done".into()).await
+        };
         if !matches!(self.link.answer(OP, closing).await, Ok(Ok(()))) {
             tracing::debug!("the channel did not close in order");
         }
     }
 }
 
-/// What all deliveries of a consumer have in common.
-struct Origin {
-    queue: Arc<str>,
-    count: Arc<AtomicU32>,
-    ended: Arc<AtomicBool>,
-}
-
 /// Hands deliveries on until the consumer ends.
 async fn forward(
     mut consumer: Consumer,
-    origin: Origin,
+    (queue, origin): (Arc<str>, Origin),
     tag: String,
     out: mpsc::Sender<Arrival>,
 ) -> (Arc<str>, String, Option<lapin::Error>) {
-    let Origin { queue, count, ended } = origin;
     let mut why = None;
     while let Some(next) = consumer.next().await {
         let delivery = match next {
@@ -368,8 +371,7 @@ async fn forward(
                 break;
             }
         };
-        let (count, ended) = (Arc::clone(&count), Arc::clone(&ended));
-        let arrival = Arrival { queue: Arc::clone(&queue), delivery, count, ended };
+        let arrival = Arrival { queue: Arc::clone(&queue), delivery, origin: origin.clone() };
         if out.send(arrival).await.is_err() {
             break;
         }

@@ -7,7 +7,7 @@ use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicGetOptions};
 use lapin::types::{AMQPValue, FieldTable};
 
-use super::post::Post;
+use super::post::{Notice, Post};
 use super::topology;
 use super::wire::{self, Read, Reply};
 use crate::broker::backend::{Claim, LeaseId, Settled, Verdict, WorkerId};
@@ -46,7 +46,7 @@ pub(super) async fn take_in(post: &Post) -> Result<bool> {
         crate::crash_point!("amqp.dead.after_ledger");
         message.delivery.acker.ack(BasicAckOptions::default()).await.map_err(failed)?;
         if let Answer::To(reply, record) = answer {
-            post.reply(&reply, &record).await;
+            post.reply(&reply, &Notice::new(&record)).await;
         }
         taken += 1;
         if taken == AT_ONCE {
@@ -104,7 +104,7 @@ async fn bury(post: &Post, worker: &WorkerId, delivery: &Delivery) -> Result<Opt
         // The job has ended otherwise meanwhile, or our claim has: this record is nobody's.
         return Ok(None);
     }
-    post.announce(&record).await?;
+    post.announce_one(&Notice::new(&record)).await?;
     let reply = read.parcel.reply.filter(|_| asked);
     Ok(Some(reply.map_or(Answer::Nobody, |reply| Answer::To(reply, record))))
 }

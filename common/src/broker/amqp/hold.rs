@@ -8,10 +8,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::crier::{self, Ending};
 use super::desk::Desk;
 use super::held::Held;
+use super::post::Notice;
 use super::receipt::Receipt;
-use super::wire::Parcel;
 use crate::broker::backend::{Beat, Claim, Head, Hold, Settled, Verdict};
 use crate::error::{Kind, Result};
 use crate::outcome::{Attempt, Failure, FailureClass};
@@ -21,8 +22,6 @@ use crate::record::{Cause, End, Record};
 const LONGEST_RELEASE: Duration = Duration::from_secs(600);
 /// How long a worker that leaves waits for a result's announcement; whoever gets the message next would do it.
 const LEAVING: Duration = Duration::from_secs(2);
-/// Between attempts to announce a result.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// A claimed job.
 #[derive(Debug)]
@@ -89,17 +88,19 @@ impl AmqpHold {
         // The record is durable whatever becomes of the rest; a worker whose results nobody takes goes no further.
         let room = if room.is_some() { room } else { self.desk.room().await };
         let receipt = self.desk.let_go(&self.held);
-        let (desk, held, record) = (Arc::clone(&self.desk), Arc::clone(&self.held), record.clone());
-        let rest = async move {
-            match settled {
-                Settled::Applied | Settled::Kept => finish(&desk, &held.parcel, &record, receipt).await,
-                Settled::Stale => give_back(receipt).await,
-            }
-            drop(room);
-        };
-        let mut rest = Box::pin(rest);
-        let leaving = self.desk.leaving.load(Ordering::Relaxed);
-        if !leaving || tokio::time::timeout(LEAVING, &mut rest).await.is_err() {
+        if settled == Settled::Stale {
+            give_back(receipt);
+            return Ok(settled);
+        }
+        let (notice, reply) = (Notice::new(record), self.held.parcel.reply.clone());
+        let ending = Ending { notice, reply, receipt, _room: room };
+        if !self.desk.leaving.load(Ordering::Relaxed) {
+            crier::cry(&self.desk, ending);
+            return Ok(settled);
+        }
+        let desk = Arc::clone(&self.desk);
+        let mut rest = Box::pin(async move { crier::finish(&desk, ending).await });
+        if tokio::time::timeout(LEAVING, &mut rest).await.is_err() {
             self.desk.spawn(rest);
         }
         Ok(settled)
@@ -111,7 +112,7 @@ impl AmqpHold {
             // Too late, the job has a claim or an end that this attempt is no part of: its message is for that alone.
             let said = self.desk.post.claims.beat(self.head(), self.held.lease, self.desk.lease).await?;
             if matches!(said, Beat::Ended | Beat::Lost) {
-                give_back(self.desk.let_go(&self.held)).await;
+                give_back(self.desk.let_go(&self.held));
                 return Ok(Settled::Stale);
             }
             self.copy(after, attempt).await?;
@@ -123,7 +124,7 @@ impl AmqpHold {
         let settled = self.desk.post.claims.settle(self.head(), self.held.lease, verdict, None).await?;
         crate::crash_point!("amqp.retry.after_ledger");
         if let Some(receipt) = self.desk.let_go(&self.held) {
-            receipt.ack().await;
+            receipt.ack();
         }
         Ok(settled)
     }
@@ -134,7 +135,7 @@ impl AmqpHold {
         crate::crash_point!("amqp.release.after_ledger");
         let receipt = self.desk.let_go(&self.held);
         if after.is_zero() || settled != Settled::Applied {
-            give_back(receipt).await;
+            give_back(receipt);
         } else if let Some(receipt) = receipt {
             self.desk.post.park(self.held.parcel.clone(), receipt, after).await;
             crate::crash_point!("amqp.release.after_publish");
@@ -176,30 +177,8 @@ impl AmqpHold {
     }
 }
 
-/// Announces a result until that is done or its message has gone to somebody else, who will do it.
-async fn finish(desk: &Desk, parcel: &Parcel, record: &Record, receipt: Option<Receipt>) {
-    let mut pause = PAUSES.0;
-    while let Err(error) = desk.post.announce(record).await {
-        if !receipt.as_ref().is_some_and(Receipt::is_usable) {
-            tracing::debug!(%error, job = %record.id, "a result is announced by whoever gets its message next");
-            return;
-        }
-        tracing::debug!(%error, job = %record.id, "a result is not announced yet");
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(PAUSES.1);
-    }
-    crate::crash_point!("amqp.end.after_announcement");
+fn give_back(receipt: Option<Receipt>) {
     if let Some(receipt) = receipt {
-        receipt.ack().await;
-    }
-    crate::crash_point!("amqp.end.after_ack");
-    if let Some(reply) = &parcel.reply {
-        desk.post.reply(reply, record).await;
-    }
-}
-
-async fn give_back(receipt: Option<Receipt>) {
-    if let Some(receipt) = receipt {
-        receipt.give_back().await;
+        receipt.give_back();
     }
 }

@@ -40,9 +40,9 @@ pub(super) async fn release(jobs: Vec<RawDelivery>, lease: Duration) {
 }
 
 /// Gives back what nobody has started.
-pub(super) async fn give_back(items: Vec<Item>) {
+pub(super) fn give_back(items: Vec<Item>) {
     for item in items {
-        item.receipt.give_back().await;
+        item.receipt.give_back();
     }
 }
 
@@ -89,14 +89,14 @@ async fn see_off(desk: Weak<Desk>, mut consumers: Consumers, mut keepers: JoinSe
 }
 
 async fn hand_back(desk: &Desk, arrival: Arrival, hold: &Arc<str>) {
-    let Arrival { queue, delivery, count, ended } = arrival;
-    let receipt = Receipt::new(delivery.acker.clone(), &count, ended);
+    let Arrival { queue, delivery, origin } = arrival;
+    let receipt = Receipt::new(&delivery, &origin);
     let owner = topology::queue_of_key(delivery.routing_key.as_str()).unwrap_or_else(Queue::standard);
     let read = wire::read(&delivery, &owner, desk.post.clock.now());
     let Some(item) = desk.attach(Item::new(read, receipt, delivery.redelivered, queue == *hold)) else { return };
     if item.held {
         item.put_off(&desk.post, Duration::ZERO).await;
     } else {
-        item.receipt.give_back().await;
+        item.receipt.give_back();
     }
 }

@@ -7,9 +7,11 @@
 
 mod address;
 mod admin;
+mod answers;
 mod check;
 mod closed;
 mod consumers;
+mod crier;
 mod dead;
 mod desk;
 mod dial;
@@ -26,6 +28,7 @@ mod link;
 mod mend;
 mod moving;
 mod news;
+mod opening;
 mod outbox;
 mod plan;
 mod post;

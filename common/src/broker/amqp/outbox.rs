@@ -3,12 +3,10 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::future::{pending, poll_fn};
-use std::pin::pin;
-use std::task::Poll;
+use std::future::pending;
 use std::time::Duration;
 
-use futures_util::future::{FusedFuture, FutureExt, join_all};
+use futures_util::future::{FusedFuture, FutureExt};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{Channel, Confirmation};
 use tokio::sync::{mpsc, watch};
@@ -202,25 +200,28 @@ impl Outbox {
         let fates: Vec<_> = window.iter().map(|_| RefCell::new(None)).collect();
         let (mut late, mut lost) = (false, None);
         {
-            let mut sending = pin!(fly(channel, &window, &fates));
+            let each = window.iter().zip(&fates);
+            let mut each: Vec<_> = each.map(|(request, fate)| Box::pin(fly(channel, request, fate).fuse())).collect();
+            // The first look at each is what sends it: one after the other, whatever order they end in.
+            look(&mut each);
             let mut deadline = Instant::now() + self.confirm;
             let limit = Instant::now() + self.confirm * ALARMS;
             loop {
                 let news = tokio::select! {
                     biased;
-                    () = &mut sending => break,
+                    () = landed(&mut each) => break,
                     news = line.news(target) => news,
                     () = sleep_until(deadline) => { late = true; break },
                 };
                 if let Err(error) = self.note(news) {
-                    // What was confirmed before it was lost is.
-                    _ = sending.as_mut().now_or_never();
                     lost = Some(error);
                     break;
                 }
                 let now = Instant::now();
                 deadline = if self.is_blocked { deadline.min(now + GRACE) } else { limit.min(now + self.confirm) };
             }
+            // What was confirmed by then is, whatever stands before it.
+            look(&mut each);
         }
         let fates: Vec<Fate> = fates.into_iter().map(|fate| fate.into_inner().unwrap_or(Fate::Silent)).collect();
         self.answer(window, &fates, lost.as_ref());
@@ -297,23 +298,23 @@ impl Outbox {
     }
 }
 
-/// Publishes all in order, and waits for every confirm.
-async fn fly(channel: &Channel, window: &[Request], fates: &[RefCell<Option<Fate>>]) {
-    let each = window.iter().zip(fates);
-    let mut each: Vec<_> = each.map(|(request, fate)| Box::pin(fly_one(channel, request, fate).fuse())).collect();
-    // The first look at each is what sends it: one after the other, whatever order they end in.
-    poll_fn(|context| {
-        for one in &mut each {
-            _ = one.poll_unpin(context);
-        }
-        Poll::Ready(())
-    })
-    .await;
-    each.retain(|one| !one.is_terminated());
-    join_all(each).await;
+/// Looks once at each that has not landed.
+fn look(each: &mut [impl FusedFuture<Output = ()> + Unpin]) {
+    for one in each.iter_mut().filter(|one| !one.is_terminated()) {
+        _ = one.now_or_never();
+    }
 }
 
-async fn fly_one(channel: &Channel, request: &Request, fate: &RefCell<Option<Fate>>) {
+/// Waits for one after the other: confirms come in order, and each that was waited for alone would be a wake-up.
+/// Cancel-safe.
+async fn landed(each: &mut [impl FusedFuture<Output = ()> + Unpin]) {
+    for one in each.iter_mut().filter(|one| !one.is_terminated()) {
+        one.await;
+    }
+}
+
+/// Publishes a message, and waits until it is confirmed.
+async fn fly(channel: &Channel, request: &Request, fate: &RefCell<Option<Fate>>) {
     let options = BasicPublishOptions { mandatory: request.mark.is_some(), immediate: false };
     let (exchange, key) = (request.exchange.clone(), request.key.clone());
     let sending =

@@ -15,7 +15,7 @@ use super::{Settings, level, topology};
 use crate::broker::backend::Head;
 use crate::error::{Error, Kind, Result};
 use crate::job::JobId;
-use crate::ledger::{Claims, Ledger, Opened};
+use crate::ledger::{Announced, Claims, Ledger, Opened};
 use crate::record::Record;
 use crate::result_line::announcement;
 use crate::time::Timestamp;
@@ -48,6 +48,24 @@ impl Clock {
         let theirs = claims.now().await?;
         self.ahead.store(theirs.as_millis() - Timestamp::now().as_millis(), Ordering::Relaxed);
         Ok(())
+    }
+}
+
+/// What is told of an ended job.
+#[derive(Debug)]
+pub(super) struct Notice {
+    pub(super) of: Announced,
+    text: String,
+}
+
+impl Notice {
+    pub(super) fn new(record: &Record) -> Self {
+        Self { of: Announced::of(record), text: announcement(record) }
+    }
+
+    fn message(&self, key: String, correlation: Option<&str>) -> Message {
+        let (properties, body) = (wire::result(self.of.id, correlation), self.text.clone().into_bytes());
+        Message { exchange: String::new(), key, properties, body, mandatory: true }
     }
 }
 
@@ -121,54 +139,63 @@ impl Post {
         match self.send(&parcel, wait.max(Duration::from_millis(1))).await {
             Ok(()) => {
                 crate::crash_point!("amqp.park.after_publish");
-                receipt.ack().await;
+                receipt.ack();
             }
             Err(error) => {
                 tracing::warn!(%error, job = %parcel.envelope.head.id, "a job that has to wait was not moved");
                 tokio::time::sleep(Duration::from_secs(1)).await;
-                receipt.give_back().await;
+                receipt.give_back();
             }
         }
     }
 
-    /// Tells those who listen to the results of a queue. One that is refused for good is warned of and left: trying again
-    /// would not change that, and the result is in the ledger.
+    /// Tells those who listen to the results of a queue, and the ledger that they were told: one answer each, in order.
+    /// A result that is refused for good is warned of and left: trying again would not change that, and it is in the ledger.
     ///
     /// # Errors
     /// When it may be taken later, or the ledger does not hear of it.
-    pub(super) async fn announce(&self, record: &Record) -> Result<()> {
-        let message = Message {
-            exchange: String::new(),
-            key: topology::results_queue(&record.queue),
-            properties: wire::result(record.id, None),
-            body: announcement(record).into_bytes(),
-            mandatory: true,
-        };
-        match self.link.publisher().publish(message).await {
-            Ok(Sent::Taken) => {}
-            Ok(Sent::Returned) => tracing::debug!(queue = %record.queue, "no results queue; results are in the ledger"),
-            Err(error) if error.is_transient() || error.kind() == Kind::Closed => return Err(error),
-            Err(error) => {
-                tracing::warn!(%error, job = %record.id, "a result is not announced; read it with `promptq results`");
-                return Ok(());
-            }
+    pub(super) async fn announce(&self, results: &[&Notice]) -> Vec<Result<()>> {
+        let message = |notice: &&Notice| notice.message(topology::results_queue(&notice.of.queue), None);
+        let sent = self.link.publisher().publish_all(results.iter().map(message).collect()).await;
+        let mut told = Vec::with_capacity(results.len());
+        let mut answers: Vec<Result<bool>> = Vec::with_capacity(results.len());
+        for (Notice { of, .. }, sent) in results.iter().zip(sent) {
+            answers.push(match sent {
+                Ok(sent) => {
+                    if sent == Sent::Returned {
+                        tracing::debug!(queue = %of.queue, "no results queue; results are in the ledger");
+                    }
+                    told.push(of.clone());
+                    Ok(true)
+                }
+                Err(error) if error.is_transient() || error.kind() == Kind::Closed => Err(error),
+                Err(error) => {
+                    tracing::warn!(%error, job = %of.id, "a result is not announced; read it with `promptq results`");
+                    Ok(false)
+                }
+            });
         }
-        self.claims.announced(record).await
+        let noted = if told.is_empty() { Ok(()) } else { self.claims.announced(&told).await };
+        let answer = |answer| match (answer, &noted) {
+            (Ok(true), Err(error)) => Err(error.shared()),
+            (Ok(_), _) => Ok(()),
+            (Err(error), _) => Err(error),
+        };
+        answers.into_iter().map(answer).collect()
+    }
+
+    /// As [`Self::announce`], of one.
+    pub(super) async fn announce_one(&self, notice: &Notice) -> Result<()> {
+        self.announce(&[notice]).await.pop().unwrap_or(Ok(()))
     }
 
     /// Answers the client that sent a job, if it asked for that and is still there.
-    pub(super) async fn reply(&self, reply: &Reply, record: &Record) {
-        let message = Message {
-            exchange: String::new(),
-            key: reply.to.clone(),
-            properties: wire::result(record.id, reply.correlation.as_deref()),
-            body: announcement(record).into_bytes(),
-            mandatory: true,
-        };
+    pub(super) async fn reply(&self, reply: &Reply, notice: &Notice) {
+        let (message, job) = (notice.message(reply.to.clone(), reply.correlation.as_deref()), notice.of.id);
         match self.link.publisher().publish(message).await {
             Ok(Sent::Taken) => {}
-            Ok(Sent::Returned) => tracing::info!(job = %record.id, "nobody waits for this reply any more"),
-            Err(error) => tracing::info!(%error, job = %record.id, "a reply was not sent"),
+            Ok(Sent::Returned) => tracing::info!(%job, "nobody waits for this reply any more"),
+            Err(error) => tracing::info!(%error, %job, "a reply was not sent"),
         }
     }
 
@@ -181,9 +208,10 @@ impl Post {
         if opened.announce
             && let Some(record) = self.record(head.id).await?
         {
-            self.announce(&record).await?;
+            let notice = Notice::new(&record);
+            self.announce_one(&notice).await?;
             if let Some(reply) = &parcel.reply {
-                self.reply(reply, &record).await;
+                self.reply(reply, &notice).await;
             }
         }
         Ok(())

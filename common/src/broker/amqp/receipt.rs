@@ -5,20 +5,37 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
 use lapin::Acker;
-use lapin::options::{BasicAckOptions, BasicNackOptions};
+use lapin::message::Delivery;
 use tokio::time::Instant;
+
+use super::answers::Answers;
 
 /// A delivery that nobody answered for yet.
 #[derive(Debug)]
 pub(super) struct Receipt {
+    /// Knows whether the channel is still there; what is answered goes by `answers`.
     acker: Acker,
+    number: u64,
+    answers: Arc<Answers>,
+    /// Whether nothing was said of it yet.
+    is_open: bool,
     since: Instant,
     /// Whether the server took the message back.
     taken_back: Arc<AtomicBool>,
     /// `None` once the server counts it no more.
     counted: Option<Counted>,
+}
+
+/// What all deliveries of a consumer have in common.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Origin {
+    /// How many of its queue are not answered for.
+    pub(super) count: Arc<AtomicU32>,
+    /// Set when the server takes away the consumer, and its messages with it.
+    pub(super) ended: Arc<AtomicBool>,
+    /// Its channel's.
+    pub(super) answers: Arc<Answers>,
 }
 
 /// One of the deliveries of a consumer that are not answered for.
@@ -32,11 +49,20 @@ impl Drop for Counted {
 }
 
 impl Receipt {
-    /// For a delivery that is counted in `count` until it is answered for. `taken_back` says whether the server has
-    /// taken it back.
-    pub(super) fn new(acker: Acker, count: &Arc<AtomicU32>, taken_back: Arc<AtomicBool>) -> Self {
+    /// For a delivery, to be answered by `origin`, which counts it until then.
+    pub(super) fn new(delivery: &Delivery, origin: &Origin) -> Self {
+        let Origin { count, ended, answers } = origin;
         count.fetch_add(1, Ordering::Relaxed);
-        Self { acker, since: Instant::now(), taken_back, counted: Some(Counted(Arc::clone(count))) }
+        answers.saw(delivery.delivery_tag);
+        Self {
+            acker: delivery.acker.clone(),
+            number: delivery.delivery_tag,
+            answers: Arc::clone(answers),
+            is_open: true,
+            since: Instant::now(),
+            taken_back: Arc::clone(ended),
+            counted: Some(Counted(Arc::clone(count))),
+        }
     }
 
     /// Whether the channel and the consumer it came by are still there.
@@ -59,42 +85,38 @@ impl Receipt {
         self.since.elapsed()
     }
 
-    /// Removes the message from its queue. Where the channel is gone or the server has taken it back, the message comes
-    /// again and meets the ledger.
-    pub(super) async fn ack(self) {
+    /// Has the message removed from its queue. Where the channel is gone or the server has taken it back, the message
+    /// comes again and meets the ledger.
+    pub(super) fn ack(mut self) {
         // A server may close the channel over what it does not know any more, and every other delivery with it.
-        if self.is_taken_back() {
-            return;
-        }
-        if let Err(error) = self.acker.ack(BasicAckOptions::default()).await {
-            tracing::debug!(%error, "an acknowledgement was not sent");
+        if self.take() {
+            self.answers.done(self.number);
         }
     }
 
-    /// Puts the message back in its queue, ahead of others.
-    pub(super) async fn give_back(self) {
+    /// Has the message put back in its queue, ahead of others.
+    pub(super) fn give_back(self) {
+        drop(self);
+    }
+
+    /// Whether there is something to say; it is said once.
+    fn take(&mut self) -> bool {
+        if !std::mem::take(&mut self.is_open) {
+            return false;
+        }
         if self.is_taken_back() {
-            return;
+            self.answers.forget(self.number);
+            return false;
         }
-        if let Err(error) = self.acker.nack(back()).await {
-            tracing::debug!(%error, "a message was not given back");
-        }
+        !self.acker.poisoned()
     }
 }
 
 impl Drop for Receipt {
     /// An unanswered delivery would be nobody's for as long as the channel lives, and a place less for others.
     fn drop(&mut self) {
-        if !self.is_usable() {
-            return;
-        }
-        // The first look at it is what sends it; how that went concerns nobody any more.
-        if let Some(Err(error)) = self.acker.nack(back()).now_or_never() {
-            tracing::debug!(%error, "a message was not given back");
+        if self.take() {
+            self.answers.back(self.number);
         }
     }
-}
-
-fn back() -> BasicNackOptions {
-    BasicNackOptions { requeue: true, ..BasicNackOptions::default() }
 }

@@ -7,15 +7,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::consumers::{Arrival, Consumers};
-use super::desk::{Desk, Item, Opening};
+use super::desk::{Desk, Item};
 use super::duplicates::{Due, Duplicates};
 use super::mend::Mender;
 use super::news::{self, Feed};
+use super::opening::Opening;
 use super::plan::{Allowed, Inputs, Leaving, Planner, is_mute};
 use super::post::Post;
 use super::receipt::Receipt;
@@ -111,10 +111,7 @@ impl AmqpSource {
     fn learn(&mut self) {
         let news = self.feed.news.borrow_and_update().clone();
         // A lane that was given up is consumed no more, so that it can go.
-        let given_up = self.lanes.keep(&news.lanes);
-        if !given_up.is_empty() {
-            self.desk.spawn(leave::give_back(given_up));
-        }
+        leave::give_back(self.lanes.keep(&news.lanes));
     }
 
     /// Sees to everything that can be done without waiting.
@@ -145,13 +142,13 @@ impl AmqpSource {
 
     /// Puts what was delivered where it waits to be opened.
     fn take_in(&mut self, arrival: Arrival) {
-        let Arrival { queue, delivery, count, ended } = arrival;
+        let Arrival { queue, delivery, origin } = arrival;
         if !delivery.acker.usable() {
             // Its channel is lost: the message itself comes again, here or elsewhere.
             return;
         }
         let (held, redelivered) = (queue == self.hold, delivery.redelivered);
-        let receipt = Receipt::new(delivery.acker.clone(), &count, ended);
+        let receipt = Receipt::new(&delivery, &origin);
         let named = self.lanes.lane(&queue).map(|lane| lane.queue.clone());
         let named = named.or_else(|| topology::queue_of_key(delivery.routing_key.as_str()));
         let now = self.desk.post.clock.now();
@@ -193,7 +190,7 @@ impl AmqpSource {
             let news = self.feed.news.borrow();
             let allowed = Allowed::new(want, &news.paused);
             let counts = self.lanes.counts().into_iter();
-            counts.map(|(lane, count)| Open { room: count.min(allowed.of(&lane)), lane }).collect()
+            counts.map(|(lane, count)| Open { room: count.min(allowed.of(lane)), lane: lane.clone() }).collect()
         };
         let turns = self.rounds.take(&self.terms.queues, &open, total);
         let mut bytes: usize = self.ready.iter().map(|job| job.payload.len()).sum();
@@ -212,15 +209,13 @@ impl AmqpSource {
             let count = u32::try_from(chosen.len()).unwrap_or(u32::MAX);
             self.asked.fetch_add(count, Ordering::Relaxed);
             let (desk, asked) = (Arc::clone(&self.desk), Asked(Arc::clone(&self.asked), count));
-            self.opening.spawn(async move {
-                (join_all(chosen.into_iter().map(|item| Arc::clone(&desk).open(item))).await, asked)
-            });
+            self.opening.spawn(async move { (desk.open_all(chosen).await, asked) });
         }
     }
 
     fn put_back(&mut self, item: Item) {
         if let Some(item) = self.lanes.put_back(item) {
-            self.desk.spawn(leave::give_back(vec![item]));
+            leave::give_back(vec![item]);
         }
     }
 
@@ -276,9 +271,7 @@ impl AmqpSource {
         for (name, item, wait) in passed {
             self.pass_on(&name, item, wait);
         }
-        if !returned.is_empty() {
-            self.desk.spawn(leave::give_back(returned));
-        }
+        leave::give_back(returned);
     }
 
     /// Sees to second copies.
@@ -299,7 +292,7 @@ impl AmqpSource {
 
     /// Lanes with jobs that wait, closed ones included.
     fn lanes_seen(&self) -> Vec<Lane> {
-        let here = self.lanes.items().map(|item| item.parcel.envelope.head.lane.clone());
+        let here = self.lanes.counts().into_keys().cloned();
         let mut lanes: Vec<Lane> = here.chain(self.feed.news.borrow().waiting.iter().cloned()).collect();
         lanes.sort_unstable();
         lanes.dedup();
@@ -353,7 +346,7 @@ impl AmqpSource {
         self.desk.leaving.store(true, Ordering::Relaxed);
         self.desk.spawn(leave::release(std::mem::take(&mut self.ready).into(), self.terms.lease));
         let duplicates = std::mem::take(&mut self.duplicates).into_items();
-        leave::give_back(std::mem::take(&mut self.lanes).into_items().into_iter().chain(duplicates).collect()).await;
+        leave::give_back(std::mem::take(&mut self.lanes).into_items().into_iter().chain(duplicates).collect());
         self.desk.finish(LEAVING).await;
         let Self { desk, consumers, keepers, hold, .. } = self;
         leave::quit(desk, consumers, keepers, hold).await;

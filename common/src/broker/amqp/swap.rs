@@ -23,7 +23,7 @@ pub(super) async fn keep(desk: Weak<Desk>, timeout: Duration, lease: Duration) {
     loop {
         tokio::time::sleep(pause).await;
         let Some(desk) = desk.upgrade() else { return };
-        desk.expire().await;
+        desk.expire();
         for held in desk.held(|held| held.is_old(age)) {
             if let Err(error) = swap(&desk, &held).await {
                 tracing::warn!(%error, job = %held.id(), "the message of a long job was not renewed; trying again");

@@ -139,10 +139,23 @@ impl LaneQueues {
     }
 
     /// How many jobs of each lane wait.
-    pub(super) fn counts(&self) -> BTreeMap<Lane, u32> {
+    pub(super) fn counts(&self) -> BTreeMap<&Lane, u32> {
         let mut counts = BTreeMap::new();
+        // Mostly one lane after another.
+        let mut last: Option<(&Lane, u32)> = None;
         for item in self.items() {
-            *counts.entry(item.parcel.envelope.head.lane.clone()).or_default() += 1;
+            let lane = &item.parcel.envelope.head.lane;
+            match &mut last {
+                Some((same, count)) if *same == lane => *count += 1,
+                Some(_) | None => {
+                    if let Some((lane, count)) = last.replace((lane, 1)) {
+                        *counts.entry(lane).or_default() += count;
+                    }
+                }
+            }
+        }
+        if let Some((lane, count)) = last {
+            *counts.entry(lane).or_default() += count;
         }
         counts
     }

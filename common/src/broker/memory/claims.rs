@@ -14,8 +14,8 @@ use super::lease::{beat, settle, standing};
 use super::{Memory, cancel_one, check_size};
 use crate::error::Result;
 use crate::job::{BatchName, JobId, Queue};
-use crate::ledger::{Asked, Claims, LedgerId, Opened, Raised, Registered};
-use crate::record::{End, Record};
+use crate::ledger::{Announced, Asked, Claims, LedgerId, Opened, Raised, Registered};
+use crate::record::End;
 use crate::time::Timestamp;
 
 /// What is known of a job besides, because its message waits at another broker.
@@ -89,12 +89,14 @@ impl Claims for Memory {
         Ok(settled)
     }
 
-    async fn announced(&self, record: &Record) -> Result<()> {
+    async fn announced(&self, ends: &[Announced]) -> Result<()> {
         let mut book = self.shared.book();
-        let Some(entry) = book.jobs.get_mut(&record.id) else { return Ok(()) };
-        let current = entry.record.as_ref().is_some_and(|(_, now)| (now.end, now.epoch) == (record.end, record.epoch));
-        if let Some(away) = entry.away.as_mut().filter(|_| current) {
-            away.announced = true;
+        for told in ends {
+            let Some(entry) = book.jobs.get_mut(&told.id) else { continue };
+            let current = entry.record.as_ref().is_some_and(|(_, now)| (now.end, now.epoch) == (told.end, told.epoch));
+            if let Some(away) = entry.away.as_mut().filter(|_| current) {
+                away.announced = true;
+            }
         }
         Ok(())
     }

@@ -7,26 +7,25 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use deadpool_redis::redis::{Value, cmd};
-use futures_util::future::try_join_all;
+use futures_util::future::{join_all, try_join_all};
 
 use super::admin::{self, one};
 use super::enqueue::ADMIT;
 use super::gather::Item;
 use super::global::{self, everywhere};
-use super::hold::{Elsewhere, Tried, claim_from, millis, text, verdict_words};
+use super::hold::{Elsewhere, Tried, claim_from, letter, millis, text, verdict_words};
 use super::script::{Script, When};
 use super::stored::item;
 use super::sweep;
 use super::wire::{Places, Seen, end_letter, end_of, prefix, state_of, strange};
 use super::{BOOK, Redis, check_count};
 use crate::broker::backend::{
-    Beat, Cancel, CancelCounts, Envelope, Head, LeaseId, QueueView, Retention, Settled, Swept, Verdict, WorkerId,
+    Beat, Cancel, CancelCounts, Claim, Envelope, Head, LeaseId, QueueView, Retention, Settled, Swept, Verdict, WorkerId,
 };
 use crate::codec;
 use crate::error::{Error, Kind, Result};
 use crate::job::{BatchName, JobId, Queue};
-use crate::ledger::{Asked, Claims, LedgerId, Opened, Raised, Registered};
-use crate::record::Record;
+use crate::ledger::{Announced, Asked, Claims, LedgerId, Opened, Raised, Registered};
 use crate::time::Timestamp;
 
 /// Where a process may be made to die besides [`super::CRASH_POINTS`] of settling; see [`crate::crash_point!`].
@@ -85,14 +84,11 @@ impl Claims for Redis {
 
     async fn open(&self, job: &Head, asked: &Asked<'_>) -> Result<Opened> {
         self.touch(&job.lane.queue).await?;
-        let mut words = vec!["open".into()];
-        words.extend(message(job)?);
-        words.extend([asked.lease.as_bytes().to_vec(), asked.worker.as_str().into(), millis(asked.length)]);
+        let words = open_words(job, asked)?;
         crate::crash_point!("redis.open.before_call");
         let answer = self.desk.messages.ask(prefix(&job.lane.queue).into(), Item { words, ..Item::default() }).await?;
         crate::crash_point!("redis.open.after_call");
-        let mut answer = Places::of(answer)?;
-        Ok(Opened { claim: claim_from(&mut answer)?, announce: answer.flag()?, keep: answer.flag()? })
+        opened(answer)
     }
 
     async fn beat(&self, job: &Head, lease: LeaseId, length: Duration) -> Result<Beat> {
@@ -104,10 +100,38 @@ impl Claims for Redis {
         self.desk.settle(prefix(&job.lane.queue).into(), words).await
     }
 
-    async fn announced(&self, record: &Record) -> Result<()> {
-        let id = record.id.as_bytes().to_vec();
-        let words = vec!["announced".into(), id, text(record.epoch), end_letter(record.end).into()];
-        self.desk.messages.ask(prefix(&record.queue).into(), Item { words, ..Item::default() }).await.map(drop)
+    async fn open_all(&self, messages: &[(&Head, Asked<'_>)]) -> Vec<Result<Opened>> {
+        let mut answers: Vec<Option<Result<Opened>>> = messages.iter().map(|_| None).collect();
+        let calls = by_queue(messages.iter().map(|(job, _)| &job.lane.queue));
+        let calls = calls.iter().flat_map(|(queue, places)| places.chunks(STEP).map(move |places| (*queue, places)));
+        let said = join_all(calls.map(|(queue, places)| async move {
+            let asked: Vec<_> = places.iter().map(|place| &messages[*place]).collect();
+            let said = self.open_step(queue, &asked).await;
+            if said.as_ref().is_ok_and(|said| said.len() == places.len()) {
+                return (places, said.into_iter().flatten().collect());
+            }
+            // One of them may be to blame.
+            (places, join_all(asked.into_iter().map(|(job, asked)| self.open(job, asked))).await)
+        }))
+        .await;
+        for (place, answer) in said.into_iter().flat_map(|(places, said): (_, Vec<_>)| places.iter().zip(said)) {
+            answers[*place] = Some(answer);
+        }
+        answers.into_iter().flatten().collect()
+    }
+
+    async fn announced(&self, ends: &[Announced]) -> Result<()> {
+        let calls = by_queue(ends.iter().map(|told| &told.queue));
+        let calls = calls.iter().flat_map(|(queue, places)| places.chunks(STEP).map(move |places| (*queue, places)));
+        let words = |place: &usize| {
+            let told = &ends[*place];
+            ["announced".into(), told.id.as_bytes().to_vec(), text(told.epoch), end_letter(told.end).into()]
+        };
+        let calls = calls.map(|(queue, places)| {
+            let args = places.iter().flat_map(words).collect();
+            async move { self.link.call("note announcements", &CLAIMS, &[prefix(queue)], args).await.map(drop) }
+        });
+        try_join_all(calls).await.map(drop)
     }
 
     async fn keep(&self, job: &Head, payload: &[u8]) -> Result<bool> {
@@ -223,6 +247,19 @@ impl Claims for Redis {
 }
 
 impl Redis {
+    /// Opens messages of one queue in one call; not all or nothing, but what is answered holds.
+    async fn open_step(&self, queue: &Queue, asked: &[&(&Head, Asked<'_>)]) -> Result<Vec<Result<Opened>>> {
+        self.touch(queue).await?;
+        let mut args = Vec::with_capacity(asked.len() * 6);
+        for (job, asked) in asked {
+            args.extend(open_words(job, asked)?);
+        }
+        crate::crash_point!("redis.open.before_call");
+        let mut said = Places::of(self.link.call("open messages", &CLAIMS, &[prefix(queue)], args).await?)?;
+        crate::crash_point!("redis.open.after_call");
+        asked.iter().map(|_| Ok(said.value().and_then(opened))).collect()
+    }
+
     /// Cancels what the queue may not have seen yet.
     async fn cancel_unseen(&self, queue: &Queue, ids: &[JobId]) -> Result<Vec<Cancel>> {
         let life = millis(Retention::standard().tombstones);
@@ -238,10 +275,7 @@ impl Redis {
         jobs: &[&Head],
         words: fn(&Head) -> Result<Vec<Vec<u8>>>,
     ) -> Result<Vec<Value>> {
-        let mut queues: HashMap<&Queue, Vec<usize>> = HashMap::new();
-        for (place, head) in jobs.iter().enumerate() {
-            queues.entry(&head.lane.queue).or_default().push(place);
-        }
+        let queues = by_queue(jobs.iter().map(|head| &head.lane.queue));
         let calls = queues.iter().map(|(queue, places)| async move {
             self.touch(queue).await?;
             let mut found = Vec::with_capacity(places.len());
@@ -262,6 +296,31 @@ impl Redis {
         found.sort_unstable_by_key(|(place, _)| *place);
         Ok(found.into_iter().map(|(_, value)| value).collect())
     }
+}
+
+/// What is asked of each queue, as places.
+fn by_queue<'a>(queues: impl Iterator<Item = &'a Queue>) -> HashMap<&'a Queue, Vec<usize>> {
+    let mut places: HashMap<&Queue, Vec<usize>> = HashMap::new();
+    for (place, queue) in queues.enumerate() {
+        places.entry(queue).or_default().push(place);
+    }
+    places
+}
+
+fn open_words(job: &Head, asked: &Asked<'_>) -> Result<Vec<Vec<u8>>> {
+    let mut words = Vec::with_capacity(6);
+    words.push("open".into());
+    words.extend(message(job)?);
+    words.extend([asked.lease.as_bytes().to_vec(), asked.worker.as_str().into(), millis(asked.length)]);
+    Ok(words)
+}
+
+fn opened(answer: Value) -> Result<Opened> {
+    if letter(&answer) == b'Y' {
+        return Ok(Opened { claim: Claim::Fresh { deaths: 0 }, announce: false, keep: false });
+    }
+    let mut answer = Places::of(answer)?;
+    Ok(Opened { claim: claim_from(&mut answer)?, announce: answer.flag()?, keep: answer.flag()? })
 }
 
 fn message(head: &Head) -> Result<Vec<Vec<u8>>> {

@@ -206,7 +206,7 @@ fn end(record: &Record) -> Result<Vec<u8>> {
 }
 
 /// A letter that was answered, alone or in a text of many; 0 for anything else.
-fn letter(answer: &Value) -> u8 {
+pub(super) fn letter(answer: &Value) -> u8 {
     if let Value::Int(letter) = answer {
         u8::try_from(*letter).unwrap_or(0)
     } else if let Value::BulkString(bytes) = answer

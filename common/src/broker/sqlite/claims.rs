@@ -16,8 +16,8 @@ use crate::broker::backend::{
 use crate::codec;
 use crate::error::{Error, Kind, Result};
 use crate::job::{BatchName, JobId, Queue};
-use crate::ledger::{Asked, Claims, Ledger, LedgerId, Opened, Raised, Registered};
-use crate::record::{End, Record};
+use crate::ledger::{Announced, Asked, Claims, Ledger, LedgerId, Opened, Raised, Registered};
+use crate::record::End;
 use crate::time::Timestamp;
 
 /// Where a process may be made to die besides [`super::CRASH_POINTS`] of settling; see [`crate::crash_point!`].
@@ -86,9 +86,13 @@ impl Claims for Sqlite {
             .await
     }
 
-    async fn announced(&self, record: &Record) -> Result<()> {
-        let (id, epoch, end) = (record.id, record.epoch, record.end);
-        self.writer.write("note an announcement", 0, move |tx| away::announced(tx, id, epoch, end)).await
+    async fn announced(&self, ends: &[Announced]) -> Result<()> {
+        let ends: Vec<_> = ends.iter().map(|told| (told.id, told.epoch, told.end)).collect();
+        self.writer
+            .write("note announcements", 0, move |tx| {
+                ends.iter().try_for_each(|&(id, epoch, end)| away::announced(tx, id, epoch, end))
+            })
+            .await
     }
 
     async fn keep(&self, job: &Head, payload: &[u8]) -> Result<bool> {

@@ -14,10 +14,10 @@ use crate::broker::{
 use crate::error::{Error, Kind, Result};
 use crate::job::{BatchName, Fingerprint, JobId, Queue};
 use crate::ledger::{
-    Asked, BatchView, Claims, Cursor, DeadGroup, JobFilter, JobView, Known, Ledger, LedgerId, Opened, Page, Raised,
-    Registered, Results, Scope, WorkerReport,
+    Announced, Asked, BatchView, Claims, Cursor, DeadGroup, JobFilter, JobView, Known, Ledger, LedgerId, Opened, Page,
+    Raised, Registered, Results, Scope, WorkerReport,
 };
-use crate::record::{Record, State};
+use crate::record::State;
 use crate::time::Timestamp;
 
 /// The most dead jobs that are counted.
@@ -51,8 +51,8 @@ impl Claims for ObjectLedger {
         self.settle_claim(job, lease, verdict, payload).await
     }
 
-    async fn announced(&self, record: &Record) -> Result<()> {
-        self.mark_announced(record).await
+    async fn announced(&self, ends: &[Announced]) -> Result<()> {
+        all(ends.iter().map(|told| self.mark_announced(told)).collect()).await.map(drop)
     }
 
     async fn keep(&self, job: &Head, payload: &[u8]) -> Result<bool> {

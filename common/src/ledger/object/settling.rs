@@ -5,6 +5,7 @@ use super::stone::{Stone, What};
 use super::{LARGEST, ObjectLedger, lock};
 use crate::broker::{Head, LeaseId, Settled, Verdict};
 use crate::error::{Error, Kind, Result};
+use crate::ledger::Announced;
 use crate::record::{End, Record};
 use crate::store::PutNew;
 
@@ -147,13 +148,13 @@ impl ObjectLedger {
     }
 
     /// Makes sure that a record is listed, for whoever met it without having written it.
-    pub(super) async fn mark_announced(&self, record: &Record) -> Result<()> {
-        if lock(&self.marked).set.contains(&(record.id, record.epoch, record.end)) {
+    pub(super) async fn mark_announced(&self, told: &Announced) -> Result<()> {
+        if lock(&self.marked).set.contains(&(told.id, told.epoch, told.end)) {
             return Ok(());
         }
-        let key = match record.end {
-            End::Succeeded => keys::success(record.id),
-            End::Dead | End::Cancelled | End::Expired => keys::other(record.id, record.epoch),
+        let key = match told.end {
+            End::Succeeded => keys::success(told.id),
+            End::Dead | End::Cancelled | End::Expired => keys::other(told.id, told.epoch),
         };
         // An end that was taken back or overtaken since is listed as such.
         let Some(stone) = self.stone(&key).await?.filter(|stone| stone.state().is_some()) else { return Ok(()) };

@@ -7,7 +7,7 @@ use super::*;
 use crate::broker::{Beat, Claim, Envelope, Head, LeaseId, Retention, Settled, Verdict, WorkerId, envelope};
 use crate::error::Kind;
 use crate::job::Job;
-use crate::ledger::{Asked, Claims, Cursor, Ledger, Opened, Raised, Scope};
+use crate::ledger::{Announced, Asked, Claims, Cursor, Ledger, Opened, Raised, Scope};
 use crate::outcome::Body;
 use crate::record::{Answer, Output, Record, State};
 use crate::store::faulty::{Fault, Switches, faulty};
@@ -200,7 +200,7 @@ async fn an_end_that_was_not_listed_is_listed_before_its_message_goes() {
     let told = open(&heir, &message.head, LeaseId::random(), true).await;
     assert_eq!((told.claim, told.announce), (Claim::Ended(State::Succeeded), true));
     let record = heir.fetch(&[message.head.id]).await.unwrap().pop().flatten().unwrap().record.unwrap();
-    heir.announced(&record).await.unwrap();
+    heir.announced(&[Announced::of(&record)]).await.unwrap();
     assert_eq!(counts(&ledger).await, (1, 1, 0));
     assert_eq!(ids(&heir, Cursor(0)).await.0, [message.head.id]);
 }
@@ -245,7 +245,7 @@ async fn an_end_that_another_lists_comes_after_what_was_told_before_to_processes
             let heir = begin().await;
             assert!(open(&heir, &late.head, LeaseId::random(), true).await.announce);
             let view = heir.fetch(&[late.head.id]).await.unwrap().pop().flatten().unwrap();
-            heir.announced(&view.record.unwrap()).await.unwrap();
+            heir.announced(&[Announced::of(&view.record.unwrap())]).await.unwrap();
         }
         let (told, last) = ids(&begin().await, next).await;
         assert_eq!(told, [late.head.id], "{how}");

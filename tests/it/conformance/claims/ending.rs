@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use promptq_common::broker::{Beat, Claim, HoldKey, Settled, Verdict};
-use promptq_common::ledger::{Opened, Raised};
+use promptq_common::ledger::{Announced, Opened, Raised};
 use promptq_common::record::{End, State};
 use promptq_tests::backends::{Fixture, LONG};
 use promptq_tests::fixture::{self, COST, USAGE, batch, job, job_of, release};
@@ -136,7 +136,7 @@ pub(crate) async fn a_late_success_of_an_earlier_epoch_is_kept(f: Fixture) {
     let anew = by.raise_anew(&late.message).await;
     assert_eq!(late.end(End::Succeeded).await, Settled::Kept);
     assert_eq!(by.told(&anew).await.claim, Claim::Ended(State::Succeeded));
-    by.claims.announced(&record(&f.broker, anew.head.id).await).await.unwrap();
+    by.claims.announced(&[Announced::of(&record(&f.broker, anew.head.id).await)]).await.unwrap();
     assert_eq!(by.told(&anew).await, ended(End::Succeeded));
     recount(&f.broker, &batch("b")).await;
 }
@@ -173,13 +173,13 @@ pub(crate) async fn an_end_is_announced_once_and_a_later_one_again(f: Fixture) {
     running.end(End::Dead).await;
     assert_eq!(by.told(&late.message).await, told_of(End::Dead));
     let dead = record(&f.broker, late.message.head.id).await;
-    by.claims.announced(&dead).await.unwrap();
+    by.claims.announced(&[Announced::of(&dead)]).await.unwrap();
     assert_eq!(by.told(&late.message).await, ended(End::Dead));
     late.end(End::Succeeded).await;
     // Whoever announced the earlier end only now has not announced this one.
-    by.claims.announced(&dead).await.unwrap();
+    by.claims.announced(&[Announced::of(&dead)]).await.unwrap();
     assert_eq!(by.told(&late.message).await, told_of(End::Succeeded));
-    by.claims.announced(&record(&f.broker, late.message.head.id).await).await.unwrap();
+    by.claims.announced(&[Announced::of(&record(&f.broker, late.message.head.id).await)]).await.unwrap();
     assert_eq!(by.told(&late.message).await, ended(End::Succeeded));
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use promptq_common::broker::{Beat, Cancel, Claim, Retention, Settled};
 use promptq_common::job::{Job, Queue};
-use promptq_common::ledger::{Opened, Raised};
+use promptq_common::ledger::{Announced, Opened, Raised};
 use promptq_common::record::{End, State};
 use promptq_common::time::Timestamp;
 use promptq_tests::backends::{Fixture, LONG, SHORT};
@@ -28,7 +28,7 @@ pub(crate) async fn a_waiting_job_is_cancelled_at_once_and_its_message_meets_it(
     assert_eq!(by.claims.cancel(&[id], &[]).await.unwrap(), [Cancel::Already(State::Cancelled)]);
     assert_eq!(recount(&f.broker, &batch("b")).await.cancelled, 1);
     assert_eq!(by.told(&message).await, ended_meanwhile(State::Cancelled));
-    by.claims.announced(&record(&f.broker, id).await).await.unwrap();
+    by.claims.announced(&[Announced::of(&record(&f.broker, id).await)]).await.unwrap();
     assert!(by.claims.keep(&message.head, &message.payload).await.unwrap());
     assert_eq!(by.told(&message).await, promptq_tests::messages::ended(End::Cancelled));
     assert_eq!(f.ledger().payload(id).await.unwrap(), Some(message.payload));

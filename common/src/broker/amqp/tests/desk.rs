@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::stage::{LONG, SOON, Stage, envelope, success};
 use crate::broker::amqp::consumers::Consumers;
-use crate::broker::amqp::desk::Opening;
+use crate::broker::amqp::opening::Opening;
 use crate::broker::amqp::{enqueue, leave, swap};
 use crate::broker::backend::{Beat, Claim, Envelope, Head, Hold, LeaseId, RawDelivery, Settled, Verdict};
 use crate::error::{Error, Kind, Result};
@@ -32,7 +32,7 @@ async fn what_is_being_settled_stays_here_however_long_that_takes() {
         let mut settling = pin!(job.hold.settle(&verdict));
         for _ in 0..4 {
             assert!(timeout(Duration::from_millis(40), &mut settling).await.is_err(), "there is no room");
-            stage.desk.expire().await;
+            stage.desk.expire();
         }
         // Its record is durable, whoever announces it.
         assert_eq!(stage.state(&job.head).await, State::Succeeded);
@@ -42,7 +42,7 @@ async fn what_is_being_settled_stays_here_however_long_that_takes() {
     let over = async {
         while stage.desk.count() > 0 {
             tokio::task::yield_now().await;
-            stage.desk.expire().await;
+            stage.desk.expire();
         }
     };
     timeout(SOON, over).await.expect("it stays for ever");
@@ -124,7 +124,7 @@ async fn a_message_that_could_not_change_tries_again_soon() {
     let mut stage = Stage::new(LONG).await;
     let _job = stage.held().await;
     stage.desk.holding.store(true, Ordering::Relaxed);
-    stage.taken_back.store(true, Ordering::Relaxed);
+    stage.origin.ended.store(true, Ordering::Relaxed);
     // A copy that is on its way is waited for for a quarter of that.
     let keeping = swap::keep(Arc::downgrade(&stage.desk), LONG, Duration::ZERO);
     let refusing = async {

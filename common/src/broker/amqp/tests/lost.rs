@@ -14,11 +14,11 @@ use super::played::{Did, Order};
 use super::stage::{Stage, envelope, item};
 use super::versions::{LANE, NEW, ends, job, meanwhile, message, one, played, worker, worker_for};
 use crate::broker::amqp::consumers::Consumers;
-use crate::broker::amqp::desk::Opening;
 use crate::broker::amqp::duplicates::Duplicates;
 use crate::broker::amqp::link::Link;
+use crate::broker::amqp::opening::Opening;
 use crate::broker::amqp::post::{Clock, Post};
-use crate::broker::amqp::receipt::Receipt;
+use crate::broker::amqp::receipt::{Origin, Receipt};
 use crate::broker::amqp::waiting::LaneQueues;
 use crate::broker::amqp::{Settings, topology};
 use crate::broker::memory::Memory;
@@ -137,7 +137,7 @@ async fn a_second_copy_becomes_the_message_of_a_job_that_has_lost_its_own() {
     let twice = envelope();
     let first = stage.item(&twice).await;
     let opened = Arc::clone(&stage.desk).open(first).await;
-    let first_taken_back = std::mem::take(&mut stage.taken_back);
+    let first_taken_back = std::mem::take(&mut stage.origin.ended);
     let mut duplicates = Duplicates::default();
     for (tag, kept) in [(2, true), (3, false)] {
         let copy = stage.item(&twice).await;
@@ -193,7 +193,8 @@ async fn a_copy_that_comes_as_its_job_is_let_go_is_with_somebody() {
     let (delivery, _) = stage.delivery((BasicProperties::default(), b"x")).await;
     let runtime = tokio::runtime::Handle::current();
     for _ in 0..50 {
-        let receipt = |old| Receipt::new(delivery.acker.clone(), &stage.count, Arc::new(AtomicBool::new(old)));
+        let receipt =
+            |old| Receipt::new(&delivery, &Origin { ended: Arc::new(AtomicBool::new(old)), ..stage.origin.clone() });
         let job = envelope();
         let _job = Arc::clone(&stage.desk).open(item(&job, receipt(true), false)).await;
         let held = stage.desk.held(|_| true).pop().unwrap();

@@ -11,7 +11,8 @@ use tokio::time::timeout;
 
 use super::peer::Published;
 use super::stage::{LONG, SOON, Stage, envelope, success};
-use crate::broker::amqp::desk::{Item, Opening};
+use crate::broker::amqp::desk::Item;
+use crate::broker::amqp::opening::Opening;
 use crate::broker::amqp::wire::{self, Parcel};
 use crate::broker::backend::{Claim, Head, LeaseId, Settled, Verdict};
 use crate::job::Queue;
@@ -186,6 +187,33 @@ async fn a_message_whose_opening_breaks_goes_back_and_its_neighbours_run() {
     nothing_is_left(&stage, room).await;
 }
 
+#[tokio::test]
+async fn opened_together_each_is_asked_about_alone_when_that_breaks() {
+    let mut stage = Stage::new(LONG).await;
+    let (ran, runs, other) = (envelope(), envelope(), envelope());
+    stage.taken(&ran.head).await;
+    stage.ledger.set("open");
+    let items = vec![stage.item(&ran).await, stage.item(&runs).await, stage.item(&other).await];
+    let opening = Arc::clone(&stage.desk).open_all(items);
+    let opened = timeout(SOON, opening).await.expect("they wait for each other");
+    let jobs: Vec<_> = opened.into_iter().filter_map(granted).collect();
+    assert_eq!(jobs.iter().map(|job| job.head.id).collect::<Vec<_>>(), [runs.head.id, other.head.id]);
+    assert_eq!(stage.desk.count(), 2);
+    // The one that runs elsewhere has to wait, and holds up nobody.
+    let copy = stage.publishing.published().await;
+    stage.publishing.ack(copy.channel, 1, false).await;
+    assert_eq!(stage.consuming.answered().await, (1, true));
+    // What ends meanwhile is announced in order, however many go together.
+    for job in &jobs {
+        assert_eq!(job.hold.settle(&success(&job.head, job.lease)).await.unwrap(), Settled::Applied);
+    }
+    for tag in 2..=3 {
+        let result = stage.publishing.published().await;
+        stage.publishing.ack(result.channel, tag, false).await;
+        assert_eq!(stage.consuming.answered().await, (tag, true));
+    }
+}
+
 fn granted(opening: Opening) -> Option<crate::broker::backend::RawDelivery> {
     if let Opening::Granted(job) = opening { Some(*job) } else { None }
 }
@@ -202,7 +230,7 @@ async fn a_message_whose_settle_breaks_goes_back_when_its_claim_is_over() {
     assert!(running.join_next().await.unwrap().unwrap_err().is_panic());
     let over = async {
         while stage.desk.count() > 0 {
-            stage.desk.expire().await;
+            stage.desk.expire();
             tokio::time::sleep(LEASE / 10).await;
         }
     };

@@ -1,7 +1,6 @@
 //! A subscription's messages in hand, with a server that is played and a ledger that a test may trap: what the tests of
 //! settling stand on.
 
-use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -10,14 +9,16 @@ use lapin::message::Delivery;
 use lapin::options::BasicConsumeOptions;
 use lapin::types::{ChannelId, FieldTable};
 use lapin::{BasicProperties, Consumer};
+use tokio::task::JoinSet;
 
 use super::peer::{Peer, Session};
 use super::trapped::Trapped;
 use crate::broker::amqp::Settings;
-use crate::broker::amqp::desk::{Desk, Item, Opening};
+use crate::broker::amqp::desk::{Desk, Item};
 use crate::broker::amqp::link::Link;
+use crate::broker::amqp::opening::Opening;
 use crate::broker::amqp::post::{Clock, Post};
-use crate::broker::amqp::receipt::Receipt;
+use crate::broker::amqp::receipt::{Origin, Receipt};
 use crate::broker::amqp::wire::{Parcel, Read};
 use crate::broker::backend::{Claim, Envelope, Head, LeaseId, RawDelivery, Terms, Verdict, WorkerId};
 use crate::job::{Job, Queue};
@@ -40,10 +41,9 @@ pub(super) struct Stage {
     consumer: Consumer,
     place: (ChannelId, String),
     delivered: u64,
-    pub(super) count: Arc<AtomicU32>,
-    /// Whether the server has taken the messages back.
-    pub(super) taken_back: Arc<AtomicBool>,
-    _channel: lapin::Channel,
+    /// How deliveries are answered for.
+    pub(super) origin: Origin,
+    _writing: JoinSet<()>,
 }
 
 impl Stage {
@@ -64,9 +64,10 @@ impl Stage {
         let worker = WorkerId::random("here");
         let terms = Terms { worker, queues: vec![(Queue::standard(), 1)], lease };
         let desk = Desk::new(Arc::new(post), &terms);
-        let (consumer, count, taken_back) = (consumer.unwrap(), Arc::default(), Arc::default());
+        let (consumer, origin, mut writing) = (consumer.unwrap(), Origin::default(), JoinSet::new());
+        writing.spawn(Arc::clone(&origin.answers).write(channel));
         let delivered = 0;
-        Self { desk, ledger, consuming, publishing, consumer, place, delivered, count, taken_back, _channel: channel }
+        Self { desk, ledger, consuming, publishing, consumer, place, delivered, origin, _writing: writing }
     }
 
     /// A message that is delivered now, the first with tag 1, and so on.
@@ -75,7 +76,7 @@ impl Stage {
         let (channel, tag) = &self.place;
         self.consuming.deliver(*channel, tag, self.delivered, message).await;
         let delivery = self.consumer.next().await.unwrap().unwrap();
-        let receipt = Receipt::new(delivery.acker.clone(), &self.count, Arc::clone(&self.taken_back));
+        let receipt = Receipt::new(&delivery, &self.origin);
         (delivery, receipt)
     }
 

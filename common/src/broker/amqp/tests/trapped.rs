@@ -12,10 +12,9 @@ use crate::broker::{
 use crate::error::Result;
 use crate::job::{BatchName, Fingerprint, JobId, Queue};
 use crate::ledger::{
-    Asked, BatchView, Claims, Cursor, DeadGroup, JobFilter, JobView, Known, Ledger, LedgerId, Opened, Page, Raised,
-    Registered, Results, Scope, WorkerReport,
+    Announced, Asked, BatchView, Claims, Cursor, DeadGroup, JobFilter, JobView, Known, Ledger, LedgerId, Opened, Page,
+    Raised, Registered, Results, Scope, WorkerReport,
 };
-use crate::record::Record;
 use crate::time::Timestamp;
 
 /// A ledger with a trap.
@@ -72,9 +71,9 @@ impl Claims for Trapped {
         self.inner.settle(job, lease, verdict, payload).await
     }
 
-    async fn announced(&self, record: &Record) -> Result<()> {
+    async fn announced(&self, ends: &[Announced]) -> Result<()> {
         self.pass("announced");
-        self.inner.announced(record).await
+        self.inner.announced(ends).await
     }
 
     async fn keep(&self, job: &Head, payload: &[u8]) -> Result<bool> {

@@ -3,7 +3,8 @@
 --   register JOB              N new, A again (never confirmed), K and its state, C conflict
 --   confirm ID EPOCH          nothing
 --   open JOB LEASE WORKER LENGTH   as `claim.lua`, save that a job that may not run any more ends here: that answer, what
---                             belongs to it, and as 0 or 1 whether its end is not announced, and its payload not kept
+--                             belongs to it, and as 0 or 1 whether its end is not announced, and its payload not kept; Y is
+--                             short for a claim on a job without deaths
 --   announced ID EPOCH END    nothing
 --   keep ID EPOCH PAYLOAD     1, or 0 when the job has been put back in line
 --   raise ID                  P and its view with payload, R restored and its epoch, W waiting, S succeeded, G gone, U unknown
@@ -101,11 +102,35 @@ local function grant(m, j, st, lease, worker, length)
   return { 'F', st.deaths or 0 }
 end
 
+-- Which of the opened were cancelled before they were seen.
+local stops = {}
+
+-- Whether a message is the first that is heard of its job, which has no batch and was never tried.
+local function is_new(m, batch)
+  return raws[m.id] == false and not marks[m.id] and not stops[m.id] and batch == '' and m.epoch == 0 and m.attempts == 0
+    and m.history == ''
+end
+
+-- As `admit` and `grant`, of the bytes of a new job.
+local function grant_new(m, item, lease, worker, length)
+  local seq, trail = append(COUNTERS, 'seq', ORDER, m.id), pack(RUNS, lease, NOW) .. PLAIN .. worker
+  enter(seq, m.deadline)
+  jobs[m.id], states[m.id] = nil, nil
+  put(m.id, pack('<c1I3', 'l', #trail) .. trail .. pack(CORE, 12 + m.length, AWAY, seq, NOW) .. sub(item, 1, m.length))
+  leases_until[m.id] = NOW + length
+  return 'Y'
+end
+
 function act.open(at)
   local more, m = at + WORDS, {}
+  local lease, worker, length = ARGV[more], ARGV[more + 1], tonumber(ARGV[more + 2])
   m.id, m.due, m.length, m.epoch, m.attempts, m.history, m.use = read(JOB, ARGV[at])
-  local deadline, _, _, created = read('<' .. ITEM, ARGV[at + 1])
-  m.deadline, m.history, m.use = deadline, some(m.history), some(m.use)
+  local deadline, batch, _, created = read('<' .. ITEM, ARGV[at + 1])
+  m.deadline = deadline
+  if not paused and created >= purged and deadline > NOW and is_new(m, batch) then
+    return grant_new(m, ARGV[at + 1], lease, worker, length)
+  end
+  m.history, m.use = some(m.history), some(m.use)
   local known = job(m.id)
   if not known then
     if marks[m.id] then return { 'E', string.sub(marks[m.id], 1, 1), 0, 0 } end
@@ -113,17 +138,28 @@ function act.open(at)
     state(m.id).since = created
   end
   local j, st = job(m.id), state(m.id)
-  if not known and call('DEL', P .. ':stop:' .. m.id) == 1 then finish_unrun(m.id, j, st, 'c') end
-  local lease, worker, length = ARGV[more], ARGV[more + 1], tonumber(ARGV[more + 2])
+  if not known and stops[m.id] and call('DEL', P .. ':stop:' .. m.id) == 1 then finish_unrun(m.id, j, st, 'c') end
   local answer = find(m, j, st, lease, length) or grant(m, j, st, lease, worker, length)
   answer[3] = ENDED[st.s] and not st.announced and 1 or 0
   answer[4] = answer[1] == 'E' and st.unrun and not j.payload and 1 or 0
   return answer
 end
 
+-- Where a success by a worker has its marks in its bytes; nil of all others.
+local function marks_at(bytes)
+  -- Behind letter, length of trail, cursors, end and size stands the lease that wrote the record.
+  return byte(bytes) == 83 and byte(bytes, 27) == 16 and byte(bytes, 44) == 0 and 46
+end
+
 -- A success is one whatever its epoch.
 function act.announced(at)
   local id, epoch, how = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2]
+  local bytes = how == 'S' and jobs[id] == nil and raws[id]
+  local place = bytes and marks_at(bytes)
+  if place then
+    local marks = bit.bor(byte(bytes, place), MARKS.announced)
+    return put(id, sub(bytes, 1, place - 1) .. string.char(marks) .. sub(bytes, place + 1))
+  end
   local st = job(id) and state(id)
   if not st or st.s ~= how or (how ~= 'S' and (st.epoch or 0) ~= epoch) then return end
   st.announced = true
@@ -177,6 +213,7 @@ function act.cancel(at)
   local said = cancel(id)
   if said then return said end
   call('SET', P .. ':stop:' .. id, 1, 'PX', ARGV[at + 1])
+  stops[id] = true
   return 'F'
 end
 
@@ -190,13 +227,17 @@ function act.reclaim(at)
   return #lost
 end
 
-local ids, answers, at = {}, {}, 1
+local ids, opened, names, answers, at = {}, {}, {}, {}, 1
 while at <= #ARGV do
-  local words = ARITY[ARGV[at]]
-  if words > 0 and ARGV[at] ~= 'reclaim' then ids[#ids + 1] = sub(ARGV[at + 1], 1, 16) end
+  local word, words = ARGV[at], ARITY[ARGV[at]]
+  if words > 0 and word ~= 'reclaim' then ids[#ids + 1] = sub(ARGV[at + 1], 1, 16) end
+  if word == 'open' then opened[#opened + 1], names[#names + 1] = ids[#ids], P .. ':stop:' .. ids[#ids] end
   at = at + 1 + words
 end
 look_up(ids)
+if #names > 0 then
+  for place, stop in ipairs(call('MGET', unpack(names))) do stops[opened[place]] = stop end
+end
 at = 1
 while at <= #ARGV do
   answers[#answers + 1] = act[ARGV[at]](at + 1) or ''

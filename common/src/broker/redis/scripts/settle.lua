@@ -39,14 +39,15 @@ local function give_up(id, j, st, by, word)
   end
 end
 
--- Where the core begins in the bytes of a job that succeeds in its first lease, with its payload and record here; nil for
--- all others.
+-- Where the core begins in the bytes of a job that succeeds in its first lease, with its record here and its payload
+-- here or in a message; nil for all others.
 local function is_simple(bytes, lease, kind, word)
   if kind ~= 'S' or sub(bytes, 1, 1) ~= 'l' or sub(bytes, 5, 20) ~= lease or sub(bytes, 27, 26 + #PLAIN) ~= PLAIN then
     return nil
   end
   local at = 5 + read('<I3', bytes, 2)
-  return byte(bytes, at + 3) == 1 and #ARGV[word] <= INLINE and at
+  local payload = byte(bytes, at + 3)
+  return (payload == 1 or payload == AWAY) and #ARGV[word] <= INLINE and at
 end
 
 -- As `finish`, of the bytes of a simple job.
@@ -63,7 +64,8 @@ local function finish_simple(id, bytes, at, lease, attempts, word)
   local length_of_trail = SIMPLE_SIZE + #how
   local front = pack(
     SIMPLE, 'S', length_of_trail, cursor, bcursor, NOW, #how, 16, lease, 0, 0, 0, 0, attempts, 0, 0, 16, lease, 0)
-  put(id, front .. how .. sub(bytes, at, at + 2) .. '\0' .. sub(bytes, at + 4, at + 2 + length))
+  local payload = byte(bytes, at + 3) == AWAY and '\4' or '\0'
+  put(id, front .. how .. sub(bytes, at, at + 2) .. payload .. sub(bytes, at + 4, at + 2 + length))
   ended[#ended + 1] = id
   add(lanes, '', 'bytes', #how)
 end
