@@ -16,6 +16,7 @@ pub mod rabbit;
 #[path = "../../tests/src/redis/mod.rs"]
 pub mod redis;
 pub mod report;
+pub mod scaling;
 pub mod single;
 mod stage;
 pub mod table;

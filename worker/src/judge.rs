@@ -8,7 +8,7 @@ use promptq_common::outcome::{Failure, FailureClass, History, Outcome};
 
 /// What is to become of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Decision {
+pub enum Decision {
     /// It has its answer.
     Done,
     /// Another attempt, not before this wait; this one is spent.
@@ -27,15 +27,16 @@ pub(crate) enum Decision {
 
 /// What a job has behind it in this epoch.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Past {
+pub struct Past {
     /// Attempts spent before this one.
-    pub(crate) attempts: u32,
+    pub attempts: u32,
     /// Those of them that may have been billed without an answer.
-    pub(crate) unknown_billed: u32,
+    pub unknown_billed: u32,
 }
 
 impl Past {
-    pub(crate) fn new(attempts: u32, history: &History) -> Self {
+    /// What the head of a delivery says of it.
+    pub fn new(attempts: u32, history: &History) -> Self {
         Self { attempts, unknown_billed: history.unknown_billed }
     }
 }
@@ -44,7 +45,7 @@ impl Past {
 const UNKNOWN_BILLED_RETRIES: u32 = 1;
 
 /// Decides. `dice` is 0 to 1 and spreads the waits; the other side's own wait is a minimum, never cut short.
-pub(crate) fn judge(outcome: &Outcome, past: Past, policy: &Policy, dice: f64) -> Decision {
+pub fn judge(outcome: &Outcome, past: Past, policy: &Policy, dice: f64) -> Decision {
     let failure = match outcome {
         Outcome::Success(_) => return Decision::Done,
         Outcome::Failure(failure) => failure,

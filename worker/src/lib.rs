@@ -10,7 +10,7 @@ mod echo;
 mod execute;
 mod heartbeat;
 mod intake;
-mod judge;
+pub mod judge;
 mod output;
 mod provider;
 pub mod rollup;

@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 pub use args::{InputArgs, JobArgs, Kind, OnConflict};
 pub use distinct::Distinct;
 pub use make::{Destination, Made, Maker};
-pub use rows::{Fault, Place};
+pub use rows::{Fault, Place, Row};
 pub use source::{Print, Source};
 
 use crate::problem::{Problem, Result};
