@@ -144,7 +144,7 @@ fn arguments(input: &str, id_field: Option<&str>, template: Option<&str>) -> Inp
 fn working(job: Job) -> anyhow::Result<Vec<Step>> {
     let lane = Lane { queue: Queue::standard(), model: Some(ModelName::new("mock")), band: job.lane().band };
     let limits = Limits::new();
-    let answer = Outcome::Success(Box::new(reply()));
+    let answer = Outcome::Success(reply());
     let refused = Outcome::Failure(Failure::new(FailureClass::Transient, "server_error", "the server said 500"));
     let (id, judged, policy) = (job.id, answer.clone(), Policy::standard());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -102,8 +102,8 @@ pub(super) struct FleetRow {
     /// servers as a share of one processor.
     pub(super) idle_calls: [f64; 2],
     pub(super) idle: [f64; 2],
-    /// While they drain: processor time for each job, calls and packets for each job.
-    pub(super) busy: Cost,
+    /// While they drain: processor time for each job, calls and packets for each job; nothing where they did not end.
+    pub(super) busy: Option<Cost>,
     pub(super) busy_calls: [f64; 2],
 }
 

@@ -90,7 +90,11 @@ async fn work(mut consumer: Consumer, left: Arc<AtomicUsize>, slots: usize) -> a
                 }
             }
             answer = consumer.next(&want), if total > 0 => {
-                let Deliveries { deliveries, .. } = answer?;
+                // A file that others keep locked is asked again, as a worker does.
+                let Deliveries { deliveries, .. } = match answer {
+                    Err(error) if error.is_transient() => continue,
+                    answer => answer?,
+                };
                 mine -= deliveries.len();
                 for delivery in deliveries {
                     running.spawn(run(delivery));

@@ -2,7 +2,7 @@
 //! everything but a fixed part grows in proportion, which the measured rows show.
 
 use super::Kind;
-use super::figures::{Figures, Fleet, FleetRow};
+use super::figures::{Cost, Figures, Fleet, FleetRow};
 use super::hands::float;
 use super::page::{Table, grouped};
 
@@ -53,12 +53,12 @@ const AT_SERVERS: [Line; 4] = [
         |row, _, n| whole(row.busy_calls[0] * RATE * n),
         "calls a job, measured, x jobs a second",
     ),
-    ("processors of the servers, busy", |row, _, n| share(row.busy.theirs * RATE * n / 1e6), JOB),
+    ("processors of the servers, busy", |row, _, n| busy(row, |cost| cost.theirs, n), JOB),
 ];
 const EVERYWHERE: [Line; 4] = [
     ("jobs a second", |_, _, n| whole(RATE * n), "supposed: 100 calls of 10 s at a time each"),
     ("processors of all workers, idle", |row, _, n| share(row.idle[0] / float(row.workers) * n), EACH),
-    ("processors of all workers, busy", |row, _, n| share(row.busy.ours * RATE * n / 1e6), JOB),
+    ("processors of all workers, busy", |row, _, n| busy(row, |cost| cost.ours, n), JOB),
     ("memory of all workers, MiB", |_, fleet, n| whole(fleet.process * n / MIB), "one process, measured, x workers"),
 ];
 const EACH: &str = "measured for each worker, x workers";
@@ -96,6 +96,10 @@ fn stocks(figures: &Figures, kind: Kind) -> String {
         say("1,000 queues, memory", format!("{} MiB", whole(row.memory * QUEUES / MIB)), from);
     }
     if rows == 0 { String::new() } else { "\n".to_owned() + &table.0 }
+}
+
+fn busy(row: &FleetRow, side: fn(Cost) -> f64, n: f64) -> String {
+    row.busy.map_or_else(|| "-".to_owned(), |cost| share(side(cost) * RATE * n / 1e6))
 }
 
 fn whole(number: f64) -> String {

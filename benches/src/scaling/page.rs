@@ -133,7 +133,7 @@ fn fleets(figures: &Figures) -> String {
                 format!("{:.1}", row.threads),
                 format!("{:.0} + {:.0}", row.idle_calls[0], row.idle_calls[1]),
                 format!("{:.1} + {:.1}", row.idle[0] * 100.0, row.idle[1] * 100.0),
-                cost(row.busy),
+                row.busy.map_or_else(|| "they lock each other out".to_owned(), cost),
                 format!("{:.2} + {:.2}", row.busy_calls[0], row.busy_calls[1]),
             ]);
         }

@@ -83,9 +83,10 @@ impl Shelf {
 
     /// Puts in so many, a submission to each queue in turn.
     async fn put(&self, queues: &[Queue], jobs: usize) -> anyhow::Result<()> {
-        let batch = BatchName::new("scaling")?;
         let each = SUBMISSION.min(jobs.div_ceil(queues.len()));
         for (from, queue) in (0..jobs).step_by(each).zip(queues.iter().cycle()) {
+            // A batch is of one queue.
+            let batch = BatchName::new(queue.as_str())?;
             let jobs: Vec<_> = (from..jobs.min(from + each)).map(|n| job(queue, &batch, n)).collect();
             enqueue(&self.producer, &jobs).await?;
         }

@@ -8,7 +8,7 @@ use anyhow::{Context, ensure};
 use promptq_common::broker::{Broker, Consumer, Want};
 use promptq_common::job::Queue;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::figures::{Cost, Fleet, FleetRow, today};
 use super::hands::{drain, float, put, subscribe};
@@ -21,6 +21,8 @@ const SETTLING: Duration = Duration::from_secs(12);
 const LOOK: Duration = Duration::from_secs(15);
 /// Jobs that a fleet drains, and as many again that wait behind them.
 const JOBS: usize = 30_000;
+/// A fleet that is busy for longer with them stands in its own way.
+const PATIENCE: Duration = Duration::from_secs(90);
 /// Jobs that one of many workers has at once.
 const SLOTS: usize = 10;
 
@@ -42,35 +44,43 @@ async fn fleet(kind: Kind, count: usize) -> anyhow::Result<FleetRow> {
     // The queue is there, and what is made once for all.
     put(std::slice::from_ref(&producer), &Queue::standard(), 100).await?;
     drain(vec![subscribe(&producer, &[Queue::standard()]).await?], 100, SLOTS).await?;
-    let before = (place.connections()?, place.memory()?, resident(std::process::id())?, threads()?);
+    let before = Held::of(&place)?;
     let mut brokers = Vec::new();
     for _ in 0..count {
         brokers.push(Broker::connect(&access).await?);
     }
-    let idle = idle(&place, &brokers).await?;
-    let each = |now: f64, before: f64| (now - before) / float(count);
-    let connections = place.connections()?;
-    let row = FleetRow {
-        workers: count,
-        connections: [each(connections.0, before.0.0), each(connections.1, before.0.1)],
-        memory: [each(resident(std::process::id())?, before.2), each(place.memory()?, before.1)],
-        threads: each(threads()?, before.3),
-        ..idle
-    };
+    let row = FleetRow { workers: count, ..idle(&place, &brokers, before).await? };
     put(std::slice::from_ref(&producer), &Queue::standard(), 2 * JOBS).await?;
     let mut consumers = Vec::new();
     for broker in &brokers {
         consumers.push(subscribe(broker, &[Queue::standard()]).await?);
     }
     let (calls, ours, theirs) = (place.calls()?, own_time()?, place.time()?);
-    drain(consumers, JOBS, SLOTS).await?;
+    // What is not done by then shows that there are too many of them.
+    let Ok(drained) = timeout(PATIENCE, drain(consumers, JOBS, SLOTS)).await else { return Ok(row) };
+    drained?;
     let (after, per) = (place.calls()?, 1.0 / float(JOBS));
     let busy = Cost { ours: (own_time()? - ours) * 1e6 * per, theirs: (place.time()? - theirs) * 1e6 * per };
-    Ok(FleetRow { busy, busy_calls: [(after.0 - calls.0) * per, (after.1 - calls.1) * per], ..row })
+    Ok(FleetRow { busy: Some(busy), busy_calls: [(after.0 - calls.0) * per, (after.1 - calls.1) * per], ..row })
+}
+
+/// What is held of the machine at one moment.
+struct Held {
+    connections: (f64, f64),
+    server: f64,
+    own: f64,
+    threads: f64,
+}
+
+impl Held {
+    fn of(place: &Place) -> anyhow::Result<Self> {
+        let (server, own) = (place.memory()?, resident(std::process::id())?);
+        Ok(Self { connections: place.connections()?, server, own, threads: threads()? })
+    }
 }
 
 /// What they take while nothing comes.
-async fn idle(place: &Place, brokers: &[Broker]) -> anyhow::Result<FleetRow> {
+async fn idle(place: &Place, brokers: &[Broker], before: Held) -> anyhow::Result<FleetRow> {
     let mut hands = JoinSet::new();
     for broker in brokers {
         let consumer = subscribe(broker, &[Queue::standard()]).await?;
@@ -82,15 +92,17 @@ async fn idle(place: &Place, brokers: &[Broker]) -> anyhow::Result<FleetRow> {
     let seconds = began.elapsed().as_secs_f64();
     let (ours, theirs, after) = (own_time()? - ours, place.time()? - theirs, place.calls()?);
     ensure!(hands.try_join_next().is_none(), "a worker broke off");
+    let (now, each) = (Held::of(place)?, 1.0 / float(brokers.len()));
     hands.shutdown().await;
+    let connections = [now.connections.0 - before.connections.0, now.connections.1 - before.connections.1];
     Ok(FleetRow {
         workers: 0,
-        connections: [0.0; 2],
-        memory: [0.0; 2],
-        threads: 0.0,
+        connections: connections.map(|all| all * each),
+        memory: [now.own - before.own, now.server - before.server].map(|all| all * each),
+        threads: (now.threads - before.threads) * each,
         idle_calls: [(after.0 - calls.0) / seconds, (after.1 - calls.1) / seconds],
         idle: [ours / seconds, theirs / seconds],
-        busy: Cost::default(),
+        busy: None,
         busy_calls: [0.0; 2],
     })
 }
