@@ -6,6 +6,7 @@
 mod way;
 
 use std::alloc::System;
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -85,7 +86,8 @@ fn table(head: &str, names: &[&str], columns: &[Vec<Took>]) -> String {
             let took = column.get(place).copied().unwrap_or_default();
             let each = 1.0 / count(JOBS);
             let (ours, theirs) = (took.ours * 1e6 * each, took.theirs * 1e6 * each);
-            text += &format!(" | {ours:.1} + {theirs:.1}; {:.1}", took.allocations * each);
+            // A string takes whatever is written to it.
+            let _written = write!(text, " | {ours:.1} + {theirs:.1}; {:.1}", took.allocations * each);
         }
         text += " |\n";
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use promptq::input::{Destination, Input, InputArgs, JobArgs, Maker, Row};
 use promptq_common::broker::{LeaseId, WorkerId};
 use promptq_common::codec::{decode_job, decode_record, encode_job, encode_record};
-use promptq_common::job::{BatchName, Job, JobId, Lane, ModelName, Policy, Queue};
+use promptq_common::job::{BatchName, Job, JobId, Policy, Queue};
 use promptq_common::limits::Limits;
 use promptq_common::outcome::{Attempt, Body, Failure, FailureClass, Outcome, Reply, Usage, Usd};
 use promptq_common::record::{Answer, End, Output, Record};
@@ -77,7 +77,8 @@ fn reading(folder: &TempDir) -> anyhow::Result<Vec<Step>> {
         writeln!(rows, "row-{n},{}", text(n))?;
         writeln!(lines, r#"{{"custom_id":"row-{n}","prompt":"{}"}}"#, text(n))?;
     }
-    (rows.flush()?, lines.flush()?);
+    rows.flush()?;
+    lines.flush()?;
     let names = [csv, jsonl].map(|path| path.display().to_string());
     let [plain, templated] = [None, Some(TEMPLATE)].map(|template| maker(&arguments("-", Some("id"), template)));
     let columns = |name: &str| {
@@ -142,7 +143,7 @@ fn arguments(input: &str, id_field: Option<&str>, template: Option<&str>) -> Inp
 
 /// What a worker does with a job between its lease and its end.
 fn working(job: Job) -> anyhow::Result<Vec<Step>> {
-    let lane = Lane { queue: Queue::standard(), model: Some(ModelName::new("mock")), band: job.lane().band };
+    let lane = job.lane();
     let limits = Limits::new();
     let answer = Outcome::Success(reply());
     let refused = Outcome::Failure(Failure::new(FailureClass::Transient, "server_error", "the server said 500"));

@@ -13,17 +13,16 @@ type Make = fn(&Figures) -> String;
 const TABLES: [(&str, Make); 5] =
     [("fill", filled), ("bytes", bytes), ("queues", spread), ("workers", fleets), ("model", model::tables)];
 
-/// The page's text with every table written anew, each between `<!-- NAME -->` and `<!-- end NAME -->`.
+/// The page's text with every table written anew that has a place there, between `<!-- NAME -->` and `<!-- end NAME -->`.
 ///
 /// # Errors
-/// Where such a place is missing.
+/// Where a place does not end.
 pub fn page(figures: &Figures, text: &str) -> anyhow::Result<String> {
     let mut text = text.to_owned();
     for (name, table) in TABLES {
         let (begin, end) = (format!("<!-- {name} -->\n"), format!("<!-- end {name} -->"));
-        let missing = || format!("the page has no place for {name}");
-        let (before, rest) = text.split_once(&begin).with_context(missing)?;
-        let (_, after) = rest.split_once(&end).with_context(missing)?;
+        let Some((before, rest)) = text.split_once(&begin) else { continue };
+        let (_, after) = rest.split_once(&end).with_context(|| format!("the place of {name} does not end"))?;
         text = format!("{before}{begin}{}{end}{after}", table(figures));
     }
     Ok(text)
@@ -67,10 +66,10 @@ fn filled(figures: &Figures) -> String {
 }
 
 fn bytes(figures: &Figures) -> String {
-    let head = ["backend", "waiting", "payload, bytes", "memory, bytes/job", "disk, bytes/job"];
+    let head = ["backend", "most waiting", "payload, bytes", "memory, bytes/job", "disk, bytes/job"];
     let mut table = Table::new(&head);
     for kind in Kind::ALL {
-        for row in figures.filled(kind).iter().flat_map(|filled| &filled.rows).filter(|row| row.waiting > 10_000) {
+        if let Some(row) = figures.filled(kind).and_then(|filled| filled.rows.last()) {
             let memory = if kind == Kind::Sqlite { "-".to_owned() } else { format!("{:.0}", row.memory) };
             let (payload, disk) = (format!("{:.0}", row.payload), format!("{:.0}", row.disk));
             table.row(&[kind.to_string(), grouped(row.waiting), payload, memory, disk]);
