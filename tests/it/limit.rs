@@ -68,7 +68,7 @@ fn every_row_comes_out_with_a_broker_and_without() {
     std::fs::write(folder.path().join("rows.csv"), format!("id,text\n{rows}")).unwrap();
     let paths = format!("--input {here}/rows.csv --output {here}/out.jsonl");
     for contestant in ["plain".to_owned(), format!("sqlite --url sqlite://{here}/q.db")] {
-        let (name, rest) = contestant.split_once(' ').unwrap_or((&contestant, ""));
+        let (name, rest) = contestant.split_once(' ').unwrap_or((contestant.as_str(), ""));
         assert_eq!(line(&format!("{name} run {rest} {paths}"))["jobs"], 450);
         let lines = std::fs::read_to_string(folder.path().join("out.jsonl")).unwrap();
         let last: Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();

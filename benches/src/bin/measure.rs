@@ -28,7 +28,7 @@ struct Cli {
     /// How many rounds: 10, quick 3, unless said
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pairs: Option<u32>,
-    /// Without Celery, Dramatiq, BullMQ, Sidekiq and apalis
+    /// Without the peers
     #[arg(long)]
     no_peers: bool,
     /// Where every measurement goes, as JSON; the chart goes beside it

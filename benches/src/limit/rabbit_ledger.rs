@@ -1,16 +1,17 @@
 //! What promptq's ledger on Redis is told of jobs that are RabbitMQ's messages (`common/src/broker/redis/scripts/
 //! claims.lua`), in the plainest form, a call for each batch:
-//! - register, before the publish: the head in a hash, the id among those unconfirmed and in the log of arrivals, the
-//!   batch's counts; confirm, after it: the id goes from there;
-//! - open, as a message comes: the claim with its end, lease id and worker in a sorted set, the batch's counts;
-//! - end, before the announcement: the claim goes, head and record in one, the id in the logs of ends, counts and sums;
-//! - announced, after it: the id among those announced.
-//!
-//! Promptq marks both in the job itself; a set takes less than writing that again.
+
+// - register, before the publish: the head in a hash, the id among those unconfirmed and in the log of arrivals, the
+//   batch's counts; confirm, after it: the id goes from there;
+// - open, as a message comes: the claim with its end, lease id and worker in a sorted set, the batch's counts;
+// - end, before the announcement: the claim goes, head and record in one, the id in the logs of ends, counts and sums;
+// - announced, after it: the id among those announced.
+//
+// In promptq both are marks in the job itself; a set takes less than writing that again.
 
 use anyhow::{Context, ensure};
 use deadpool_redis::redis::aio::MultiplexedConnection;
-use deadpool_redis::redis::{self, Client};
+use deadpool_redis::redis::{self, AsyncConnectionConfig, Client};
 use lapin::message::Delivery;
 
 use super::redis_scripts::script;
@@ -33,7 +34,10 @@ const ANNOUNCED: usize = 4;
 impl Ledger {
     pub(super) async fn connect(url: &str) -> anyhow::Result<Self> {
         let client = Client::open(url).context("--ledger")?;
-        let mut connection = client.get_multiplexed_async_connection().await.context("connect to the ledger")?;
+        // Beside a busy disk a call may take longer than the half second that there is by default.
+        let config = AsyncConnectionConfig::new().set_response_timeout(None);
+        let connecting = client.get_multiplexed_async_connection_with_config(&config);
+        let mut connection = connecting.await.context("connect to the ledger")?;
         let mut scripts = [const { String::new() }; 5];
         for (name, text) in scripts.iter_mut().zip([REGISTER_ALL, CONFIRM_ALL, OPEN_ALL, END_ALL, ANNOUNCED_ALL]) {
             *name = redis::cmd("SCRIPT").arg("LOAD").arg(text).query_async(&mut connection).await?;

@@ -1,14 +1,14 @@
 //! The scripts of the limit on Redis: the least there is, and all that promptq writes in the plainest form.
-//!
-//! What promptq writes of a job (`common/src/broker/redis/scripts`), and so do these:
-//! - enqueue: head and payload as one string in a hash, an entry in its lane's list, its id in the log of arrivals; a
-//!   call: the lane's count, the batch's total and waiting, the newest number, the arrivals and the earliest deadline of
-//!   the log's part, a token for idle workers;
-//! - lease: an entry with its end in a sorted set, which also holds lease id and worker; a call: counts of lane and batch;
-//! - end: that entry goes, head and record take the payload's place, its id in the logs of ends of queue and batch, its
-//!   announcement in a stream; a call: the cursor of both logs, the bytes of records, the batch's counts and sums.
-//!
-//! Not done, being no writes: looking whether an id was used, whether a job or its queue was cancelled or paused, claims.
+
+// What promptq writes of a job (`common/src/broker/redis/scripts`), and so do these:
+// - enqueue: head and payload as one string in a hash, an entry in its lane's list, its id in the log of arrivals; a
+//   call: the lane's count, the batch's total and waiting, the newest number, the arrivals and the earliest deadline of
+//   the log's part, a token for idle workers;
+// - lease: an entry with its end in a sorted set, which also holds lease id and worker; a call: counts of lane and batch;
+// - end: that entry goes, head and record take the payload's place, its id in the logs of ends of queue and batch, its
+//   announcement in a stream; a call: the cursor of both logs, the bytes of records, the batch's counts and sums.
+//
+// Not done, being no writes: looking whether an id was used, whether a job or its queue was cancelled or paused, claims.
 
 use anyhow::Context;
 use deadpool_redis::redis::{self, Cmd, Connection};

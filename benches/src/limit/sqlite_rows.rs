@@ -1,13 +1,13 @@
 //! All that promptq writes of a job in SQLite, in the plainest form, into a file that promptq itself has laid out: the
 //! same rows, with whatever indexes they have there.
-//!
-//! - enqueue: a row of `job`, one of `payload`; a transaction: the lane's counts, the batch's;
-//! - lease: the job's row becomes running, with lease id, worker, and since and until when; the counts;
-//! - end: a row of `record`, which its readers' cursors run over; the job's row succeeded, with the record's number and
-//!   without the lease, which has to be the one it was given; the payload's row goes; the counts, sums and bytes.
-//!
-//! Not done, being no writes: looking whether an id was used or a job or its queue was cancelled or paused, claims, what
-//! is due.
+
+// - enqueue: a row of `job`, one of `payload`; a transaction: the lane's counts, the batch's;
+// - lease: the job's row becomes running, with lease id, worker, and since and until when; the counts;
+// - end: a row of `record`, which its readers' cursors run over; the job's row succeeded, with the record's number and
+//   without the lease, which has to be the one it was given; the payload's row goes; the counts, sums and bytes.
+//
+// Not done, being no writes: looking whether an id was used or a job or its queue was cancelled or paused, claims, what
+// is due.
 
 use anyhow::Context;
 use promptq_common::broker::{Access, Broker};

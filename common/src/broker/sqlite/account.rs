@@ -21,8 +21,8 @@ pub(super) fn results(conn: &Connection, scope: &Scope, after: Cursor, limit: us
     let from = i64::try_from(after.0).unwrap_or(i64::MAX);
     let (sql, whose, upto, beyond) = match scope {
         Scope::Batch(batch) => {
-            let sql = "SELECT seq, body FROM record WHERE batch IS NOT NULL AND batch = (SELECT id FROM batch WHERE name = ?1)
-             AND seq > ?2 AND seq <= ?3 ORDER BY seq LIMIT ?4";
+            let sql = "SELECT seq, body FROM record WHERE batch IS NOT NULL AND batch =
+             (SELECT id FROM batch WHERE name = ?1) AND seq > ?2 AND seq <= ?3 ORDER BY seq LIMIT ?4";
             (sql, batch.as_str(), i64::MAX, false)
         }
         Scope::Queue(queue) => {

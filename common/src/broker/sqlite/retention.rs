@@ -105,7 +105,8 @@ fn successes(tx: &Tx<'_>, mut goes: impl FnMut(&Old) -> bool) -> Result<(Vec<Old
 fn old(tx: &Tx<'_>, stage: Stage, before: i64) -> Result<Vec<Old>, Fault> {
     let found = tx
         .sql(
-            "SELECT seq, job, ended_at, bytes FROM record WHERE end = ?1 AND end <> 3 AND ended_at <= ?2 ORDER BY ended_at LIMIT ?3",
+            "SELECT seq, job, ended_at, bytes FROM record WHERE end = ?1 AND end <> 3 AND ended_at <= ?2
+             ORDER BY ended_at LIMIT ?3",
         )?
         .query_map(params![stage.code(), before, STEP], |row| {
             Ok(Old { seq: row.get(0)?, job: row.get(1)?, stage, ended_at: row.get(2)?, bytes: row.get(3)? })

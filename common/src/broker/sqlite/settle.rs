@@ -66,7 +66,7 @@ pub(super) fn settle_at(tx: &mut Tx<'_>, spot: Spot, lease: LeaseId, ending: &En
 /// Ends a job that runs under this lease and has no record yet; false, and nothing done, if it does not or has.
 fn end_at_once(tx: &mut Tx<'_>, spot: Spot, lease: LeaseId, (record, body): (&Record, &[u8])) -> Result<bool, Fault> {
     let seq = insert_record(tx, spot, (record, body))?;
-    if end_row(&mut *tx.hot(Hot::End)?, spot.seq, (record, seq), Some(lease))? == 0 {
+    if end_row(tx.hot(Hot::End)?, spot.seq, (record, seq), Some(lease))? == 0 {
         tx.sql("DELETE FROM record WHERE seq = ?1")?.execute([seq])?;
         return Ok(false);
     }
@@ -154,7 +154,7 @@ fn end(tx: &mut Tx<'_>, place: &Place, (record, body): (&Record, &[u8]), lease: 
     let queue = tx.sql("SELECT queue FROM lane WHERE id = ?1")?.query_row([place.lane], |row| row.get(0))?;
     let spot = Spot { seq: place.seq, lane: place.lane, queue, batch: place.batch };
     let seq = insert_record(tx, spot, (record, body))?;
-    end_row(&mut *tx.sql(end_of_job!("WHERE seq = ?1"))?, place.seq, (record, seq), lease)?;
+    end_row(&mut tx.sql(end_of_job!("WHERE seq = ?1"))?, place.seq, (record, seq), lease)?;
     ended(tx, spot, place.stage, (record, body, seq));
     if place.stage == Stage::Dead && place.dropped {
         tx.dead_set(place.lane, 1);
