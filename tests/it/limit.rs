@@ -1,6 +1,7 @@
 //! The limit programs of the benches, small: they look themselves at what they left behind, so that one which loses jobs
 //! fails, and nobody is measured against it.
 
+use std::fmt::Write as _;
 use std::process::{Command, Output};
 
 use promptq_tests::binary::binary;
@@ -63,9 +64,12 @@ fn every_job_ends_on_sqlite() {
 #[test]
 fn every_row_comes_out_with_a_broker_and_without() {
     let folder = TempDir::new().unwrap();
-    let rows: String = (0..450).map(|row| format!("r{row},\"this is, \"\"quoted\"\", number {row}\"\n")).collect();
+    let mut rows = "id,text\n".to_owned();
+    for row in 0..450 {
+        writeln!(rows, "r{row},\"this is, \"\"quoted\"\", number {row}\"").unwrap();
+    }
     let here = folder.path().display();
-    std::fs::write(folder.path().join("rows.csv"), format!("id,text\n{rows}")).unwrap();
+    std::fs::write(folder.path().join("rows.csv"), rows).unwrap();
     let paths = format!("--input {here}/rows.csv --output {here}/out.jsonl");
     for contestant in ["plain".to_owned(), format!("sqlite --url sqlite://{here}/q.db")] {
         let (name, rest) = contestant.split_once(' ').unwrap_or((contestant.as_str(), ""));

@@ -154,7 +154,9 @@ fn end(tx: &mut Tx<'_>, place: &Place, (record, body): (&Record, &[u8]), lease: 
     let queue = tx.sql("SELECT queue FROM lane WHERE id = ?1")?.query_row([place.lane], |row| row.get(0))?;
     let spot = Spot { seq: place.seq, lane: place.lane, queue, batch: place.batch };
     let seq = insert_record(tx, spot, (record, body))?;
-    end_row(&mut tx.sql(end_of_job!("WHERE seq = ?1"))?, place.seq, (record, seq), lease)?;
+    let mut statement = tx.sql(end_of_job!("WHERE seq = ?1"))?;
+    end_row(&mut statement, place.seq, (record, seq), lease)?;
+    drop(statement);
     ended(tx, spot, place.stage, (record, body, seq));
     if place.stage == Stage::Dead && place.dropped {
         tx.dead_set(place.lane, 1);

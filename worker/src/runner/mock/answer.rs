@@ -151,6 +151,7 @@ struct Message<'a> {
 }
 
 #[derive(Serialize)]
+#[expect(clippy::struct_field_names, reason = "the names of the API")]
 struct ChatUsage {
     prompt_tokens: u64,
     completion_tokens: u64,
