@@ -336,21 +336,27 @@ pub fn terms(queues: &[(Queue, u32)], lease: Duration) -> Terms {
 
 #[cfg(test)]
 mod tests {
-    use promptq_common::record::End;
+    use promptq_common::broker::Verdict;
+    use promptq_common::outcome::Body;
+    use promptq_common::record::{End, Output};
 
     use super::*;
-    use crate::fixture::{batch, job_of, retry};
+    use crate::fixture::{batch, job_of, record, retry};
     use crate::steps::{end, put};
 
     #[tokio::test]
     async fn whatever_is_damaged_is_seen() {
         let server = RedisServer::start(Options::cheap());
         let broker = Broker::connect(&Access::new(&server.url()).unwrap()).await.unwrap();
-        put(&broker, &(0..6).map(|_| job_of(&batch("b"))).collect::<Vec<_>>()).await;
+        put(&broker, &(0..7).map(|_| job_of(&batch("b"))).collect::<Vec<_>>()).await;
         let mut worker = Worker::on(&broker, terms(&[(Queue::standard(), 1)], LONG)).await;
-        let mut taken = worker.take(4).await;
+        let mut taken = worker.take(5).await;
         end(taken.pop().unwrap(), End::Succeeded).await;
         end(taken.pop().unwrap(), End::Dead).await;
+        let long = taken.pop().unwrap();
+        let mut success = record(&long.head, long.lease.id(), End::Succeeded);
+        success.answer.as_mut().unwrap().output = Output::Inline(Body::Text("a".repeat(2_000).into()));
+        long.lease.settle(Verdict::End(Box::new(success))).await.unwrap();
         let late = taken.pop().unwrap();
         late.lease.settle(retry(&late.head, Duration::from_secs(600))).await.unwrap();
         assert_eq!(server.faults(), [""; 0]);
