@@ -1,5 +1,5 @@
 //! The steps of the way of a job that need no broker, each as something to be done once for each job; what they are done
-//! with is the job of `performance.md`: 300 bytes of prompt, 300 of answer.
+//! with is that of the contests: 300 bytes of prompt, 300 of answer.
 
 use std::hint::black_box;
 use std::io::Write as _;

@@ -1,5 +1,5 @@
 //! What grows when a fleet grows: `benches/scaling fill BACKEND JOBS`, `queues BACKEND`, `workers BACKEND COUNT…`, each
-//! noted in `benches/scaling.json`; `page` writes the tables of `benches/SCALING.md` anew.
+//! noted in `benches/scaling.json`; `page` writes the tables between the marks of `benches/SCALING.md` anew.
 #![expect(clippy::print_stdout, reason = "the figures are for people")]
 
 use std::path::Path;

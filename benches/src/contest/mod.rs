@@ -89,7 +89,7 @@ impl Form {
         }
     }
 
-    /// As many rounds as it has by itself; `performance.md` asks for ten pairs.
+    /// As many rounds as it has by itself; ten give an interval of the median that leaves out the strangest two.
     pub fn rounds(self) -> u32 {
         match self {
             Self::Full => 10,

@@ -15,7 +15,7 @@ use crate::process::{Home, Took, built};
 use crate::report::Sample;
 use crate::stage::Stage;
 
-/// As much text as a prompt has here, in bytes: that of `performance.md`'s jobs.
+/// As much text as a prompt has here, in bytes: a short question with its context.
 pub(crate) const TEXT: usize = 300;
 /// A model that answers at once.
 pub(super) const AT_ONCE: &str = "[mock]\nlatency = [\"0ms\", \"0ms\"]\n";
@@ -242,7 +242,7 @@ impl<'a> Promptq<'a> {
     }
 }
 
-/// As many slots as prefetch `performance.md` found best for RabbitMQ.
+/// With fewer than this many deliveries ahead RabbitMQ was slower, with twice as many hardly faster.
 const WORKER: [&str; 2] = ["--concurrency", "500"];
 
 /// What was measured here, not told.

@@ -96,7 +96,7 @@ struct Counts {
     live: Count,
 }
 
-/// Long enough for a rate, which is half a second and more for a look: by the rates of `performance.md`.
+/// Long enough for a rate, which is half a second and more for a look: by the rates seen when these were set.
 fn counts(kind: Kind, who: Who, form: Form) -> Counts {
     let of = |full, quick, warmup| Count { jobs: form.of(full, quick), warmup: form.of(warmup, warmup).min(warmup) };
     let same = |count| Counts { enqueue: count, drain: count, live: count };

@@ -24,7 +24,7 @@ use super::rabbit_ledger::Ledger;
 use super::rabbit_queues::{self, DONE, EXCHANGE, KEY, READY};
 use super::rows::{self, Id, Stored};
 
-/// Publishes in flight, as `performance.md` section 1 has it.
+/// Publishes in flight, as many as in the loop by which the goals were set.
 const WINDOW: usize = 1_000;
 /// The prefetch it has for the drain.
 const PREFETCH: u16 = 500;

@@ -15,7 +15,7 @@ use super::arguments::{Setting, Writes};
 use super::redis_scripts::{Scripts, script};
 use super::rows::{self, Id, Stored};
 
-/// As many as `performance.md` section 1 has.
+/// So that the server always has a call to work on.
 const CLIENTS: usize = 2;
 /// Calls under way on a connection: while one is answered the next is there.
 const WINDOW: usize = 2;

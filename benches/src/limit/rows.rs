@@ -14,7 +14,7 @@ use promptq_common::time::Timestamp;
 use promptq_common::work::Work;
 use serde_json::json;
 
-/// Bytes of a prompt, and of an answer: those of `performance.md`'s jobs.
+/// Bytes of a prompt, and of an answer: those of the contests' jobs.
 pub(super) const TEXT: usize = 300;
 /// The batch that all jobs are of, as long a name as `promptq submit` gives one.
 pub(super) const BATCH: &str = "01980c5e-7a3b-7c31-9f4e-5d2b8a6c1e07";
