@@ -6,11 +6,12 @@ use std::sync::LazyLock;
 use deadpool_redis::redis::{Value, cmd};
 use futures_util::future::try_join_all;
 
+use super::address::OP;
 use super::hold::text;
 use super::link::Link;
 use super::script::{Script, When};
 use super::wire::{Places, prefix, strange};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::job::{BatchName, Queue};
 use crate::ledger::LedgerId;
 
@@ -23,6 +24,9 @@ const PREFIX: &str = "{pq}";
 const BATCHES: &str = "{pq}:batches";
 /// Queues by when they were last used.
 const QUEUES: &str = "{pq}:queues";
+/// The form of what queues hold: another one whenever a version could not read what another wrote, or would be misread.
+/// Builds that kept what changes about a job in a hash of its own (`:state`) wrote none.
+const FORM: &str = "2";
 /// How many queues are asked at once: their answers are held together.
 const AT_ONCE: usize = 64;
 
@@ -31,9 +35,32 @@ pub(super) async fn act(link: &Link, op: &'static str, args: Vec<Vec<u8>>) -> Re
     link.call(op, &GLOBAL, &[PREFIX.into()], args).await
 }
 
-/// Notes that a queue is used, so that everybody else finds it.
+/// Notes that a queue is used, so that everybody else finds it. `Config` as [`check_form`].
 pub(super) async fn touch(link: &Link, queue: &Queue) -> Result<()> {
-    act(link, "note a queue", vec!["touch".into(), queue.as_str().into()]).await.map(drop)
+    const OP: &str = "note a queue";
+    same_form(link, OP, act(link, OP, vec!["touch".into(), queue.as_str().into(), FORM.into()]).await?)
+}
+
+/// Whether the queues there, if any, are in the form that this version reads and writes. Changes nothing.
+///
+/// # Errors
+/// `Config` when they are not.
+pub(super) async fn check_form(link: &Link) -> Result<()> {
+    same_form(link, OP, act(link, OP, vec!["form".into(), FORM.into()]).await?)
+}
+
+fn same_form(link: &Link, op: &'static str, other: Value) -> Result<()> {
+    if other == Value::Nil {
+        return Ok(());
+    }
+    let form = Places::of(Value::Array(vec![other]))?.text()?;
+    let form = if form.is_empty() { "an older form".to_owned() } else { format!("form {form:?}") };
+    let why = format!(
+        "{}: another version of promptq keeps queues there, in {form}; this one knows form {FORM} alone. Let that version \
+         finish what waits and empty the database, or name another database (redis://HOST:PORT/1)",
+        link.peer().shown
+    );
+    Err(Error::new(Kind::Config, op, why))
 }
 
 /// Which ledger this is, from now on if nobody has asked before.

@@ -102,6 +102,7 @@ impl Redis {
     /// `Config` or `Unsupported` for what a person has to mend; `Unavailable` or `TimedOut` when it may work later.
     pub async fn connect(access: &Access) -> Result<Self> {
         let link = Link::connect(access).await?;
+        global::check_form(&link).await?;
         let desk = Desk {
             claims: Gather::start(link.clone(), "claim a job", &CLAIM),
             beats: Gather::start(link.clone(), "beat", &BEAT),

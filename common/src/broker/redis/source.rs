@@ -264,6 +264,9 @@ impl RedisSource {
                 Err(error) => tracing::error!(%error, "a leased job cannot be read; its lease runs out"),
             }
         }
+        for job in places.bytes()?.as_chunks().0 {
+            tracing::error!(job = %JobId::from_bytes(*job), %queue, "a job cannot be read: it does not run; its bytes stay where they are");
+        }
         Ok(delivered)
     }
 

@@ -58,8 +58,12 @@ local function wake_held(key, most)
   for place = #held, 1, -1 do
     local id = held[place]
     local j, st = job(id), state(id)
-    leave(id, j, st)
-    make_ready(id, j, st, true, NOW)
+    if j then
+      leave(id, j, st)
+      make_ready(id, j, st, true, NOW)
+    else
+      call('ZREM', P .. ':h:' .. key, id)
+    end
   end
   return #held
 end

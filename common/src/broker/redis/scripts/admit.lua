@@ -48,6 +48,8 @@ local function admit(at, dead, away)
   local deadline, batch, lane, _, fp = read('<' .. ITEM, item)
   local known = raws[id] ~= false and job(id)
   if known then return known.fp == fp and 'K' .. seen_as(known, state(id)) or 'C' end
+  -- Whether it has run, nobody can read.
+  if raws[id] then return 'C' end
   local mark = marks[id]
   if mark then return sub(mark, 2) == fp and 'K' .. sub(mark, 1, 1) or 'C' end
   if batch ~= '' and not batches[batch] then ensure_batch(batch) end

@@ -116,6 +116,7 @@ end
 -- it is gone; away. Of what came with it: where in `raw` the item, its head and its payload begin.
 local function decode(id, bytes)
   local s, length = read('<c1I3', bytes)
+  assert(ENDED[s] or s == 'r' or s == 'd' or s == 'a' or s == 'l')
   local st, at = { s = s }, 5 + length
   if length > 0 then decode_trail(bytes, st, 5, at - 1) end
   local core, payload, seq, enqueued, deadline, batch, lane, created, fp, head_at = read(CORE .. ITEM, bytes, at)
@@ -157,7 +158,9 @@ end
 local function look(id)
   local bytes = raws[id]
   if bytes == nil then bytes = call('HGET', JOBS, id) end
-  if bytes then decode(id, bytes) else jobs[id], states[id] = false, false end
+  if bytes and pcall(decode, id, bytes) then return end
+  -- What nobody can read is no job, and stays where it is: `raws` has its bytes.
+  raws[id], jobs[id], states[id] = bytes, false, false
 end
 
 local function job(id)

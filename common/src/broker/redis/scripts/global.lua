@@ -1,5 +1,6 @@
 -- What belongs to no queue. KEYS[1] is `{pq}`, so that all its keys share one slot. ARGV[1] says what:
---   touch QUEUE                notes that the queue is used
+--   form OURS                  nothing, or the form in which the queues here lie when it is another ('': nobody has said)
+--   touch QUEUE OURS           notes that the queue is used, unless the form is another: as `form`
 --   claim BATCH QUEUE          gives the batch to the queue unless another has it; the queue that has it
 --   newest FROM MOST           batches from that rank on, newest first: name and queue in turn
 --   old AGE MOST               batches made longer ago than AGE ms, from where the last call ended on, round and round:
@@ -13,7 +14,7 @@
 --   unlock NAME OWNER          lets go of it
 --   identity FRESH             which ledger this is: FRESH unless it is another already
 --
---   :queues  zset  queue by when it was last used
+--   :queues  zset  queue by when it was last used; :form string, the form of all that they hold: see `global.rs`
 --   :batches hash  batch -> queue; :order zset of them by number, which is when they were made, in microseconds;
 --            :made the last number, :swept the last one that `old` answered
 --   :workers hash  worker -> report; :seen zset of them by when they reported
@@ -28,7 +29,15 @@ local function int(number)
   return string.format('%.0f', number)
 end
 
-function act.touch(queue)
+function act.form(ours)
+  local form = call('ZCARD', G .. ':queues') > 0 and (call('GET', G .. ':form') or '')
+  return form and form ~= ours and form
+end
+
+function act.touch(queue, ours)
+  local other = act.form(ours)
+  if other then return other end
+  call('SET', G .. ':form', ours)
   call('ZADD', G .. ':queues', int(NOW), queue)
 end
 

@@ -2,15 +2,20 @@
 -- ARGV: worker, lease length in ms, lease ids (16 bytes each), hops of the token that woke the caller (0: none),
 -- most bytes of payload, then lane and how many from it, in turn. Answers: now, reason of a pause or '', the next moment
 -- something is due (0: none), length of the inbox, `turned`, lanes with their ready jobs, the ids of the leased jobs (16
--- bytes each), in the order of the lease ids, and their bytes with payload.
+-- bytes each), in the order of the lease ids, and their bytes with payload; the ids of jobs that nobody can read, which
+-- were taken out of the lane or set they stood in: their bytes stay in :jobs.
 local CHORES, STALE = 200, 500
+local damaged = {}
 
 local function promote()
   local due = call('ZRANGEBYSCORE', P .. ':delayed', '-inf', NOW, 'LIMIT', 0, CHORES)
   local front = {}
   for _, id in ipairs(due) do
     local j, st = job(id), state(id)
-    if st.why == 'h' then
+    if not j then
+      damaged[#damaged + 1] = id
+      call('ZREM', P .. ':delayed', id)
+    elseif st.why == 'h' then
       front[#front + 1] = { id, j, st }
     else
       local since = st.due
@@ -28,7 +33,11 @@ end
 
 local function reclaim()
   local lost = call('ZRANGEBYSCORE', P .. ':lease', '-inf', NOW, 'LIMIT', 0, CHORES)
-  for place = #lost, 1, -1 do give_back(lost[place], job(lost[place]), state(lost[place])) end
+  for place = #lost, 1, -1 do
+    local id = lost[place]
+    if not job(id) then damaged[#damaged + 1] = id end
+    give_back(id, job(id), state(id))
+  end
 end
 
 local worker, length, leases, hops, room = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -77,8 +86,8 @@ end
 
 -- How many bytes of payload were leased: nil when there is no room for it, 0 when it is not leased.
 local function take_one(id, bytes, entry, lane)
-  local batch = bytes and is_simple(id, entry, bytes)
-  if batch then
+  local readable, batch = pcall(is_simple, id, entry, bytes or '')
+  if readable and batch then
     local size = #bytes
     if size > room and #taken > 0 then return nil end
     grant_simple(id, bytes, lane, batch)
@@ -86,6 +95,7 @@ local function take_one(id, bytes, entry, lane)
   end
   remember(id, bytes)
   local j, st = job(id), state(id)
+  if not j and bytes then damaged[#damaged + 1] = id end
   -- Void: the job went another way.
   if not j or st.s ~= 'r' or (st.gen or 0) ~= byte(entry, 17) then return 0 end
   local size = size_of(id, j)
@@ -101,12 +111,19 @@ local function take_one(id, bytes, entry, lane)
   return 0
 end
 
+-- No entry is left in the lane: whatever is still counted there is gone or cannot be read.
+local function none_left(lane)
+  add(lanes, lane, 'ready', 0)
+  lanes[lane].ready = -(tonumber(call('HGET', P .. ':lanes', lane)) or 0)
+end
+
+-- What was taken out of the list is not put back by an error: nothing here may raise one because of one job's bytes.
 local function take(lane, most)
   local key, had, looked = P .. ':r:' .. lane, #taken, 0
   most = most + had
   while #taken < most and looked < most - had + STALE do
     local entries = call('LPOP', key, most - #taken)
-    if not entries then return end
+    if not entries then return none_left(lane) end
     looked = looked + #entries
     local ids = {}
     for place, entry in ipairs(entries) do ids[place] = sub(entry, 1, 16) end
@@ -156,5 +173,5 @@ if is_due or #taken > 0 then due = first_due() end
 local inbox = redis.pcall('LLEN', P .. ':inbox')
 return {
   NOW, paused, due, type(inbox) == 'number' and inbox or 0, call('HGET', P .. ':c', 'turned') or NEVER, open,
-  table.concat(taken), views,
+  table.concat(taken), views, table.concat(damaged),
 }

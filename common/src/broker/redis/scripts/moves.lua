@@ -161,8 +161,9 @@ local function finish_unrun(id, j, st, why)
   if j.away then return end
   local hex = string.gsub(id, '.', function(byte) return string.format('%02x', string.byte(byte)) end)
   local name = string.gsub(hex, '^(........)(....)(....)(....)', '%1-%2-%3-%4-')
+  local readable, label = pcall(custom_id, sub(j.raw, j.head_at, j.payload_at - 1))
   announce(cjson.encode({
-    id = 'batch_req_' .. name, custom_id = custom_id(sub(j.raw, j.head_at, j.payload_at - 1)), response = cjson.null,
+    id = 'batch_req_' .. name, custom_id = readable and label or cjson.null, response = cjson.null,
     error = { code = code, message = detail },
     promptq = {
       job_id = name, batch = j.batch or cjson.null, queue = string.match(P, '^{pq:(.*)}$'), state = state_name,
@@ -173,6 +174,11 @@ end
 
 -- Takes a job from a worker that is gone: one death more, ahead of its lane.
 local function give_back(id, j, st)
+  -- Of what nobody can read only the lease ends.
+  if not j then
+    leases_until[id] = false
+    return
+  end
   local cancelled = is_cancelled(j.batch, st)
   st.deaths = (st.deaths or 0) + 1
   if cancelled then return finish_unrun(id, j, st, 'c') end

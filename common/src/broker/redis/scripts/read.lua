@@ -182,8 +182,8 @@ end
 function act.dead(from, most, bytes)
   local rows, add_row = page(most, bytes)
   for _, id in ipairs(call('ZRANGE', P .. ':dead', from, from + most - 1)) do
-    local st = state(id)
-    if not add_row(st.size, function() return view(id, job(id), st, { body = true }) end) then break end
+    local j, st = job(id), state(id)
+    if j and not add_row(st.size, function() return view(id, j, st, { body = true }) end) then break end
   end
   return rows
 end

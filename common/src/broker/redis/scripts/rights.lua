@@ -20,7 +20,7 @@ for _, commands in ipairs({
     { 'hgetall', key }, { 'hkeys', key }, { 'hmget', key, 'f' }, { 'hstrlen', key, 'f' }, { 'hdel', key, 'f' } },
   { { 'rpush', key, 'x' }, { 'lpush', key, 'x' }, { 'lindex', key, 0 }, { 'llen', key }, { 'lrange', key, 0, 0 },
     { 'ltrim', key, 0, 0 }, { 'lpop', key } },
-  { { 'zadd', key, 1, 'm' }, { 'zcard', key }, { 'zcount', key, 0, 1 }, { 'zrange', key, 0, 0 },
+  { { 'zadd', key, 1, 'm' }, { 'zcard', key }, { 'zcount', key, 0, 1 }, { 'zmscore', key, 'm' }, { 'zrange', key, 0, 0 },
     { 'zrangebyscore', key, 0, 1 }, { 'zscan', key, 0 }, { 'zscore', key, 'm' }, { 'zrem', key, 'm' } },
   { { 'xadd', key, '*', 'f', 'v' }, { 'xlen', key }, { 'xtrim', key, 'MAXLEN', 0 } },
 }) do

@@ -80,6 +80,8 @@ local function settle(bytes, at, word)
   end
   remember(id, bytes)
   local j, st = job(id), state(id)
+  -- A verdict on what nobody can read is an error of its own: nobody is to think that it came too late.
+  if not j and bytes then error('a job cannot be read') end
   if not j then return 'S' end
   local by = { lease = lease, kind = kind, epoch = epoch, attempts = attempts, wait = wait, second = second }
   if st.s == 'l' and st.lease == lease then

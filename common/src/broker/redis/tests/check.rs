@@ -2,12 +2,15 @@
 
 use deadpool_redis::redis::Value;
 
+use super::super::Redis;
 use super::super::check::{Fsync, lacking, survey};
+use super::super::global::touch;
 use super::super::link::Link;
 use super::must;
 use super::server::Server;
 use crate::broker::{Access, Durability};
 use crate::error::{Error, Kind};
+use crate::job::Queue;
 
 fn strict(server: &Server) -> Access {
     Access { durability: Some(Durability::Strict), ..server.access() }
@@ -150,4 +153,33 @@ async fn the_clock_and_the_round_trip_are_measured() {
     let survey = survey(&server.access()).await.unwrap();
     assert!(survey.clock_ahead_ms.abs() < 1_000 && survey.round_trip.as_secs() < 1, "{survey:?}");
     assert!(survey.version.starts_with(|first: char| first.is_ascii_digit()));
+}
+
+#[tokio::test]
+async fn queues_in_another_form_are_refused_and_left_alone() {
+    let server = Server::start(&[]);
+    let admin = Link::connect(&server.access()).await.unwrap();
+    let early = Redis::connect(&server.access()).await.unwrap();
+    assert_eq!(must::<i64>(&admin, &["DBSIZE"]).await, 0, "connecting leaves nothing");
+    let (ours, other) = (Queue::new("ours").unwrap(), Queue::new("other").unwrap());
+    touch(&early.link, &ours).await.unwrap();
+    Redis::connect(&server.access()).await.unwrap();
+    for (form, named) in [(None, "an older form"), (Some("1"), "form \"1\""), (Some("3"), "form \"3\"")] {
+        match form {
+            None => must::<Value>(&admin, &["DEL", "{pq}:form"]).await,
+            Some(form) => must::<Value>(&admin, &["SET", "{pq}:form", form]).await,
+        };
+        let met = [Redis::connect(&server.access()).await.map(drop), touch(&early.link, &other).await];
+        for error in met.map(Result::unwrap_err) {
+            assert_eq!(error.kind(), Kind::Config, "{error}");
+            let text = error.to_string();
+            assert!(text.contains(named) && text.contains("name another database"), "{text}");
+        }
+    }
+    assert_eq!(must::<Vec<String>>(&admin, &["ZRANGE", "{pq}:queues", "0", "-1"]).await, ["ours"]);
+    // Nobody keeps anything there any more.
+    must::<Value>(&admin, &["DEL", "{pq}:queues"]).await;
+    Redis::connect(&server.access()).await.unwrap();
+    touch(&early.link, &other).await.unwrap();
+    assert_eq!(must::<String>(&admin, &["GET", "{pq}:form"]).await, "2");
 }

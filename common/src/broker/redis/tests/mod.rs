@@ -1,6 +1,7 @@
 //! The way to a Redis server against a real one: scripts it forgets, restarts, silence, a full memory, a new role.
 
 mod check;
+mod damage;
 mod inbox;
 mod server;
 mod upkeep;
