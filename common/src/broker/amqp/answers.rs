@@ -1,7 +1,8 @@
 //! What is answered for on one channel: gathered while the last answers were on their way, and sent by one writer, as few
 //! as say it all. What an answer is for is the receipt's affair.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -32,18 +33,26 @@ pub(super) struct Answers {
 struct Book {
     /// The highest number seen.
     seen: u64,
-    /// Every delivery up to this one is answered for.
-    upto: u64,
-    /// Those beyond it that are.
-    beyond: BTreeSet<u64>,
-    /// To be acknowledged.
-    done: BTreeSet<u64>,
-    /// To be given back.
-    back: Vec<u64>,
+    answered: Answered,
+    /// To be acknowledged, unless the server has taken their consumer away.
+    done: BTreeMap<u64, Arc<AtomicBool>>,
+    /// To be given back, likewise.
+    back: Vec<(u64, Arc<AtomicBool>)>,
     /// Since when an acknowledgement waits for those before it.
     waits: Option<Instant>,
     /// Whether no more answers come.
     ended: bool,
+}
+
+/// Which deliveries are answered for: no more is kept than there are gaps, however long one stays open.
+#[derive(Debug, Default)]
+struct Answered {
+    /// Every delivery up to this one.
+    upto: u64,
+    /// Those beyond it: runs without a gap, first and last.
+    beyond: BTreeMap<u64, u64>,
+    /// How many those are.
+    apart: u64,
 }
 
 /// One thing to be said to the server.
@@ -62,22 +71,25 @@ impl Answers {
         book.seen = book.seen.max(number);
     }
 
-    /// Acknowledges a delivery, soon.
-    pub(super) fn done(&self, number: u64) {
-        if self.book().done.insert(number) {
+    /// Acknowledges a delivery, soon. Not if `taken_back` is set by then: the server may close the channel over what it
+    /// does not know any more.
+    pub(super) fn done(&self, number: u64, taken_back: &Arc<AtomicBool>) {
+        if self.book().done.insert(number, Arc::clone(taken_back)).is_none() {
             self.news.notify_one();
         }
     }
 
-    /// Puts a message back in its queue, soon.
-    pub(super) fn back(&self, number: u64) {
-        self.book().back.push(number);
+    /// Puts a message back in its queue, soon; with `taken_back` as for [`Self::done`].
+    pub(super) fn back(&self, number: u64, taken_back: &Arc<AtomicBool>) {
+        self.book().back.push((number, Arc::clone(taken_back)));
         self.news.notify_one();
     }
 
     /// Takes note of a delivery that the server waits for no more.
     pub(super) fn forget(&self, number: u64) {
-        self.book().answered(number);
+        let mut book = self.book();
+        book.seen = book.seen.max(number);
+        book.answered.add(number);
     }
 
     /// No more answers come: the writer ends once all are sent.
@@ -136,42 +148,54 @@ impl Answers {
     }
 }
 
-impl Book {
-    fn answered(&mut self, number: u64) {
-        if number > self.upto {
-            self.beyond.insert(number);
+impl Answered {
+    fn add(&mut self, number: u64) {
+        let before = self.beyond.range(..=number).next_back().map(|(&first, &last)| (first, last));
+        if number <= self.upto || before.is_some_and(|(_, last)| number <= last) {
+            return;
         }
-        while self.beyond.remove(&(self.upto + 1)) {
-            self.upto += 1;
+        let first = before.filter(|(_, last)| last + 1 == number).map_or(number, |(first, _)| first);
+        let last = self.beyond.remove(&(number + 1)).unwrap_or(number);
+        if first == self.upto + 1 {
+            self.apart -= last - number;
+            self.upto = last;
+        } else {
+            self.apart += 1;
+            self.beyond.insert(first, last);
         }
     }
+}
 
+impl Book {
     /// What is to be said at this moment. What goes back is said before anything that could take it for done.
     fn take(&mut self, now: Instant) -> Vec<Word> {
         let mut words: Vec<Word> = Vec::new();
-        for number in std::mem::take(&mut self.back) {
-            self.answered(number);
-            words.push(Word::Back(number));
+        for (number, taken_back) in std::mem::take(&mut self.back) {
+            self.answered.add(number);
+            if !taken_back.load(Ordering::Relaxed) {
+                words.push(Word::Back(number));
+            }
         }
-        let place = self.done.iter().copied().collect::<Vec<_>>();
-        for number in &place {
-            self.answered(*number);
+        for number in self.done.keys() {
+            self.answered.add(*number);
         }
-        let later = self.done.split_off(&(self.upto + 1));
+        self.done.retain(|_, taken_back| !taken_back.load(Ordering::Relaxed));
+        let later = self.done.split_off(&(self.answered.upto + 1));
         let first = std::mem::replace(&mut self.done, later);
-        match first.last() {
-            Some(last) if first.len() >= TOGETHER => words.push(Word::DoneUpTo(*last)),
-            Some(_) | None => words.extend(first.into_iter().map(Word::Done)),
+        match first.last_key_value() {
+            Some((last, _)) if first.len() >= TOGETHER => words.push(Word::DoneUpTo(*last)),
+            Some(_) | None => words.extend(first.into_keys().map(Word::Done)),
         }
         if self.done.is_empty() {
             self.waits = None;
             return words;
         }
         let since = *self.waits.get_or_insert(now);
-        let open = self.seen.saturating_sub(self.upto);
         let waiting = u64::try_from(self.done.len()).unwrap_or(u64::MAX);
+        // What waits is answered for here, and to the server it is not.
+        let open = self.seen.saturating_sub(self.answered.upto + self.answered.apart) + waiting;
         if self.ended || waiting < TOGETHER as u64 || waiting * PART > open || now >= since + WAIT {
-            words.extend(std::mem::take(&mut self.done).into_iter().map(Word::Done));
+            words.extend(std::mem::take(&mut self.done).into_keys().map(Word::Done));
             self.waits = None;
         }
         words
@@ -179,13 +203,17 @@ impl Book {
 }
 
 async fn say(channel: &Channel, word: Word) -> lapin::Result<()> {
-    match word {
+    let (number, multiple) = match word {
         Word::Back(number) => {
-            channel.basic_nack(number, BasicNackOptions { requeue: true, ..BasicNackOptions::default() }).await
+            let options = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
+            return channel.basic_nack(number, options).await;
         }
-        Word::Done(number) => channel.basic_ack(number, BasicAckOptions { multiple: false }).await,
-        Word::DoneUpTo(number) => channel.basic_ack(number, BasicAckOptions { multiple: true }).await,
-    }
+        Word::Done(number) => (number, false),
+        Word::DoneUpTo(number) => (number, true),
+    };
+    channel.basic_ack(number, BasicAckOptions { multiple }).await?;
+    crate::crash_point!("amqp.answers.after_ack");
+    Ok(())
 }
 
 #[cfg(test)]
@@ -197,8 +225,20 @@ mod tests {
     }
 
     fn done(book: &mut Book, numbers: impl IntoIterator<Item = u64>) -> Vec<Word> {
-        book.done.extend(numbers);
+        ended(book, numbers, &Arc::default());
         book.take(Instant::now())
+    }
+
+    /// Jobs end that came by the same consumer.
+    fn ended(book: &mut Book, numbers: impl IntoIterator<Item = u64>, taken_back: &Arc<AtomicBool>) {
+        book.done.extend(numbers.into_iter().map(|number| (number, Arc::clone(taken_back))));
+    }
+
+    /// All of these end and are answered for, each alone.
+    fn answered(book: &mut Book, numbers: impl IntoIterator<Item = u64>) {
+        for number in numbers {
+            assert_eq!(done(book, [number]), [Word::Done(number)]);
+        }
     }
 
     #[test]
@@ -217,17 +257,63 @@ mod tests {
         assert_eq!(all, (2..=20).map(Word::Done).collect::<Vec<_>>(), "too many to wait for the first");
         assert_eq!(done(&mut book, 22..=30), (22..=30).map(Word::Done).collect::<Vec<_>>());
         assert_eq!(done(&mut book, [1]), [Word::Done(1)]);
-        assert_eq!(book.upto, 20);
+        assert_eq!(book.answered.upto, 20);
+    }
+
+    #[test]
+    fn one_long_job_has_nobody_wait_who_ends_behind_it() {
+        let mut book = book(10_021);
+        answered(&mut book, 2..=10_001);
+        assert_eq!(done(&mut book, 10_002..=10_005), [], "a fifth of what is open waits");
+        assert_eq!(done(&mut book, 10_006..=10_007), (10_002..=10_007).map(Word::Done).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_ended_behind_a_long_job_is_remembered_in_one() {
+        let mut book = book(100_000);
+        answered(&mut book, (2..=50_000).rev().chain(50_001..=100_000));
+        assert_eq!((book.answered.beyond.len(), book.answered.apart), (1, 99_999));
+        assert_eq!(done(&mut book, [1]), [Word::Done(1)]);
+        assert_eq!((book.answered.upto, book.answered.beyond.len(), book.answered.apart), (100_000, 0, 0));
+    }
+
+    #[test]
+    fn what_is_answered_for_is_known_in_whatever_order_it_ended() {
+        let mut answered = Answered::default();
+        let mut other = std::collections::BTreeSet::new();
+        // 7 is no divisor of 97: each of them once, and then again.
+        for number in (0..200).map(|turn| turn * 7 % 97 + 1) {
+            answered.add(number);
+            other.insert(number);
+            let upto = (1..).find(|number| !other.contains(number)).unwrap() - 1;
+            let beyond: Vec<u64> = other.iter().copied().filter(|number| *number > upto).collect();
+            let kept: Vec<u64> = answered.beyond.iter().flat_map(|(first, last)| *first..=*last).collect();
+            assert_eq!((answered.upto, &kept), (upto, &beyond));
+            assert_eq!(answered.apart, u64::try_from(beyond.len()).unwrap());
+        }
+    }
+
+    #[test]
+    fn nothing_is_said_of_what_the_server_has_taken_back() {
+        let mut book = book(20);
+        let (gone, stays) = (Arc::default(), Arc::default());
+        ended(&mut book, 2..=4, &stays);
+        ended(&mut book, 5..=6, &gone);
+        book.back.extend([(7, Arc::clone(&gone)), (8, Arc::clone(&stays))]);
+        gone.store(true, Ordering::Relaxed);
+        ended(&mut book, [1], &stays);
+        assert_eq!(book.take(Instant::now()), [Word::Back(8), Word::DoneUpTo(4)]);
+        assert_eq!(done(&mut book, 9..=12), [Word::DoneUpTo(12)], "they leave no gap");
     }
 
     #[test]
     fn nothing_waits_for_long() {
         let mut book = book(100);
         let now = Instant::now();
-        book.done.extend(2..=9);
+        ended(&mut book, 2..=9, &Arc::default());
         assert_eq!(book.take(now), []);
         assert_eq!(book.take(now + WAIT).len(), 8);
-        book.done.extend(11..=18);
+        ended(&mut book, 11..=18, &Arc::default());
         assert_eq!(book.take(now + WAIT), []);
         book.ended = true;
         assert_eq!(book.take(now + WAIT).len(), 8);
@@ -236,10 +322,10 @@ mod tests {
     #[test]
     fn what_goes_back_goes_before_anything_that_would_take_it_for_done() {
         let mut book = book(100);
-        book.back.push(3);
+        book.back.push((3, Arc::default()));
         assert_eq!(done(&mut book, [1, 2, 4, 5]), [Word::Back(3), Word::DoneUpTo(5)]);
         // The server has it already.
-        book.answered(6);
+        book.answered.add(6);
         assert_eq!(done(&mut book, 7..=10), [Word::DoneUpTo(10)]);
     }
 }

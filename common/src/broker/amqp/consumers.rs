@@ -223,7 +223,7 @@ struct Pipe {
 }
 
 impl Pipes<'_> {
-    /// Keeps to the plan until the channel is lost (`Continue`) or there is no plan any more (`Break`).
+    /// Keeps to the plan until the channel is lost or of no use (`Continue`), or there is no plan any more (`Break`).
     async fn serve(&mut self, plans: &mut watch::Receiver<Plan>) -> std::ops::ControlFlow<()> {
         use std::ops::ControlFlow::{Break, Continue};
         loop {
@@ -260,8 +260,23 @@ impl Pipes<'_> {
                         }
                     }
                 }
+                Some(_) = self.writing.join_next() => {
+                    // A channel that is lost says why by its consumers.
+                    if self.channel.status().connected() {
+                        self.give_up().await;
+                        return Continue(());
+                    }
+                }
                 () = tokio::time::sleep(REST), if again => {}
             }
+        }
+    }
+
+    /// Ends a channel that nobody sends answers on any more: it would fill with what is done, and the server wait for ever.
+    async fn give_up(&self) {
+        tracing::warn!("answers are sent no more; by another channel the messages come again, what runs goes on");
+        if !matches!(self.link.answer(OP, self.channel.close(200, "done".into())).await, Ok(Ok(()))) {
+            tracing::debug!("the channel did not close in order");
         }
     }
 

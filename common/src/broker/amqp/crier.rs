@@ -160,5 +160,4 @@ fn conclude(receipt: Option<Receipt>) {
     if let Some(receipt) = receipt {
         receipt.ack();
     }
-    crate::crash_point!("amqp.end.after_ack");
 }

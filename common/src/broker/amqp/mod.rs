@@ -83,7 +83,7 @@ pub const CRASH_POINTS: &[&str] = &[
     "amqp.end.before_ledger",
     "amqp.end.after_ledger",
     "amqp.end.after_announcement",
-    "amqp.end.after_ack",
+    "amqp.answers.after_ack",
     "amqp.retry.after_publish",
     "amqp.retry.after_ledger",
     "amqp.release.after_ledger",

@@ -4,10 +4,9 @@
 use std::collections::hash_map::Entry;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use futures_util::future::join_all;
+use futures_util::future::{BoxFuture, join_all};
 
 use super::desk::{Desk, Hand, Item, REST};
 use super::held::Held;
@@ -18,14 +17,14 @@ use crate::broker::backend::{Claim, Envelope, RawDelivery};
 use crate::error::{Error, Result};
 use crate::job::JobId;
 use crate::ledger::{Asked, Opened, Registered};
+use crate::record::Record;
+use crate::time::Timestamp;
 
 /// What came of opening a message.
 #[derive(Debug)]
 pub(super) enum Opening {
     /// It may run, or has to be settled.
     Granted(Box<RawDelivery>),
-    /// It was answered for: nothing to do.
-    Gone,
     /// Its queue is paused.
     Paused(Box<Item>),
     /// A copy of it is in hand, or another attempt of its job.
@@ -35,9 +34,9 @@ pub(super) enum Opening {
 }
 
 /// A message that is being opened, until that is over, however it ended.
-struct Entered<'a>(&'a Desk, JobId);
+struct Entered(Arc<Desk>, JobId);
 
-impl Drop for Entered<'_> {
+impl Drop for Entered {
     fn drop(&mut self) {
         let mut hands = self.0.hands();
         if matches!(hands.get(&self.1), Some(Hand::Opening)) {
@@ -46,90 +45,118 @@ impl Drop for Entered<'_> {
     }
 }
 
-impl Desk {
-    /// Asks the ledger whether a message may run, and answers for it if not.
-    pub(super) async fn open(self: Arc<Self>, item: Item) -> Opening {
-        let Some(mut item) = self.attach(item) else { return Opening::Gone };
-        let id = item.parcel.envelope.head.id;
-        let Some(_entered) = self.enter(id) else { return Opening::Second(Box::new(item)) };
-        match caught(id, Box::pin(self.ask(&mut item))).await {
-            Some(Ok(opened)) => self.follow(item, opened).await,
-            Some(Err(error)) => Opening::Failed(Box::new(item), error),
-            None => {
-                self.aside(rest(item.receipt)).await;
-                Opening::Gone
-            }
+/// What came of opening messages together.
+#[derive(Default)]
+struct Openings {
+    now: Vec<Opening>,
+    /// What is left to do for the others; of those there is nothing to say.
+    later: Vec<BoxFuture<'static, ()>>,
+}
+
+impl Openings {
+    fn extend(&mut self, others: impl IntoIterator<Item = Self>) {
+        for Self { now, later } in others {
+            self.now.extend(now);
+            self.later.extend(later);
         }
     }
+}
 
-    /// As [`Self::open`], of many at once.
-    pub(super) async fn open_all(self: Arc<Self>, items: Vec<Item>) -> Vec<Opening> {
+impl Desk {
+    /// Asks the ledger whether messages may run, and answers for those that may not. None waits for another of them: what
+    /// takes longer goes on by itself, each with a `slot` until it is done, and is left out of the answer.
+    pub(super) async fn open_all<S: Send + 'static>(
+        self: Arc<Self>,
+        items: Vec<Item>,
+        mut slot: impl FnMut() -> S,
+    ) -> Vec<Opening> {
         let (named, ours): (Vec<_>, Vec<_>) = items.into_iter().partition(|item| item.parcel.named);
-        let named = join_all(named.into_iter().map(|item| Arc::clone(&self).open(item)));
-        let (named, mut openings) = tokio::join!(named, Arc::clone(&self).open_ours(ours));
+        let named = join_all(named.into_iter().map(|item| self.open_one(item)));
+        let (named, mut openings) = tokio::join!(named, self.open_ours(ours));
         openings.extend(named);
+        for work in openings.later {
+            let slot = slot();
+            self.spawn(async move {
+                work.await;
+                drop(slot);
+            });
+        }
+        openings.now
+    }
+
+    async fn open_one(self: &Arc<Self>, item: Item) -> Openings {
+        let mut openings = Openings::default();
+        let Some(mut item) = self.attach(item) else { return openings };
+        let id = item.parcel.envelope.head.id;
+        let Some(entered) = self.enter(id) else {
+            openings.now.push(Opening::Second(Box::new(item)));
+            return openings;
+        };
+        match caught(id, Box::pin(self.ask(&mut item))).await {
+            Some(Ok(opened)) => self.follow((entered, item), opened, &mut openings),
+            Some(Err(error)) => openings.now.push(Opening::Failed(Box::new(item), error)),
+            None => {
+                let resting = Arc::clone(self).aside(rest(item.receipt));
+                openings.later.push(later(entered, resting));
+            }
+        }
         openings
     }
 
     /// Of messages that nothing is to be asked about but whether they may run.
-    async fn open_ours(self: Arc<Self>, items: Vec<Item>) -> Vec<Opening> {
-        let (mut openings, mut asking) = (Vec::with_capacity(items.len()), Vec::with_capacity(items.len()));
-        let mut entered = Vec::with_capacity(items.len());
+    async fn open_ours(self: &Arc<Self>, items: Vec<Item>) -> Openings {
+        let mut openings = Openings { now: Vec::with_capacity(items.len()), later: Vec::new() };
+        let mut asking = Vec::with_capacity(items.len());
         for item in items {
             let Some(item) = self.attach(item) else { continue };
             match self.enter(item.parcel.envelope.head.id) {
-                Some(place) => {
-                    entered.push(place);
-                    asking.push(item);
-                }
-                None => openings.push(Opening::Second(Box::new(item))),
+                Some(entered) => asking.push((entered, item)),
+                None => openings.now.push(Opening::Second(Box::new(item))),
             }
         }
         if asking.is_empty() {
             return openings;
         }
         crate::crash_point!("amqp.open.before_ledger");
-        let asked: Vec<_> = asking.iter().map(|item| (&item.parcel.envelope.head, self.asked(item))).collect();
+        let asked: Vec<_> = asking.iter().map(|(_, item)| (&item.parcel.envelope.head, self.asked(item))).collect();
         let opened = AssertUnwindSafe(self.post.claims.open_all(&asked)).catch_unwind().await;
         crate::crash_point!("amqp.open.after_ledger");
         let Ok(opened) = opened else {
             // One by one, each breaks for itself alone. Asked again with the same lease, it is the same claim.
-            drop(entered);
-            openings.extend(join_all(asking.into_iter().map(|item| Arc::clone(&self).open(item))).await);
+            let again = asking.into_iter().map(|(entered, item)| {
+                drop(entered);
+                self.open_one(item)
+            });
+            openings.extend(join_all(again).await);
             return openings;
         };
-        let mut others = Vec::new();
-        for (item, opened) in asking.into_iter().zip(opened) {
+        for ((entered, item), opened) in asking.into_iter().zip(opened) {
             match opened {
-                Ok(opened) if item.dead.is_none() && matches!(opened.claim, Claim::Fresh { .. }) => {
-                    match catch_unwind(AssertUnwindSafe(|| self.granted(item, opened.claim))) {
-                        Ok(delivery) => openings.push(Opening::Granted(Box::new(delivery))),
-                        Err(_) => others.push(self.broken().boxed()),
-                    }
-                }
-                Ok(opened) => others.push(self.follow(item, opened).boxed()),
-                Err(error) => openings.push(Opening::Failed(Box::new(item), error)),
+                Ok(opened) => self.follow((entered, item), opened, &mut openings),
+                Err(error) => openings.now.push(Opening::Failed(Box::new(item), error)),
             }
         }
-        openings.extend(join_all(others).await);
-        drop(entered);
         openings
     }
 
-    /// Does what the ledger's word asks for, whatever breaks by that.
-    async fn follow(self: &Arc<Self>, item: Item, opened: Opened) -> Opening {
-        let id = item.parcel.envelope.head.id;
-        match caught(id, Box::pin(self.answer(item, opened))).await {
-            Some(opening) => opening,
-            None => self.broken().await,
-        }
-    }
-
-    /// After a message that broke the code here.
-    async fn broken(&self) -> Opening {
-        // It went back at once, and would be here again as fast.
-        tokio::time::sleep(REST).await;
-        Opening::Gone
+    /// Does what the ledger's word asks for: at once, unless that may take a while.
+    fn follow(self: &Arc<Self>, (entered, mut item): (Entered, Item), opened: Opened, openings: &mut Openings) {
+        let work = match opened.claim {
+            Claim::Fresh { .. } | Claim::Cancelled => match item.dead.take() {
+                Some(record) => later(entered, Arc::clone(self).bury(item, opened.claim, record)),
+                None => match catch_unwind(AssertUnwindSafe(|| self.granted(item, opened.claim))) {
+                    Ok(delivery) => return openings.now.push(Opening::Granted(Box::new(delivery))),
+                    Err(_) => {
+                        broke(entered.1);
+                        later(entered, pause())
+                    }
+                },
+            },
+            Claim::Paused { .. } => return openings.now.push(Opening::Paused(Box::new(item))),
+            Claim::Taken { until } => later(entered, Arc::clone(self).park(item, until)),
+            Claim::Ended(_) | Claim::Stale => later(entered, Arc::clone(self).conclude(item, opened)),
+        };
+        openings.later.push(work);
     }
 
     fn asked(&self, item: &Item) -> Asked<'_> {
@@ -137,23 +164,23 @@ impl Desk {
     }
 
     /// Notes a message as being opened; `None` when one of its job is in hand already.
-    fn enter(&self, id: JobId) -> Option<Entered<'_>> {
+    fn enter(self: &Arc<Self>, id: JobId) -> Option<Entered> {
         if let Entry::Vacant(place) = self.hands().entry(id) {
             place.insert(Hand::Opening);
-            return Some(Entered(self, id));
+            return Some(Entered(Arc::clone(self), id));
         }
         None
     }
 
     /// Has a message wait elsewhere.
-    async fn park(self: &Arc<Self>, item: Item, wait: Duration) {
-        let desk = Arc::clone(self);
+    async fn park(self: Arc<Self>, item: Item, until: Timestamp) {
+        let (desk, wait) = (Arc::clone(&self), until.since(self.post.clock.now()));
         self.aside(async move { item.put_off(&desk.post, wait).await }).await;
     }
 
     /// Answers for the message of a job that has ended.
-    async fn conclude(self: &Arc<Self>, item: Item, opened: Opened) {
-        let desk = Arc::clone(self);
+    async fn conclude(self: Arc<Self>, item: Item, opened: Opened) {
+        let desk = Arc::clone(&self);
         self.aside(async move {
             let id = item.parcel.envelope.head.id;
             match caught(id, Box::pin(desk.post.conclude(&item.parcel, &opened))).await {
@@ -167,7 +194,7 @@ impl Desk {
     }
 
     /// Goes on with something that no neighbour is to wait for: those that were opened with it run already.
-    async fn aside(&self, work: impl Future<Output = ()> + Send + 'static) {
+    async fn aside(self: Arc<Self>, work: impl Future<Output = ()> + Send + 'static) {
         let room = self.room().await;
         self.spawn(async move {
             work.await;
@@ -199,27 +226,8 @@ impl Desk {
         opened
     }
 
-    /// Does what the ledger's word asks for.
-    async fn answer(self: &Arc<Self>, item: Item, opened: Opened) -> Opening {
-        match opened.claim {
-            Claim::Fresh { .. } | Claim::Cancelled => self.grant(item, opened.claim).await,
-            Claim::Paused { .. } => Opening::Paused(Box::new(item)),
-            Claim::Taken { until } => {
-                self.park(item, until.since(self.post.clock.now())).await;
-                Opening::Gone
-            }
-            Claim::Ended(_) | Claim::Stale => {
-                self.conclude(item, opened).await;
-                Opening::Gone
-            }
-        }
-    }
-
-    /// Takes a claimed job in hand.
-    async fn grant(self: &Arc<Self>, mut item: Item, claim: Claim) -> Opening {
-        let Some(mut record) = item.dead.take() else {
-            return Opening::Granted(Box::new(self.granted(item, claim)));
-        };
+    /// Ends a claimed job that nobody can read.
+    async fn bury(self: Arc<Self>, item: Item, claim: Claim, mut record: Box<Record>) {
         let hold = self.hold(item, claim);
         record.lease = hold.held.lease;
         let room = self.room().await;
@@ -229,9 +237,9 @@ impl Desk {
                 tracing::warn!(%error, job = %record.id, "a job that nobody can read is not recorded yet");
             }
         });
-        Opening::Gone
     }
 
+    /// Takes a claimed job in hand.
     fn granted(self: &Arc<Self>, item: Item, claim: Claim) -> RawDelivery {
         let hold = self.hold(item, claim);
         let Envelope { head, payload } = hold.held.parcel.envelope.clone();
@@ -246,13 +254,43 @@ impl Desk {
     }
 }
 
+/// What is left to do for a message, whatever breaks by that.
+fn later(entered: Entered, work: impl Future<Output = ()> + Send + 'static) -> BoxFuture<'static, ()> {
+    async move {
+        if caught(entered.1, work).await.is_none() {
+            pause().await;
+        }
+        drop(entered);
+    }
+    .boxed()
+}
+
+/// After a message that broke the code here: it went back at once, and would be here again as fast.
+async fn pause() {
+    tokio::time::sleep(REST).await;
+}
+
+#[cfg(test)]
+impl Desk {
+    /// As [`Self::open_all`], of one, and waits for what takes longer.
+    pub(super) async fn open(self: Arc<Self>, item: Item) -> Option<Opening> {
+        let Openings { mut now, later } = self.open_one(item).await;
+        join_all(later).await;
+        now.pop()
+    }
+}
+
 /// What `work` comes to; `None` if it breaks, so that its caller still answers for the message.
 async fn caught<T>(job: JobId, work: impl Future<Output = T>) -> Option<T> {
     let done = AssertUnwindSafe(work).catch_unwind().await;
     if done.is_err() {
-        tracing::error!(%job, "a message broke the worker's own code; it goes back");
+        broke(job);
     }
     done.ok()
+}
+
+fn broke(job: JobId) {
+    tracing::error!(%job, "a message broke the worker's own code; it goes back");
 }
 
 /// Gives a message back after a moment: it would be here again at once.

@@ -90,7 +90,7 @@ impl Receipt {
     pub(super) fn ack(mut self) {
         // A server may close the channel over what it does not know any more, and every other delivery with it.
         if self.take() {
-            self.answers.done(self.number);
+            self.answers.done(self.number, &self.taken_back);
         }
     }
 
@@ -116,7 +116,7 @@ impl Drop for Receipt {
     /// An unanswered delivery would be nobody's for as long as the channel lives, and a place less for others.
     fn drop(&mut self) {
         if self.take() {
-            self.answers.back(self.number);
+            self.answers.back(self.number, &self.taken_back);
         }
     }
 }

@@ -66,6 +66,15 @@ pub(super) struct AmqpSource {
 #[derive(Debug)]
 struct Asked(Arc<AtomicU32>, u32);
 
+impl Asked {
+    /// The part of one of them, which takes longer than the others.
+    fn one(&mut self) -> Self {
+        let part = self.1.min(1);
+        self.1 -= part;
+        Self(Arc::clone(&self.0), part)
+    }
+}
+
 impl Drop for Asked {
     fn drop(&mut self) {
         self.0.fetch_sub(self.1, Ordering::Relaxed);
@@ -145,7 +154,7 @@ impl AmqpSource {
         let Arrival { queue, delivery, origin } = arrival;
         if !delivery.acker.usable() {
             // Its channel is lost: the message itself comes again, here or elsewhere.
-            return;
+            return origin.answers.forget(delivery.delivery_tag);
         }
         let (held, redelivered) = (queue == self.hold, delivery.redelivered);
         let receipt = Receipt::new(&delivery, &origin);
@@ -208,8 +217,8 @@ impl AmqpSource {
         if !chosen.is_empty() {
             let count = u32::try_from(chosen.len()).unwrap_or(u32::MAX);
             self.asked.fetch_add(count, Ordering::Relaxed);
-            let (desk, asked) = (Arc::clone(&self.desk), Asked(Arc::clone(&self.asked), count));
-            self.opening.spawn(async move { (desk.open_all(chosen).await, asked) });
+            let (desk, mut asked) = (Arc::clone(&self.desk), Asked(Arc::clone(&self.asked), count));
+            self.opening.spawn(async move { (desk.open_all(chosen, || asked.one()).await, asked) });
         }
     }
 
@@ -231,7 +240,6 @@ impl AmqpSource {
         for opening in opened.into_iter().rev() {
             match opening {
                 Opening::Granted(delivery) => self.ready.push_front(*delivery),
-                Opening::Gone => {}
                 // Its queue is closed as soon as the news says so.
                 Opening::Paused(item) => self.put_off(*item, PATIENCE),
                 Opening::Second(item) => {

@@ -64,7 +64,7 @@ async fn nobody_waits_for_a_neighbours_message() {
     let opening = items.map(|item| Arc::clone(&stage.desk).open(item));
     // The server confirms nothing yet: no copy that has to wait, no announcement.
     let opened = timeout(SOON, futures_util::future::join_all(opening)).await.expect("they wait for each other");
-    assert!(matches!(opened[..], [Opening::Gone, Opening::Gone, Opening::Gone, Opening::Granted(_)]), "{opened:?}");
+    assert!(matches!(opened[..], [None, None, None, Some(Opening::Granted(_))]), "{opened:?}");
     for tag in 1..=3 {
         let sent = stage.publishing.published().await;
         stage.publishing.ack(sent.channel, tag, false).await;
@@ -89,10 +89,29 @@ async fn what_goes_on_beside_is_bounded() {
     let mut opening = pin!(Arc::clone(&stage.desk).open(item));
     assert!(timeout(Duration::from_millis(100), &mut opening).await.is_err(), "there is no room");
     drop(full);
-    assert!(matches!(opening.await, Opening::Gone));
+    assert!(opening.await.is_none());
     let copy = stage.publishing.published().await;
     stage.publishing.ack(copy.channel, 1, false).await;
     assert_eq!(stage.consuming.answered().await, (1, true));
+}
+
+#[tokio::test]
+async fn who_may_run_does_not_wait_until_there_is_room_for_a_neighbour() {
+    let mut stage = Stage::new(LONG).await;
+    let runs = envelope();
+    stage.taken(&runs.head).await;
+    let room = Arc::clone(&stage.desk.finishing);
+    let full = room.acquire_many(u32::try_from(room.available_permits()).unwrap()).await.unwrap();
+    let (items, slot) = (vec![stage.item(&runs).await, stage.item(&envelope()).await], Arc::new(()));
+    let opening = Arc::clone(&stage.desk).open_all(items, || Arc::clone(&slot));
+    let opened = timeout(SOON, opening).await.expect("one waits for the other");
+    assert!(matches!(opened[..], [Opening::Granted(_)]), "{opened:?}");
+    assert_eq!(Arc::strong_count(&slot), 2, "while it waits for room it counts");
+    drop(full);
+    let copy = stage.publishing.published().await;
+    stage.publishing.ack(copy.channel, 1, false).await;
+    assert_eq!(stage.consuming.answered().await, (1, true));
+    assert_eq!(Arc::strong_count(&slot), 1);
 }
 
 #[tokio::test]

@@ -16,7 +16,6 @@ use super::versions::{LANE, NEW, ends, job, meanwhile, message, one, played, wor
 use crate::broker::amqp::consumers::Consumers;
 use crate::broker::amqp::duplicates::Duplicates;
 use crate::broker::amqp::link::Link;
-use crate::broker::amqp::opening::Opening;
 use crate::broker::amqp::post::{Clock, Post};
 use crate::broker::amqp::receipt::{Origin, Receipt};
 use crate::broker::amqp::waiting::LaneQueues;
@@ -78,6 +77,24 @@ async fn a_consumer_that_is_not_answered_for_is_asked_for_anew() {
     again.consumer().await;
 }
 
+#[tokio::test]
+async fn a_channel_whose_answers_nobody_sends_is_left_for_another() {
+    let mut stage = Stage::new(LONG).await;
+    let consuming = &mut stage.consuming;
+    let mut consumers = Consumers::open(&stage.desk.post);
+    consumers.set([(Arc::from("pq1.q.a"), 1)].into_iter().collect());
+    let channel = until_wanted(consuming).await;
+    consuming.say(channel, AMQPClass::Basic(basic::AMQPMethod::QosOk(basic::QosOk {}))).await;
+    let (_, tag) = consuming.consumer().await;
+    consuming.deliver(channel, &tag, 1, (BasicProperties::default(), b"x")).await;
+    let arrival = timeout(SOON, consumers.next()).await.unwrap().unwrap();
+    // Whoever sends them ends, as one that breaks would.
+    arrival.origin.answers.end();
+    timeout(SOON, consuming.closed(channel)).await.expect("its messages stay with nobody");
+    timeout(SOON, consuming.channel()).await.expect("nothing is consumed any more");
+    assert!(!arrival.delivery.acker.usable(), "what came by it counts as lost");
+}
+
 /// Opens the two channels that consuming takes, and finds the queue. Where the consumer's prefetch is asked for.
 async fn until_wanted(session: &mut Session) -> u16 {
     let (channel, _looks) = (session.channel().await, session.channel().await);
@@ -107,7 +124,7 @@ async fn a_job_whose_opening_panics_costs_no_slot_and_goes_back() {
 async fn a_job_whose_opening_panics_is_out_of_hand() {
     let mut stage = Stage::new(Duration::MAX).await;
     let item = stage.item(&envelope()).await;
-    assert!(matches!(Arc::clone(&stage.desk).open(item).await, Opening::Gone));
+    assert!(Arc::clone(&stage.desk).open(item).await.is_none());
     assert_eq!(stage.desk.count(), 0);
 }
 

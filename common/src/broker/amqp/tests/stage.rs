@@ -100,7 +100,7 @@ impl Stage {
     /// What the ledger lets run.
     pub(super) async fn granted(&self, item: Item) -> RawDelivery {
         let opening = Arc::clone(&self.desk).open(item).await;
-        let Opening::Granted(delivery) = opening else { panic!("{opening:?}") };
+        let Some(Opening::Granted(delivery)) = opening else { panic!("{opening:?}") };
         *delivery
     }
 
