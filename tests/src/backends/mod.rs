@@ -355,7 +355,7 @@ mod tests {
         end(taken.pop().unwrap(), End::Dead).await;
         let long = taken.pop().unwrap();
         let mut success = record(&long.head, long.lease.id(), End::Succeeded);
-        success.answer.as_mut().unwrap().output = Output::Inline(Body::Text("a".repeat(2_000).into()));
+        success.answer.as_mut().unwrap().output = Output::Inline(Body::Text("a".repeat(2_000)));
         long.lease.settle(Verdict::End(Box::new(success))).await.unwrap();
         let late = taken.pop().unwrap();
         late.lease.settle(retry(&late.head, Duration::from_secs(600))).await.unwrap();

@@ -285,7 +285,7 @@ mod tests {
         for number in (0..200).map(|turn| turn * 7 % 97 + 1) {
             answered.add(number);
             other.insert(number);
-            let upto = (1..).find(|number| !other.contains(number)).unwrap() - 1;
+            let upto = (1..=98).find(|number| !other.contains(number)).unwrap() - 1;
             let beyond: Vec<u64> = other.iter().copied().filter(|number| *number > upto).collect();
             let kept: Vec<u64> = answered.beyond.iter().flat_map(|(first, last)| *first..=*last).collect();
             assert_eq!((answered.upto, &kept), (upto, &beyond));

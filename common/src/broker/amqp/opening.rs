@@ -142,16 +142,17 @@ impl Desk {
     /// Does what the ledger's word asks for: at once, unless that may take a while.
     fn follow(self: &Arc<Self>, (entered, mut item): (Entered, Item), opened: Opened, openings: &mut Openings) {
         let work = match opened.claim {
-            Claim::Fresh { .. } | Claim::Cancelled => match item.dead.take() {
-                Some(record) => later(entered, Arc::clone(self).bury(item, opened.claim, record)),
-                None => match catch_unwind(AssertUnwindSafe(|| self.granted(item, opened.claim))) {
-                    Ok(delivery) => return openings.now.push(Opening::Granted(Box::new(delivery))),
-                    Err(_) => {
-                        broke(entered.1);
-                        later(entered, pause())
+            Claim::Fresh { .. } | Claim::Cancelled => {
+                if let Some(record) = item.dead.take() {
+                    later(entered, Arc::clone(self).bury(item, opened.claim, record))
+                } else {
+                    if let Ok(delivery) = catch_unwind(AssertUnwindSafe(|| self.granted(item, opened.claim))) {
+                        return openings.now.push(Opening::Granted(Box::new(delivery)));
                     }
-                },
-            },
+                    broke(entered.1);
+                    later(entered, pause())
+                }
+            }
             Claim::Paused { .. } => return openings.now.push(Opening::Paused(Box::new(item))),
             Claim::Taken { until } => later(entered, Arc::clone(self).park(item, until)),
             Claim::Ended(_) | Claim::Stale => later(entered, Arc::clone(self).conclude(item, opened)),
