@@ -237,9 +237,10 @@ impl AmqpSource {
     /// Sorts what the ledger said.
     fn sort(&mut self, opened: Option<(Vec<Opening>, Asked)>) {
         let Some((opened, _asked)) = opened else { return };
+        let mut granted = Vec::with_capacity(opened.len());
         for opening in opened.into_iter().rev() {
             match opening {
-                Opening::Granted(delivery) => self.ready.push_front(*delivery),
+                Opening::Granted(delivery) => granted.push(*delivery),
                 // Its queue is closed as soon as the news says so.
                 Opening::Paused(item) => self.put_off(*item, PATIENCE),
                 Opening::Second(item) => {
@@ -253,6 +254,8 @@ impl AmqpSource {
                 }
             }
         }
+        // Behind what was opened before it and waits to be handed out.
+        self.ready.extend(granted.into_iter().rev());
     }
 
     /// Hands out what is ready and wanted; what is not wanted any more goes back.
