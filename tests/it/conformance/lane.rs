@@ -41,7 +41,15 @@ pub(crate) async fn never_more_than_the_total_is_leased(f: Fixture) {
     let mut worker = f.worker().await;
     let caps = vec![(lane("a"), 5), (lane("b"), 5)];
     for total in [3, 1, 4, 2] {
-        let found = worker.consumer.next(&Want { total, caps: caps.clone(), rest: 9 }).await.unwrap();
+        let want = Want { total, caps: caps.clone(), rest: 9 };
+        let mut found = worker.consumer.next(&want).await.unwrap();
+        for _ in 0..10 {
+            // What a busy server pushes may come later than one call waits.
+            if f.leases_at_once() || !found.deliveries.is_empty() {
+                break;
+            }
+            found = worker.consumer.next(&want).await.unwrap();
+        }
         assert!(!found.deliveries.is_empty() && found.deliveries.len() <= total as usize);
     }
 }
