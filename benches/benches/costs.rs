@@ -10,13 +10,12 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{bail, ensure};
+use anyhow::ensure;
 use futures_util::future::try_join_all;
-use promptq_benches::scaling::{Kind, Place, enqueue, own_time, subscribe, success};
-use promptq_common::broker::{Broker, Claim, Delivery, Verdict, Want, WorkerId};
+use promptq_benches::library::{enqueue, subscribe, success};
+use promptq_benches::scaling::{Kind, Place, own_time};
+use promptq_common::broker::{Broker, Claim, Delivery, Want, WorkerId};
 use promptq_common::job::{Job, Queue};
-use promptq_common::outcome::Body;
-use promptq_common::record::Output;
 use promptq_worker::Parts;
 use promptq_worker::runner::{ExecSettings, MockSettings, RunnerSettings, Runners};
 use promptq_worker::settings::Settings;
@@ -169,20 +168,12 @@ async fn finish(stage: &Stage, sums: &mut [Took], came: Vec<Delivery>) -> anyhow
     for claim in stage.clocked(&mut sums[3], claims).await? {
         ensure!(matches!(claim, Claim::Fresh { .. }), "a claim answered {claim:?}");
     }
-    let verdicts = stage.clocked(&mut sums[4], async { came.iter().map(verdict).collect::<anyhow::Result<Vec<_>>>() });
+    let verdicts = stage
+        .clocked(&mut sums[4], async { Ok(came.iter().map(|one| success(one, &way::answer())).collect::<Vec<_>>()) });
     let ends: Vec<_> = verdicts.await?.into_iter().zip(came).collect();
     let settles = async { Ok(try_join_all(ends.into_iter().map(|(end, one)| one.lease.settle(end))).await?) };
     drop(stage.clocked(&mut sums[5], settles).await?);
     Ok(())
-}
-
-/// A success with an answer of the usual length.
-fn verdict(delivery: &Delivery) -> anyhow::Result<Verdict> {
-    let Verdict::End(mut record) = success(delivery) else { bail!("a success ends a job") };
-    if let Some(answer) = &mut record.answer {
-        answer.output = Output::Inline(Body::Text(way::answer()));
-    }
-    Ok(Verdict::End(record))
 }
 
 /// The whole way: jobs put in, and a worker of [`SLOTS`] slots with everything it does.

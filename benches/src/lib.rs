@@ -5,6 +5,7 @@ pub mod account;
 pub mod chart;
 pub mod contest;
 pub mod goals;
+pub mod library;
 pub mod limit;
 mod machine;
 mod process;

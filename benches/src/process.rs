@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, ensure};
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+use rustix::time::{ClockId, clock_gettime};
 use tempfile::TempDir;
 
 /// Between two looks at a process or at a broker: as exact as a rate over half a second needs.
@@ -113,7 +114,7 @@ impl Running {
 
     /// Whether it has ended, by itself; looks at its memory too.
     pub(crate) fn has_left(&mut self) -> anyhow::Result<bool> {
-        self.peak_kib = self.peak_kib.max(self.memory("VmHWM:").unwrap_or(0));
+        self.peak_kib = self.peak_kib.max(memory_of(self.child.id(), "VmHWM:").unwrap_or(0));
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         Ok(waitid(WaitId::Pid(self.pid), options)?.is_some())
     }
@@ -134,7 +135,7 @@ impl Running {
 
     /// Resident memory now, in KiB.
     pub(crate) fn resident(&self) -> anyhow::Result<u64> {
-        self.memory("VmRSS:")
+        memory_of(self.child.id(), "VmRSS:")
     }
 
     /// The end of its log.
@@ -142,12 +143,6 @@ impl Running {
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<_> = log.lines().collect();
         lines[lines.len().saturating_sub(5)..].join("\n")
-    }
-
-    fn memory(&self, field: &str) -> anyhow::Result<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix(field)).context("no such field")?;
-        Ok(line.trim().trim_end_matches(" kB").parse()?)
     }
 }
 
@@ -166,4 +161,21 @@ pub(crate) fn time_of(pid: u32) -> anyhow::Result<f64> {
     // utime and stime are fields 14 and 15 of the whole line, 11 and 12 after the name.
     let ticks = fields.skip(11).take(2).map(|field| Ok(field.parse::<u32>()?)).sum::<anyhow::Result<u32>>()?;
     Ok(f64::from(ticks) / 100.0)
+}
+
+/// Processor time of this process, in seconds.
+///
+/// # Errors
+/// When the clock is before its own beginning.
+pub fn own_time() -> anyhow::Result<f64> {
+    let own = clock_gettime(ClockId::ProcessCPUTime);
+    Ok(Duration::new(u64::try_from(own.tv_sec)?, u32::try_from(own.tv_nsec)?).as_secs_f64())
+}
+
+/// A process's memory by a field of its status (`VmRSS:` now, `VmHWM:` at most so far), in KiB.
+pub(crate) fn memory_of(pid: u32, field: &str) -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line =
+        status.lines().find_map(|line| line.strip_prefix(field)).with_context(|| format!("no {field} of {pid}"))?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
 }

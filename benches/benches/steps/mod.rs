@@ -7,14 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use promptq::input::{Destination, Input, InputArgs, JobArgs, Maker, Row};
-use promptq_common::broker::{LeaseId, WorkerId};
+use promptq_benches::library::record;
+use promptq_common::broker::{LeaseId, WorkerId, envelope};
 use promptq_common::codec::{decode_job, decode_record, encode_job, encode_record};
 use promptq_common::job::{BatchName, Job, JobId, Policy, Queue};
 use promptq_common::limits::Limits;
-use promptq_common::outcome::{Attempt, Body, Failure, FailureClass, Outcome, Reply, Usage, Usd};
-use promptq_common::record::{Answer, End, Output, Record};
+use promptq_common::outcome::{Body, Failure, FailureClass, Outcome, Reply, Usage, Usd};
 use promptq_common::result_line::result_line;
-use promptq_common::time::Timestamp;
 use promptq_common::work::Work;
 use promptq_worker::judge::{Past, judge};
 use promptq_worker::runner::{ExecSettings, MockSettings, RunContext, RunnerSettings, Runners};
@@ -32,14 +31,15 @@ pub(crate) type Step = (&'static str, Box<dyn FnMut()>);
 /// Every step, in the order in which a job meets them. The folder holds what is read.
 pub(crate) fn steps(folder: &TempDir) -> anyhow::Result<Vec<Step>> {
     let job = job(7);
-    let record = record(&job);
+    let whole = envelope(&job).map_err(|bytes| anyhow::anyhow!("a job of {bytes} bytes does not travel"))?;
+    let record = record(&whole.head, LeaseId::random(), &answer());
     let (job_bytes, record_bytes) = (encode_job(&job)?, encode_record(&record)?);
     let mut steps: Vec<Step> = reading(folder)?;
     steps.push((
         "encode a job and its head",
         step({
             let job = job.clone();
-            move || promptq_common::broker::envelope(&job)
+            move || envelope(&job)
         }),
     ));
     steps.push((
@@ -198,32 +198,4 @@ fn reply() -> Reply {
 /// What a model answers.
 pub(crate) fn answer() -> String {
     "a".repeat(TEXT)
-}
-
-fn record(job: &Job) -> Record {
-    let Ok(envelope) = promptq_common::broker::envelope(job) else { panic!("a small job travels") };
-    let mut record = Record::unrun(&envelope.head, End::Succeeded, None, Timestamp::now());
-    (record.lease, record.worker) = (LeaseId::random(), Some("bench".to_owned()));
-    (record.started_at, record.attempts) = (Some(Timestamp::now()), 1);
-    let reply = reply();
-    record.history.push(Attempt {
-        n: 1,
-        worker: "bench".to_owned(),
-        started_at: Timestamp::now(),
-        ended_at: Timestamp::now(),
-        class: None,
-        code: None,
-        detail: None,
-        status_code: Some(200),
-        usage: reply.usage,
-        cost: reply.cost,
-    });
-    record.answer = Some(Answer {
-        status_code: 200,
-        request_id: None,
-        model: reply.model,
-        finish_reason: reply.finish_reason,
-        output: Output::Inline(reply.body),
-    });
-    record
 }

@@ -3,9 +3,10 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::Context;
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
+
+use crate::process::memory_of;
 
 /// A run under way.
 pub(super) struct Stopwatch {
@@ -28,7 +29,7 @@ impl Stopwatch {
             "seconds": time.as_secs_f64(),
             "per_second": rounded(count / time.as_secs_f64(), 1.0),
             "cpu_us_per_job": rounded(used.as_secs_f64() * 1e6 / count, 100.0),
-            "peak_kib": peak_kib()?,
+            "peak_kib": memory_of(std::process::id(), "VmHWM:")?,
         });
         if moments {
             line["first_start"] = json!(self.since.duration_since(UNIX_EPOCH)?.as_secs_f64());
@@ -47,11 +48,4 @@ fn cpu() -> Duration {
     let used = clock_gettime(ClockId::ProcessCPUTime);
     let (whole, rest) = (u64::try_from(used.tv_sec), u32::try_from(used.tv_nsec));
     Duration::new(whole.unwrap_or_default(), rest.unwrap_or_default())
-}
-
-fn peak_kib() -> anyhow::Result<u64> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let peak =
-        status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM in the process's status")?;
-    Ok(peak.trim().trim_end_matches(" kB").parse()?)
 }

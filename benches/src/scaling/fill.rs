@@ -8,9 +8,11 @@ use promptq_common::broker::Broker;
 use promptq_common::job::{BatchName, Queue};
 
 use super::figures::{Cost, Filled, FilledRow, median, ratios, today};
-use super::hands::{SLOTS, clocked, drain, float, job, put, subscribe};
+use super::hands::{SLOTS, clocked, drain, job, put};
 use super::place::Place;
 use super::{Figures, Kind};
+use crate::account::number;
+use crate::library::subscribe;
 
 /// What the others are compared with, and the fillings after it.
 const FEW: usize = 10_000;
@@ -32,7 +34,7 @@ pub async fn fill(figures: &mut Figures, kind: Kind, most: usize) -> anyhow::Res
         let cost = clocked(&many.place, more, many.put(more)).await?;
         writeln!(said, "{kind}: to {next} waiting in {} s, {:.1} us/job", began.elapsed().as_secs(), cost.sum())?;
         waiting = next;
-        let each = |now: f64, before: f64| (now - before) / float(more);
+        let each = |now: f64, before: f64| (now - before) / number(more);
         let (memory, disk) = (each(many.place.memory()?, memory), each(many.place.disk()?, disk));
         let row = by_turns(&few, &many).await?;
         rows.push(FilledRow { waiting, memory, disk, payload: payload()?, ..row });
@@ -102,5 +104,5 @@ impl Stock {
 /// Bytes of one encoded job.
 fn payload() -> anyhow::Result<f64> {
     let job = job(&Queue::standard(), &BatchName::new("scaling")?, 1);
-    Ok(float(promptq_common::codec::encode_job(&job)?.len()))
+    Ok(number(promptq_common::codec::encode_job(&job)?.len()))
 }

@@ -2,19 +2,18 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use promptq_common::broker::{Broker, Claim, Consumer, Deliveries, Delivery, Enqueued, Terms, Verdict, Want, WorkerId};
+use promptq_common::broker::{Broker, Claim, Consumer, Deliveries, Delivery, Want};
 use promptq_common::job::{BatchName, Job, Queue};
-use promptq_common::outcome::{Attempt, Body, Usage, Usd};
-use promptq_common::record::{Answer, End, Output, Record};
-use promptq_common::time::Timestamp;
 use promptq_common::work::Work;
 use tokio::task::JoinSet;
 
 use super::figures::Cost;
-use super::place::{Place, own_time};
+use super::place::Place;
+use crate::account::number;
+use crate::library::{enqueue, success};
+use crate::process::own_time;
 
 /// What a producer hands over at once.
 pub(super) const WINDOW: usize = 1_000;
@@ -45,20 +44,6 @@ pub(super) async fn put(producers: &[Broker], queue: &Queue, jobs: usize) -> any
         });
     }
     all(hands).await
-}
-
-/// Enqueues them, all of which must be new.
-pub async fn enqueue(broker: &Broker, jobs: &[Job]) -> anyhow::Result<()> {
-    let answers = broker.enqueue(jobs).await?;
-    let strange = answers.iter().find(|answer| **answer != Enqueued::New);
-    ensure!(strange.is_none() && answers.len() == jobs.len(), "an enqueue answered {strange:?}");
-    Ok(())
-}
-
-/// A subscription to these queues, all of one weight.
-pub async fn subscribe(broker: &Broker, queues: &[Queue]) -> anyhow::Result<Consumer> {
-    let queues = queues.iter().map(|queue| (queue.clone(), 1)).collect();
-    Ok(broker.consume(Terms { worker: WorkerId::random("bench"), queues, lease: Duration::from_secs(45) }).await?)
 }
 
 /// Takes just so many jobs to their end, of many more that wait; each worker has this many at once.
@@ -114,37 +99,9 @@ async fn run(delivery: Delivery) -> anyhow::Result<()> {
     drop(delivery.open()?);
     let claim = delivery.lease.claim().await?;
     ensure!(matches!(claim, Claim::Fresh { .. }), "a claim answered {claim:?}");
-    let verdict = success(&delivery);
+    let verdict = success(&delivery, "positive");
     delivery.lease.settle(verdict).await?;
     Ok(())
-}
-
-/// A success with a short answer.
-pub fn success(delivery: &Delivery) -> Verdict {
-    let mut record = Record::unrun(&delivery.head, End::Succeeded, None, Timestamp::now());
-    record.lease = delivery.lease.id();
-    (record.worker, record.started_at) = (Some("bench".to_owned()), Some(Timestamp::now()));
-    record.attempts += 1;
-    record.history.push(Attempt {
-        n: record.attempts,
-        worker: "bench".to_owned(),
-        started_at: Timestamp::now(),
-        ended_at: Timestamp::now(),
-        class: None,
-        code: None,
-        detail: None,
-        status_code: Some(200),
-        usage: Usage { input_tokens: 9, output_tokens: 2, cached_tokens: 0, reasoning_tokens: 0 },
-        cost: Some(Usd::from_nanos(1_250)),
-    });
-    record.answer = Some(Answer {
-        status_code: 200,
-        request_id: None,
-        model: Some("mock".to_owned()),
-        finish_reason: Some("stop".to_owned()),
-        output: Output::Inline(Body::Text("positive".to_owned())),
-    });
-    Verdict::End(Box::new(record))
 }
 
 /// Does the work and says what it took of processors for each of so many jobs.
@@ -155,13 +112,8 @@ pub(super) async fn clocked(
 ) -> anyhow::Result<Cost> {
     let (theirs, ours) = (place.time()?, own_time()?);
     work.await?;
-    let each = 1e6 / float(jobs);
+    let each = 1e6 / number(jobs);
     Ok(Cost { ours: (own_time()? - ours) * each, theirs: (place.time()? - theirs) * each })
-}
-
-/// A count as a figure to reckon with.
-pub(super) fn float(count: usize) -> f64 {
-    u32::try_from(count).map_or(f64::INFINITY, f64::from)
 }
 
 pub(super) async fn all(mut hands: JoinSet<anyhow::Result<()>>) -> anyhow::Result<()> {

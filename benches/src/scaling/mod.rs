@@ -12,8 +12,9 @@ mod workers;
 
 pub use figures::Figures;
 pub use fill::fill;
-pub use hands::{enqueue, subscribe, success};
 pub use page::{page, tables};
-pub use place::{Kind, Place, own_time};
+pub use place::{Kind, Place};
+
+pub use crate::process::own_time;
 pub use queues::queues;
 pub use workers::workers;

@@ -3,8 +3,8 @@
 
 use super::Kind;
 use super::figures::{Cost, Figures, Fleet, FleetRow};
-use super::hands::float;
 use super::page::{Table, grouped};
+use crate::account::number;
 
 /// Fleets that are reckoned with.
 const FLEETS: [usize; 3] = [10, 100, 1_000];
@@ -30,7 +30,7 @@ fn table(figures: &Figures, kind: Kind) -> Option<String> {
             let near = fleet.rows.iter().min_by_key(|row| row.workers.abs_diff(workers));
             near.map_or_else(
                 || "-".to_owned(),
-                |row| of(row, fleet, float(workers)) + if row.workers == workers { "" } else { " *" },
+                |row| of(row, fleet, number(workers)) + if row.workers == workers { "" } else { " *" },
             )
         });
         table.row(&[&[what.to_owned()], &cells[..], &[from.to_owned()]].concat());
@@ -42,12 +42,12 @@ type Line = (&'static str, fn(&FleetRow, &Fleet, f64) -> String, &'static str);
 
 const AT_REDIS: [Line; 2] = [
     ("connections at Redis", |row, _, n| whole(row.connections[0] * n), EACH),
-    ("calls a second at Redis, idle", |row, _, n| whole(row.idle_calls[0] / float(row.workers) * n), EACH),
+    ("calls a second at Redis, idle", |row, _, n| whole(row.idle_calls[0] / number(row.workers) * n), EACH),
 ];
 const AT_RABBIT: [Line; 1] = [("connections at RabbitMQ", |row, _, n| whole(row.connections[1] * n), EACH)];
 const AT_SERVERS: [Line; 4] = [
     ("memory of the servers for them, MiB", |row, _, n| whole(row.memory[1] * n / MIB), EACH),
-    ("processors of the servers, idle", |row, _, n| share(row.idle[1] / float(row.workers) * n), EACH),
+    ("processors of the servers, idle", |row, _, n| share(row.idle[1] / number(row.workers) * n), EACH),
     (
         "calls a second at Redis, busy",
         |row, _, n| whole(row.busy_calls[0] * RATE * n),
@@ -57,7 +57,7 @@ const AT_SERVERS: [Line; 4] = [
 ];
 const EVERYWHERE: [Line; 4] = [
     ("jobs a second", |_, _, n| whole(RATE * n), "supposed: 100 calls of 10 s at a time each"),
-    ("processors of all workers, idle", |row, _, n| share(row.idle[0] / float(row.workers) * n), EACH),
+    ("processors of all workers, idle", |row, _, n| share(row.idle[0] / number(row.workers) * n), EACH),
     ("processors of all workers, busy", |row, _, n| busy(row, |cost| cost.ours, n), JOB),
     ("memory of all workers, MiB", |_, fleet, n| whole(fleet.process * n / MIB), "one process, measured, x workers"),
 ];

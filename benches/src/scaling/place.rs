@@ -1,14 +1,15 @@
 //! A broker of a measurement's own, fresh: how it is reached, and what its servers take of the machine.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow};
 use promptq_common::broker::{Access, Beside};
-use rustix::time::{ClockId, clock_gettime};
 use tempfile::TempDir;
 
+use crate::account::number;
+use crate::process::{memory_of, time_of};
 use crate::rabbit::{self, RabbitServer};
 use crate::redis::{self, RedisServer};
 
@@ -190,26 +191,9 @@ fn figure(server: &RedisServer, section: &str, name: &str) -> anyhow::Result<f64
     Ok(value.trim().parse()?)
 }
 
-/// Processor time of this process so far, in seconds.
-pub fn own_time() -> anyhow::Result<f64> {
-    let own = clock_gettime(ClockId::ProcessCPUTime);
-    Ok(f64::from(u32::try_from(own.tv_sec)?) + f64::from(u32::try_from(own.tv_nsec)?) / 1e9)
-}
-
-/// Processor time of another process, in seconds.
-pub(super) fn time_of(pid: u32) -> anyhow::Result<f64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // utime and stime are fields 14 and 15 of the whole line, in ticks of 10 ms.
-    let fields = stat.rsplit_once(") ").context("no fields in stat")?.1.split(' ');
-    let ticks = fields.skip(11).take(2).map(|field| Ok(field.parse::<u32>()?)).sum::<anyhow::Result<u32>>()?;
-    Ok(f64::from(ticks) / 100.0)
-}
-
 /// Memory of a process that is its own, in bytes.
 pub(super) fn resident(pid: u32) -> anyhow::Result<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let Some(line) = status.lines().find_map(|line| line.strip_prefix("VmRSS:")) else { bail!("no VmRSS of {pid}") };
-    Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? * 1024.0)
+    Ok(number(usize::try_from(memory_of(pid, "VmRSS:")?)?) * 1024.0)
 }
 
 fn size_of(folder: PathBuf) -> anyhow::Result<f64> {
@@ -225,13 +209,4 @@ fn size_of(folder: PathBuf) -> anyhow::Result<f64> {
         }
     }
     Ok(bytes)
-}
-
-/// A program that was built beside this one.
-pub(super) fn program(name: &str) -> anyhow::Result<PathBuf> {
-    let path = std::env::current_exe()?.with_file_name(name);
-    if !Path::new(&path).exists() {
-        bail!("{} is not built; use benches/scaling", path.display());
-    }
-    Ok(path)
 }

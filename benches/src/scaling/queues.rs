@@ -5,9 +5,11 @@ use promptq_common::broker::Broker;
 use promptq_common::job::{BatchName, Queue};
 
 use super::figures::{Cost, Spreading, SpreadingRow, median, ratios, today};
-use super::hands::{SLOTS, clocked, drain, enqueue, float, job, subscribe};
+use super::hands::{SLOTS, clocked, drain, job};
 use super::place::Place;
 use super::{Figures, Kind};
+use crate::account::number;
+use crate::library::{enqueue, subscribe};
 
 /// Jobs of one turn: a submission of 50 for each of a thousand queues.
 const JOBS: usize = 50_000;
@@ -36,7 +38,7 @@ pub async fn queues(figures: &mut Figures, kind: Kind) -> anyhow::Result<String>
             enqueue_ratio: ratios(&ones.0[0], &manys.0[0]),
             drain_all_ratio: ratios(&ones.0[1], &manys.0[1]),
             drain_one_ratio: ratios(&ones.0[2], &manys.0[2]),
-            memory: (many.memory - one.memory) / float(count),
+            memory: (many.memory - one.memory) / number(count),
         });
     }
     figures.queues.insert(kind.name().to_owned(), Spreading { date: today(), jobs: JOBS, rows });

@@ -11,9 +11,12 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::figures::{Cost, Fleet, FleetRow, today};
-use super::hands::{drain, float, put, subscribe};
-use super::place::{Place, own_time, program, resident};
+use super::hands::{drain, put};
+use super::place::{Place, resident};
 use super::{Figures, Kind};
+use crate::account::number;
+use crate::library::subscribe;
+use crate::process::{built, own_time};
 
 /// They come in step; after so long they are out of it.
 const SETTLING: Duration = Duration::from_secs(12);
@@ -59,7 +62,7 @@ async fn fleet(kind: Kind, count: usize) -> anyhow::Result<FleetRow> {
     // What is not done by then shows that there are too many of them.
     let Ok(drained) = timeout(PATIENCE, drain(consumers, JOBS, SLOTS)).await else { return Ok(row) };
     drained?;
-    let (after, per) = (place.calls()?, 1.0 / float(JOBS));
+    let (after, per) = (place.calls()?, 1.0 / number(JOBS));
     let busy = Cost { ours: (own_time()? - ours) * 1e6 * per, theirs: (place.time()? - theirs) * 1e6 * per };
     Ok(FleetRow { busy: Some(busy), busy_calls: [(after.0 - calls.0) * per, (after.1 - calls.1) * per], ..row })
 }
@@ -92,7 +95,7 @@ async fn idle(place: &Place, brokers: &[Broker], before: Held) -> anyhow::Result
     let seconds = began.elapsed().as_secs_f64();
     let (ours, theirs, after) = (own_time()? - ours, place.time()? - theirs, place.calls()?);
     ensure!(hands.try_join_next().is_none(), "a worker broke off");
-    let (now, each) = (Held::of(place)?, 1.0 / float(brokers.len()));
+    let (now, each) = (Held::of(place)?, 1.0 / number(brokers.len()));
     hands.shutdown().await;
     let connections = [now.connections.0 - before.connections.0, now.connections.1 - before.connections.1];
     Ok(FleetRow {
@@ -120,7 +123,7 @@ async fn process(kind: Kind) -> anyhow::Result<f64> {
     let place = Place::start(kind)?;
     let home = tempfile::TempDir::new()?;
     let (broker, ledger) = place.urls();
-    let mut command = Command::new(program("promptq-worker")?);
+    let mut command = Command::new(built("promptq-worker")?);
     command.env_clear().env("HOME", home.path()).env("PROMPTQ_BROKER", broker).current_dir(home.path());
     if let Some(ledger) = ledger {
         command.env("PROMPTQ_LEDGER", ledger);

@@ -1,4 +1,4 @@
-//! What one job takes that comes alone, what workers take while nothing comes, and what a backlog behind a closed lane
+//! What workers take while nothing comes, and what a backlog behind a closed lane
 //! costs the open one beside it.
 
 use std::time::{Duration, Instant};
@@ -7,31 +7,18 @@ use anyhow::{Context, ensure};
 use promptq_common::broker::{Broker, Want};
 use promptq_common::job::{Band, Job, Lane, ModelName, Queue};
 use promptq_common::work::Work;
-use tokio::task::JoinSet;
 
-use super::jobs::{ONE, put, terms, verdict};
-use super::own_time;
+use super::idlers;
 use crate::account::Figure;
+use crate::library::{enqueue, subscribe, success};
+use crate::process::own_time;
 use crate::stage::{Hall, Kind};
 
 /// What the servers have to do for workers that have nothing to do, each connected by itself.
 pub async fn idle(workers: usize, length: Duration) -> anyhow::Result<String> {
     let hall = Hall::open(Kind::Quorum);
     let servers = hall.stage()?;
-    let mut hands = JoinSet::new();
-    for _ in 0..workers {
-        let broker = Broker::connect(&servers.access()?).await?;
-        hands.spawn(async move {
-            let mut consumer = broker.consume(terms()).await?;
-            loop {
-                consumer.next(&ONE).await?;
-            }
-            #[expect(unreachable_code, reason = "the type of what the task may fail with")]
-            anyhow::Ok(())
-        });
-    }
-    // They come in step; after a while they are out of it.
-    tokio::time::sleep(Duration::from_secs(12)).await;
+    let mut hands = idlers(&servers.access()?, workers).await?;
     let (began, ours, theirs) = (Instant::now(), own_time()?, servers.cpu()?);
     tokio::time::sleep(length).await;
     let seconds = began.elapsed().as_secs_f64();
@@ -71,7 +58,7 @@ pub async fn backlog(closed: usize, open: usize) -> anyhow::Result<String> {
 async fn fill(broker: &Broker, model: &str, count: usize) -> anyhow::Result<()> {
     let jobs: Vec<Job> = (0..count).map(|_| Job::new(Queue::standard(), Work::prompt(Some(model), "hi"))).collect();
     for window in jobs.chunks(1_000) {
-        put(broker, window).await?;
+        enqueue(broker, window).await?;
     }
     Ok(())
 }
@@ -84,11 +71,11 @@ async fn drain(broker: &Broker, count: usize) -> anyhow::Result<f64> {
     });
     let want = Want { total: 100, caps: shut.into(), rest: 100 };
     let began = Instant::now();
-    let mut consumer = broker.consume(terms()).await?;
+    let mut consumer = subscribe(broker, &[Queue::standard()]).await?;
     let mut left = count;
     while left > 0 {
         for delivery in consumer.next(&want).await?.deliveries {
-            let verdict = verdict(&delivery.head, delivery.lease.id());
+            let verdict = success(&delivery, "positive");
             delivery.lease.settle(verdict).await?;
             left -= 1;
         }

@@ -5,32 +5,20 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, ensure};
 use promptq_common::broker::{Access, Broker};
-use promptq_common::job::Job;
-use tokio::task::JoinSet;
+use promptq_common::job::{BatchName, Job, Queue};
+use promptq_common::work::Work;
 
-use super::jobs::{ONE, jobs, put, terms};
-use super::own_time;
+use super::idlers;
 use crate::account::number;
-use crate::contest::TEXT;
+use crate::contest::{TEXT, prompt};
+use crate::library::enqueue;
+use crate::process::own_time;
 use crate::redis::{Options, RedisServer};
 
 /// What the server has to do for workers that have nothing to do, each connected by itself.
 pub async fn idle(workers: usize, length: Duration) -> anyhow::Result<String> {
     let server = RedisServer::start(Options::every_second());
-    let mut hands = JoinSet::new();
-    for _ in 0..workers {
-        let broker = Broker::connect(&Access::new(&server.url())?).await?;
-        hands.spawn(async move {
-            let mut consumer = broker.consume(terms()).await?;
-            loop {
-                consumer.next(&ONE).await?;
-            }
-            #[expect(unreachable_code, reason = "the type of what the task may fail with")]
-            anyhow::Ok(())
-        });
-    }
-    // They come in step; after a while they are out of it.
-    tokio::time::sleep(Duration::from_secs(12)).await;
+    let mut hands = idlers(&Access::new(&server.url())?, workers).await?;
     server.must(&["CONFIG", "RESETSTAT"]);
     let (began, ours, theirs) = (Instant::now(), own_time()?, server_time(&server)?);
     tokio::time::sleep(length).await;
@@ -67,7 +55,7 @@ pub async fn memory(count: u64) -> anyhow::Result<String> {
         let jobs = jobs(count, batch)?;
         let used = || figure(&info(&server, "memory")?, "used_memory:");
         // Scripts, connections and the queue itself are there whatever waits.
-        put(&broker, &jobs[..1]).await?;
+        enqueue(&broker, &jobs[..1]).await?;
         let before = used()?;
         fill(&broker, &jobs[1..]).await?;
         let payloads = jobs[1..].iter().map(|job| Ok(promptq_common::codec::encode_job(job)?.len()));
@@ -81,7 +69,7 @@ pub async fn memory(count: u64) -> anyhow::Result<String> {
 
 async fn fill(broker: &Broker, jobs: &[Job]) -> anyhow::Result<()> {
     for window in jobs.chunks(1_000) {
-        put(broker, window).await?;
+        enqueue(broker, window).await?;
     }
     Ok(())
 }
@@ -101,4 +89,11 @@ fn info(server: &RedisServer, section: &str) -> anyhow::Result<String> {
 fn figure(info: &str, name: &str) -> anyhow::Result<f64> {
     let value = info.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("no {name}"))?;
     Ok(value.trim().parse()?)
+}
+
+/// So many jobs of one batch.
+fn jobs(count: u64, batch: Option<&str>) -> anyhow::Result<Vec<Job>> {
+    let batch = batch.map(BatchName::new).transpose()?;
+    let job = |n| Job { batch: batch.clone(), ..Job::new(Queue::standard(), Work::prompt(Some("mock"), prompt(n))) };
+    Ok((0..count).map(job).collect())
 }
