@@ -21,3 +21,5 @@ pub mod scaling;
 pub mod single;
 mod stage;
 pub mod table;
+
+pub use process::monotonic;

@@ -163,6 +163,12 @@ pub(crate) fn time_of(pid: u32) -> anyhow::Result<f64> {
     Ok(f64::from(ticks) / 100.0)
 }
 
+/// The machine's clock that only goes forward, the same in every process.
+pub fn monotonic() -> Duration {
+    let now = clock_gettime(ClockId::Monotonic);
+    Duration::new(u64::try_from(now.tv_sec).unwrap_or_default(), u32::try_from(now.tv_nsec).unwrap_or_default())
+}
+
 /// Processor time of this process, in seconds.
 ///
 /// # Errors
