@@ -13,6 +13,10 @@ use crate::process::{Home, Took, built};
 use crate::report::Sample;
 use crate::stage::Kind;
 
+/// Jobs at once, as the workers of the other contests have them; without the flag it would be 16, for calls that cost
+/// money. What runs is what a kill can cost.
+const SLOTS: &str = "500";
+
 /// All rounds.
 pub(super) async fn hold(run: &mut Run) -> anyhow::Result<()> {
     run.versions(Kind::Sqlite);
@@ -49,7 +53,8 @@ async fn measured(contestant: &str, rows: u64, table: &str) -> anyhow::Result<Sa
     let running = if contestant == "promptq" {
         let broker = format!("sqlite://{}", at("q.db"));
         let words = ["run", "rows.csv", "-t", "Sentiment of: {{text}}", "--id-field", "id", "-m", "mock"];
-        home.start("promptq", &[&words[..], &["-o", "out.jsonl", "--broker", &broker]].concat())?
+        let rest = ["-o", "out.jsonl", "--concurrency", SLOTS, "--broker", &broker];
+        home.start("promptq", &[&words[..], &rest].concat())?
     } else {
         let mut words = Command::new(built("limit")?);
         words.args([if contestant == "limit" { "sqlite" } else { "plain" }, "run"]);

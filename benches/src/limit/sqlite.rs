@@ -57,7 +57,7 @@ impl Sqlite {
         // As `common/src/broker/sqlite/open.rs` has it.
         conn.execute_batch(
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA mmap_size = 0; PRAGMA temp_store = MEMORY;
-             PRAGMA cache_size = -16384; PRAGMA journal_size_limit = 67108864; PRAGMA locking_mode = NORMAL;",
+             PRAGMA cache_size = -16384; PRAGMA wal_autocheckpoint = 4000; PRAGMA journal_size_limit = 67108864; PRAGMA locking_mode = NORMAL;",
         )?;
         conn.set_prepared_statement_cache_capacity(64);
         if setting.writes == Writes::Bare {

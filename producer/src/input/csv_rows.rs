@@ -18,6 +18,8 @@ pub(super) struct CsvRows {
     reader: csv::Reader<Metered>,
     headings: Vec<String>,
     line: u64,
+    /// The last one, for its room.
+    record: csv::StringRecord,
 }
 
 impl CsvRows {
@@ -57,24 +59,23 @@ impl CsvRows {
                 return Err(bad(format!("has two columns named {heading:?}")));
             }
         }
-        Ok(Self { reader, headings, line: 1 })
+        Ok(Self { reader, headings, line: 1, record: csv::StringRecord::new() })
     }
 
     /// The next record and the line it begins in; `Err` ends the file.
     pub(super) fn next_row(&mut self) -> io::Result<Option<(u64, Result<Row, Fault>)>> {
-        let mut record = csv::StringRecord::new();
         let source = self.reader.get_ref();
         source.since.set(0);
         self.line += source.lines_before(self.reader.position().byte());
         let line = self.line;
-        let read = self.reader.read_record(&mut record);
+        let read = self.reader.read_record(&mut self.record);
         if let Some(line) = self.reader.get_ref().left_open() {
             return Err(io::Error::other(never_closed(line)));
         }
         let error = match read {
             Ok(false) => return Ok(None),
             Ok(true) => {
-                let columns = self.headings.iter().cloned().zip(record.iter().map(Value::from)).collect();
+                let columns = self.headings.iter().cloned().zip(self.record.iter().map(Value::from)).collect();
                 return Ok(Some((line, Ok(Row::Columns(columns)))));
             }
             Err(error) => error,

@@ -191,20 +191,15 @@ impl Maker {
             let all = Value::Object(columns.clone());
             columns.insert("row".into(), all);
         }
-        let cells = if self.template.is_some() || self.system.is_some() {
-            Cell::from(Serde(&columns))
-        } else {
-            Cell::UNDEFINED
-        };
         let text = match (text, &self.template) {
             (Some(text), _) => text,
-            (None, Some(template)) => template.render(&cells)?,
+            (None, Some(template)) => filled(template, &columns)?,
             (None, None) => String::new(),
         };
         if text.trim().is_empty() {
             return Err(Fault::new("the prompt is empty"));
         }
-        let system = self.system.as_ref().map(|system| system.render(&cells)).transpose()?;
+        let system = self.system.as_ref().map(|system| filled(system, &columns)).transpose()?;
         let input = Input::Prompt(Prompt { text, system, params: String::new() });
         Ok(Line { custom_id: None, work: Work { model: None, input }, terms: LineTerms::default() })
     }
@@ -244,6 +239,13 @@ impl Maker {
         terms.tenant = flags.tenant.clone().or(terms.tenant.take());
         terms.tags.extend(flags.tags.iter().cloned());
         Ok(())
+    }
+}
+
+fn filled(template: &Template, columns: &Map<String, Value>) -> Result<String, Fault> {
+    match template.fill(columns) {
+        Some(text) => Ok(text),
+        None => template.render(&Cell::from(Serde(columns))),
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, UndefinedBehavior, Value};
 use promptq_common::line::closest;
+use serde_json::{Map, Value as Json};
 
 use super::rows::Fault;
 use crate::problem::{Exit, Problem, Result};
@@ -18,6 +19,15 @@ const FUEL: u64 = 1_000_000;
 pub(super) struct Template {
     environment: Environment<'static>,
     names: BTreeSet<String>,
+    /// The whole of it, where it is nothing but text and names.
+    pieces: Option<Vec<Piece>>,
+}
+
+/// A piece of a template that does nothing.
+#[derive(Debug, PartialEq, Eq)]
+enum Piece {
+    Text(String),
+    Name(String),
 }
 
 impl Template {
@@ -43,12 +53,25 @@ impl Template {
         });
         environment.add_template_owned(NAME, source)?;
         let names = environment.get_template(NAME)?.undeclared_variables(false).into_iter().collect();
-        Ok(Self { environment, names })
+        let pieces = pieces(environment.get_template(NAME)?.source(), &names);
+        Ok(Self { environment, names, pieces })
     }
 
     /// Whether it uses a variable of this name.
     pub(super) fn uses(&self, name: &str) -> bool {
         self.names.contains(name)
+    }
+
+    /// The prompt for a row, where the template is nothing but text and names, and each stands for a text of the row.
+    pub(super) fn fill(&self, columns: &Map<String, Json>) -> Option<String> {
+        let mut prompt = String::new();
+        for piece in self.pieces.as_ref()? {
+            prompt.push_str(match piece {
+                Piece::Text(text) => text,
+                Piece::Name(name) => columns.get(name)?.as_str()?,
+            });
+        }
+        Some(prompt)
     }
 
     /// The prompt for a row of these columns.
@@ -80,6 +103,28 @@ impl Template {
             }
         }
     }
+}
+
+/// A template of texts and of `{{ name }}` alone, in pieces; `None` for any other. `names` are those it asks for.
+fn pieces(source: &str, names: &BTreeSet<String>) -> Option<Vec<Piece>> {
+    if source.contains("{%") || source.contains("{#") {
+        return None;
+    }
+    // As the language has it: the last line's end is not part of the text.
+    let source = source.strip_suffix('\n').unwrap_or(source);
+    let mut rest = source.strip_suffix('\r').unwrap_or(source);
+    let mut pieces = Vec::new();
+    while let Some((text, behind)) = rest.split_once("{{") {
+        let (name, after) = behind.split_once("}}")?;
+        let name = name.trim_ascii();
+        if !names.contains(name) {
+            return None;
+        }
+        pieces.extend([Piece::Text(text.to_owned()), Piece::Name(name.to_owned())]);
+        rest = after;
+    }
+    pieces.push(Piece::Text(rest.to_owned()));
+    Some(pieces)
 }
 
 const NAME: &str = "template";
@@ -117,6 +162,26 @@ mod tests {
         let columns = serde_json::json!({"text": "<a> & \"b\"", "n": 2, "tags": ["x", "y"]});
         assert_eq!(render("{{ text }} {{ n + 1 }} {{ tags | join('+') }}", &columns).unwrap(), "<a> & \"b\" 3 x+y");
         assert_eq!(render("{{ nope | default('-') }}", &columns).unwrap(), "-");
+    }
+
+    #[test]
+    fn a_template_of_names_alone_is_filled_as_it_would_be_rendered() {
+        let columns = serde_json::json!({"text": "<a> & {{ n }}\r\n", "true": "t", "n": 2, "b c": "d", "é": "f"});
+        let filled = |template: &str| {
+            let compiled = Template::compile(template.to_owned()).unwrap();
+            compiled.fill(columns.as_object().unwrap()).inspect(|filled| {
+                assert_eq!(render(template, &columns).as_ref(), Ok(filled), "{template:?}");
+            })
+        };
+        let simple = ["", "plain", "a\n", "a\n\n", "a\r\n", "a\r", "\n", "{ {text}}", "Of: {{text}}", "{{ text }}\n"];
+        for template in simple.into_iter().chain(["}} %} {{text}}{{\ntext\t}} #}\r\n", "{{text}}\r\n\r\n"]) {
+            assert!(filled(template).is_some(), "{template:?}");
+        }
+        for other in ["{{ n }}", "{{ true }}", "{{ text | upper }}", "{{- text }}", "{{ text -}} ", "{% if n %}{% endif %}"] {
+            assert_eq!(filled(other), None, "{other:?}");
+        }
+        assert_eq!(filled("{# {{ text }} #}{{ text }}"), None);
+        assert_eq!(filled("{{ text }}{{ gone }}"), None);
     }
 
     #[test]

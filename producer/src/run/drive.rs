@@ -17,7 +17,7 @@ use promptq_worker::stop::{Phase, Stop};
 use promptq_worker::{Drained, Parts, StopReason};
 use tokio::task::JoinSet;
 
-use super::follow::Follower;
+use super::follow::{Copied, Follower};
 use super::summary::{causes, summary};
 use crate::command::run::RunArgs;
 use crate::context::Context;
@@ -166,10 +166,9 @@ impl<'a> Drive<'a> {
 
     /// Copies a page of results, looks at the batch now and then. Cancel-safe.
     async fn advance(&mut self, broker: &Broker) -> Result<Option<Leave>> {
-        let all_ended = self.tally.is_some()
-            && self.view.as_ref().is_some_and(|view| view.sealed && view.counts.ended() >= view.counts.total);
-        let more = match self.follower.step().await {
-            Ok(more) => more,
+        let all_ended = self.has_ended();
+        let copied = match self.follower.step().await {
+            Ok(copied) => copied,
             Err(problem) if problem.exit == Exit::Unreachable => {
                 if self.failing.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
                     return Err(problem);
@@ -180,17 +179,27 @@ impl<'a> Drive<'a> {
             Err(problem) => return Err(problem),
         };
         self.failing = None;
-        if all_ended && !more {
+        if all_ended && copied == Copied::Nothing {
             return Ok(Some(Leave::Finished));
         }
-        if self.looked.is_none_or(|looked| looked.elapsed() >= LOOK) {
-            if let Some(leave) = self.look(broker).await? {
-                return Ok(Some(leave));
+        // A line for each job: that may have been the last.
+        let complete = self.tally.is_some() && !all_ended && self.follower.position().lines >= self.total;
+        if complete || self.looked.is_none_or(|looked| looked.elapsed() >= LOOK) {
+            let leave = self.look(broker).await?;
+            if leave.is_some() || !complete {
+                return Ok(leave);
             }
-        } else if !more {
+        }
+        if copied != Copied::Full && !self.has_ended() {
             tokio::time::sleep(LOOK / 4).await;
         }
         Ok(None)
+    }
+
+    /// Whether every job of the batch has ended, as of the last look.
+    fn has_ended(&self) -> bool {
+        let ended = |view: &BatchView| view.sealed && view.counts.ended() >= view.counts.total;
+        self.tally.is_some() && self.view.as_ref().is_some_and(ended)
     }
 
     async fn look(&mut self, broker: &Broker) -> Result<Option<Leave>> {
@@ -269,7 +278,7 @@ impl<'a> Drive<'a> {
         if let Leave::Failed(problem) = leave {
             return Err(problem.hint("the same command again goes on where this one stopped"));
         }
-        while self.follower.step().await? {}
+        while self.follower.step().await? != Copied::Nothing {}
         let Some(view) = broker.ledger().batch(&self.batch).await? else {
             if matches!(leave, Leave::Interrupted) {
                 self.cx.printer.say("stopped before anything was enqueued");

@@ -14,7 +14,8 @@ use crate::printer::Printer;
 use crate::problem::{Exit, Problem, Result};
 use crate::sink;
 
-/// The most records read at once; fewer while lines are long, so that a page stays near [`PAGE_BYTES`].
+/// The most records read at once; fewer while lines are long, so that a page stays near [`PAGE_BYTES`]. Pages with fewer
+/// bytes go out together.
 const PAGE: usize = 1_000;
 /// With answers at the inline limit (64 KiB) a page of 1,000 would be 64 MB.
 const PAGE_BYTES: usize = 4 << 20;
@@ -57,6 +58,17 @@ impl Sink {
     }
 }
 
+/// What a step of a [`Follower`] has copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Copied {
+    /// Nothing: there is no more now.
+    Nothing,
+    /// All there was. A page written is a flush to disk: the next one had better be a large one.
+    Some,
+    /// As much as is copied at once.
+    Full,
+}
+
 /// Copies a batch's results into a sink.
 #[derive(Debug)]
 pub(super) struct Follower {
@@ -89,20 +101,27 @@ impl Follower {
         self.sink.position()
     }
 
-    /// Copies the next page; false when there is no more now. Cancel-safe: a page is appended whole or not at all,
-    /// and a position that was not saved is saved by the next call.
-    pub(super) async fn step(&mut self) -> Result<bool> {
+    /// Copies what comes next. Cancel-safe: what was read is appended whole or not at all, and a position that was not saved is
+    /// saved by the next call.
+    pub(super) async fn step(&mut self) -> Result<Copied> {
         let from = (self.position().cursor, self.page, false);
         let read = page(&self.broker, self.store.as_ref(), &self.batch, from).await?;
-        let Some(read) = read else {
+        let Some(mut read) = read else {
             self.save().await?;
-            return Ok(false);
+            return Ok(Copied::Nothing);
         };
-        self.page = (self.page * PAGE_BYTES / read.bytes.len().max(1)).clamp(1, PAGE);
+        let mut pages = 1;
+        while read.more && read.bytes.len() < PAGE_BYTES / 2 {
+            let from = (read.last, self.page, false);
+            let Some(next) = page(&self.broker, self.store.as_ref(), &self.batch, from).await? else { break };
+            read.append(next);
+            pages += 1;
+        }
+        self.page = (self.page * pages * PAGE_BYTES / read.bytes.len().max(1)).clamp(1, PAGE);
         self.saved = false;
         tokio::task::block_in_place(|| self.sink.append(&read.bytes, read.lines, read.last))?;
         self.save().await?;
-        Ok(true)
+        Ok(if read.more { Copied::Full } else { Copied::Some })
     }
 
     /// Saves the position. Must have been called before the first append to a new file, so that what a crash leaves
@@ -153,6 +172,16 @@ struct Read {
     bytes: Vec<u8>,
     lines: u64,
     last: Cursor,
+    /// Whether there was more.
+    more: bool,
+}
+
+impl Read {
+    fn append(&mut self, next: Self) {
+        self.bytes.extend_from_slice(&next.bytes);
+        self.lines += next.lines;
+        (self.last, self.more) = (next.last, next.more);
+    }
 }
 
 /// The lines after `cursor`; `None` at the end. With `newest`, records that a later one has replaced are left out.
@@ -163,7 +192,7 @@ async fn page(
     (cursor, size, newest): (Cursor, usize, bool),
 ) -> Result<Option<Read>> {
     let read = broker.ledger().results(&Scope::Batch(batch.clone()), cursor, size).await?;
-    let (records, last) = (read.records, read.next);
+    let (records, last, more) = (read.records, read.next, read.more);
     if last == cursor {
         return Ok(None);
     }
@@ -178,7 +207,7 @@ async fn page(
         bytes.push(b'\n');
         lines += 1;
     }
-    Ok(Some(Read { bytes, lines, last }))
+    Ok(Some(Read { bytes, lines, last, more }))
 }
 
 /// For each record, whether the job's account is another one by now.
@@ -250,7 +279,7 @@ mod tests {
         let Sink::File(file) = &mut follower.sink else { unreachable!("a file") };
         let line = format!("{}\n", result_line(&all.records[1].1, None));
         file.append(line.as_bytes(), 1, all.next).unwrap();
-        assert!(!follower.step().await.unwrap(), "the cursor is past both");
+        assert_eq!(follower.step().await.unwrap(), Copied::Nothing, "the cursor is past both");
         follower.rewrite(true).await.unwrap();
         assert_eq!((std::fs::read_to_string(&path).unwrap().lines().count(), follower.position().lines), (2, 2));
         // What the ledger has no more stays in the file.

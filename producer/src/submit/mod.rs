@@ -8,6 +8,8 @@ mod window;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesOrdered;
 use promptq_common::broker::{Broker, Enqueued, Refusal};
 use promptq_common::job::Job;
 use promptq_common::record::State;
@@ -67,6 +69,15 @@ impl Tally {
         text
     }
 
+    fn add(&mut self, other: &Self) {
+        self.new += other.new;
+        self.known += other.known;
+        self.again += other.again;
+        self.invalid += other.invalid;
+        self.conflicts += other.conflicts;
+        self.repeated += other.repeated;
+    }
+
     /// Takes the rows that repeat an id out of those the broker knew or refused when they came by.
     fn without_repeats(mut self, repeated: u64) -> Self {
         let refused = repeated.min(self.conflicts);
@@ -76,6 +87,9 @@ impl Tally {
         self
     }
 }
+
+/// Windows on their way at once: while one is written, the next is encoded, and one more waits for the broker.
+const AT_ONCE: usize = 3;
 
 /// Enqueues every row and seals the batch. With `checked`, the input must still be what it was then. `seen` is told
 /// the tally after each window. Dropped in between: the windows confirmed so far stay, and the same call again
@@ -92,17 +106,26 @@ pub async fn enqueue(
 ) -> Result<Tally> {
     let mut tally = Tally::default();
     let mut windows = Windows::read(input, checked.map(|checked| checked.prints.clone()));
-    let outcome = loop {
-        let window = match windows.next().await {
-            Ok(Some(window)) => window,
-            Ok(None) => break Ok(()),
-            Err(problem) => break Err(problem),
-        };
-        if let Err(problem) = enqueue_window(input, broker, terms, window, &mut tally).await {
-            break Err(problem);
+    // Of rows that nobody has looked at, those behind a wrong one must not be under way.
+    let at_once = if checked.is_some() { AT_ONCE } else { 1 };
+    let (mut flying, mut ended, mut outcome) = (FuturesOrdered::new(), false, Ok(()));
+    loop {
+        tokio::select! {
+            biased;
+            window = windows.next(), if !ended && flying.len() < at_once => match window {
+                Ok(Some(window)) => flying.push_back(enqueue_window(input, broker, terms, window)),
+                Ok(None) => ended = true,
+                Err(problem) => (ended, outcome) = (true, outcome.and(Err(problem))),
+            },
+            Some((some, put)) = flying.next() => {
+                tally.add(&some);
+                ended |= put.is_err();
+                outcome = outcome.and(put);
+                seen(&tally);
+            }
+            else => break,
         }
-        seen(&tally);
-    };
+    }
     if let Err(problem) = outcome {
         return Err(problem.detail(format!("{} were enqueued before this", jobs(tally.new))));
     }
@@ -110,7 +133,14 @@ pub async fn enqueue(
     Ok(tally.without_repeats(checked.map_or(0, |checked| checked.repeated)))
 }
 
-async fn enqueue_window(input: &Input, broker: &Broker, terms: Terms, window: Window, tally: &mut Tally) -> Result<()> {
+/// What became of a window, as far as it came.
+async fn enqueue_window(input: &Input, broker: &Broker, terms: Terms, window: Window) -> (Tally, Result<()>) {
+    let mut tally = Tally::default();
+    let put = put_window(input, broker, terms, window, &mut tally).await;
+    (tally, put)
+}
+
+async fn put_window(input: &Input, broker: &Broker, terms: Terms, window: Window, tally: &mut Tally) -> Result<()> {
     if window.changed {
         return Err(changed());
     }

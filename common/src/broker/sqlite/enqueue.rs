@@ -3,7 +3,7 @@
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::file::Fault;
-use super::hot::Hot;
+use super::hot::{GATHERED, Hot};
 use super::row::{name, tags_text};
 use super::stage::Stage;
 use super::tx::Tx;
@@ -13,34 +13,82 @@ use crate::job::{JobId, Queue};
 use crate::record::State;
 use crate::time::Timestamp;
 
+/// Payloads above so many bytes are written by themselves: several are copied to be written with one statement.
+const BESIDE: usize = 64 * 1024;
+
 /// Takes each job or says why not, in order.
 pub(super) fn enqueue(tx: &mut Tx<'_>, batch: &[Envelope]) -> Result<Vec<Enqueued>, Fault> {
-    batch.iter().map(|envelope| enqueue_one(tx, envelope)).collect()
+    let has_past = tx.sql("SELECT EXISTS (SELECT 1 FROM past)")?.query_row([], |row| row.get(0))?;
+    let (mut answers, mut payloads) = (Vec::with_capacity(batch.len()), Vec::with_capacity(GATHERED));
+    for envelope in batch {
+        let answer = match enqueue_one(tx, envelope, has_past)? {
+            Ok(seq) => {
+                payloads.push((seq, envelope.payload.as_slice()));
+                if payloads.len() == GATHERED || envelope.payload.len() > BESIDE {
+                    write_payloads(tx, &mut payloads)?;
+                }
+                Enqueued::New
+            }
+            Err(answer) => answer,
+        };
+        answers.push(answer);
+    }
+    write_payloads(tx, &mut payloads)?;
+    Ok(answers)
 }
 
-fn enqueue_one(tx: &mut Tx<'_>, envelope: &Envelope) -> Result<Enqueued, Fault> {
+/// Writes and forgets them: several with one statement, which costs more than a row does.
+fn write_payloads(tx: &mut Tx<'_>, payloads: &mut Vec<(i64, &[u8])>) -> rusqlite::Result<()> {
+    if payloads.len() < GATHERED {
+        for (seq, payload) in payloads.drain(..) {
+            tx.hot(Hot::Payload)?.execute(params![seq, payload])?;
+        }
+    } else {
+        let statement = tx.hot(Hot::Payloads)?;
+        for (place, (seq, payload)) in payloads.drain(..).enumerate() {
+            statement.raw_bind_parameter(2 * place + 1, seq)?;
+            statement.raw_bind_parameter(2 * place + 2, payload)?;
+        }
+        statement.raw_execute()?;
+    }
+    crate::crash_point!("sqlite.enqueue.after_payload");
+    Ok(())
+}
+
+/// The row of a new job, whose payload is still to be written; or why there is none.
+fn enqueue_one(tx: &mut Tx<'_>, envelope: &Envelope, has_past: bool) -> Result<Result<i64, Enqueued>, Fault> {
     let head = &envelope.head;
     if envelope.payload.len() > codec::MAX_BYTES {
-        return Ok(Enqueued::Refused(Refusal::TooLarge(envelope.payload.len())));
+        return Ok(Err(Enqueued::Refused(Refusal::TooLarge(envelope.payload.len()))));
+    }
+    // Nearly every job is new and has neighbours: then its own row tells, and nothing is looked up for it.
+    if let Some(place) = tx.seen_place(head).filter(|_| !has_past)
+        && let Some(seq) = take(tx, head, place)?
+    {
+        return Ok(Ok(seq));
     }
     if let Some((state, fingerprint)) = used_by(tx, head.id)? {
-        return Ok(if fingerprint == head.fingerprint.0 {
+        return Ok(Err(if fingerprint == head.fingerprint.0 {
             Enqueued::Known(state)
         } else {
             Enqueued::Refused(Refusal::Conflict)
-        });
+        }));
     }
     let batch = match batch_of(tx, head)? {
         Ok(batch) => batch,
-        Err(owner) => return Ok(Enqueued::Refused(Refusal::OtherQueue(owner))),
+        Err(owner) => return Ok(Err(Enqueued::Refused(Refusal::OtherQueue(owner)))),
     };
     let lane = tx.lane(&head.lane)?;
+    let seq = take(tx, head, (lane, batch))?;
+    Ok(Ok(seq.ok_or(rusqlite::Error::StatementChangedRows(0))?))
+}
+
+/// Puts a job in its lane and batch; `None`, and nothing done, if its id is in the file.
+fn take(tx: &mut Tx<'_>, head: &Head, place: (i64, Option<i64>)) -> Result<Option<i64>, Fault> {
     let stage = if due(tx, head) > tx.now { Stage::Delayed } else { Stage::Ready };
-    let seq = insert(tx, head, (lane, batch), (stage, None))?;
+    let seq = insert_if_new(tx, head, place, (stage, None))?;
     crate::crash_point!("sqlite.enqueue.after_job");
-    tx.hot(Hot::Payload)?.execute(params![seq, envelope.payload])?;
-    crate::crash_point!("sqlite.enqueue.after_payload");
-    Ok(Enqueued::New)
+    Ok(seq)
 }
 
 /// The row of a new job's batch, made when missing; or the queue that has that batch, if it is another.
@@ -60,12 +108,22 @@ fn due(tx: &Tx<'_>, head: &Head) -> i64 {
 pub(super) fn insert(
     tx: &mut Tx<'_>,
     head: &Head,
+    place: (i64, Option<i64>),
+    at: (Stage, Option<(i64, i64)>),
+) -> Result<i64, Fault> {
+    Ok(insert_if_new(tx, head, place, at)?.ok_or(rusqlite::Error::StatementChangedRows(0))?)
+}
+
+/// [`insert`]; `None`, and nothing done, if the job's id is in the file.
+fn insert_if_new(
+    tx: &mut Tx<'_>,
+    head: &Head,
     (lane, batch): (i64, Option<i64>),
     (stage, away): (Stage, Option<(i64, i64)>),
-) -> Result<i64, Fault> {
+) -> Result<Option<i64>, Fault> {
     let history = codec::encode_history(&head.history)?;
     let due = due(tx, head);
-    let seq = tx.hot(Hot::Job)?.insert(params![
+    let inserted = tx.hot(Hot::Job)?.execute(params![
         head.id.as_bytes(),
         lane,
         stage.code(),
@@ -87,9 +145,13 @@ pub(super) fn insert(
         away.map(|(marks, _)| marks),
         away.map(|(_, since)| since),
     ])?;
+    if inserted == 0 {
+        return Ok(None);
+    }
+    let seq = tx.conn.last_insert_rowid();
     tx.rows(lane, batch, 1);
     tx.moved(lane, batch, None, Some(stage));
-    Ok(seq)
+    Ok(Some(seq))
 }
 
 /// The state and fingerprint of an id that has been used.

@@ -71,7 +71,7 @@ impl Hold for RowHold {
     async fn beat(&self) -> Result<Beat> {
         let (seq, lease) = (self.spot.seq, self.lease);
         let length = i64::try_from(self.desk.length.as_millis()).unwrap_or(i64::MAX / 2);
-        self.desk.writer.write("beat", 0, move |tx| extend(tx, seq, lease, length)).await
+        self.desk.writer.write_light("beat", move |tx| extend(tx, seq, lease, length)).await
     }
 
     async fn settle(&self, verdict: &Verdict) -> Result<Settled> {

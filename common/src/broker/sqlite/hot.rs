@@ -12,14 +12,18 @@ pub(super) enum Hot {
     Used,
     /// Whether an id was, before retention.
     Past,
-    /// A new job.
+    /// A new job; nothing where its id is in the file.
     Job,
     /// Its payload.
     Payload,
+    /// So many payloads as [`GATHERED`] says.
+    Payloads,
     /// A lease on a job that waits.
     Grant,
     /// A record.
     Record,
+    /// So many as [`GATHERED`] says.
+    Records,
     /// The end of a job that runs under a lease and has no record.
     End,
     /// The payloads of successes, a run of them.
@@ -27,7 +31,9 @@ pub(super) enum Hot {
 }
 
 /// How many they are.
-pub(super) const HOT: usize = 8;
+pub(super) const HOT: usize = 10;
+/// How many payloads or records go in with one statement.
+pub(super) const GATHERED: usize = 8;
 
 /// What a job's end sets, whoever ends it.
 macro_rules! end_of_job {
@@ -42,10 +48,27 @@ macro_rules! end_of_job {
 }
 pub(super) use end_of_job;
 
+/// Records, in the order of their columns.
+macro_rules! records {
+    ($rows:literal) => {
+        concat!("INSERT INTO record (seq, job, end, queue, batch, ended_at, bytes, body) VALUES ", $rows)
+    };
+}
+
 impl Hot {
     #[cfg(test)]
-    pub(super) const ALL: [Self; HOT] =
-        [Self::Used, Self::Past, Self::Job, Self::Payload, Self::Grant, Self::Record, Self::End, Self::Spent];
+    pub(super) const ALL: [Self; HOT] = [
+        Self::Used,
+        Self::Past,
+        Self::Job,
+        Self::Payload,
+        Self::Payloads,
+        Self::Grant,
+        Self::Record,
+        Self::Records,
+        Self::End,
+        Self::Spent,
+    ];
 
     pub(super) fn sql(self) -> &'static str {
         match self {
@@ -54,16 +77,22 @@ impl Hot {
             Self::Job => {
                 "INSERT INTO job (id, lane, state, ready_at, deadline, created_at, fingerprint, priority, keyed, batch,
                  row, epoch, attempts, not_before, custom_id, tenant, tags, history, away, since) VALUES
-                 (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)"
+                 (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)
+                 ON CONFLICT (id) DO NOTHING"
             }
             Self::Payload => "INSERT INTO payload (seq, bytes) VALUES (?1, ?2)",
+            Self::Payloads => {
+                "INSERT INTO payload (seq, bytes) VALUES (?, ?), (?, ?), (?, ?), (?, ?), (?, ?), (?, ?), (?, ?), (?, ?)"
+            }
             Self::Grant => {
                 "UPDATE job SET state = 2, lease = ?2, worker = ?3, leased_at = ?4, expires_at = ?5, hold = NULL
                  WHERE seq = ?1"
             }
-            Self::Record => {
-                "INSERT INTO record (job, end, queue, batch, ended_at, bytes, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)"
-            }
+            Self::Record => records!("(?, ?, ?, ?, ?, ?, ?, ?)"),
+            Self::Records => records!(
+                "(?, ?, ?, ?, ?, ?, ?, ?), (?, ?, ?, ?, ?, ?, ?, ?), (?, ?, ?, ?, ?, ?, ?, ?), (?, ?, ?, ?, ?, ?, ?, ?),
+                 (?, ?, ?, ?, ?, ?, ?, ?), (?, ?, ?, ?, ?, ?, ?, ?), (?, ?, ?, ?, ?, ?, ?, ?), (?, ?, ?, ?, ?, ?, ?, ?)"
+            ),
             Self::End => end_of_job!("WHERE seq = ?1 AND state = 2 AND lease = ?7 AND record IS NULL"),
             Self::Spent => "DELETE FROM payload WHERE seq BETWEEN ?1 AND ?2",
         }

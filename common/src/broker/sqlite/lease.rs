@@ -146,7 +146,7 @@ pub(super) fn give_back(tx: &mut Tx<'_>, seq: i64) -> Result<(), Fault> {
     )?
     .execute(params![seq, stage.code(), at, since])?;
     tx.moved(job.lane, job.batch, Some(Stage::Running), Some(stage));
-    tx.turns = true;
+    (tx.turns, tx.is_grave) = (true, true);
     Ok(())
 }
 

@@ -10,6 +10,7 @@ mod damage;
 mod enqueue;
 mod file;
 mod filesystem;
+mod gathered;
 mod hold;
 mod hot;
 mod lease;

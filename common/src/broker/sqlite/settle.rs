@@ -1,10 +1,13 @@
 //! How a lease ends and how a job does: the record, the job's row and every count, in one transaction.
 
+use std::collections::BTreeMap;
+
 use rusqlite::{OptionalExtension, Statement, params};
 
 use super::away::{ANNOUNCED, UNRUN};
 use super::damage::job_or_bury;
 use super::file::Fault;
+use super::gathered::RecordRow;
 use super::hot::{Hot, end_of_job};
 use super::row::{JobRow, Place};
 use super::stage::Stage;
@@ -19,6 +22,7 @@ use crate::record::{Cause, End, Record};
 /// A verdict, encoded before it reaches the writing thread.
 #[derive(Clone, Debug)]
 pub(super) enum Ending {
+    /// The record twice: as what the job's row and the counts need of it, and whole.
     End { record: Box<Record>, body: Vec<u8> },
     Retry { after: i64, attempt: Box<Attempt> },
     Release { after: i64, hold: Option<HoldKey> },
@@ -29,7 +33,7 @@ impl Ending {
     pub(super) fn of(verdict: &Verdict) -> Result<Self> {
         let millis = |after: &std::time::Duration| i64::try_from(after.as_millis()).unwrap_or(i64::MAX / 2);
         Ok(match verdict {
-            Verdict::End(record) => Self::End { record: record.clone(), body: codec::encode_record(record)? },
+            Verdict::End(record) => Self::End { record: Box::new(lean(record)), body: codec::encode_record(record)? },
             Verdict::Retry { after, attempt } => Self::Retry { after: millis(after), attempt: attempt.clone() },
             Verdict::Release { after, hold } => Self::Release { after: millis(after), hold: hold.clone() },
         })
@@ -41,6 +45,31 @@ impl Ending {
             Self::End { body, .. } => body.len(),
             Self::Retry { .. } | Self::Release { .. } => 0,
         }
+    }
+}
+
+/// A record without what only its encoded form has to hold: its answer and its names.
+fn lean(record: &Record) -> Record {
+    Record {
+        id: record.id,
+        epoch: record.epoch,
+        end: record.end,
+        queue: record.queue.clone(),
+        batch: None,
+        row: None,
+        custom_id: None,
+        tenant: None,
+        tags: BTreeMap::new(),
+        model: None,
+        answer: None,
+        cause: record.cause.clone(),
+        attempts: record.attempts,
+        history: record.history.clone(),
+        lease: record.lease,
+        worker: None,
+        created_at: record.created_at,
+        started_at: record.started_at,
+        ended_at: record.ended_at,
     }
 }
 
@@ -65,23 +94,22 @@ pub(super) fn settle_at(tx: &mut Tx<'_>, spot: Spot, lease: LeaseId, ending: &En
 
 /// Ends a job that runs under this lease and has no record yet; false, and nothing done, if it does not or has.
 fn end_at_once(tx: &mut Tx<'_>, spot: Spot, lease: LeaseId, (record, body): (&Record, &[u8])) -> Result<bool, Fault> {
-    let seq = insert_record(tx, spot, (record, body))?;
+    let seq = tx.next_record()?;
     if end_row(tx.hot(Hot::End)?, spot.seq, (record, seq), Some(lease))? == 0 {
-        tx.sql("DELETE FROM record WHERE seq = ?1")?.execute([seq])?;
         return Ok(false);
     }
+    insert_record(tx, spot, (record, body))?;
     ended(tx, spot, Stage::Running, (record, body, seq));
     Ok(true)
 }
 
-fn insert_record(tx: &mut Tx<'_>, spot: Spot, (record, body): (&Record, &[u8])) -> Result<i64, Fault> {
-    let (stage, bytes) = (Stage::of(record.end), i64::try_from(body.len()).unwrap_or(i64::MAX));
+fn insert_record(tx: &mut Tx<'_>, spot: Spot, (record, body): (&Record, &[u8])) -> Result<(), Fault> {
     // Records are in the order of this column, whatever a worker's clock says: one from the future would keep older ones.
     let ended_at = record.ended_at.as_millis().min(tx.now);
-    let seq =
-        tx.hot(Hot::Record)?.insert(params![spot.seq, stage.code(), spot.queue, spot.batch, ended_at, bytes, body])?;
+    let end = Stage::of(record.end).code();
+    tx.gather(RecordRow { job: spot.seq, end, queue: spot.queue, batch: spot.batch, ended_at, body: body.to_vec() })?;
     crate::crash_point!("sqlite.settle.after_record");
-    Ok(seq)
+    Ok(())
 }
 
 /// Runs a statement of [`end_of_job`]; how many rows it changed.
@@ -144,7 +172,7 @@ pub(super) fn settle(tx: &mut Tx<'_>, seq: i64, lease: LeaseId, ending: &Ending)
 }
 
 /// Whether the job's record was written by this lease: a late success told twice.
-fn is_record_of(tx: &Tx<'_>, place: &Place, lease: LeaseId) -> Result<bool, Fault> {
+fn is_record_of(tx: &mut Tx<'_>, place: &Place, lease: LeaseId) -> Result<bool, Fault> {
     Ok(stored_record(tx, place)?.is_some_and(|record| record.lease == lease))
 }
 
@@ -153,7 +181,8 @@ fn end(tx: &mut Tx<'_>, place: &Place, (record, body): (&Record, &[u8]), lease: 
     take_back(tx, place, record.epoch)?;
     let queue = tx.sql("SELECT queue FROM lane WHERE id = ?1")?.query_row([place.lane], |row| row.get(0))?;
     let spot = Spot { seq: place.seq, lane: place.lane, queue, batch: place.batch };
-    let seq = insert_record(tx, spot, (record, body))?;
+    let seq = tx.next_record()?;
+    insert_record(tx, spot, (record, body))?;
     let mut statement = tx.sql(end_of_job!("WHERE seq = ?1"))?;
     end_row(&mut statement, place.seq, (record, seq), lease)?;
     drop(statement);
@@ -176,8 +205,9 @@ fn take_back(tx: &mut Tx<'_>, place: &Place, epoch: u32) -> Result<(), Fault> {
 }
 
 /// The end that stands, unless nobody can read it: that must not keep an answer from being stored.
-pub(super) fn stored_record(tx: &Tx<'_>, place: &Place) -> Result<Option<Record>, Fault> {
+pub(super) fn stored_record(tx: &mut Tx<'_>, place: &Place) -> Result<Option<Record>, Fault> {
     let Some(seq) = place.record else { return Ok(None) };
+    tx.write_records()?;
     let body: Option<Vec<u8>> =
         tx.sql("SELECT body FROM record WHERE seq = ?1")?.query_row([seq], |row| row.get(0)).optional()?;
     Ok(body.and_then(|body| codec::decode_record(&body).ok()))

@@ -101,7 +101,7 @@ impl RowSource {
             let answer = self
                 .desk
                 .writer
-                .submit("lease", 0, move |tx| {
+                .submit_light("lease", move |tx| {
                     lease(tx, &terms, &want, &mut memory.lock().unwrap_or_else(PoisonError::into_inner))
                 })
                 .await?;

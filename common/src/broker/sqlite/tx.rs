@@ -6,8 +6,10 @@ use std::collections::HashMap;
 use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
 
 use super::file::Fault;
+use super::gathered::Gathered;
 use super::hot::{self, Hot};
 use super::stage::Stage;
+use crate::broker::backend::Head;
 use crate::job::{Band, BatchName, Lane, ModelName, Queue};
 use crate::outcome::History;
 use crate::time::Timestamp;
@@ -39,6 +41,30 @@ struct BatchChange {
     last: i64,
 }
 
+/// Changes by row; mostly the same row again.
+#[derive(Default)]
+struct Changes<T> {
+    rows: Vec<(i64, T)>,
+    last: usize,
+}
+
+impl<T: Default> Changes<T> {
+    fn of(&mut self, row: i64) -> &mut T {
+        if self.rows.get(self.last).is_none_or(|(seen, _)| *seen != row) {
+            self.last = self.rows.iter().position(|(seen, _)| *seen == row).unwrap_or(self.rows.len());
+            if self.last == self.rows.len() {
+                self.rows.push((row, T::default()));
+            }
+        }
+        &mut self.rows[self.last].1
+    }
+
+    fn take(&mut self) -> Vec<(i64, T)> {
+        self.last = 0;
+        std::mem::take(&mut self.rows)
+    }
+}
+
 /// A write transaction under way.
 pub(super) struct Tx<'a> {
     pub(super) conn: &'a Connection,
@@ -48,6 +74,8 @@ pub(super) struct Tx<'a> {
     pub(super) now: i64,
     /// Whether a job became ready.
     pub(super) made_ready: bool,
+    /// Whether something ended: a job, or a lease by its worker's death. That must be durable whoever does it.
+    pub(super) is_grave: bool,
     /// Whether something happened to a running job that its worker has to hear of before it begins.
     pub(super) turns: bool,
     /// The file's count of that, once this transaction has raised it.
@@ -55,9 +83,11 @@ pub(super) struct Tx<'a> {
     lanes: HashMap<Lane, i64>,
     queues: HashMap<Queue, i64>,
     batches: HashMap<BatchName, BatchRow>,
-    lane_changes: HashMap<i64, LaneChange>,
-    batch_changes: HashMap<i64, BatchChange>,
+    lane_changes: Changes<LaneChange>,
+    batch_changes: Changes<BatchChange>,
     record_bytes: i64,
+    /// Records that are not in the file yet.
+    pub(super) gathered: Gathered,
     /// Jobs whose payloads are to go.
     pub(super) spent: Vec<i64>,
 }
@@ -68,15 +98,17 @@ impl<'a> Tx<'a> {
             conn,
             now: Timestamp::now().as_millis(),
             made_ready: false,
+            is_grave: false,
             turns: false,
             turned: None,
             hot: hot::Taken::default(),
             lanes: HashMap::new(),
             queues: HashMap::new(),
             batches: HashMap::new(),
-            lane_changes: HashMap::new(),
-            batch_changes: HashMap::new(),
+            lane_changes: Changes::default(),
+            batch_changes: Changes::default(),
             record_bytes: 0,
+            gathered: Gathered::default(),
             spent: Vec::new(),
         }
     }
@@ -158,9 +190,17 @@ impl<'a> Tx<'a> {
         Ok(row)
     }
 
+    /// The rows of a job's lane and batch, where this transaction has met both and the batch is of the job's queue.
+    pub(super) fn seen_place(&self, head: &Head) -> Option<(i64, Option<i64>)> {
+        let lane = *self.lanes.get(&head.lane)?;
+        let Some(batch) = &head.batch else { return Some((lane, None)) };
+        let (row, queue) = (self.batches.get(batch)?, self.queues.get(&head.lane.queue)?);
+        (row.queue == *queue).then_some((lane, Some(row.id)))
+    }
+
     /// Counts a job that goes from one stage to another; `None` is nowhere.
     pub(super) fn moved(&mut self, lane: i64, batch: Option<i64>, from: Option<Stage>, to: Option<Stage>) {
-        let change = self.lane_changes.entry(lane).or_default();
+        let change = self.lane_changes.of(lane);
         for (stage, by) in [(from, -1), (to, 1)] {
             if let Some(place) = stage.and_then(Stage::lane_place) {
                 change.stages[place] += by;
@@ -170,7 +210,7 @@ impl<'a> Tx<'a> {
             self.made_ready |= to == Some(Stage::Ready);
             return;
         };
-        let change = self.batch_changes.entry(batch).or_default();
+        let change = self.batch_changes.of(batch);
         for (stage, by) in [(from, -1), (to, 1)] {
             if let Some(stage) = stage {
                 change.stages[stage.batch_place()] += by;
@@ -181,14 +221,14 @@ impl<'a> Tx<'a> {
 
     /// Counts a dead job that leaves (-1) or enters (1) the dead set of its lane while its batch counts it as before.
     pub(super) fn dead_set(&mut self, lane: i64, by: i64) {
-        self.lane_changes.entry(lane).or_default().stages[3] += by;
+        self.lane_changes.of(lane).stages[3] += by;
     }
 
     /// Counts a row of `job` that came (1) or went (-1).
     pub(super) fn rows(&mut self, lane: i64, batch: Option<i64>, by: i64) {
-        self.lane_changes.entry(lane).or_default().jobs += by;
+        self.lane_changes.of(lane).jobs += by;
         if let Some(batch) = batch {
-            let change = self.batch_changes.entry(batch).or_default();
+            let change = self.batch_changes.of(batch);
             change.jobs += by;
             change.total += by.max(0);
         }
@@ -199,14 +239,14 @@ impl<'a> Tx<'a> {
         self.moved(lane, batch, Some(stage), None);
         self.rows(lane, batch, -1);
         if let Some(batch) = batch {
-            self.batch_changes.entry(batch).or_default().total -= 1;
+            self.batch_changes.of(batch).total -= 1;
         }
     }
 
     /// Adds (`sign` 1) or takes back (-1) what an ended job consumed.
     pub(super) fn consumed(&mut self, batch: Option<i64>, history: &History, sign: i64) {
         let Some(batch) = batch else { return };
-        let change = self.batch_changes.entry(batch).or_default();
+        let change = self.batch_changes.of(batch);
         let usage = &history.usage;
         let tokens = [usage.input_tokens, usage.output_tokens, usage.cached_tokens, usage.reasoning_tokens];
         for (sum, count) in change.tokens.iter_mut().zip(tokens) {
@@ -224,8 +264,9 @@ impl<'a> Tx<'a> {
     /// Counts a stored record of so many bytes, newest of its batch.
     pub(super) fn recorded(&mut self, batch: Option<i64>, seq: i64, bytes: i64) {
         self.record_bytes += bytes;
+        self.is_grave = true;
         if let Some(batch) = batch {
-            let change = self.batch_changes.entry(batch).or_default();
+            let change = self.batch_changes.of(batch);
             change.last = change.last.max(seq);
         }
     }
@@ -242,10 +283,11 @@ impl<'a> Tx<'a> {
         self.batches.clear();
     }
 
-    /// Writes the gathered counters, and lets go of what is spent.
+    /// Writes the gathered records and counters, and lets go of what is spent.
     pub(super) fn flush(&mut self) -> Result<(), Fault> {
+        self.write_records()?;
         self.delete_spent()?;
-        for (id, change) in self.lane_changes.drain() {
+        for (id, change) in self.lane_changes.take() {
             let [ready, delayed, running, dead] = change.stages;
             self.conn
                 .prepare_cached(
@@ -254,7 +296,7 @@ impl<'a> Tx<'a> {
                 )?
                 .execute(params![id, ready, delayed, running, dead, change.jobs])?;
         }
-        for (id, change) in self.batch_changes.drain() {
+        for (id, change) in self.batch_changes.take() {
             flush_batch(self.conn, id, &change)?;
         }
         if self.record_bytes != 0 {

@@ -1,5 +1,6 @@
 //! The one thread of a process that writes. What arrived during the previous transaction becomes the next one, so
-//! that one flush to disk serves many callers; no timers. What a request does is its own file's.
+//! that one flush to disk serves many callers; no timers. A group that only leases and beats waits for no flush: a loss of
+//! power ends those who hold the leases too. What a request does is its own file's.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,8 +13,8 @@ use super::file::{self, Fault, lift};
 use super::tx::Tx;
 use crate::error::{Error, Kind, Result};
 
-/// Protocol, section 5: a group is at most this many requests …
-const GROUP_REQUESTS: usize = 200;
+/// A group is at most this many requests: as many as an enqueue has jobs, some milliseconds' work …
+const GROUP_REQUESTS: usize = 1_000;
 /// … or bytes of payloads and records.
 const GROUP_BYTES: usize = 1 << 20;
 
@@ -40,6 +41,8 @@ struct Bells {
 /// One caller's part of a transaction. It may be asked to apply more than once, each time on a clean slate.
 trait Request: Send {
     fn op(&self) -> &'static str;
+    /// Whether what it does may be undone by a loss of power as long as nothing later is durable.
+    fn is_light(&self) -> bool;
     fn bytes(&self) -> usize;
     fn apply(&mut self, tx: &mut Tx<'_>) -> Result<(), Fault>;
     fn answer(self: Box<Self>, committed: Result<()>);
@@ -58,7 +61,7 @@ impl Writer {
         let body = move || match file::open_writer(&path) {
             Ok(conn) => {
                 if opened.send(Ok(())).is_ok() {
-                    serve(conn, inbox, &bells);
+                    serve(Pen { conn, bells, is_light: false }, inbox);
                 }
             }
             Err(error) => drop(opened.send(Err(error))),
@@ -76,9 +79,28 @@ impl Writer {
         T: Send + 'static,
         F: FnMut(&mut Tx<'_>) -> Result<T, Fault> + Send + 'static,
     {
+        self.hand_in(Ask { op, is_light: false, bytes, work, made: None, reply: None }).await
+    }
+
+    /// [`Writer::submit`] for what holds as long as its holder lives: leases and beats. A death of the process takes
+    /// nothing of it back; a loss of power may, and ends the process too. What `work` ends is durable all the same.
+    pub(super) async fn submit_light<T, F>(&self, op: &'static str, work: F) -> Result<Answer<T>>
+    where
+        T: Send + 'static,
+        F: FnMut(&mut Tx<'_>) -> Result<T, Fault> + Send + 'static,
+    {
+        self.hand_in(Ask { op, is_light: true, bytes: 0, work, made: None, reply: None }).await
+    }
+
+    async fn hand_in<T, F>(&self, mut ask: Ask<T, F>) -> Result<Answer<T>>
+    where
+        T: Send + 'static,
+        F: FnMut(&mut Tx<'_>) -> Result<T, Fault> + Send + 'static,
+    {
         let (reply, answer) = oneshot::channel();
-        let place = self.requests.reserve().await.map_err(|_| gone(op))?;
-        place.send(Box::new(Ask { op, bytes, work, made: None, reply }));
+        let place = self.requests.reserve().await.map_err(|_| gone(ask.op))?;
+        ask.reply = Some(reply);
+        place.send(Box::new(ask));
         Ok(answer)
     }
 
@@ -89,6 +111,15 @@ impl Writer {
         F: FnMut(&mut Tx<'_>) -> Result<T, Fault> + Send + 'static,
     {
         self.submit(op, bytes, work).await?.await.map_err(|_| gone(op))?
+    }
+
+    /// [`Writer::submit_light`] and wait until it is committed.
+    pub(super) async fn write_light<T, F>(&self, op: &'static str, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnMut(&mut Tx<'_>) -> Result<T, Fault> + Send + 'static,
+    {
+        self.submit_light(op, work).await?.await.map_err(|_| gone(op))?
     }
 }
 
@@ -104,15 +135,20 @@ pub(super) fn start_thread(name: &str, body: impl FnOnce() + Send + 'static) -> 
 
 struct Ask<T, F> {
     op: &'static str,
+    is_light: bool,
     bytes: usize,
     work: F,
     made: Option<T>,
-    reply: oneshot::Sender<Result<T>>,
+    reply: Option<oneshot::Sender<Result<T>>>,
 }
 
 impl<T: Send, F: FnMut(&mut Tx<'_>) -> Result<T, Fault> + Send> Request for Ask<T, F> {
     fn op(&self) -> &'static str {
         self.op
+    }
+
+    fn is_light(&self) -> bool {
+        self.is_light
     }
 
     fn bytes(&self) -> usize {
@@ -129,11 +165,19 @@ impl<T: Send, F: FnMut(&mut Tx<'_>) -> Result<T, Fault> + Send> Request for Ask<
         let Self { op, made, reply, .. } = *self;
         let answer = committed.and_then(|()| made.ok_or_else(|| gone(op)));
         // The caller may have gone; what was done stays done.
-        drop(reply.send(answer));
+        drop(reply.map(|reply| reply.send(answer)));
     }
 }
 
-fn serve(mut conn: Connection, mut inbox: mpsc::Receiver<Box<dyn Request>>, bells: &Bells) {
+/// The writing thread's connection.
+struct Pen {
+    conn: Connection,
+    bells: Bells,
+    /// Whether a commit may wait for no flush now.
+    is_light: bool,
+}
+
+fn serve(mut pen: Pen, mut inbox: mpsc::Receiver<Box<dyn Request>>) {
     while let Some(first) = inbox.blocking_recv() {
         let mut bytes = first.bytes();
         let mut group = vec![first];
@@ -149,14 +193,14 @@ fn serve(mut conn: Connection, mut inbox: mpsc::Receiver<Box<dyn Request>>, bell
             }
             std::thread::yield_now();
         }
-        settle_group(&mut conn, group, bells);
+        settle_group(&mut pen, group);
     }
 }
 
 /// All of them in one transaction; when one cannot be done, each in its own, so that it fails alone. A file that others
 /// keep locked is nobody's fault in particular: 200 requests waiting for it one by one would wait for half an hour.
-fn settle_group(conn: &mut Connection, mut group: Vec<Box<dyn Request>>, bells: &Bells) {
-    let Err(fault) = transact(conn, &mut group, bells) else {
+fn settle_group(pen: &mut Pen, mut group: Vec<Box<dyn Request>>) {
+    let Err(fault) = pen.transact(&mut group) else {
         for request in group {
             request.answer(Ok(()));
         }
@@ -172,7 +216,7 @@ fn settle_group(conn: &mut Connection, mut group: Vec<Box<dyn Request>>, bells: 
         }
     } else if group.len() > 1 {
         for request in group {
-            settle_group(conn, vec![request], bells);
+            settle_group(pen, vec![request]);
         }
     } else if let Some(request) = group.pop() {
         let op = request.op();
@@ -180,26 +224,56 @@ fn settle_group(conn: &mut Connection, mut group: Vec<Box<dyn Request>>, bells: 
     }
 }
 
-fn transact(conn: &mut Connection, group: &mut [Box<dyn Request>], bells: &Bells) -> Result<(), Fault> {
-    crash_points(group, "before_begin");
-    let inner = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let mut tx = Tx::new(&inner);
-    for request in &mut *group {
-        request.apply(&mut tx)?;
+impl Pen {
+    fn transact(&mut self, group: &mut [Box<dyn Request>]) -> Result<(), Fault> {
+        let lightly = group.iter().all(|request| request.is_light());
+        if !lightly || !self.commit(group, true)? {
+            self.commit(group, false)?;
+        }
+        Ok(())
     }
-    tx.flush()?;
-    let (made_ready, turned) = (tx.made_ready, tx.turned);
-    drop(tx);
-    crash_points(group, "before_commit");
-    inner.commit()?;
-    crash_points(group, "after_commit");
-    if let Some(turned) = turned {
-        bells.turned.store(turned, Ordering::Release);
+
+    /// One transaction; false, and nothing done, where it has to be durable and would be lightly kept.
+    fn commit(&mut self, group: &mut [Box<dyn Request>], lightly: bool) -> Result<bool, Fault> {
+        self.keep(lightly)?;
+        crash_points(group, "before_begin");
+        let inner = self.conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let mut tx = Tx::new(&inner);
+        for request in &mut *group {
+            // Ends read no records but by `stored_record`; whatever else is asked may.
+            if request.op() != "settle" {
+                tx.write_records()?;
+            }
+            request.apply(&mut tx)?;
+        }
+        tx.flush()?;
+        let (made_ready, turned, is_grave) = (tx.made_ready, tx.turned, tx.is_grave);
+        drop(tx);
+        if lightly && is_grave {
+            inner.rollback()?;
+            return Ok(false);
+        }
+        crash_points(group, "before_commit");
+        inner.commit()?;
+        crash_points(group, "after_commit");
+        if let Some(turned) = turned {
+            self.bells.turned.store(turned, Ordering::Release);
+        }
+        if made_ready {
+            self.bells.ready.notify_waiters();
+        }
+        Ok(true)
     }
-    if made_ready {
-        bells.ready.notify_waiters();
+
+    /// Has the next commit wait for a flush, or not.
+    fn keep(&mut self, lightly: bool) -> Result<(), Fault> {
+        if self.is_light != lightly {
+            self.is_light = true;
+            self.conn.pragma_update(None, "synchronous", if lightly { "NORMAL" } else { "FULL" })?;
+            self.is_light = lightly;
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 #[cfg(feature = "failpoints")]
@@ -222,11 +296,12 @@ mod tests {
     fn a_locked_file_is_waited_for_once_not_once_for_each_request() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("q.db");
-        let mut conn = file::open_writer(&path).unwrap();
+        let conn = file::open_writer(&path).unwrap();
         conn.busy_timeout(Duration::from_millis(200)).unwrap();
         let other = file::open_writer(&path).unwrap();
         other.execute_batch("BEGIN IMMEDIATE").unwrap();
-        let ask = |reply| Ask { op: "test", bytes: 0, work: |_: &mut Tx<'_>| Ok(()), made: None, reply };
+        let work = |_: &mut Tx<'_>| Ok(());
+        let ask = |reply| Ask { op: "test", is_light: false, bytes: 0, work, made: None, reply: Some(reply) };
         let (group, answers): (Vec<_>, Vec<_>) = (0..20)
             .map(|_| {
                 let (reply, answer) = oneshot::channel();
@@ -234,10 +309,44 @@ mod tests {
             })
             .unzip();
         let began = Instant::now();
-        settle_group(&mut conn, group, &Bells::default());
+        settle_group(&mut Pen { conn, bells: Bells::default(), is_light: false }, group);
         assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
         for answer in answers {
             assert_eq!(answer.blocking_recv().unwrap().unwrap_err().kind(), Kind::Unavailable);
         }
+    }
+
+    /// How surely a request's transaction is kept, each time it is applied: 1 without a flush, 2 with one.
+    fn kept(pen: &mut Pen, requests: &[(bool, bool)]) -> Vec<i64> {
+        let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let request = |&(is_light, is_grave): &(bool, bool)| {
+            let seen = Arc::clone(&seen);
+            let work = move |tx: &mut Tx<'_>| -> Result<(), Fault> {
+                tx.sql("UPDATE total SET value = value + 1 WHERE name = 'swept'")?.execute([])?;
+                tx.is_grave |= is_grave;
+                let level = tx.conn.pragma_query_value(None, "synchronous", |row| row.get::<_, i64>(0))?;
+                seen.lock().unwrap().push(level);
+                Ok(())
+            };
+            Box::new(Ask { op: "test", is_light, bytes: 0, work, made: None::<()>, reply: None }) as Box<dyn Request>
+        };
+        settle_group(pen, requests.iter().map(request).collect());
+        let seen = seen.lock().unwrap();
+        seen.clone()
+    }
+
+    #[test]
+    fn only_leases_and_beats_that_end_nothing_wait_for_no_flush() {
+        let folder = tempfile::tempdir().unwrap();
+        let conn = file::open_writer(&folder.path().join("q.db")).unwrap();
+        let mut pen = Pen { conn, bells: Bells::default(), is_light: false };
+        let (light, firm, grave) = ((true, false), (false, false), (true, true));
+        assert_eq!(kept(&mut pen, &[light, light]), [1, 1]);
+        assert_eq!(kept(&mut pen, &[firm]), [2], "and the next one is as sure as ever");
+        assert_eq!(kept(&mut pen, &[light, firm]), [2, 2]);
+        assert_eq!(kept(&mut pen, &[light, grave]), [1, 1, 2, 2], "done anew");
+        let swept = "SELECT value FROM total WHERE name = 'swept'";
+        let swept: i64 = pen.conn.query_row(swept, [], |row| row.get(0)).unwrap();
+        assert_eq!(swept, 2 + 1 + 2 + 2, "each once");
     }
 }

@@ -29,7 +29,8 @@ async fn no_statement_that_every_job_meets_reads_a_table_through() {
             .unwrap()
             .collect::<rusqlite::Result<_>>()
             .unwrap();
-        assert!(steps.iter().all(|step| !step.contains("SCAN") && !step.contains("TEMP B-TREE")), "{sql}: {steps:?}");
+        let is_long = |step: &String| step.contains("SCAN") && !step.ends_with("VALUES CLAUSE");
+        assert!(!steps.iter().any(|step| is_long(step) || step.contains("TEMP B-TREE")), "{sql}: {steps:?}");
     }
 }
 

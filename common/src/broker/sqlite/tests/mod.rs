@@ -4,6 +4,7 @@ mod away;
 mod counts;
 mod damage;
 mod file;
+mod gathered;
 mod lean;
 mod sharing;
 
