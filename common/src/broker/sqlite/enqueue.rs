@@ -42,16 +42,17 @@ fn write_payloads(tx: &mut Tx<'_>, payloads: &mut Vec<(i64, &[u8])>) -> rusqlite
     if payloads.len() < GATHERED {
         for (seq, payload) in payloads.drain(..) {
             tx.hot(Hot::Payload)?.execute(params![seq, payload])?;
+            crate::crash_point!("sqlite.enqueue.after_payload");
         }
     } else {
         let statement = tx.hot(Hot::Payloads)?;
         for (place, (seq, payload)) in payloads.drain(..).enumerate() {
             statement.raw_bind_parameter(2 * place + 1, seq)?;
             statement.raw_bind_parameter(2 * place + 2, payload)?;
+            crate::crash_point!("sqlite.enqueue.after_payload");
         }
         statement.raw_execute()?;
     }
-    crate::crash_point!("sqlite.enqueue.after_payload");
     Ok(())
 }
 
