@@ -9,6 +9,7 @@ use promptq_tests::backends::LONG;
 use promptq_tests::fixture::{self, jobs};
 use promptq_tests::proxy::Network;
 use promptq_tests::steps::{eventually, put, state, want};
+use tokio::task::JoinSet;
 
 use super::{Setup, subscription};
 
@@ -35,6 +36,24 @@ async fn what_arrives_together_is_settled_in_few_calls() {
     let calls = setup.calls();
     assert!((3..=6).contains(&calls), "{calls} calls");
     assert_eq!(setup.running().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn whoever_could_ask_now_is_waited_for() {
+    let setup = Setup::new().await;
+    let jobs = leased(&setup, 30).await;
+    setup.count_anew();
+    let mut settling = JoinSet::new();
+    // All of them are there before the first runs.
+    settling.spawn(async move {
+        let mut all = JoinSet::new();
+        for job in jobs {
+            all.spawn(async move { succeed(&job).await });
+        }
+        while all.join_next().await.is_some() {}
+    });
+    settling.join_all().await;
+    assert_eq!((setup.running().await, setup.calls()), (0, 2), "the depth is the other call");
 }
 
 #[tokio::test]

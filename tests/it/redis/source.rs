@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use promptq_common::broker::{Beat, RawDelivery, Source, Want};
-use promptq_common::job::{JobId, Queue};
+use promptq_common::broker::{Beat, Claim, RawDelivery, Source, Want};
+use promptq_common::job::{Job, JobId, Queue};
 use promptq_common::time::Timestamp;
-use promptq_tests::backends::{LONG, terms};
+use promptq_common::work::Work;
+use promptq_tests::backends::{LONG, SHORT, terms};
 use promptq_tests::fixture::{job, job_in, jobs, queue};
 use promptq_tests::proxy::Network;
-use promptq_tests::steps::{PATIENCE, Worker, put, put_one, want};
+use promptq_tests::steps::{PATIENCE, Worker, eventually, put, put_one, want};
 use tokio::time::{Instant, timeout};
 
 use super::{Setup, are_fresh, eat_the_answer, ids, subscription};
@@ -261,4 +262,63 @@ async fn idle_workers_to_whom_every_lane_is_closed_do_not_wake_each_other_for_ev
     // The job that is put in (two calls), the token's eight hops, and what two workers look at by themselves in 3 s.
     let calls = setup.calls();
     assert!((3..=14).contains(&calls), "{calls} calls");
+}
+
+#[tokio::test]
+async fn an_idle_worker_has_a_job_after_one_call_and_runs_it_without_another() {
+    let setup = Setup::new().await;
+    let mut source = subscription(&setup.backend, &[Queue::standard()], LONG).await;
+    for _ in 0..20 {
+        put_one(&setup.broker, job()).await;
+        setup.count_anew();
+        let jobs = take(&mut source, &want(5)).await;
+        are_fresh(&jobs).await;
+        // On a busy machine the moment in which the lease's answer counts may be over.
+        if setup.calls() == 1 {
+            return;
+        }
+    }
+    panic!("no job of twenty was leased and claimed by one call");
+}
+
+#[tokio::test]
+async fn a_claim_asks_the_server_when_its_lease_is_no_news_any_more() {
+    let setup = Setup::new().await;
+    put_one(&setup.broker, job()).await;
+    let mut source = subscription(&setup.backend, &[Queue::standard()], LONG).await;
+    let jobs = take(&mut source, &want(1)).await;
+    let leased = Instant::now();
+    setup.server.must(&["DEL", "{pq:default}:lease"]);
+    eventually("the moment passes", || async { (leased.elapsed() > Duration::from_millis(50)).then_some(()) }).await;
+    assert_eq!(jobs[0].hold.claim().await.unwrap(), Claim::Stale);
+}
+
+#[tokio::test]
+async fn a_claim_asks_the_server_when_somebody_may_have_an_answer() {
+    let setup = Setup::new().await;
+    put_one(&setup.broker, job()).await;
+    let mut source = subscription(&setup.backend, &[Queue::standard()], SHORT).await;
+    drop(take(&mut source, &want(1)).await);
+    let again = take(&mut source, &want(1)).await;
+    setup.count_anew();
+    assert_eq!(again[0].hold.claim().await.unwrap(), Claim::Fresh { deaths: 1 });
+    assert_eq!(setup.calls(), 1);
+}
+
+#[tokio::test]
+async fn what_an_idle_worker_takes_at_first_sight_is_within_what_it_wants() {
+    let setup = Setup::new().await;
+    let mut source = subscription(&setup.backend, &[Queue::standard()], LONG).await;
+    let all: Vec<_> = ["a", "b"].iter().flat_map(|model| (0..3).map(|_| of_model(model))).collect();
+    let caps = vec![(all[0].lane(), 1)];
+    put(&setup.broker, &all).await;
+    let jobs = take(&mut source, &Want { total: 10, caps, rest: 2 }).await;
+    assert_eq!(ids(&jobs), [all[0].id, all[3].id, all[4].id]);
+    // More than there is room for is leased in turn.
+    let mut other = subscription(&setup.backend, &[Queue::standard()], LONG).await;
+    assert_eq!(ids(&take(&mut other, &want(2)).await), [all[1].id, all[5].id]);
+}
+
+fn of_model(model: &str) -> Job {
+    Job::new(Queue::standard(), Work::prompt(Some(model), "say something"))
 }

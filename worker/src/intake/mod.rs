@@ -155,6 +155,9 @@ impl Intake {
     /// Takes jobs until there is a reason to leave.
     pub(crate) async fn take_jobs(&mut self, consumer: &mut Consumer) -> StopReason {
         loop {
+            if let Next::Leave(reason) = self.all_that_finish().await {
+                return reason;
+            }
             let want = self.want();
             let mut answer = std::pin::pin!(ask(consumer, &want, self.failing.as_ref().map(|failing| failing.again)));
             loop {
@@ -166,6 +169,22 @@ impl Intake {
                     Next::Wait if self.outgrown(&want) => break,
                     Next::Wait => {}
                 }
+            }
+        }
+    }
+
+    /// Counts jobs that could leave their slots now and are only behind this loop: what is settled together is asked for
+    /// together.
+    async fn all_that_finish(&mut self) -> Next {
+        loop {
+            tokio::task::yield_now().await;
+            let mut have_more = false;
+            while let Some(finished) = self.running.try_join_next() {
+                self.note(finished);
+                have_more = true;
+            }
+            if !have_more {
+                return self.enough();
             }
         }
     }

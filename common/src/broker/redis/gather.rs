@@ -75,6 +75,7 @@ fn gone(op: &'static str) -> Error {
 async fn carry(link: Link, op: &'static str, script: &'static Script, mut inbox: mpsc::Receiver<Ask>) {
     let mut waiting = Vec::new();
     while !waiting.is_empty() || inbox.recv_many(&mut waiting, CALL_REQUESTS).await > 0 {
+        all_that_come(&mut waiting, &mut inbox).await;
         let mut bytes = 0;
         let has_room = |ask: &&Ask| {
             let has_room = bytes < CALL_BYTES;
@@ -93,6 +94,21 @@ async fn carry(link: Link, op: &'static str, script: &'static Script, mut inbox:
             groups.entry(Arc::clone(&ask.key)).or_default().push(ask);
         }
         join_all(groups.into_values().map(|group| serve(&link, op, script, group))).await;
+    }
+}
+
+/// Waits for callers that could run now and are only behind this one: those of one round of jobs come together.
+async fn all_that_come(waiting: &mut Vec<Ask>, inbox: &mut mpsc::Receiver<Ask>) {
+    loop {
+        let before = waiting.len();
+        tokio::task::yield_now().await;
+        while waiting.len() < CALL_REQUESTS {
+            let Ok(ask) = inbox.try_recv() else { break };
+            waiting.push(ask);
+        }
+        if waiting.len() == before || waiting.len() >= CALL_REQUESTS {
+            return;
+        }
     }
 }
 

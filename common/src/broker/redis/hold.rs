@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use deadpool_redis::redis::Value;
+use tokio::time::Instant;
 
 use super::admin::one;
 use super::gather::{Gather, Item};
+use super::link::Link;
 use super::stored::{leased, put, put_counted, put_use};
 use super::wire::{Places, end_letter, end_of, strange};
 use crate::broker::backend::{Beat, Claim, Head, Hold, LeaseId, Settled, Verdict};
@@ -32,6 +34,7 @@ pub(super) struct Desk {
 /// A lease on a job.
 #[derive(Debug)]
 pub(super) struct RedisHold {
+    pub(super) link: Link,
     pub(super) desk: Arc<Desk>,
     /// The queue's prefix.
     pub(super) key: Arc<[u8]>,
@@ -41,9 +44,17 @@ pub(super) struct RedisHold {
     pub(super) granted: Granted,
 }
 
+/// So long after a lease was asked for its first claim is answered by what the lease said. Nobody has held the job before
+/// without letting go of it, so that nobody else can have an answer for it; and a server that comes back with less than it
+/// had takes longer than this to start, let alone to hand the job to another. Cancels and pauses take effect within 5 s,
+/// a job that runs learns of its own with a beat.
+pub(super) const MOMENT: Duration = Duration::from_millis(20);
+
 /// What the answer that granted a lease said of it: a claim is answered by that as long as nothing has turned since.
 #[derive(Debug)]
 pub(super) struct Granted {
+    /// When the lease was asked for, and [`Link::turns`] then.
+    asked: (Instant, u64),
     deaths: u32,
     /// When the lease runs out, in the server's milliseconds.
     till: u64,
@@ -54,8 +65,14 @@ pub(super) struct Granted {
 }
 
 impl Granted {
-    pub(super) fn new(deaths: u32, till: u64, turned: [u8; 8]) -> Self {
-        Self { deaths, till, turned, used: AtomicBool::new(false) }
+    pub(super) fn new(asked: (Instant, u64), deaths: u32, till: u64, turned: [u8; 8]) -> Self {
+        Self { asked, deaths, till, turned, used: AtomicBool::new(false) }
+    }
+
+    /// Whether asking would prove no more than the lease did: see [`MOMENT`].
+    fn is_of_this_moment(&self, tried: &Tried, turns: u64) -> bool {
+        let (asked, turns_then) = self.asked;
+        turns == turns_then && self.deaths == 0 && tried.epoch == 0 && asked.elapsed() < MOMENT
     }
 }
 
@@ -166,8 +183,11 @@ pub(super) fn claim_from(answer: &mut Places) -> Result<Claim> {
 #[async_trait]
 impl Hold for RedisHold {
     async fn claim(&self) -> Result<Claim> {
-        let Granted { deaths, till, turned, used } = &self.granted;
+        let Granted { deaths, till, turned, used, .. } = &self.granted;
         let fresh = !used.swap(true, Relaxed);
+        if fresh && self.granted.is_of_this_moment(&self.tried, self.link.turns()) {
+            return Ok(Claim::Fresh { deaths: *deaths });
+        }
         let mut fixed = leased(self.tried.id, self.lease, 18);
         put(&mut fixed, u64::from(self.tried.epoch), 4);
         put(&mut fixed, if fresh { *till } else { 0 }, 6);
@@ -180,6 +200,7 @@ impl Hold for RedisHold {
     }
 
     async fn beat(&self) -> Result<Beat> {
+        self.granted.used.store(true, Relaxed);
         self.desk.beat(Arc::clone(&self.key), self.tried.id, self.lease, self.length).await
     }
 

@@ -44,6 +44,8 @@ struct Shared {
     made: AtomicU64,
     /// What `Line::answered` counts from.
     started: Instant,
+    /// Calls that may have changed what was said of leases, and calls that failed.
+    turns: AtomicU64,
     /// What [`Link::tell`] has not said yet.
     untold: std::sync::Mutex<Option<String>>,
 }
@@ -104,6 +106,7 @@ impl Link {
             lines: Default::default(),
             made: AtomicU64::new(1),
             started: Instant::now(),
+            turns: AtomicU64::new(0),
             untold: std::sync::Mutex::default(),
         })))
     }
@@ -140,7 +143,21 @@ impl Link {
             // In one command: scripts flushed between its loading and its running would stop a large call for ever.
             command("EVAL", &script.text, keys, args).query_async(&mut connection).await
         };
-        self.on_a_line(call).await.map_err(|error| self.peer().lift(op, &error))
+        let answer = self.on_a_line(call).await;
+        if answer.is_err() || !script.is_everyday() {
+            self.turn();
+        }
+        answer.map_err(|error| self.peer().lift(op, &error))
+    }
+
+    /// Another number as soon as this process has called for, and heard of, anything that may have changed what it was
+    /// told of leases before.
+    pub(super) fn turns(&self) -> u64 {
+        self.0.turns.load(Relaxed)
+    }
+
+    fn turn(&self) {
+        self.0.turns.fetch_add(1, Relaxed);
     }
 
     /// Runs one command.
@@ -149,7 +166,9 @@ impl Link {
     /// Also `Corrupt` when the answer is not a `T`.
     pub(super) async fn query<T: FromRedisValue>(&self, op: &'static str, cmd: &Cmd) -> Result<T> {
         let call = async |mut connection: MultiplexedConnection| cmd.query_async(&mut connection).await;
-        let value: Value = self.on_a_line(call).await.map_err(|error| self.peer().lift(op, &error))?;
+        let value = self.on_a_line(call).await;
+        self.turn();
+        let value: Value = value.map_err(|error| self.peer().lift(op, &error))?;
         T::from_redis_value(value).map_err(|error| self.peer().unexpected(op, &error.to_string()))
     }
 
@@ -169,7 +188,9 @@ impl Link {
         let call = async |mut connection: MultiplexedConnection| {
             pipeline.query_async::<Vec<RedisResult<Value>>>(&mut connection).await
         };
-        let answers = self.on_a_line(call).await.map_err(|error| self.peer().lift(op, &error))?;
+        let answers = self.on_a_line(call).await;
+        self.turn();
+        let answers = answers.map_err(|error| self.peer().lift(op, &error))?;
         Ok(answers.into_iter().map(|answer| answer.map_err(|error| self.peer().lift(op, &error))).collect())
     }
 

@@ -1,12 +1,13 @@
 //! The Redis broker, its own ledger: what a queue holds is in `scripts/book.lua`, and only scripts change it. Here: the
 //! way in. How a server is reached: `address`, `link`, `blocker`, `check`, `fault`, `script`; each step: `enqueue`,
-//! `source` (with `waker` and `inbox`), `hold` (with `gather`), `admin`, `sweep`, `ledger` (with `list`, `account`), and
+//! `source` (with `call`, `waker` and `inbox`), `hold` (with `gather`), `admin`, `sweep`, `ledger` (with `list`, `account`), and
 //! `claims` for another broker; what belongs to no queue: `global`; how scripts are spoken to: `wire`, `stored`.
 
 mod account;
 mod address;
 mod admin;
 mod blocker;
+mod call;
 mod check;
 mod claims;
 mod enqueue;

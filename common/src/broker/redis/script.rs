@@ -18,6 +18,12 @@ pub(super) struct Script {
 }
 
 impl Script {
+    /// Whether it only does what workers and submitters do all the time: it changes nothing of a lease but for the one
+    /// who has it.
+    pub(super) fn is_everyday(&self) -> bool {
+        matches!(self.name, "enqueue" | "lease" | "claim" | "beat" | "settle")
+    }
+
     /// Joins the parts behind `#!lua` (Redis 7.0 and later).
     pub(super) fn new(name: &'static str, when: When, parts: &[&str]) -> Self {
         let shebang = match when {

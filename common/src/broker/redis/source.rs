@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::pin::Pin;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -12,24 +12,21 @@ use futures_util::future::{join_all, try_join_all};
 use rand::RngExt as _;
 use tokio::time::Instant;
 
-use super::hold::{Desk, Granted, RedisHold, Tried, clamped, millis, text};
+use super::call::Call;
+use super::hold::{Desk, Granted, RedisHold, Tried, clamped};
 use super::inbox;
 use super::link::Link;
-use super::script::Script;
 use super::stored::millis_of;
 use super::turns::Turns;
 use super::waker::{Token, Waker};
-use super::wire::{Places, Seen, lane_from, lane_text, prefix};
-use super::{BOOK, Redis, book_script};
+use super::wire::{Places, Seen, lane_from, prefix};
+use super::Redis;
 use crate::broker::LeaseId;
-use crate::broker::backend::{LEASE_BYTES, Leased, RawDelivery, Source, Terms, Verdict, Want};
+use crate::broker::backend::{Leased, RawDelivery, Source, Terms, Verdict, Want};
 use crate::broker::rounds::{Open, Rounds};
 use crate::error::{Error, Kind, Result};
 use crate::job::{JobId, Lane, Queue};
 use crate::time::Timestamp;
-
-static LEASE: LazyLock<Script> = book_script!("lease");
-pub(super) static DISOWN: LazyLock<Script> = book_script!("disown");
 
 /// An empty call lasts at most this long.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -44,18 +41,12 @@ const INBOX_REST: Duration = PATIENCE;
 const LANES: usize = 1_000;
 /// How many jobs one call leases at most.
 const AT_ONCE: u32 = 1_000;
+/// How many it leases at most from lanes that it is about to see first: what an idle worker is woken for is there one
+/// round trip earlier, and more than this waits its turn.
+const UNSEEN: u32 = 16;
 
 /// One call to each queue, under way whether or not anybody waits for it.
 type Flight = Pin<Box<dyn Future<Output = Vec<(Call, Result<Value>)>> + Send>>;
-
-/// A lease asked of one queue.
-#[derive(Debug)]
-struct Call {
-    /// The queue's place among the subscription's.
-    place: usize,
-    /// The ids it leases with, 16 bytes each.
-    leases: Vec<u8>,
-}
 
 /// How many calls without an answer are remembered; what more of them leased comes back when it runs out.
 const LOST: usize = 100;
@@ -160,6 +151,7 @@ impl RedisSource {
             counts.entry(&lane.queue).or_default().push((lane, count));
         }
         let look = self.stirred || self.look_at <= Instant::now();
+        let alone = want.total > 0 && turns.lanes.is_empty();
         let mut calls = Vec::new();
         for (place, (queue, _)) in self.terms.queues.iter().enumerate() {
             let lanes = counts.remove(queue).unwrap_or_default();
@@ -167,16 +159,19 @@ impl RedisSource {
             if lanes.is_empty() && !look {
                 continue;
             }
-            let jobs: u32 = lanes.iter().map(|(_, count)| count).sum();
-            let leases: Vec<u8> = (0..jobs).flat_map(|_| *LeaseId::random().as_bytes()).collect();
-            let args = lease_args(&self.terms, std::mem::take(&mut known.hops), &leases, &lanes);
-            let (link, key) = (self.link.clone(), known.prefix.to_vec());
-            calls.push(async move {
-                crate::crash_point!("redis.lease.before_call");
-                let answer = link.call("lease jobs", &LEASE, &[key], args).await;
-                crate::crash_point!("redis.lease.after_call");
-                (Call { place, leases }, answer)
-            });
+            let hops = std::mem::take(&mut known.hops);
+            // One queue at a time, so that no more than wanted comes of all.
+            let unseen = alone && (hops > 0 || self.queues.len() == 1);
+            let known = &self.queues[place];
+            let (call, args) = if unseen {
+                let caps = want.caps.iter().filter(|(lane, _)| lane.queue == *queue);
+                let caps: Vec<_> = caps.map(|(lane, cap)| (lane, *cap)).collect();
+                Call::new(&self.link, place, want.total.min(UNSEEN)).args(&self.terms, hops, Some(want.rest), &caps)
+            } else {
+                let jobs = lanes.iter().map(|(_, count)| count).sum();
+                Call::new(&self.link, place, jobs).args(&self.terms, hops, None, &lanes)
+            };
+            calls.push(call.make(self.link.clone(), known.prefix.to_vec(), args));
         }
         self.stirred = false;
         self.asked = Instant::now();
@@ -193,7 +188,7 @@ impl RedisSource {
         let turns = self.flight.take().map(|(_, turns)| turns).unwrap_or_default();
         let (mut leased, mut trouble) = (Vec::new(), None);
         for (call, answer) in answers {
-            match answer.and_then(|answer| self.note(call.place, &call.leases, answer)) {
+            match answer.and_then(|answer| self.note(&call, answer)) {
                 Ok(jobs) => leased.extend(jobs),
                 Err(error) => {
                     trouble = Some(error);
@@ -220,8 +215,8 @@ impl RedisSource {
     /// Gives back what calls without an answer may have leased. A queue in which that cannot be done holds up no other:
     /// what was leased there comes back when it runs out.
     async fn disown(&mut self) -> Result<()> {
-        while let Some(Call { place, leases }) = self.lost.last() {
-            match give_back(&self.link, &self.queues[*place].prefix, &self.terms, leases).await {
+        while let Some(call) = self.lost.last() {
+            match call.give_back(&self.link, &self.queues[call.place].prefix, &self.terms).await {
                 Err(error) if error.is_transient() => return Err(error),
                 Err(error) => tracing::warn!(%error, "leases that nobody heard of could not be given back"),
                 Ok(()) => {}
@@ -232,7 +227,9 @@ impl RedisSource {
     }
 
     /// Remembers what a queue answered, and gives the jobs it leased.
-    fn note(&mut self, place: usize, leases: &[u8], answer: Value) -> Result<Vec<RawDelivery>> {
+    fn note(&mut self, call: &Call, answer: Value) -> Result<Vec<RawDelivery>> {
+        let Call { place, leases, made } = call;
+        let place = *place;
         let queue = &self.terms.queues[place].0;
         let known = &mut self.queues[place];
         let mut places = Places::of(answer)?;
@@ -258,7 +255,7 @@ impl RedisSource {
             let before = delivered.last().map(|job: &RawDelivery| &job.head);
             match Seen::after(before, &self.terms.queues[place].0, id, &bytes) {
                 Ok(job) => {
-                    let granted = Granted::new(job.deaths, till, turned);
+                    let granted = Granted::new(*made, job.deaths, till, turned);
                     delivered.push(self.deliver(place, job, lease, granted));
                 }
                 Err(error) => tracing::error!(%error, "a leased job cannot be read; its lease runs out"),
@@ -272,6 +269,7 @@ impl RedisSource {
 
     fn deliver(&self, place: usize, job: Seen, lease: LeaseId, granted: Granted) -> RawDelivery {
         let hold = RedisHold {
+            link: self.link.clone(),
             desk: Arc::clone(&self.desk),
             key: Arc::clone(&self.queues[place].prefix),
             tried: Tried::from(&job.head),
@@ -375,24 +373,4 @@ impl Source for RedisSource {
 async fn release(jobs: impl Iterator<Item = &RawDelivery>) -> Result<()> {
     let verdict = Verdict::Release { after: Duration::ZERO, hold: None };
     try_join_all(jobs.map(|job| job.hold.settle(&verdict))).await.map(drop)
-}
-
-/// Gives back what a call for these leases took from the queue with this prefix, if it took anything.
-async fn give_back(link: &Link, prefix: &[u8], terms: &Terms, leases: &[u8]) -> Result<()> {
-    let mut rank = b"0".to_vec();
-    while !rank.is_empty() {
-        let args = vec![terms.worker.as_str().into(), leases.to_vec(), rank];
-        let answer = link.call("give leases back", &DISOWN, &[prefix.to_vec()], args).await?;
-        rank = Places::of(Value::Array(vec![answer]))?.bytes()?;
-    }
-    Ok(())
-}
-
-fn lease_args(terms: &Terms, hops: u32, leases: &[u8], lanes: &[(&Lane, u32)]) -> Vec<Vec<u8>> {
-    let mut args =
-        vec![terms.worker.as_str().into(), millis(terms.lease), leases.to_vec(), text(hops), text(LEASE_BYTES)];
-    for (lane, count) in lanes {
-        args.extend([lane_text(lane).into_bytes(), text(count)]);
-    }
-    args
 }

@@ -1,6 +1,7 @@
 -- Leases jobs: what is due comes back, what is over is ended, and the rest goes to the caller, lane by lane.
 -- ARGV: worker, lease length in ms, lease ids (16 bytes each), hops of the token that woke the caller (0: none),
--- most bytes of payload, then lane and how many from it, in turn. Answers: now, reason of a pause or '', the next moment
+-- most bytes of payload, then lane and how many from it, in turn; of a caller that knows no lane with jobs (see
+-- `take_all`) how many from each lane comes first, '' of all others. Answers: now, reason of a pause or '', the next moment
 -- something is due (0: none), length of the inbox, `turned`, lanes with their ready jobs, the ids of the leased jobs (16
 -- bytes each), in the order of the lease ids, and their bytes with payload; the ids of jobs that nobody can read, which
 -- were taken out of the lane or set they stood in: their bytes stay in :jobs.
@@ -140,6 +141,20 @@ local function take(lane, most)
   end
 end
 
+-- For a caller that knows no lane yet: when there are leases for all that is ready it makes no difference whose turn it
+-- is. Up to `rest` of each lane, or what the caller says of that one.
+local function take_all(rest)
+  local caps, ready, names, jobs, open = {}, {}, {}, 0, call('HGETALL', P .. ':lanes')
+  for at = 7, #ARGV, 2 do caps[ARGV[at]] = tonumber(ARGV[at + 1]) end
+  for at = 1, #open, 2 do
+    names[#names + 1], ready[open[at]] = open[at], tonumber(open[at + 1])
+    jobs = jobs + ready[open[at]]
+  end
+  if jobs > #leases / 16 then return end
+  table.sort(names)
+  for _, lane in ipairs(names) do take(lane, math.min(caps[lane] or rest, ready[lane])) end
+end
+
 -- When something of that is due; 0: never.
 local function first_due()
   local due = 0
@@ -158,7 +173,11 @@ if is_due then
 end
 local paused = call('HGET', P .. ':c', 'paused') or ''
 if paused == '' then
-  for at = 6, #ARGV, 2 do take(ARGV[at], tonumber(ARGV[at + 1])) end
+  if ARGV[6] ~= '' then
+    take_all(tonumber(ARGV[6]))
+  else
+    for at = 7, #ARGV, 2 do take(ARGV[at], tonumber(ARGV[at + 1])) end
+  end
 end
 woken = false
 flush()

@@ -6,7 +6,7 @@ use deadpool_redis::redis::Value;
 
 use super::super::global::{act, claim_batch, owner, queues};
 use super::super::hold::text;
-use super::super::source::DISOWN;
+use super::super::call::DISOWN;
 use super::super::sweep::SWEEP;
 use super::super::wire::prefix;
 use super::super::{Redis, sweep};
