@@ -1,9 +1,13 @@
 //! Whose turn it is: queues by weight, bands 8 : 3 : 1, lanes of a band one after another. Pure; remembers its place
 //! between calls, so that shares hold however small each call is.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 
 use crate::job::{Band, Lane, Queue};
+
+/// Over how many queues a call is spread, unless these have too little for it: what a call costs a broker grows with the
+/// queues it takes from. Where more have jobs, one has some turns in a row and waits as many rounds for its next.
+const SPREAD: usize = 4;
 
 /// A lane that could be leased from now, and how many jobs at most.
 #[derive(Clone, Debug)]
@@ -15,9 +19,16 @@ pub(in crate::broker) struct Open {
 /// The turns taken so far.
 #[derive(Debug, Default)]
 pub(in crate::broker) struct Rounds {
-    queues: HashMap<Queue, i64>,
-    bands: HashMap<(Queue, Band), i64>,
-    last: HashMap<(Queue, Band), Lane>,
+    places: HashMap<Queue, usize>,
+    accounts: Vec<Account>,
+}
+
+/// What is remembered of a queue.
+#[derive(Debug)]
+struct Account {
+    purse: Purse,
+    /// The credit of each band, and the lane that had its last turn.
+    bands: [(i64, Option<Lane>); Band::ALL.len()],
 }
 
 /// What somebody who waits for a turn has saved up.
@@ -28,93 +39,146 @@ struct Purse {
     credit: i64,
 }
 
-/// The lanes of a band that are still to have turns, as places in the list of open lanes.
+/// A queue with open lanes: the number of its account, and their places in the list of open lanes.
+struct QueueLine<'a> {
+    purse: Purse,
+    lanes: &'a [(usize, usize)],
+    /// From its first turn on.
+    bands: Option<Bands>,
+}
+
+/// The bands of a queue with open lanes.
+struct Bands {
+    lines: Vec<BandLine>,
+    /// Which of them are still to have turns, in their order.
+    left: Vec<usize>,
+}
+
+/// The lanes of a band that are still to have turns.
 struct BandLine {
-    band: Band,
+    /// Its place among all bands.
+    band: usize,
     purse: Purse,
     places: VecDeque<usize>,
     /// Who had the last turn of this call.
     last: Option<usize>,
 }
 
-/// The bands of a queue.
-struct QueueLine<'a> {
-    queue: &'a Queue,
-    purse: Purse,
-    bands: Vec<BandLine>,
-    /// Which of them are still to have turns, in their order.
-    left: Vec<usize>,
-}
-
 impl Rounds {
-    /// Up to `total` turns, as places in `open`; every lane at most `room` times.
+    /// Up to `total` turns, as places in `open`; every lane at most `room` times. A queue has the weight it had in the
+    /// first call.
     pub(in crate::broker) fn take(&mut self, weights: &[(Queue, u32)], open: &[Open], total: u32) -> Vec<usize> {
-        let mut room: Vec<u32> = open.iter().map(|open| open.room).collect();
-        let mut lines = self.line_up(weights, open);
+        let total = total as usize;
+        let lanes = self.line_up(weights, open);
+        let mut lines: Vec<_> = lanes
+            .chunk_by(|one, other| one.0 == other.0)
+            .map(|lanes| QueueLine { purse: self.accounts[lanes[0].0].purse, lanes, bands: None })
+            .collect();
         let mut left: Vec<usize> = (0..lines.len()).collect();
+        let mut room: Vec<u32> = open.iter().map(|open| open.room).collect();
+        let run = if lines.len() > SPREAD { total.div_ceil(SPREAD) } else { 1 };
         let mut turns = Vec::new();
-        while turns.len() < total as usize {
+        while turns.len() < total {
             let Some(at) = next_turn(&mut lines, &left, |line| &mut line.purse) else { break };
-            let QueueLine { bands, left: bands_left, .. } = &mut lines[at];
-            let Some(which) = next_turn(bands, bands_left, |band| &mut band.purse) else { break };
-            let band = &mut bands[which];
-            let Some(place) = band.places.pop_front() else { break };
-            turns.push(place);
-            band.last = Some(place);
-            room[place] -= 1;
-            if room[place] > 0 {
-                band.places.push_back(place);
-            } else if band.places.is_empty() {
-                bands_left.retain(|&band| band != which);
+            let QueueLine { lanes, bands, .. } = &mut lines[at];
+            let bands = bands.get_or_insert_with(|| self.accounts[lanes[0].0].bands(lanes, open));
+            let before = turns.len();
+            while turns.len() < total.min(before + run)
+                && let Some(place) = bands.turn(&mut room)
+            {
+                turns.push(place);
             }
-            if bands_left.is_empty() {
+            let is_empty = bands.left.is_empty();
+            pay(&mut lines, &left, at, (turns.len() - before).saturating_sub(1));
+            if is_empty {
                 left.retain(|&line| line != at);
             }
         }
-        self.remember(lines, open);
+        self.remember(&lines, open);
         turns
     }
 
-    /// The open lanes by queue and band, each band beginning after the lane that had the last turn.
-    fn line_up<'a>(&self, weights: &[(Queue, u32)], open: &'a [Open]) -> Vec<QueueLine<'a>> {
-        let mut waiting: BTreeMap<&Queue, BTreeMap<Band, VecDeque<usize>>> = BTreeMap::new();
-        for (place, lane) in open.iter().enumerate().filter(|(_, open)| open.room > 0) {
-            let bands = waiting.entry(&lane.lane.queue).or_default();
-            bands.entry(lane.lane.band).or_default().push_back(place);
+    /// The open lanes with something left, queue by queue.
+    fn line_up(&mut self, weights: &[(Queue, u32)], open: &[Open]) -> Vec<(usize, usize)> {
+        if self.accounts.is_empty() {
+            for (queue, weight) in weights {
+                self.account(queue, *weight);
+            }
         }
-        let weights: HashMap<&Queue, u32> = weights.iter().map(|(queue, weight)| (queue, *weight)).collect();
-        let line = |(queue, bands): (&'a Queue, BTreeMap<Band, VecDeque<usize>>)| {
-            let bands: Vec<_> =
-                bands.into_iter().map(|(band, places)| self.band_line(queue, band, places, open)).collect();
-            let share = i64::from(weights.get(queue).copied().unwrap_or(1).max(1));
-            let purse = Purse { share, credit: self.queues.get(queue).copied().unwrap_or(0) };
-            QueueLine { queue, purse, left: (0..bands.len()).collect(), bands }
-        };
-        waiting.into_iter().map(line).collect()
+        let mut lanes: Vec<(usize, usize)> = Vec::with_capacity(open.len());
+        for (place, Open { lane, .. }) in open.iter().enumerate().filter(|(_, open)| open.room > 0) {
+            // Mostly they come queue by queue.
+            let same = lanes.last().filter(|(_, before)| open[*before].lane.queue == lane.queue);
+            let account = same.map(|(account, _)| *account);
+            lanes.push((account.unwrap_or_else(|| self.account(&lane.queue, 1)), place));
+        }
+        lanes.sort_unstable();
+        lanes
     }
 
-    fn band_line(&self, queue: &Queue, band: Band, mut places: VecDeque<usize>, open: &[Open]) -> BandLine {
-        let of = (queue.clone(), band);
-        let sorted = places.make_contiguous();
-        sorted.sort_by(|&a, &b| open[a].lane.cmp(&open[b].lane));
-        if let Some(last) = self.last.get(&of) {
-            let after = sorted.partition_point(|&place| open[place].lane <= *last);
-            sorted.rotate_left(after);
+    /// The place of the queue's account, which has this weight if it is new.
+    fn account(&mut self, queue: &Queue, weight: u32) -> usize {
+        if let Some(&place) = self.places.get(queue) {
+            return place;
         }
-        let purse = Purse { share: i64::from(band.weight()), credit: self.bands.get(&of).copied().unwrap_or(0) };
-        BandLine { band, purse, places, last: None }
+        let purse = Purse { share: i64::from(weight.max(1)), credit: 0 };
+        self.accounts.push(Account { purse, bands: Default::default() });
+        self.places.insert(queue.clone(), self.accounts.len() - 1);
+        self.accounts.len() - 1
     }
 
-    fn remember(&mut self, lines: Vec<QueueLine<'_>>, open: &[Open]) {
-        for QueueLine { queue, purse, bands, .. } in lines {
-            self.queues.insert(queue.clone(), purse.credit);
-            for BandLine { band, purse, last, .. } in bands {
-                self.bands.insert((queue.clone(), band), purse.credit);
+    fn remember(&mut self, lines: &[QueueLine<'_>], open: &[Open]) {
+        for QueueLine { purse, lanes, bands } in lines {
+            let account = &mut self.accounts[lanes[0].0];
+            account.purse = *purse;
+            for BandLine { band, purse, last, .. } in bands.iter().flat_map(|bands| &bands.lines) {
+                let (credit, lane) = &mut account.bands[*band];
+                *credit = purse.credit;
                 if let Some(last) = last {
-                    self.last.insert((queue.clone(), band), open[last].lane.clone());
+                    *lane = Some(open[*last].lane.clone());
                 }
             }
         }
+    }
+}
+
+impl Account {
+    /// The bands of these lanes, each beginning after the lane that had the last turn.
+    fn bands(&self, lanes: &[(usize, usize)], open: &[Open]) -> Bands {
+        let mut lines = Vec::new();
+        for (number, band) in Band::ALL.into_iter().enumerate() {
+            let mut places: Vec<usize> =
+                lanes.iter().map(|(_, place)| *place).filter(|&place| open[place].lane.band == band).collect();
+            if places.is_empty() {
+                continue;
+            }
+            places.sort_by(|&a, &b| open[a].lane.cmp(&open[b].lane));
+            let (credit, last) = &self.bands[number];
+            if let Some(last) = last {
+                let after = places.partition_point(|&place| open[place].lane <= *last);
+                places.rotate_left(after);
+            }
+            let purse = Purse { share: i64::from(band.weight()), credit: *credit };
+            lines.push(BandLine { band: number, purse, places: places.into(), last: None });
+        }
+        Bands { left: (0..lines.len()).collect(), lines }
+    }
+}
+
+impl Bands {
+    /// The next lane, which has room for one less then.
+    fn turn(&mut self, room: &mut [u32]) -> Option<usize> {
+        let which = next_turn(&mut self.lines, &self.left, |band| &mut band.purse)?;
+        let band = &mut self.lines[which];
+        let place = band.places.pop_front()?;
+        band.last = Some(place);
+        room[place] -= 1;
+        if room[place] > 0 {
+            band.places.push_back(place);
+        } else if band.places.is_empty() {
+            self.left.retain(|&band| band != which);
+        }
+        Some(place)
     }
 }
 
@@ -133,6 +197,18 @@ fn next_turn<T>(lines: &mut [T], left: &[usize], purse: impl Fn(&mut T) -> &mut 
     let (at, _) = best?;
     purse(&mut lines[at]).credit -= all;
     Some(at)
+}
+
+/// What one queue owes for this many more turns in a row, as though all had had these rounds.
+fn pay(lines: &mut [QueueLine<'_>], left: &[usize], at: usize, more: usize) {
+    let Some(rounds) = i64::try_from(more).ok().filter(|rounds| *rounds > 0) else { return };
+    let mut all = 0;
+    for &line in left {
+        let purse = &mut lines[line].purse;
+        purse.credit += purse.share * rounds;
+        all += purse.share * rounds;
+    }
+    lines[at].purse.credit -= all;
 }
 
 #[cfg(test)]
@@ -180,5 +256,39 @@ mod tests {
     fn a_lane_alone_gets_everything_within_its_room() {
         let lanes = [open("q", "m", Band::Low, 7), open("q", "n", Band::High, 0)];
         assert_eq!(shares(&[], &lanes, 1, 50), [7, 0]);
+    }
+
+    #[test]
+    fn a_call_takes_from_few_of_many_queues_and_all_have_their_share() {
+        let lanes: Vec<_> = (0..1_000).map(|n| open(&format!("q{n}"), "m", Band::Normal, 1_000)).collect();
+        let weights: Vec<_> = lanes.iter().map(|open| open.lane.queue.clone()).zip((0..).map(|n| 1 + n % 2)).collect();
+        let (mut rounds, mut counts) = (Rounds::default(), vec![0; lanes.len()]);
+        for _ in 0..300 {
+            let mut turns = rounds.take(&weights, &lanes, 500);
+            for &place in &turns {
+                counts[place] += 1;
+            }
+            assert_eq!(turns.len(), 500);
+            turns.sort_unstable();
+            turns.dedup();
+            assert!(turns.len() <= SPREAD, "a call took from {} queues", turns.len());
+        }
+        for (place, count) in counts.into_iter().enumerate() {
+            let share = if place % 2 == 0 { 100 } else { 200 };
+            assert!(i32::abs(count - share) <= 64, "queue {place} had {count} turns of {share}");
+        }
+    }
+
+    #[test]
+    fn many_queues_have_their_turns_one_by_one_in_small_calls() {
+        let lanes: Vec<_> = (0..100).map(|n| open(&format!("q{n}"), "m", Band::Normal, 1_000)).collect();
+        let weights: Vec<_> = lanes.iter().map(|open| (open.lane.queue.clone(), 1)).collect();
+        assert!(shares(&weights, &lanes, 50, 10).into_iter().all(|count| count == 5));
+    }
+
+    #[test]
+    fn a_call_is_filled_from_many_queues_that_have_little() {
+        let lanes: Vec<_> = (0..1_000).map(|n| open(&format!("q{n}"), "m", Band::Normal, 1)).collect();
+        assert_eq!(shares(&[], &lanes, 1, 500).into_iter().sum::<usize>(), 500);
     }
 }

@@ -68,8 +68,6 @@ pub(super) struct RedisSource {
     asked: Instant,
     /// Look again then, at the latest.
     look_at: Instant,
-    /// Whether something may be there that the last look did not see.
-    stirred: bool,
     /// Inboxes are left alone until then: the last attempt failed.
     inbox_rest: Instant,
 }
@@ -79,6 +77,8 @@ struct Known {
     prefix: Arc<[u8]>,
     lanes: Vec<(Lane, u32)>,
     paused: bool,
+    /// Whether something may be there that the last look did not see.
+    stirred: bool,
     /// Hops of the token that woke us for it.
     hops: u32,
     /// Lines in its inbox.
@@ -103,6 +103,7 @@ impl RedisSource {
             prefix: prefix.as_slice().into(),
             lanes: Vec::new(),
             paused: false,
+            stirred: true,
             hops: 0,
             inbox: 0,
         };
@@ -118,7 +119,6 @@ impl RedisSource {
             lost: Vec::new(),
             asked: Instant::now(),
             look_at: Instant::now(),
-            stirred: true,
             inbox_rest: Instant::now(),
         })
     }
@@ -141,7 +141,7 @@ impl RedisSource {
             .collect()
     }
 
-    /// Asks every queue that has a turn; all of them when it is time to look.
+    /// Asks every queue that has a turn or was stirred; all of them when it is time to look.
     fn take_off(&mut self, want: &Want) {
         let open = self.open(want);
         let turns = self.rounds.take(&self.terms.queues, &open, want.total.min(AT_ONCE));
@@ -150,13 +150,13 @@ impl RedisSource {
         for (lane, count) in turns.lanes.iter().zip(counted) {
             counts.entry(&lane.queue).or_default().push((lane, count));
         }
-        let look = self.stirred || self.look_at <= Instant::now();
+        let look = self.look_at <= Instant::now();
         let alone = want.total > 0 && turns.lanes.is_empty();
         let mut calls = Vec::new();
         for (place, (queue, _)) in self.terms.queues.iter().enumerate() {
             let lanes = counts.remove(queue).unwrap_or_default();
             let known = &mut self.queues[place];
-            if lanes.is_empty() && !look {
+            if !std::mem::take(&mut known.stirred) && lanes.is_empty() && !look {
                 continue;
             }
             let hops = std::mem::take(&mut known.hops);
@@ -173,7 +173,6 @@ impl RedisSource {
             };
             calls.push(call.make(self.link.clone(), known.prefix.to_vec(), args));
         }
-        self.stirred = false;
         self.asked = Instant::now();
         if look {
             self.look_at = self.asked + LOOK.min(self.terms.lease / 3).mul_f64(rand::rng().random_range(0.8..1.0));
@@ -192,6 +191,7 @@ impl RedisSource {
                 Ok(jobs) => leased.extend(jobs),
                 Err(error) => {
                     trouble = Some(error);
+                    self.queues[call.place].stirred = true;
                     if !call.leases.is_empty() && self.lost.len() < LOST {
                         self.lost.push(call);
                     }
@@ -200,10 +200,7 @@ impl RedisSource {
         }
         let in_turn = turns.sort(leased);
         match trouble {
-            Some(error) if in_turn.is_empty() => {
-                self.stirred = true;
-                Err(error)
-            }
+            Some(error) if in_turn.is_empty() => Err(error),
             Some(error) => {
                 tracing::warn!(%error, "one queue could not be leased from");
                 Ok(in_turn)
@@ -307,7 +304,7 @@ impl RedisSource {
                 continue;
             }
             match inbox::take_in(&self.link, &self.terms.queues[place].0).await {
-                Ok(_) => (self.queues[place].inbox, self.stirred) = (0, true),
+                Ok(_) => (self.queues[place].inbox, self.queues[place].stirred) = (0, true),
                 Err(error) => {
                     tracing::warn!(%error, queue = %self.terms.queues[place].0, "jobs of foreign clients stay in the inbox");
                     self.inbox_rest = Instant::now() + INBOX_REST;
@@ -326,9 +323,8 @@ impl RedisSource {
         let Some(Token { key, hops }) = token else {
             return tokio::time::sleep_until(until.min(look_at)).await;
         };
-        self.stirred = true;
         if let Some(known) = self.queues.iter_mut().find(|known| *known.prefix == *key) {
-            known.hops = hops;
+            (known.stirred, known.hops) = (true, hops);
         }
     }
 }
@@ -344,7 +340,8 @@ impl Source for RedisSource {
                 self.take_in().await;
             }
             let offered = want.total > 0 && self.open(want).iter().any(|open| open.room > 0);
-            if offered || self.stirred || self.look_at <= Instant::now() {
+            let stirred = self.queues.iter().any(|known| known.stirred);
+            if offered || stirred || self.look_at <= Instant::now() {
                 // The first look finds lanes, the second leases from them, unless others were faster.
                 if in_vain > 1 {
                     tokio::time::sleep(PAUSE).await;

@@ -8,23 +8,24 @@ use super::away::SPARED;
 use super::damage::{bury, job_or_bury};
 use super::file::Fault;
 use super::hot::Hot;
+use super::lanes::{Candidate, Lanes, Names};
 use super::ready::{Batches, Next, next_of_lane};
 use super::row::Place;
 use super::settle::{Spot, Why, end_unrun};
 use super::stage::Stage;
 use super::turned::turned;
-use super::tx::{Tx, band_from};
+use super::tx::Tx;
 use crate::broker::LeaseId;
 use crate::broker::backend::{Head, LEASE_BYTES, Terms, Want};
-use crate::broker::rounds::{Open, Rounds};
-use crate::job::{Lane, ModelName, Queue};
+use crate::broker::rounds::Rounds;
+use crate::job::Lane;
 
 /// How many jobs one transaction promotes, recovers or ends beside leasing: about a millisecond's work.
 pub(super) const CHORES: u32 = 200;
 /// How many jobs one transaction leases at most.
 const AT_ONCE: u32 = 1_000;
 /// How many lanes a caller is told of.
-const LANES: u32 = 1_000;
+const LANES: usize = 1_000;
 
 /// What a lease transaction gave.
 #[derive(Debug, Default)]
@@ -52,19 +53,17 @@ pub(super) struct LeasedRow {
 }
 
 /// What a subscription remembers between its leases.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Memory {
     rounds: Rounds,
     version: i64,
+    lanes: Lanes,
 }
 
-/// A lane with ready jobs.
-struct Candidate {
-    id: i64,
-    queue: i64,
-    lane: Lane,
-    ready: u32,
-    paused: bool,
+impl Memory {
+    pub(super) fn new(names: Names) -> Self {
+        Self { rounds: Rounds::default(), version: 0, lanes: Lanes::new(names) }
+    }
 }
 
 /// Leases up to `want.total` jobs for `terms.worker`.
@@ -78,19 +77,29 @@ pub(super) fn lease(tx: &mut Tx<'_>, terms: &Terms, want: &Want, memory: &mut Me
     let version: i64 = tx.sql("PRAGMA data_version")?.query_row([], |row| row.get(0))?;
     taken.contended = version != std::mem::replace(&mut memory.version, version);
     let mut had: HashMap<i64, u32> = HashMap::new();
-    let total = want.total.min(AT_ONCE);
+    let (total, Memory { rounds, lanes, .. }) = (want.total.min(AT_ONCE), memory);
+    if tx.made_ready {
+        lanes.spoil();
+    }
     loop {
         tx.flush()?;
-        let lanes = candidates(tx, terms)?;
-        taken.lanes_seen = lanes.iter().filter(|lane| !lane.paused).map(|lane| lane.lane.clone()).collect();
-        let open = open_lanes(&lanes, want, &had);
+        let is_new = lanes.look(tx.conn, terms)?;
+        let open = lanes.open(want, &had);
         let left = total.saturating_sub(u32::try_from(taken.jobs.len()).unwrap_or(u32::MAX));
-        let turns = memory.rounds.take(&terms.queues, &open, left);
-        let over = take(tx, terms, (&lanes, &turns), &mut taken, &mut had)?;
+        if !is_new && open.iter().map(|open| u64::from(open.room)).sum::<u64>() < u64::from(left) {
+            lanes.spoil();
+            continue;
+        }
+        let turns = rounds.take(&terms.queues, &open, left);
+        let seen = lanes.list.iter().filter(|lane| !lane.paused && lane.ready > 0).map(|lane| lane.lane.clone());
+        taken.lanes_seen = seen.take(LANES).collect();
+        let over = take(tx, terms, (&mut lanes.list, &turns), &mut taken, &mut had)?;
         ended += over;
-        if over == 0 || ended >= CHORES || taken.full {
+        let is_done = is_new || !taken.jobs.is_empty();
+        if (over == 0 && is_done) || ended >= CHORES || taken.full {
             break;
         }
+        lanes.spoil();
     }
     taken.turned = turned(tx.conn)?;
     crate::crash_point!("sqlite.lease.after_take");
@@ -165,51 +174,12 @@ pub(super) fn expire_overdue(tx: &mut Tx<'_>, limit: u32) -> Result<u32, Fault> 
     Ok(count)
 }
 
-fn candidates(tx: &Tx<'_>, terms: &Terms) -> Result<Vec<Candidate>, Fault> {
-    let mut found = Vec::new();
-    let mut statement = tx.sql(
-        "SELECT l.id, l.model, l.band, l.ready, q.paused IS NOT NULL, q.id FROM queue q JOIN lane l ON l.queue = q.id
-         WHERE q.name = ?1 AND l.ready > 0 LIMIT ?2",
-    )?;
-    for (queue, _) in &terms.queues {
-        let mut rows = statement.query(params![queue.as_str(), LANES])?;
-        while let Some(row) = rows.next()? {
-            found.push(Candidate {
-                id: row.get(0)?,
-                lane: lane_of(queue, row.get(1)?, row.get(2)?),
-                ready: u32::try_from(row.get::<_, i64>(3)?).unwrap_or(u32::MAX),
-                paused: row.get(4)?,
-                queue: row.get(5)?,
-            });
-        }
-    }
-    found.truncate(LANES as usize);
-    Ok(found)
-}
-
-pub(super) fn lane_of(queue: &Queue, model: Option<String>, band: i64) -> Lane {
-    Lane { queue: queue.clone(), model: model.map(|model| ModelName::new(&model)), band: band_from(band) }
-}
-
-fn open_lanes(lanes: &[Candidate], want: &Want, had: &HashMap<i64, u32>) -> Vec<Open> {
-    let caps: HashMap<&Lane, u32> = want.caps.iter().map(|(lane, cap)| (lane, *cap)).collect();
-    lanes
-        .iter()
-        .map(|lane| {
-            let cap = caps.get(&lane.lane).copied().unwrap_or(want.rest);
-            let left = cap.saturating_sub(had.get(&lane.id).copied().unwrap_or(0));
-            let room = if lane.paused { 0 } else { left.min(lane.ready) };
-            Open { lane: lane.lane.clone(), room }
-        })
-        .collect()
-}
-
 /// Leases what the turns say, in their order, until the answer holds [`LEASE_BYTES`]; jobs found to be over are ended
 /// instead, and counted in the answer.
 fn take(
     tx: &mut Tx<'_>,
     terms: &Terms,
-    (lanes, turns): (&[Candidate], &[usize]),
+    (lanes, turns): (&mut [Candidate], &[usize]),
     taken: &mut Taken,
     had: &mut HashMap<i64, u32>,
 ) -> Result<u32, Fault> {
@@ -219,8 +189,10 @@ fn take(
     }
     let (mut by_lane, mut batches) = (HashMap::new(), Batches::default());
     for (place, count) in counts {
-        let Candidate { id, lane, .. } = &lanes[place];
-        by_lane.insert(place, next_of_lane(tx, (*id, lane), count, &mut batches)?.into_iter());
+        let Candidate { id, lane, ready, .. } = &mut lanes[place];
+        let next = next_of_lane(tx, (*id, lane), count, &mut batches)?;
+        *ready = if next.len() < count as usize { 0 } else { ready.saturating_sub(count) };
+        by_lane.insert(place, next.into_iter());
     }
     let (mut over, mut bytes) = (0, taken.jobs.iter().map(|job| job.payload.len()).sum::<usize>());
     for &place in turns {

@@ -13,6 +13,7 @@ mod filesystem;
 mod gathered;
 mod hold;
 mod hot;
+mod lanes;
 mod lease;
 mod leave;
 mod ledger;

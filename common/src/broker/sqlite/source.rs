@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use rand::RngExt as _;
-use rusqlite::{Connection, params};
+use rusqlite::Connection;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::file::{self, lift};
 use super::hold::{Desk, Granted, RowHold};
-use super::lease::{LeasedRow, Memory, Taken, lane_of, lease};
+use super::lanes::Names;
+use super::lease::{LeasedRow, Memory, Taken, lease};
 use super::reader::Reader;
 use super::settle::{Ending, settle};
 use super::turned::Turned;
@@ -40,6 +41,7 @@ pub(super) struct RowSource {
     /// For looking without writing.
     view: Connection,
     terms: Arc<Terms>,
+    names: Names,
     memory: Arc<Mutex<Memory>>,
     /// The answer to a lease in flight when a call was dropped.
     pending: Option<Answer<Taken>>,
@@ -75,6 +77,7 @@ impl RowSource {
         if let Some((twice, _)) = terms.queues.iter().find(|(queue, _)| !seen.insert(queue)) {
             return Err(Error::new(Kind::Config, "subscribe", format!("queue {twice} is named twice")));
         }
+        let names = Names::of(&terms)?;
         Ok(Self {
             desk: Arc::new(Desk {
                 turned: Turned::new(path, Arc::clone(&writer.turned))?,
@@ -84,7 +87,8 @@ impl RowSource {
             }),
             view: file::open_reader(path)?,
             terms: Arc::new(terms),
-            memory: Arc::default(),
+            memory: Arc::new(Mutex::new(Memory::new(names.clone()))),
+            names,
             pending: None,
             held: None,
             asked: Instant::now(),
@@ -167,17 +171,8 @@ impl RowSource {
 
     fn look_at_lanes(&self) -> rusqlite::Result<Look> {
         let mut look = Look::default();
-        let mut lanes = self.view.prepare_cached(
-            "SELECT l.model, l.band FROM queue q JOIN lane l ON l.queue = q.id
-             WHERE q.name = ?1 AND q.paused IS NULL AND l.ready > 0 LIMIT ?2",
-        )?;
-        for (queue, _) in &self.terms.queues {
-            let mut rows = lanes.query(params![queue.as_str(), i64::try_from(LANES).unwrap_or(i64::MAX)])?;
-            while let Some(row) = rows.next()? {
-                look.lanes.push(lane_of(queue, row.get(0)?, row.get(1)?));
-            }
-        }
-        look.lanes.truncate(LANES);
+        let lanes = self.names.lanes(&self.view, &self.terms)?;
+        look.lanes = lanes.into_iter().filter(|lane| !lane.paused).map(|lane| lane.lane).take(LANES).collect();
         let due: Option<i64> = self
             .view
             .prepare_cached(

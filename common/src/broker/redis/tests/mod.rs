@@ -3,6 +3,7 @@
 mod check;
 mod damage;
 mod inbox;
+mod many;
 mod server;
 mod upkeep;
 

@@ -6,6 +6,7 @@ mod damage;
 mod file;
 mod gathered;
 mod lean;
+mod many;
 mod sharing;
 
 use std::path::Path;
