@@ -1,13 +1,13 @@
-//! What grows when a fleet grows: `benches/scaling fill BACKEND JOBS`, `queues BACKEND`, `workers BACKEND COUNT…`, each
+//! What grows when a fleet grows: `benches/scaling fill BACKEND JOBS`, `queues BACKEND COUNT…`, `workers BACKEND COUNT…`, each
 //! noted in `benches/scaling.json`; `page` writes the tables between the marks of `benches/SCALING.md` anew.
 #![expect(clippy::print_stdout, reason = "the figures are for people")]
 
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use promptq_benches::scaling::{Figures, Kind, fill, page, queues, tables, workers};
+use promptq_benches::scaling::{Figures, fill, page, queues, tables, workers};
 
-const USAGE: &str = "benches/scaling fill BACKEND JOBS | queues BACKEND | workers BACKEND COUNT... | page";
+const USAGE: &str = "benches/scaling fill BACKEND JOBS | queues BACKEND COUNT... | workers BACKEND COUNT... | page";
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -17,11 +17,11 @@ async fn main() -> anyhow::Result<()> {
     let mut figures = Figures::read(path)?;
     let said = match words[..] {
         ["fill", kind, most] => fill(&mut figures, kind.parse()?, most.parse()?).await?,
-        ["queues", kind] => queues(&mut figures, kind.parse()?).await?,
+        ["queues", kind, ref counts @ ..] if !counts.is_empty() => {
+            queues(&mut figures, kind.parse()?, &numbers(counts)?).await?
+        }
         ["workers", kind, ref counts @ ..] if !counts.is_empty() => {
-            let kind: Kind = kind.parse()?;
-            let counts: Vec<usize> = counts.iter().map(|count| count.parse()).collect::<Result<_, _>>()?;
-            workers(&mut figures, kind, &counts).await?
+            workers(&mut figures, kind.parse()?, &numbers(counts)?).await?
         }
         ["page"] => {
             let path = Path::new("benches/SCALING.md");
@@ -36,4 +36,8 @@ async fn main() -> anyhow::Result<()> {
     all.write(path)?;
     print!("{said}{}", tables(&all));
     Ok(())
+}
+
+fn numbers(words: &[&str]) -> anyhow::Result<Vec<usize>> {
+    words.iter().map(|word| word.parse().with_context(|| format!("{word} is no number"))).collect()
 }

@@ -128,7 +128,7 @@ fn fleets(figures: &Figures) -> String {
                 kind.to_string(),
                 grouped(row.workers),
                 format!("{:.1} + {:.1}", row.connections[0], row.connections[1]),
-                format!("{:.0} + {:.0}", row.memory[0] / 1024.0, row.memory[1] / 1024.0),
+                format!("{:.0} + {:.0}", row.memory[0].max(0.0) / 1024.0, row.memory[1].max(0.0) / 1024.0),
                 format!("{:.1}", row.threads),
                 format!("{:.0} + {:.0}", row.idle_calls[0], row.idle_calls[1]),
                 format!("{:.1} + {:.1}", row.idle[0] * 100.0, row.idle[1] * 100.0),

@@ -17,10 +17,10 @@ const SUBMISSION: usize = 50;
 /// Turns of each: one warms up.
 const TURNS: usize = 4;
 
-/// One backend over ten, a hundred and a thousand queues, beside one.
-pub async fn queues(figures: &mut Figures, kind: Kind) -> anyhow::Result<String> {
+/// One backend over so many queues, beside one.
+pub async fn queues(figures: &mut Figures, kind: Kind, counts: &[usize]) -> anyhow::Result<String> {
     let mut rows = Vec::new();
-    for count in [10, 100, 1_000] {
+    for &count in counts {
         let (one, many) = (Shelf::start(kind, 1).await?, Shelf::start(kind, count).await?);
         let (mut ones, mut manys) = (Costs::default(), Costs::default());
         for turn in 0..TURNS {

@@ -260,7 +260,7 @@ mod tests {
 
     #[test]
     fn a_call_takes_from_few_of_many_queues_and_all_have_their_share() {
-        let lanes: Vec<_> = (0..1_000).map(|n| open(&format!("q{n}"), "m", Band::Normal, 1_000)).collect();
+        let lanes: Vec<_> = (0..100).map(|n| open(&format!("q{n}"), "m", Band::Normal, 1_000)).collect();
         let weights: Vec<_> = lanes.iter().map(|open| open.lane.queue.clone()).zip((0..).map(|n| 1 + n % 2)).collect();
         let (mut rounds, mut counts) = (Rounds::default(), vec![0; lanes.len()]);
         for _ in 0..300 {
@@ -274,8 +274,9 @@ mod tests {
             assert!(turns.len() <= SPREAD, "a call took from {} queues", turns.len());
         }
         for (place, count) in counts.into_iter().enumerate() {
-            let share = if place % 2 == 0 { 100 } else { 200 };
-            assert!(i32::abs(count - share) <= 64, "queue {place} had {count} turns of {share}");
+            let share = if place % 2 == 0 { 1_000 } else { 2_000 };
+            // Two runs of a call's quarter more or less.
+            assert!(i32::abs(count - share) <= 250, "queue {place} had {count} turns of {share}");
         }
     }
 
@@ -283,7 +284,7 @@ mod tests {
     fn many_queues_have_their_turns_one_by_one_in_small_calls() {
         let lanes: Vec<_> = (0..100).map(|n| open(&format!("q{n}"), "m", Band::Normal, 1_000)).collect();
         let weights: Vec<_> = lanes.iter().map(|open| (open.lane.queue.clone(), 1)).collect();
-        assert!(shares(&weights, &lanes, 50, 10).into_iter().all(|count| count == 5));
+        assert!(shares(&weights, &lanes, 100, 4).into_iter().all(|count| count == 4));
     }
 
     #[test]

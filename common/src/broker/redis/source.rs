@@ -130,20 +130,18 @@ impl RedisSource {
     }
 
     /// How much of each lane this call may take.
-    fn open(&self, want: &Want) -> Vec<Open> {
+    fn open(&self, want: &Want) -> impl Iterator<Item = Open> {
         let caps: HashMap<&Lane, u32> = want.caps.iter().map(|(lane, cap)| (lane, *cap)).collect();
         let lanes = self.queues.iter().filter(|known| !known.paused).flat_map(|known| &known.lanes);
-        lanes
-            .map(|(lane, ready)| {
-                let cap = caps.get(lane).copied().unwrap_or(want.rest);
-                Open { lane: lane.clone(), room: cap.min(*ready) }
-            })
-            .collect()
+        lanes.map(move |(lane, ready)| {
+            let cap = caps.get(lane).copied().unwrap_or(want.rest);
+            Open { lane: lane.clone(), room: cap.min(*ready) }
+        })
     }
 
     /// Asks every queue that has a turn or was stirred; all of them when it is time to look.
     fn take_off(&mut self, want: &Want) {
-        let open = self.open(want);
+        let open: Vec<Open> = self.open(want).collect();
         let turns = self.rounds.take(&self.terms.queues, &open, want.total.min(AT_ONCE));
         let (turns, counted) = Turns::of(&open, &turns);
         let mut counts: HashMap<&Queue, Vec<(&Lane, u32)>> = HashMap::new();
@@ -185,13 +183,13 @@ impl RedisSource {
         let Some((flight, _)) = &mut self.flight else { return Ok(Vec::new()) };
         let answers = flight.await;
         let turns = self.flight.take().map(|(_, turns)| turns).unwrap_or_default();
-        let (mut leased, mut trouble) = (Vec::new(), None);
+        let (mut leased, mut trouble, mut failed) = (Vec::new(), None, Vec::new());
         for (call, answer) in answers {
             match answer.and_then(|answer| self.note(&call, answer)) {
                 Ok(jobs) => leased.extend(jobs),
                 Err(error) => {
                     trouble = Some(error);
-                    self.queues[call.place].stirred = true;
+                    failed.push(call.place);
                     if !call.leases.is_empty() && self.lost.len() < LOST {
                         self.lost.push(call);
                     }
@@ -200,7 +198,12 @@ impl RedisSource {
         }
         let in_turn = turns.sort(leased);
         match trouble {
-            Some(error) if in_turn.is_empty() => Err(error),
+            Some(error) if in_turn.is_empty() => {
+                for place in failed {
+                    self.queues[place].stirred = true;
+                }
+                Err(error)
+            }
             Some(error) => {
                 tracing::warn!(%error, "one queue could not be leased from");
                 Ok(in_turn)
@@ -339,7 +342,7 @@ impl Source for RedisSource {
             if want.total > 0 {
                 self.take_in().await;
             }
-            let offered = want.total > 0 && self.open(want).iter().any(|open| open.room > 0);
+            let offered = want.total > 0 && self.open(want).any(|open| open.room > 0);
             let stirred = self.queues.iter().any(|known| known.stirred);
             if offered || stirred || self.look_at <= Instant::now() {
                 // The first look finds lanes, the second leases from them, unless others were faster.
