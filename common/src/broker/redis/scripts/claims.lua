@@ -17,9 +17,61 @@ local ARITY = {
   reclaim = 1,
 }
 local act = {}
+-- The marks with which a waiting job is no plain one: all but that its message is not confirmed or may be missing.
+local NOT_MARKED = bit.bnot(MARKS.unconfirmed + MARKS.raised)
+
+-- A job that waits as a message and was never tried: where its base stands, what it begins with up to the moment since
+-- when it waits, and what stands between that and the base.
+local AWAY_BASE, AWAY_FRONT, AWAY_WAITS = 20, 'a\41\0\0', string.rep('\0', 9)
+-- Where its core begins, and in that what is fixed.
+local AWAY_CORE, AWAY_ITEM = 46, 61
+-- Marks stand second in a base; behind them there is nothing in that of a job that was never tried.
+local UNTRIED = sub(PLAIN, 3)
+
+-- Where the marks of a job stand in its bytes, if nobody has decoded it and that is easily told; then its bytes too.
+local function marks_of(id)
+  local bytes = jobs[id] == nil and raws[id]
+  if not bytes then return nil end
+  local letter, place = byte(bytes), nil
+  if letter == 97 then
+    -- Neither a reason to wait nor a hold key stands before them.
+    place = byte(bytes, 17) == 0 and byte(bytes, 18) == 0 and byte(bytes, 19) == 0 and AWAY_BASE + 1
+  elseif letter == 108 then
+    place = 28
+  elseif letter == 83 then
+    -- A success by a worker. Behind letter, length of trail, cursors, end and size stands the lease that wrote the record.
+    place = byte(bytes, 27) == 16 and byte(bytes, 44) == 0 and 46
+  end
+  if place and #bytes >= place + #UNTRIED then return place, bytes end
+end
+
+-- The same bytes with other marks.
+local function remark(id, bytes, place, marks)
+  put(id, sub(bytes, 1, place - 1) .. string.char(marks) .. sub(bytes, place + 1))
+end
+
+-- As `admit`, of the bytes of a job that nobody has heard of and was never tried.
+local function register_new(id, item, length)
+  local deadline, batch = read('<' .. ITEM, item)
+  if batch ~= '' then
+    if not batches[batch] then ensure_batch(batch) end
+    local counts = of_batch(batch)
+    counts.total, counts.jobs, counts.queued = counts.total + 1, counts.jobs + 1, counts.queued + 1
+  end
+  local seq = append(COUNTERS, 'seq', ORDER, id)
+  if batch ~= '' then batches[batch].latest = seq end
+  enter(seq, deadline)
+  jobs[id], states[id] = nil, nil
+  put(id, AWAY_FRONT .. pack('<I6', NOW) .. AWAY_WAITS .. '\0' .. string.char(MARKS.unconfirmed) .. UNTRIED
+    .. pack(CORE, 12 + length, AWAY, seq, NOW) .. item)
+end
 
 function act.register(at)
-  local id = sub(ARGV[at], 1, 16)
+  local id, due, length, epoch, attempts, history, use = read(JOB, ARGV[at])
+  if raws[id] == false and not marks[id] and due <= NOW and epoch == 0 and attempts == 0 and history == '' and use == '' then
+    register_new(id, ARGV[at + 1], length)
+    return 'N'
+  end
   local st = job(id) and state(id)
   local answer = admit(at, nil, true)
   if answer == 'N' then
@@ -32,9 +84,17 @@ end
 
 -- Takes a mark away from a job that is still in that epoch.
 local function unmark(at, name)
-  local id = ARGV[at]
+  local id, epoch = ARGV[at], tonumber(ARGV[at + 1])
+  local place, bytes = marks_of(id)
+  if place then
+    local found = byte(bytes, place)
+    if bit.band(found, MARKS[name]) > 0 and read('<I4', bytes, place + 1) == epoch then
+      remark(id, bytes, place, found - MARKS[name])
+    end
+    return
+  end
   local st = job(id) and state(id)
-  if not st or not st[name] or (st.epoch or 0) ~= tonumber(ARGV[at + 1]) then return end
+  if not st or not st[name] or (st.epoch or 0) ~= epoch then return end
   st[name] = nil
   keep(id, job(id), st)
 end
@@ -121,10 +181,33 @@ local function grant_new(m, item, lease, worker, length)
   return 'Y'
 end
 
+-- As `find` and `grant`, of the bytes of a job that waits as this message and was never tried, if it may have the claim.
+local function grant_waiting(m, lease, worker, length)
+  local bytes = jobs[m.id] == nil and raws[m.id]
+  if not bytes or m.epoch > 0 or m.attempts > 0 or sub(bytes, 1, 4) ~= AWAY_FRONT or sub(bytes, 17, 20) ~= '\0\0\0\0'
+    or sub(bytes, AWAY_BASE + 2, AWAY_CORE - 1) ~= UNTRIED then
+    return nil
+  end
+  local found, since = byte(bytes, AWAY_BASE + 1), read('<I6', bytes, 5)
+  local deadline, batch = read('<I6Hc0', bytes, AWAY_ITEM)
+  batch = batch ~= '' and batch
+  if bit.band(found, NOT_MARKED) > 0 or since < purged or deadline <= NOW or is_stopped(batch) then return nil end
+  if batch then
+    local counts = of_batch(batch)
+    counts.queued, counts.running = counts.queued - 1, counts.running + 1
+  end
+  local trail = pack(RUNS, lease, NOW) .. PLAIN .. worker
+  put(m.id, pack('<c1I3', 'l', #trail) .. trail .. sub(bytes, AWAY_CORE))
+  leases_until[m.id] = NOW + length
+  return 'Y'
+end
+
 function act.open(at)
   local more, m = at + WORDS, {}
   local lease, worker, length = ARGV[more], ARGV[more + 1], tonumber(ARGV[more + 2])
   m.id, m.due, m.length, m.epoch, m.attempts, m.history, m.use = read(JOB, ARGV[at])
+  local granted = not paused and grant_waiting(m, lease, worker, length)
+  if granted then return granted end
   local deadline, batch, _, created = read('<' .. ITEM, ARGV[at + 1])
   m.deadline = deadline
   if not paused and created >= purged and deadline > NOW and is_new(m, batch) then
@@ -145,20 +228,12 @@ function act.open(at)
   return answer
 end
 
--- Where a success by a worker has its marks in its bytes; nil of all others.
-local function marks_at(bytes)
-  -- Behind letter, length of trail, cursors, end and size stands the lease that wrote the record.
-  return byte(bytes) == 83 and byte(bytes, 27) == 16 and byte(bytes, 44) == 0 and 46
-end
-
 -- A success is one whatever its epoch.
 function act.announced(at)
   local id, epoch, how = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2]
-  local bytes = how == 'S' and jobs[id] == nil and raws[id]
-  local place = bytes and marks_at(bytes)
-  if place then
-    local marks = bit.bor(byte(bytes, place), MARKS.announced)
-    return put(id, sub(bytes, 1, place - 1) .. string.char(marks) .. sub(bytes, place + 1))
+  local place, bytes = marks_of(id)
+  if place and how == 'S' and byte(bytes) == 83 then
+    return remark(id, bytes, place, bit.bor(byte(bytes, place), MARKS.announced))
   end
   local st = job(id) and state(id)
   if not st or st.s ~= how or (how ~= 'S' and (st.epoch or 0) ~= epoch) then return end
@@ -231,12 +306,26 @@ local ids, opened, names, answers, at = {}, {}, {}, {}, 1
 while at <= #ARGV do
   local word, words = ARGV[at], ARITY[ARGV[at]]
   if words > 0 and word ~= 'reclaim' then ids[#ids + 1] = sub(ARGV[at + 1], 1, 16) end
-  if word == 'open' then opened[#opened + 1], names[#names + 1] = ids[#ids], P .. ':stop:' .. ids[#ids] end
+  if word == 'open' then opened[#opened + 1] = ids[#ids] end
   at = at + 1 + words
 end
-look_up(ids)
+prefetch(ids)
+-- What is left of others is asked for only where there is no job.
+local strangers, unseen = {}, {}
+for _, id in ipairs(ids) do
+  if not raws[id] then strangers[#strangers + 1], names[#names + 1] = id, P .. ':past:' .. id end
+end
+for _, id in ipairs(opened) do
+  if not raws[id] then unseen[#unseen + 1], names[#names + 1] = id, P .. ':stop:' .. id end
+end
 if #names > 0 then
-  for place, stop in ipairs(call('MGET', unpack(names))) do stops[opened[place]] = stop end
+  for place, found in ipairs(call('MGET', unpack(names))) do
+    if place <= #strangers then
+      marks[strangers[place]] = found
+    else
+      stops[unseen[place - #strangers]] = found
+    end
+  end
 end
 at = 1
 while at <= #ARGV do
