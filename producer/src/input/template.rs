@@ -177,7 +177,9 @@ mod tests {
         for template in simple.into_iter().chain(["}} %} {{text}}{{\ntext\t}} #}\r\n", "{{text}}\r\n\r\n"]) {
             assert!(filled(template).is_some(), "{template:?}");
         }
-        for other in ["{{ n }}", "{{ true }}", "{{ text | upper }}", "{{- text }}", "{{ text -}} ", "{% if n %}{% endif %}"] {
+        for other in
+            ["{{ n }}", "{{ true }}", "{{ text | upper }}", "{{- text }}", "{{ text -}} ", "{% if n %}{% endif %}"]
+        {
             assert_eq!(filled(other), None, "{other:?}");
         }
         assert_eq!(filled("{# {{ text }} #}{{ text }}"), None);

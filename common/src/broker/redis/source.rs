@@ -12,6 +12,7 @@ use futures_util::future::{join_all, try_join_all};
 use rand::RngExt as _;
 use tokio::time::Instant;
 
+use super::Redis;
 use super::call::Call;
 use super::hold::{Desk, Granted, RedisHold, Tried, clamped};
 use super::inbox;
@@ -20,7 +21,6 @@ use super::stored::millis_of;
 use super::turns::Turns;
 use super::waker::{Token, Waker};
 use super::wire::{Places, Seen, lane_from, prefix};
-use super::Redis;
 use crate::broker::LeaseId;
 use crate::broker::backend::{Leased, RawDelivery, Source, Terms, Verdict, Want};
 use crate::broker::rounds::{Open, Rounds};

@@ -23,9 +23,18 @@ use crate::record::{Cause, End, Record};
 #[derive(Clone, Debug)]
 pub(super) enum Ending {
     /// The record twice: as what the job's row and the counts need of it, and whole.
-    End { record: Box<Record>, body: Vec<u8> },
-    Retry { after: i64, attempt: Box<Attempt> },
-    Release { after: i64, hold: Option<HoldKey> },
+    End {
+        record: Box<Record>,
+        body: Vec<u8>,
+    },
+    Retry {
+        after: i64,
+        attempt: Box<Attempt>,
+    },
+    Release {
+        after: i64,
+        hold: Option<HoldKey>,
+    },
 }
 
 impl Ending {

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use deadpool_redis::redis::Value;
 
+use super::super::call::DISOWN;
 use super::super::global::{act, claim_batch, owner, queues};
 use super::super::hold::text;
-use super::super::call::DISOWN;
 use super::super::sweep::SWEEP;
 use super::super::wire::prefix;
 use super::super::{Redis, sweep};

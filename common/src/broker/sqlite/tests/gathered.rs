@@ -54,15 +54,11 @@ async fn an_end_finds_the_record_of_one_right_before_it() {
     // Whoever keeps the file locked has both wait for one transaction.
     let lock = Connection::open(folder.path().join("q.db")).unwrap();
     lock.execute_batch("BEGIN IMMEDIATE").unwrap();
-    let (entered, dead, kept, ()) = tokio::join!(
-        sqlite.enqueue(jobs(1)),
-        taken.hold.settle(&dead),
-        late.hold.settle(&success),
-        async {
+    let (entered, dead, kept, ()) =
+        tokio::join!(sqlite.enqueue(jobs(1)), taken.hold.settle(&dead), late.hold.settle(&success), async {
             tokio::time::sleep(Duration::from_millis(50)).await;
             lock.execute_batch("ROLLBACK").unwrap();
-        }
-    );
+        });
     assert_eq!((entered.unwrap().len(), dead.unwrap(), kept.unwrap()), (1, Settled::Applied, Settled::Kept));
     let view = sqlite.batch(&batch).await.unwrap().unwrap();
     assert_eq!((view.usage, view.counts.succeeded, view.counts.dead), (TOKENS, 1, 0), "what both share counts once");
