@@ -61,6 +61,12 @@ pub trait Claims: Ledger {
     /// not do so.
     async fn announced(&self, ends: &[Announced]) -> Result<()>;
 
+    /// Whether [`Claims::announced`] does something for the ledger itself, which therefore has to hear of every end. The
+    /// others need not be told of an end that no other copy of its message will ask about.
+    fn hears_of_all_announced(&self) -> bool {
+        false
+    }
+
     /// Hands over the payload of a message that was told [`Opened::keep`], before it is acknowledged. False: the job has
     /// been put back in line meanwhile and needs this message: open it again.
     async fn keep(&self, job: &Head, payload: &[u8]) -> Result<bool>;

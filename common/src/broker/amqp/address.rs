@@ -22,6 +22,9 @@ pub(super) const OP: &str = "connect to RabbitMQ";
 const HEARTBEAT: u16 = 10;
 /// The longest, in seconds: until twice that has passed nobody gets the jobs of a worker whose host died.
 const LONGEST_HEARTBEAT: u16 = 300;
+/// The driver keeps 64 frames' room for each connection, which is 8 MiB with the 128 KiB that servers propose. Where
+/// clients that are not ours cannot send anything, a quarter will do; elsewhere their headers have to fit.
+const SMALL_FRAME: u32 = 32 << 10;
 /// What servers know without being told; they let it in from their own host only.
 const GUEST: &str = "guest";
 
@@ -64,6 +67,13 @@ impl Target {
             }
         };
         Ok(Self { uri, tls, peer, users: None })
+    }
+
+    /// The same for a connection over which nothing comes but what was sent by it.
+    pub(super) fn with_small_frames(&self) -> Self {
+        let mut target = self.clone();
+        target.uri.query.frame_max = Some(SMALL_FRAME);
+        target
     }
 }
 

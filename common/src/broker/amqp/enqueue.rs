@@ -25,6 +25,7 @@ pub(super) async fn enqueue(
     (lost, nowhere): (bool, &HashSet<Queue>),
 ) -> Result<Vec<Enqueued>> {
     let mut answers: Vec<Option<Enqueued>> = refused(&batch, nowhere);
+    post.look_at_lanes(&batch);
     let mut again = vec![false; batch.len()];
     let mut missed: Vec<Option<State>> = vec![None; batch.len()];
     let registered: Vec<usize> =

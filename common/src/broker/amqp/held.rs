@@ -1,6 +1,7 @@
 //! One claimed job and the message that stands for it: which delivery that is, until when the claim is good, and who is
 //! at it. All jobs of a subscription are `desk.rs`.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,6 +18,8 @@ pub(super) struct Held {
     pub(super) parcel: Parcel,
     pub(super) lease: LeaseId,
     since: Instant,
+    /// Whether a copy of its message was seen meanwhile.
+    copied: AtomicBool,
     state: Mutex<HeldState>,
 }
 
@@ -41,7 +44,7 @@ impl Held {
     pub(super) fn new(parcel: Parcel, lease: LeaseId, receipt: Receipt, length: Duration) -> Self {
         let now = Instant::now();
         let state = HeldState { receipt: Some(receipt), until: now + length, settling: 0, swapping: None };
-        Self { parcel, lease, since: now, state: Mutex::new(state) }
+        Self { parcel, lease, since: now, copied: AtomicBool::new(false), state: Mutex::new(state) }
     }
 
     pub(super) fn id(&self) -> JobId {
@@ -52,6 +55,17 @@ impl Held {
     pub(super) fn is_same(&self, head: &Head) -> bool {
         let ours = &self.parcel.envelope.head;
         (ours.epoch, ours.attempts) == (head.epoch, head.attempts)
+    }
+
+    /// A copy of its message is about.
+    pub(super) fn has_copy(&self) {
+        self.copied.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether its message is the first and only one, as far as can be seen here.
+    pub(super) fn is_only(&self) -> bool {
+        let Parcel { envelope, again, .. } = &self.parcel;
+        !again && !self.copied.load(Ordering::Relaxed) && envelope.head.epoch == 0 && envelope.head.attempts == 0
     }
 
     /// Its claim was extended.

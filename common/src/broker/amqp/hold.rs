@@ -92,7 +92,10 @@ impl AmqpHold {
             give_back(receipt);
             return Ok(settled);
         }
-        let (notice, reply) = (Notice::new(record), self.held.parcel.reply.clone());
+        // Of a late success another copy is about.
+        let is_late = settled != Settled::Applied;
+        let notice = if is_late { Notice::new(record) } else { Notice::of_run(record, &self.held) };
+        let reply = self.held.parcel.reply.clone();
         let ending = Ending { notice, reply, receipt, _room: room };
         if !self.desk.leaving.load(Ordering::Relaxed) {
             crier::cry(&self.desk, ending);

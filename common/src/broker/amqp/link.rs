@@ -185,7 +185,8 @@ fn run(keeper: Keeper, outbox: Outbox, tell: oneshot::Sender<Result<()>>, mut us
 
 async fn serve(keeper: Keeper, outbox: Outbox, tell: oneshot::Sender<Result<()>>) {
     let (target, mut stopped) = (keeper.target.clone(), keeper.stopped.clone());
-    let both = async { tokio::try_join!(Line::dial(&target, CONSUME), Line::dial(&target, PUBLISH)) };
+    let to_publish = target.with_small_frames();
+    let both = async { tokio::try_join!(Line::dial(&target, CONSUME), Line::dial(&to_publish, PUBLISH)) };
     let dialled = tokio::select! {
         biased;
         () = gone(&mut stopped) => return,
@@ -195,7 +196,7 @@ async fn serve(keeper: Keeper, outbox: Outbox, tell: oneshot::Sender<Result<()>>
         Err(error) => drop(tell.send(Err(error))),
         Ok((consuming, publishing)) => {
             let keeping = keeper.keep(consuming, tell);
-            tokio::join!(keeping, outbox.serve(publishing, PUBLISH, &target, stopped));
+            tokio::join!(keeping, outbox.serve(publishing, PUBLISH, &to_publish, stopped));
         }
     }
 }

@@ -18,6 +18,7 @@ mod dial;
 mod duplicates;
 mod enqueue;
 mod fault;
+mod folded;
 mod held;
 mod hold;
 mod holds;
@@ -164,8 +165,14 @@ impl Amqp {
     /// or `TimedOut` when it may work later.
     pub async fn connect(access: &Access, claims: Arc<dyn Claims>) -> Result<Self> {
         let link = Link::connect(access).await?;
-        let post =
-            Post { link, claims, settings: access.amqp.clone(), clock: Clock::default(), leaving: Mutex::default() };
+        let post = Post {
+            link,
+            claims,
+            settings: access.amqp.clone(),
+            clock: Clock::default(),
+            lanes: Arc::default(),
+            leaving: Mutex::default(),
+        };
         let agreement = Agreement::default();
         tokio::try_join!(post.clock.set(&*post.claims), agreement.look(&post.link, &*post.claims))?;
         Ok(Self { post: Arc::new(post), found: Mutex::default(), walks: Walks::default(), agreement })
@@ -328,7 +335,9 @@ impl Backend for Amqp {
         self.agree().await?;
         let Post { link, settings, claims, .. } = &*self.post;
         claims.touch(queue).await?;
-        topology::declare_fully(link, self.post.ledger(), (queue, models), prune, settings).await.map(Some)
+        let declared = topology::declare_fully(link, self.post.ledger(), (queue, models), prune, settings).await;
+        self.post.lanes.forget(queue);
+        declared.map(Some)
     }
 
     async fn retire(&self, queue: &Queue) -> Result<Vec<Remark>> {

@@ -166,11 +166,16 @@ impl Desk {
 
     /// Notes a message as being opened; `None` when one of its job is in hand already.
     fn enter(self: &Arc<Self>, id: JobId) -> Option<Entered> {
-        if let Entry::Vacant(place) = self.hands().entry(id) {
-            place.insert(Hand::Opening);
-            return Some(Entered(Arc::clone(self), id));
-        }
-        None
+        match self.hands().entry(id) {
+            Entry::Vacant(place) => place.insert(Hand::Opening),
+            Entry::Occupied(hand) => {
+                if let Hand::Held(held) = hand.get() {
+                    held.has_copy();
+                }
+                return None;
+            }
+        };
+        Some(Entered(Arc::clone(self), id))
     }
 
     /// Has a message wait elsewhere.

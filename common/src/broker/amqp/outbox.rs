@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_util::future::{FusedFuture, FutureExt};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
-use lapin::{Channel, Confirmation};
+use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -195,13 +195,15 @@ impl Outbox {
         line: &mut Line,
         target: &Target,
         channel: &Channel,
-        window: Vec<Request>,
+        mut window: Vec<Request>,
     ) -> Option<After> {
+        let properties: Vec<_> = window.iter_mut().map(|request| std::mem::take(&mut request.properties)).collect();
         let fates: Vec<_> = window.iter().map(|_| RefCell::new(None)).collect();
         let (mut late, mut lost) = (false, None);
         {
-            let each = window.iter().zip(&fates);
-            let mut each: Vec<_> = each.map(|(request, fate)| Box::pin(fly(channel, request, fate).fuse())).collect();
+            let each = window.iter().zip(properties).zip(&fates);
+            let each = each.map(|((request, with), fate)| Box::pin(fly(channel, request, with, fate).fuse()));
+            let mut each: Vec<_> = each.collect();
             // The first look at each is what sends it: one after the other, whatever order they end in.
             look(&mut each);
             let mut deadline = Instant::now() + self.confirm;
@@ -314,11 +316,11 @@ async fn landed(each: &mut [impl FusedFuture<Output = ()> + Unpin]) {
 }
 
 /// Publishes a message, and waits until it is confirmed.
-async fn fly(channel: &Channel, request: &Request, fate: &RefCell<Option<Fate>>) {
+async fn fly(channel: &Channel, request: &Request, with: BasicProperties, fate: &RefCell<Option<Fate>>) {
     let options = BasicPublishOptions { mandatory: request.mark.is_some(), immediate: false };
     let (exchange, key) = (request.exchange.clone(), request.key.clone());
     let sending =
-        async { channel.basic_publish(exchange, key, options, &request.body, request.properties.clone()).await?.await };
+        async { channel.basic_publish(exchange, key, options, &request.body, with).await?.await };
     let came = match sending.await {
         Ok(Confirmation::Ack(message)) => Fate::Acked(returned(message)),
         Ok(Confirmation::Nack(message)) => Fate::Nacked(returned(message)),

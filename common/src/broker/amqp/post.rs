@@ -7,16 +7,18 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
+use super::folded::KnownLanes;
+use super::held::Held;
 use super::link::Link;
 use super::publisher::{Message, Sent};
 use super::receipt::Receipt;
 use super::wire::{self, Parcel, Reply};
 use super::{Settings, level, topology};
-use crate::broker::backend::Head;
+use crate::broker::backend::{Envelope, Head};
 use crate::error::{Error, Kind, Result};
 use crate::job::JobId;
 use crate::ledger::{Announced, Claims, Ledger, Opened};
-use crate::record::Record;
+use crate::record::{End, Record};
 use crate::result_line::announcement;
 use crate::time::Timestamp;
 
@@ -27,6 +29,7 @@ pub(super) struct Post {
     pub(super) claims: Arc<dyn Claims>,
     pub(super) settings: Settings,
     pub(super) clock: Clock,
+    pub(super) lanes: Arc<KnownLanes>,
     /// What outlives the subscription it belongs to.
     pub(super) leaving: Mutex<JoinSet<()>>,
 }
@@ -56,11 +59,19 @@ impl Clock {
 pub(super) struct Notice {
     pub(super) of: Announced,
     text: String,
+    /// Whether the ledger is told that it was announced, for other copies of the message to know.
+    is_noted: bool,
 }
 
 impl Notice {
     pub(super) fn new(record: &Record) -> Self {
-        Self { of: Announced::of(record), text: announcement(record) }
+        Self { of: Announced::of(record), text: announcement(record), is_noted: true }
+    }
+
+    /// Of a job that ended here. A success whose message is the only one is not noted: the message goes right behind the
+    /// announcement, and should it come again before that, it is announced again and noted then.
+    pub(super) fn of_run(record: &Record, held: &Held) -> Self {
+        Self { is_noted: record.end != End::Succeeded || !held.is_only(), ..Self::new(record) }
     }
 
     fn message(&self, key: String, correlation: Option<&str>) -> Message {
@@ -80,6 +91,18 @@ impl Post {
         let mut leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
         while leaving.try_join_next().is_some() {}
         leaving.spawn(work);
+    }
+
+    /// Looks, beside what goes on, which models have lanes in the queues of these jobs.
+    pub(super) fn look_at_lanes(&self, batch: &[Envelope]) {
+        let mut last = None;
+        for Envelope { head, .. } in batch {
+            let queue = &head.lane.queue;
+            if head.lane.model.is_some() && last.replace(queue) != Some(queue) && self.lanes.is_due(queue) {
+                let (lanes, claims, queue) = (Arc::clone(&self.lanes), Arc::clone(&self.claims), queue.clone());
+                self.outlive(async move { lanes.look(&*claims, &queue).await });
+            }
+        }
     }
 
     /// Whether there is a connection.
@@ -104,14 +127,17 @@ impl Post {
     /// `TooLarge` for a head that cannot travel.
     pub(super) fn to_lane(&self, parcel: &Parcel, wait: Duration) -> Result<Message> {
         let (properties, body) = parcel.message(false)?;
-        let key = topology::key(&parcel.envelope.head.lane);
+        let lane = &parcel.envelope.head.lane;
         if wait.is_zero() {
+            let key = self.lanes.key(lane);
             return Ok(Message { exchange: topology::IN.to_owned(), key, properties, body, mandatory: true });
         }
         let (name, value) = topology::delay_header(level::next(&self.settings.levels, wait));
         let mut headers = properties.headers().clone().unwrap_or_default();
         headers.insert(name.into(), value);
         let properties = properties.with_headers(headers);
+        // By then its model may have a lane.
+        let key = topology::key(lane);
         Ok(Message { exchange: topology::DELAY.to_owned(), key, properties, body, mandatory: true })
     }
 
@@ -149,7 +175,8 @@ impl Post {
         }
     }
 
-    /// Tells those who listen to the results of a queue, and the ledger that they were told: one answer each, in order.
+    /// Tells those who listen to the results of a queue, and the ledger that they were told where that is to be noted: one
+    /// answer each, in order.
     /// A result that is refused for good is warned of and left: trying again would not change that, and it is in the ledger.
     ///
     /// # Errors
@@ -159,14 +186,16 @@ impl Post {
         let sent = self.link.publisher().publish_all(results.iter().map(message).collect()).await;
         let mut told = Vec::with_capacity(results.len());
         let mut answers: Vec<Result<bool>> = Vec::with_capacity(results.len());
-        for (Notice { of, .. }, sent) in results.iter().zip(sent) {
+        let hears_all = self.claims.hears_of_all_announced();
+        for (Notice { of, is_noted, .. }, sent) in results.iter().zip(sent) {
             answers.push(match sent {
                 Ok(sent) => {
                     if sent == Sent::Returned {
                         tracing::debug!(queue = %of.queue, "no results queue; results are in the ledger");
                     }
-                    told.push(of.clone());
-                    Ok(true)
+                    let is_noted = *is_noted || hears_all;
+                    told.extend(is_noted.then(|| of.clone()));
+                    Ok(is_noted)
                 }
                 Err(error) if error.is_transient() || error.kind() == Kind::Closed => Err(error),
                 Err(error) => {

@@ -55,6 +55,10 @@ impl Claims for ObjectLedger {
         all(ends.iter().map(|told| self.mark_announced(told)).collect()).await.map(drop)
     }
 
+    fn hears_of_all_announced(&self) -> bool {
+        true
+    }
+
     async fn keep(&self, job: &Head, payload: &[u8]) -> Result<bool> {
         self.keep_payload(job, payload).await
     }

@@ -65,7 +65,7 @@ async fn a_consumer_that_is_not_answered_for_is_asked_for_anew() {
     let (link, mut consuming, _publishing) = linked(&peer).await;
     let claims = Arc::new(Memory::new());
     let (settings, clock) = (Settings::default(), Clock::default());
-    let post = Arc::new(Post { link, claims, settings, clock, leaving: Mutex::default() });
+    let post = Arc::new(Post { link, claims, settings, clock, lanes: Arc::default(), leaving: Mutex::default() });
     let consumers = Consumers::open(&post);
     consumers.set([(Arc::from("pq1.q.a"), 3)].into_iter().collect());
     until_wanted(&mut consuming).await;

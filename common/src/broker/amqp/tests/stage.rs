@@ -60,7 +60,7 @@ impl Stage {
         let ledger = Arc::new(Trapped::default());
         let claims = Arc::clone(&ledger) as Arc<dyn Claims>;
         let (settings, clock) = (Settings::default(), Clock::default());
-        let post = Post { link, claims, settings, clock, leaving: Mutex::default() };
+        let post = Post { link, claims, settings, clock, lanes: Arc::default(), leaving: Mutex::default() };
         let worker = WorkerId::random("here");
         let terms = Terms { worker, queues: vec![(Queue::standard(), 1)], lease };
         let desk = Desk::new(Arc::new(post), &terms);
