@@ -319,8 +319,7 @@ async fn landed(each: &mut [impl FusedFuture<Output = ()> + Unpin]) {
 async fn fly(channel: &Channel, request: &Request, with: BasicProperties, fate: &RefCell<Option<Fate>>) {
     let options = BasicPublishOptions { mandatory: request.mark.is_some(), immediate: false };
     let (exchange, key) = (request.exchange.clone(), request.key.clone());
-    let sending =
-        async { channel.basic_publish(exchange, key, options, &request.body, with).await?.await };
+    let sending = async { channel.basic_publish(exchange, key, options, &request.body, with).await?.await };
     let came = match sending.await {
         Ok(Confirmation::Ack(message)) => Fate::Acked(returned(message)),
         Ok(Confirmation::Nack(message)) => Fate::Nacked(returned(message)),
