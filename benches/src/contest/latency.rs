@@ -75,10 +75,10 @@ async fn handled(stage: &Stage, jobs: u64) -> anyhow::Result<Sample> {
     let told = took.output.lines().map(|line| Ok(Duration::from_nanos(line.parse()?)));
     let called = told.collect::<anyhow::Result<Vec<_>>>()?;
     ensure!(called.len() == asked.len(), "{} of {} jobs have begun", called.len(), asked.len());
-    let waits = called.into_iter().zip(asked).map(|(called, asked)| called.saturating_sub(asked));
-    let (waits, servers) = (waits.collect(), stage.cpu()? - servers);
+    let delays = called.into_iter().zip(asked).map(|(called, asked)| called.saturating_sub(asked));
+    let (delays, servers) = (delays.collect(), stage.cpu()? - servers);
     let (cpu, peak_kib, seconds) = (took.cpu, took.peak_kib, began.elapsed().as_secs_f64());
-    Waits { waits, seconds, cpu, peak_kib, servers, others: load.of_others(cpu + servers)? }.sample(jobs)
+    Seen { delays, seconds, cpu, peak_kib, servers, others: load.of_others(cpu + servers)? }.sample(jobs)
 }
 
 /// A `promptq-worker`, whose calls a provider in this process sees come.
@@ -89,7 +89,7 @@ async fn called(stage: &Stage, jobs: u64) -> anyhow::Result<Sample> {
     home.add(provider.environment());
     let (load, began, servers) = (Load::start()?, Instant::now(), stage.cpu()?);
     let mut worker = home.start("promptq-worker", &[])?;
-    let mut waits = Vec::new();
+    let mut delays = Vec::new();
     for n in 0..jobs + WARM_UP {
         pause().await;
         let asked = Instant::now();
@@ -97,11 +97,11 @@ async fn called(stage: &Stage, jobs: u64) -> anyhow::Result<Sample> {
         let called = tokio::time::timeout(Duration::from_secs(30), provider.call()).await;
         ensure!(!worker.has_left()?, "the worker has left: {}", worker.tail());
         let called = called.with_context(|| format!("no call within 30 s: {}", worker.tail()))?;
-        waits.push(called.context("the provider is gone")?.duration_since(asked));
+        delays.push(called.context("the provider is gone")?.duration_since(asked));
     }
     let (seconds, servers) = (began.elapsed().as_secs_f64(), stage.cpu()? - servers);
     let (cpu, peak_kib) = worker.stop()?;
-    Waits { waits, seconds, cpu, peak_kib, servers, others: load.of_others(cpu + servers)? }.sample(jobs)
+    Seen { delays, seconds, cpu, peak_kib, servers, others: load.of_others(cpu + servers)? }.sample(jobs)
 }
 
 async fn pause() {
@@ -114,8 +114,8 @@ async fn submit(broker: &Broker, model: &str, n: u64) -> anyhow::Result<()> {
 }
 
 /// What was seen of one worker, the jobs of the warm-up first.
-struct Waits {
-    waits: Vec<Duration>,
+struct Seen {
+    delays: Vec<Duration>,
     seconds: f64,
     cpu: f64,
     peak_kib: u64,
@@ -123,10 +123,10 @@ struct Waits {
     others: f64,
 }
 
-impl Waits {
+impl Seen {
     fn sample(mut self, jobs: u64) -> anyhow::Result<Sample> {
         let mut waits: Vec<_> =
-            self.waits.split_off(usize::try_from(WARM_UP)?).into_iter().map(|wait| wait.as_secs_f64() * 1e3).collect();
+            self.delays.split_off(usize::try_from(WARM_UP)?).into_iter().map(|wait| wait.as_secs_f64() * 1e3).collect();
         waits.sort_by(f64::total_cmp);
         Ok(Sample {
             jobs,

@@ -70,17 +70,17 @@ impl Rounds {
     pub(in crate::broker) fn take(&mut self, weights: &[(Queue, u32)], open: &[Open], total: u32) -> Vec<usize> {
         let total = total as usize;
         let lanes = self.line_up(weights, open);
-        let mut lines: Vec<_> = lanes
+        let mut queues: Vec<_> = lanes
             .chunk_by(|one, other| one.0 == other.0)
             .map(|lanes| QueueLine { purse: self.accounts[lanes[0].0].purse, lanes, bands: None })
             .collect();
-        let mut left: Vec<usize> = (0..lines.len()).collect();
+        let mut left: Vec<usize> = (0..queues.len()).collect();
         let mut room: Vec<u32> = open.iter().map(|open| open.room).collect();
-        let run = if lines.len() > SPREAD { total.div_ceil(SPREAD) } else { 1 };
+        let run = if queues.len() > SPREAD { total.div_ceil(SPREAD) } else { 1 };
         let mut turns = Vec::new();
         while turns.len() < total {
-            let Some(at) = next_turn(&mut lines, &left, |line| &mut line.purse) else { break };
-            let QueueLine { lanes, bands, .. } = &mut lines[at];
+            let Some(at) = next_turn(&mut queues, &left, |line| &mut line.purse) else { break };
+            let QueueLine { lanes, bands, .. } = &mut queues[at];
             let bands = bands.get_or_insert_with(|| self.accounts[lanes[0].0].bands(lanes, open));
             let before = turns.len();
             while turns.len() < total.min(before + run)
@@ -89,12 +89,12 @@ impl Rounds {
                 turns.push(place);
             }
             let is_empty = bands.left.is_empty();
-            pay(&mut lines, &left, at, (turns.len() - before).saturating_sub(1));
+            pay(&mut queues, &left, at, (turns.len() - before).saturating_sub(1));
             if is_empty {
                 left.retain(|&line| line != at);
             }
         }
-        self.remember(&lines, open);
+        self.remember(&queues, open);
         turns
     }
 
@@ -145,7 +145,7 @@ impl Rounds {
 impl Account {
     /// The bands of these lanes, each beginning after the lane that had the last turn.
     fn bands(&self, lanes: &[(usize, usize)], open: &[Open]) -> Bands {
-        let mut lines = Vec::new();
+        let mut all = Vec::new();
         for (number, band) in Band::ALL.into_iter().enumerate() {
             let mut places: Vec<usize> =
                 lanes.iter().map(|(_, place)| *place).filter(|&place| open[place].lane.band == band).collect();
@@ -159,9 +159,9 @@ impl Account {
                 places.rotate_left(after);
             }
             let purse = Purse { share: i64::from(band.weight()), credit: *credit };
-            lines.push(BandLine { band: number, purse, places: places.into(), last: None });
+            all.push(BandLine { band: number, purse, places: places.into(), last: None });
         }
-        Bands { left: (0..lines.len()).collect(), lines }
+        Bands { left: (0..all.len()).collect(), lines: all }
     }
 }
 

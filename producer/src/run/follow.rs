@@ -114,7 +114,7 @@ impl Follower {
         while read.more && read.bytes.len() < PAGE_BYTES / 2 {
             let from = (read.last, self.page, false);
             let Some(next) = page(&self.broker, self.store.as_ref(), &self.batch, from).await? else { break };
-            read.append(next);
+            read.append(&next);
             pages += 1;
         }
         self.page = (self.page * pages * PAGE_BYTES / read.bytes.len().max(1)).clamp(1, PAGE);
@@ -177,7 +177,7 @@ struct Read {
 }
 
 impl Read {
-    fn append(&mut self, next: Self) {
+    fn append(&mut self, next: &Self) {
         self.bytes.extend_from_slice(&next.bytes);
         self.lines += next.lines;
         (self.last, self.more) = (next.last, next.more);

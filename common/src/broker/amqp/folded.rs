@@ -100,7 +100,7 @@ mod tests {
         tokio::time::advance(AGAIN).await;
         assert!(lanes.is_due(&queue) && !lanes.is_due(&queue));
         assert_eq!(lanes.key(&lane), "default._.high");
-        tokio::time::advance(OLD - AGAIN).await;
+        tokio::time::advance(OLD.saturating_sub(AGAIN)).await;
         assert_eq!(lanes.key(&lane), "default.m.high", "somebody may have made one since");
         let note = r#"{"whole":true,"models":["m"],"leaving":[],"quiet_until":null}"#;
         ledger.set_note("amqp/lanes/default", Some(note)).await.unwrap();

@@ -26,10 +26,10 @@ async fn put(redis: &Redis, queues: &[Queue], each: u64) {
 
 /// Scripts that the server has run.
 async fn scripts(link: &Link) -> u64 {
-    let stats: String = must(link, &["INFO", "commandstats"]).await;
+    let told: String = must(link, &["INFO", "commandstats"]).await;
     let of = |name: &str| -> Option<u64> {
-        let line = stats.lines().find_map(|line| line.strip_prefix(name))?;
-        line.split(',').next()?.parse().ok()
+        let calls = told.lines().find_map(|each| each.strip_prefix(name))?;
+        calls.split(',').next()?.parse().ok()
     };
     of("cmdstat_evalsha:calls=").unwrap_or(0) + of("cmdstat_eval:calls=").unwrap_or(0)
 }
