@@ -51,6 +51,7 @@ pub fn record(head: &Head, lease: LeaseId, answer: &str) -> Record {
         model: Some("mock".to_owned()),
         finish_reason: Some("stop".to_owned()),
         output: Output::Inline(Body::Text(answer.to_owned())),
+        detail: None,
     });
     record
 }

@@ -37,6 +37,26 @@ pub struct Reply {
     pub usage: Usage,
     /// What it cost, when known.
     pub cost: Option<Usd>,
+    /// What else the provider said of it; `None` where it said nothing.
+    pub detail: Option<Box<Detail>>,
+}
+
+/// What a provider says of an answer beside its usage: what its price depends on, and how soon it began.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Detail {
+    /// Of the input tokens, written to the provider's cache.
+    pub cache_write_tokens: u64,
+    /// The service tier that answered (`default`, `batch`, `flex`, `priority`, …), as the provider names it.
+    pub service_tier: Option<String>,
+    /// From sending the request to the first piece of a streamed answer.
+    pub first_piece: Option<Duration>,
+}
+
+impl Detail {
+    /// Itself, unless there is nothing in it.
+    pub fn kept(self) -> Option<Box<Self>> {
+        (self != Self::default()).then(|| Box::new(self))
+    }
 }
 
 /// The body of an answer.
@@ -71,6 +91,9 @@ pub struct Failure {
     pub usage: Usage,
     /// What it cost, when known; an estimate for `unknown_billed`.
     pub cost: Option<Usd>,
+    /// How often a job may end an attempt with this very code before it is given up, where that is less often than its
+    /// policy allows: what looks like a fault may be the request's own.
+    pub tries: Option<u32>,
 }
 
 impl Failure {
@@ -87,6 +110,7 @@ impl Failure {
             retry_after: None,
             usage: Usage::default(),
             cost: None,
+            tries: None,
         }
     }
 }

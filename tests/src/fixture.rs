@@ -110,6 +110,7 @@ pub fn answer(text: &str) -> Answer {
         model: Some("mock".to_owned()),
         finish_reason: Some("stop".to_owned()),
         output: Output::Inline(Body::Text(text.to_owned())),
+        detail: None,
     }
 }
 

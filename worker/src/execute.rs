@@ -234,7 +234,7 @@ async fn finish(
 
 /// The verdict on a failure. `held_by` is the limit key that is shut now.
 fn after(failure: &Failure, job: &Job, case: &Case<'_>, held_by: Option<&str>) -> Verdict {
-    let past = Past::new(case.head.attempts, &case.head.history);
+    let past = Past::new(case.head.attempts, &case.head.history, failure);
     match judge(&Outcome::Failure(failure.clone()), past, &job.policy, rand::random()) {
         Decision::Retry { after } => case.retry(after, failure),
         // A shut key lets jobs through one at a time or at its time: they need no spreading of their own.

@@ -32,12 +32,15 @@ pub struct Past {
     pub attempts: u32,
     /// Those of them that may have been billed without an answer.
     pub unknown_billed: u32,
+    /// Those of the last ten that failed as this one did, by its code.
+    pub alike: u32,
 }
 
 impl Past {
-    /// What the head of a delivery says of it.
-    pub fn new(attempts: u32, history: &History) -> Self {
-        Self { attempts, unknown_billed: history.unknown_billed }
+    /// What the head of a delivery says of it, before an attempt that ended in `failure`.
+    pub fn new(attempts: u32, history: &History, failure: &Failure) -> Self {
+        let alike = history.recent.iter().filter(|attempt| attempt.code.as_ref() == Some(&failure.code)).count();
+        Self { attempts, unknown_billed: history.unknown_billed, alike: u32::try_from(alike).unwrap_or(u32::MAX) }
     }
 }
 
@@ -57,7 +60,8 @@ pub fn judge(outcome: &Outcome, past: Past, policy: &Policy, dice: f64) -> Decis
         FailureClass::UnknownBilled if past.unknown_billed >= UNKNOWN_BILLED_RETRIES => Decision::Dead,
         FailureClass::Transient | FailureClass::TimedOut | FailureClass::UnknownBilled | FailureClass::Crashed => {
             let spent = past.attempts.saturating_add(1);
-            if spent >= policy.attempts {
+            let hopeless = failure.tries.is_some_and(|tries| past.alike.saturating_add(1) >= tries);
+            if spent >= policy.attempts || hopeless {
                 return Decision::Dead;
             }
             Decision::Retry { after: asked(failure).max(backoff(&policy.backoff, spent, dice)) }
@@ -93,7 +97,7 @@ mod tests {
 
     fn decide(class: FailureClass, attempts: u32, unknown_billed: u32) -> Decision {
         let outcome = Outcome::Failure(Failure::new(class, "code", ""));
-        judge(&outcome, Past { attempts, unknown_billed }, &Policy::standard(), 1.0)
+        judge(&outcome, Past { attempts, unknown_billed, alike: 0 }, &Policy::standard(), 1.0)
     }
 
     #[test]
@@ -124,13 +128,41 @@ mod tests {
         }
         assert!(FailureClass::ALL.iter().all(|class| cases.iter().any(|case| case.0 == *class)));
         let answer = Outcome::Success(Reply::default());
-        assert_eq!(judge(&answer, Past { attempts: 99, unknown_billed: 9 }, &Policy::standard(), 0.5), Decision::Done);
+        assert_eq!(judge(&answer, Past { attempts: 99, unknown_billed: 9, alike: 9 }, &Policy::standard(), 0.5), Decision::Done);
     }
 
     #[test]
     fn what_may_have_been_billed_is_repeated_once() {
         assert_eq!(decide(FailureClass::UnknownBilled, 1, 1), Decision::Dead);
         assert_eq!(decide(FailureClass::Transient, 1, 1), Decision::Retry { after: seconds(2) });
+    }
+
+    #[test]
+    fn a_fault_that_may_be_the_requests_own_is_met_so_often_and_no_other_counts() {
+        let failure = Failure { tries: Some(2), ..Failure::new(FailureClass::Transient, "http_500", "") };
+        let after = |codes: &[&str]| {
+            let mut history = History::default();
+            for code in codes {
+                let (worker, at) = ("w".to_owned(), promptq_common::time::Timestamp::from_millis(0));
+                history.push(promptq_common::outcome::Attempt {
+                    n: 1,
+                    worker,
+                    started_at: at,
+                    ended_at: at,
+                    class: Some(FailureClass::Transient),
+                    code: Some((*code).to_owned()),
+                    detail: None,
+                    status_code: None,
+                    usage: promptq_common::outcome::Usage::default(),
+                    cost: None,
+                });
+            }
+            let past = Past::new(u32::try_from(codes.len()).unwrap(), &history, &failure);
+            judge(&Outcome::Failure(failure.clone()), past, &Policy::standard(), 1.0)
+        };
+        assert_eq!(after(&[]), Decision::Retry { after: seconds(1) });
+        assert_eq!(after(&["http_502", "connection_lost"]), Decision::Retry { after: seconds(4) });
+        assert_eq!(after(&["http_502", "http_500"]), Decision::Dead);
     }
 
     #[test]

@@ -29,6 +29,7 @@ impl Case<'_> {
             model: reply.model,
             finish_reason: reply.finish_reason,
             output,
+            detail: reply.detail,
         });
         Verdict::End(Box::new(record))
     }

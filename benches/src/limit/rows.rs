@@ -152,6 +152,7 @@ fn record(job: &Job) -> Record {
             model: Some("mock".to_owned()),
             finish_reason: Some("stop".to_owned()),
             output: Output::Inline(Body::Json(body.to_string())),
+            detail: None,
         }),
         cause: None,
         attempts: 1,

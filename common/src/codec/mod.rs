@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Kind, Result};
 use crate::job::{Job, Queue};
 use crate::line::Line;
-use crate::outcome::History;
+use crate::outcome::{Detail, History};
 use crate::record::Record;
 use crate::time::Timestamp;
 
@@ -20,6 +20,8 @@ pub(crate) const UNREADABLE: u8 = 0;
 
 const JOB_V1: u8 = 1;
 const RECORD_V1: u8 = 1;
+/// As the first, followed by what else the provider said of the answer; written only where it said something.
+const RECORD_V2: u8 = 2;
 const HISTORY_V1: u8 = 1;
 const PART_V1: u8 = 1;
 
@@ -45,12 +47,29 @@ pub fn decode_job(bytes: &[u8]) -> Result<Job> {
 
 /// A record as bytes. `TooLarge` above [`MAX_BYTES`].
 pub fn encode_record(record: &Record) -> Result<Vec<u8>> {
-    encode("encode a record", RECORD_V1, record)
+    const OP: &str = "encode a record";
+    let mut bytes = encode(OP, RECORD_V1, record)?;
+    if let Some(detail) = record.answer.as_ref().and_then(|answer| answer.detail.as_deref()) {
+        bytes[0] = RECORD_V2;
+        append(OP, detail, &mut bytes)?;
+    }
+    Ok(bytes)
 }
 
 /// A record from bytes; errors as [`decode_job`].
 pub fn decode_record(bytes: &[u8]) -> Result<Record> {
-    decode("decode a record", RECORD_V1, bytes)
+    const OP: &str = "decode a record";
+    if bytes.first() != Some(&RECORD_V2) {
+        return decode(OP, RECORD_V1, bytes);
+    }
+    check_size(OP, bytes.len())?;
+    let (mut record, rest): (Record, _) = part_of(OP, &bytes[1..])?;
+    let (detail, left): (Detail, _) = part_of(OP, rest)?;
+    match record.answer.as_mut().filter(|_| left.is_empty()) {
+        Some(answer) => answer.detail = Some(Box::new(detail)),
+        None => return Err(Error::new(Kind::Corrupt, OP, "bytes left over")),
+    }
+    Ok(record)
 }
 
 /// A history as bytes; empty for one without attempts.
@@ -90,10 +109,14 @@ fn decode_line(bytes: &[u8]) -> Result<Job> {
 fn encode<T: Serialize>(op: &'static str, version: u8, value: &T) -> Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(USUAL_BYTES);
     bytes.push(version);
-    bincode::serde::encode_into_std_write(value, &mut bytes, bincode::config::standard())
-        .map_err(|error| Error::new(Kind::Corrupt, op, "cannot be encoded").because(error))?;
-    check_size(op, bytes.len())?;
+    append(op, value, &mut bytes)?;
     Ok(bytes)
+}
+
+fn append<T: Serialize>(op: &'static str, value: &T, bytes: &mut Vec<u8>) -> Result<()> {
+    bincode::serde::encode_into_std_write(value, bytes, bincode::config::standard())
+        .map_err(|error| Error::new(Kind::Corrupt, op, "cannot be encoded").because(error))?;
+    check_size(op, bytes.len())
 }
 
 fn decode<T: for<'de> Deserialize<'de>>(op: &'static str, version: u8, bytes: &[u8]) -> Result<T> {
@@ -104,13 +127,18 @@ fn decode<T: for<'de> Deserialize<'de>>(op: &'static str, version: u8, bytes: &[
     if found != version {
         return Err(Error::new(Kind::Corrupt, op, format!("version {found} is not known to this release")));
     }
+    match part_of(op, body)? {
+        (value, []) => Ok(value),
+        (_, _) => Err(Error::new(Kind::Corrupt, op, "bytes left over")),
+    }
+}
+
+/// A value from the front of `body`, and what follows it.
+fn part_of<'a, T: for<'de> Deserialize<'de>>(op: &'static str, body: &'a [u8]) -> Result<(T, &'a [u8])> {
     let config = bincode::config::standard().with_limit::<MAX_BYTES>();
     let (value, used) = bincode::serde::decode_from_slice(body, config)
         .map_err(|error| Error::new(Kind::Corrupt, op, "the bytes do not fit").because(error))?;
-    if used != body.len() {
-        return Err(Error::new(Kind::Corrupt, op, "bytes left over"));
-    }
-    Ok(value)
+    Ok((value, body.get(used..).unwrap_or_default()))
 }
 
 fn check_size(op: &'static str, bytes: usize) -> Result<()> {

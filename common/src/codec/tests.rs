@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::broker::LeaseId;
 use crate::job::{BatchName, JobId, Priority};
-use crate::outcome::{Attempt, Body, FailureClass, Usage, Usd};
+use crate::outcome::{Attempt, Body, Detail, FailureClass, Usage, Usd};
 use crate::record::{Answer, Cause, End, Output, Stored};
 use crate::work::{Input, Prompt, Work};
 
@@ -74,6 +74,7 @@ fn record(end: End, output: Option<Output>) -> Record {
             model: Some("mock-1".into()),
             finish_reason: Some("stop".into()),
             output,
+            detail: None,
         }),
         attempts: 2,
         history: history(),
@@ -119,6 +120,38 @@ fn every_version_ever_written_reads_as_it_did() {
     assert_eq!(decode_job(&encode_job(&request).unwrap()).unwrap(), request);
     assert_eq!(decode_record(&encode_record(&inline).unwrap()).unwrap(), inline);
     assert_eq!(decode_history(&encode_history(&history()).unwrap()).unwrap(), history());
+}
+
+/// A record whose answer has what else a provider may say.
+fn detailed() -> Record {
+    let mut record = record(End::Succeeded, Some(Output::Inline(Body::Json("{}".into()))));
+    let detail = Detail {
+        cache_write_tokens: 700,
+        service_tier: Some("flex".into()),
+        first_piece: Some(Duration::from_millis(412)),
+    };
+    record.answer.as_mut().unwrap().detail = Some(Box::new(detail));
+    record
+}
+
+#[test]
+fn what_else_was_said_of_an_answer_follows_a_record_of_the_first_version() {
+    let bytes = encode_record(&detailed()).unwrap();
+    assert_eq!(decode_record(&bytes).unwrap(), detailed());
+    let golden = include_str!("../../golden/record-v2-detail.hex");
+    assert_eq!(hex(&bytes), golden.trim(), "a change of shape needs a new version byte");
+    let mut without = detailed();
+    without.answer.as_mut().unwrap().detail = None;
+    let plain = encode_record(&without).unwrap();
+    assert_eq!((plain[0], &plain[1..]), (1, &bytes[1..plain.len()]), "nothing more where nothing was said");
+    for wrong in [&bytes[..bytes.len() - 1], &[&bytes[..], &[0]].concat(), &bytes[..plain.len()]] {
+        assert_eq!(decode_record(wrong).unwrap_err().kind(), Kind::Corrupt);
+    }
+    // Only an answer has such details.
+    let mut dead = encode_record(&record(End::Dead, None)).unwrap();
+    dead[0] = 2;
+    dead.extend_from_slice(&bytes[plain.len()..]);
+    assert_eq!(decode_record(&dead).unwrap_err().kind(), Kind::Corrupt);
 }
 
 #[test]
@@ -179,10 +212,12 @@ proptest! {
 
     #[test]
     fn a_flipped_byte_is_an_error_or_another_value(at in 0..500usize, byte in any::<u8>()) {
-        let mut bytes = encode_record(&record(End::Succeeded, Some(stored()))).unwrap();
-        let at = at % bytes.len();
-        bytes[at] = byte;
-        let _record = decode_record(&bytes);
+        for record in [record(End::Succeeded, Some(stored())), detailed()] {
+            let mut bytes = encode_record(&record).unwrap();
+            let at = at % bytes.len();
+            bytes[at] = byte;
+            let _record = decode_record(&bytes);
+        }
     }
 
     #[test]

@@ -24,6 +24,9 @@ pub(super) fn check(config: &Config, r: &mut Reader<'_>) {
     if config.mock.errors + config.mock.throttled > 1.0 {
         r.wrong(&["mock", "errors"], "and mock.throttled together must be at most 1");
     }
+    for name in config.models.keys().filter(|name| config.runners.contains_key(*name)) {
+        r.wrong(&["models", name, "provider"], &format!("cannot be: [runners.{name}] has the name"));
+    }
     ledger(config, r);
     shared(config, r);
     if worker.allow_exec && !config.broker.local {

@@ -173,9 +173,12 @@ fn place(path: &FilePath, text: &str, offset: usize) -> Origin {
 }
 
 /// Variables with names of their own, the least binding first; then come those spelt out.
-const SHORT: [(&str, &str); 6] = [
+const SHORT: [(&str, &str); 9] = [
     ("OPENAI_BASE_URL", "providers.openai.base_url"),
     ("OPENAI_API_KEY", "providers.openai.api_key"),
+    ("ANTHROPIC_BASE_URL", "providers.anthropic.base_url"),
+    ("ANTHROPIC_API_KEY", "providers.anthropic.api_key"),
+    ("GEMINI_API_KEY", "providers.gemini.api_key"),
     ("PROMPTQ_BROKER", "broker.url"),
     ("PROMPTQ_LEDGER", "ledger.url"),
     ("PROMPTQ_STORE", "store.url"),
@@ -255,7 +258,7 @@ fn is_service(name: &str) -> bool {
 fn spelt_out(rest: &str) -> Option<String> {
     let parts = match rest.split('_').next()? {
         "BROKER" | "LEDGER" | "STORE" | "WORKER" | "RETENTION" | "EXEC" | "MOCK" | "TELEMETRY" => 2,
-        "QUEUES" | "PROVIDERS" | "RUNNERS" => 3,
+        "QUEUES" | "PROVIDERS" | "MODELS" | "RUNNERS" => 3,
         _ => return None,
     };
     let parts: Vec<&str> = rest.splitn(parts, '_').filter(|part| !part.is_empty()).collect();

@@ -7,6 +7,7 @@ mod environment;
 mod error;
 mod layer;
 mod places;
+mod provider;
 mod reader;
 mod resolve;
 #[cfg(test)]
@@ -16,8 +17,6 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use secrecy::SecretString;
-
 use crate::broker::{Access, Beside, Durability, Retention, Section, amqp};
 use crate::job::{Backoff, ModelName, Queue};
 
@@ -25,6 +24,7 @@ pub use address::{Address, redact_url};
 pub use environment::{Environment, actor, environment, host, load};
 pub use error::{ConfigError, ConfigErrors, Origin};
 pub use layer::{Flag, Sources};
+pub use provider::{Api, Model, Provider};
 pub use reader::Setting;
 pub use resolve::resolve;
 
@@ -43,8 +43,10 @@ pub struct Config {
     pub retention: Retention,
     /// Policies of the queues that have one of their own, by name.
     pub queues: BTreeMap<Queue, QueuePolicy>,
-    /// OpenAI-compatible servers by name.
+    /// Whose models there are, by name.
     pub providers: BTreeMap<String, Provider>,
+    /// Names of one's own for models.
+    pub models: BTreeMap<String, Model>,
     /// Commands by name: the program and its arguments.
     pub runners: BTreeMap<String, Vec<String>>,
     /// What commands see and may print.
@@ -139,17 +141,6 @@ pub struct QueuePolicy {
     pub protected: bool,
     /// Models that have lanes of their own on RabbitMQ.
     pub models: Vec<ModelName>,
-}
-
-/// Section `providers.NAME`.
-#[derive(Clone, Debug)]
-pub struct Provider {
-    /// Up to and including the version, such as `https://api.openai.com/v1`.
-    pub base_url: String,
-    /// Sent as a bearer token.
-    pub api_key: Option<SecretString>,
-    /// The model for jobs that name none.
-    pub default_model: Option<String>,
 }
 
 /// Section `exec`.

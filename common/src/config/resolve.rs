@@ -1,17 +1,16 @@
 //! The sections, one function each: every setting's name, kind, bounds and default. What names a place to connect to
-//! is `places.rs`.
+//! is `places.rs`; providers and models are `provider.rs`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tracing::level_filters::LevelFilter;
 
-use super::address::redact_url;
 use super::environment::host_of;
 use super::error::ConfigErrors;
 use super::layer::{Sources, merge};
 use super::reader::Reader;
-use super::{Config, Exec, LogFormat, Mock, Provider, QueuePolicy, Telemetry, Worker, check, places};
+use super::{Config, Exec, LogFormat, Mock, QueuePolicy, Telemetry, Worker, check, places, provider};
 use crate::broker::Retention;
 use crate::job::{Backoff, ModelName, Queue};
 
@@ -28,11 +27,13 @@ pub fn resolve(sources: &Sources<'_>) -> Result<Config, ConfigErrors> {
     let mut r = Reader::new(sources, layers, errors);
     let r = &mut r;
     let (broker, ledger, store) = places::places(r, sources);
+    let models = provider::models(r);
     let config = Config {
         worker: worker(r, sources),
         retention: retention(r),
         queues: queues(r),
-        providers: providers(r),
+        providers: provider::providers(r, &models),
+        models,
         runners: runners(r),
         exec: Exec {
             environment: r.list(&["exec", "environment"]).unwrap_or_default(),
@@ -152,36 +153,6 @@ fn models(r: &mut Reader<'_>, path: &[&str]) -> Vec<ModelName> {
         r.wrong(path, &format!("names {twice} twice"));
     }
     names.iter().map(|name| ModelName::new(name)).collect()
-}
-
-fn providers(r: &mut Reader<'_>) -> BTreeMap<String, Provider> {
-    let mut providers = BTreeMap::new();
-    for name in r.names("providers") {
-        let at = |setting: &'static str| ["providers", name.as_str(), setting];
-        let _kind = r.parsed(&at("kind"), Some("openai".to_owned()), |kind| match kind {
-            "openai" => Ok(kind.to_owned()),
-            _ => Err("must be \"openai\", the only kind this version speaks".to_owned()),
-        });
-        let base_url = r.masked(&at("base_url"), redact_url);
-        let provider = Provider {
-            api_key: r.secret(&at("api_key")),
-            default_model: r.text(&at("default_model")),
-            base_url: match base_url {
-                Some(url) if !url.starts_with("http://") && !url.starts_with("https://") => {
-                    r.wrong(&at("base_url"), "must begin with http:// or https://");
-                    url
-                }
-                Some(url) => url,
-                None if name == "openai" => "https://api.openai.com/v1".to_owned(),
-                None => {
-                    r.wrong(&at("base_url"), "is missing");
-                    String::new()
-                }
-            },
-        };
-        providers.insert(name, provider);
-    }
-    providers
 }
 
 fn runners(r: &mut Reader<'_>) -> BTreeMap<String, Vec<String>> {

@@ -204,8 +204,27 @@ const LATER_KEYS: &[&str] = &[
     "provider",
     "schema",
 ];
-/// The endpoints whose bodies a batch line may hold.
-pub const ENDPOINTS: &[&str] = &["/v1/chat/completions", "/v1/responses", "/v1/embeddings"];
+/// The endpoints whose bodies a batch line may hold; `*` stands for one model.
+pub const ENDPOINTS: &[&str] = &[
+    "/v1/chat/completions",
+    "/v1/responses",
+    "/v1/embeddings",
+    "/v1/messages",
+    "/v1beta/models/*:generateContent",
+];
+
+/// Whether a batch line may name this endpoint.
+fn is_served(url: &str) -> bool {
+    ENDPOINTS.contains(&url) || model_in(url).is_some()
+}
+
+/// The model that a url of Gemini's names, as its requests have it there and not in their bodies:
+/// `/v1beta/models/MODEL:generateContent`. Of letters, digits, dots, dashes and underscores.
+pub fn model_in(url: &str) -> Option<&str> {
+    let model = url.strip_prefix("/v1beta/models/")?.strip_suffix(":generateContent")?;
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
+    ((1..=128).contains(&model.len()) && model.bytes().all(plain) && model != "." && model != "..").then_some(model)
+}
 
 fn prompt_line(fields: &Fields<'_>) -> Result<Line, BadLine> {
     fields.only(PROMPT_KEYS)?;
@@ -246,7 +265,7 @@ fn batch_line(fields: &Fields<'_>) -> Result<Line, BadLine> {
     }
     let missing = |key: &str| BadLine::new(format!("a line with a request needs {key:?}"));
     let url = fields.text("url")?.ok_or_else(|| missing("url"))?;
-    if !ENDPOINTS.contains(&url.as_str()) {
+    if !is_served(&url) {
         return Err(fields
             .fault("url", "this endpoint is not supported by this version")
             .hint(format!("supported are {}", ENDPOINTS.join(", "))));
@@ -256,8 +275,9 @@ fn batch_line(fields: &Fields<'_>) -> Result<Line, BadLine> {
     let shape: BodyShape = shape
         .and_then(|text| serde_json::from_str(text).ok())
         .ok_or_else(|| fields.fault("body", "the body is not an object with at most one \"model\", a text"))?;
+    let model = shape.model.or_else(|| model_in(&url).map(str::to_owned));
     let input = Input::Request { url, body: body.get().to_owned() };
-    Ok(Line { custom_id: fields.id()?, work: Work { model: shape.model, input }, terms: terms(fields)? })
+    Ok(Line { custom_id: fields.id()?, work: Work { model, input }, terms: terms(fields)? })
 }
 
 #[derive(serde::Deserialize)]

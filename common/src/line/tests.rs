@@ -46,6 +46,16 @@ fn a_batch_line_keeps_its_body_byte_for_byte() {
 }
 
 #[test]
+fn a_line_for_gemini_names_its_model_in_the_url() {
+    let line = parse(r#"{"url":"/v1beta/models/gemini-2.5-flash:generateContent","body":{"contents":[]}}"#).unwrap();
+    assert_eq!(line.work.model.as_deref(), Some("gemini-2.5-flash"));
+    for url in ["a/b", "a%2Fb", "..", "", "a?key=x", "a:b"] {
+        let line = format!(r#"{{"url":"/v1beta/models/{url}:generateContent","body":{{}}}}"#);
+        assert!(refusal(&line).starts_with("8: this endpoint is not supported"), "{url}");
+    }
+}
+
+#[test]
 fn what_is_wrong_is_said_with_its_place_and_a_way_out() {
     for (text, says) in [
         (r#"{"prompt":"a"#, "12: EOF while parsing a string"),
@@ -61,7 +71,7 @@ fn what_is_wrong_is_said_with_its_place_and_a_way_out() {
         (r#"{"prompt":""}"#, "11: the prompt is empty"),
         (
             r#"{"url":"/v1/audio","body":{}}"#,
-            "8: this endpoint is not supported by this version | supported are /v1/chat/completions, /v1/responses, /v1/embeddings",
+            "8: this endpoint is not supported by this version | supported are /v1/chat/completions, /v1/responses, /v1/embeddings, /v1/messages, /v1beta/models/*:generateContent",
         ),
         (r#"{"url":"/v1/responses"}"#, "-: a line with a request needs \"body\""),
         (r#"{"url":"/v1/responses","body":[]}"#, "31: the body is not an object with at most one \"model\", a text"),

@@ -60,6 +60,7 @@ pub(super) fn answer(job: &Job, tokens: (u64, u64), dice: &mut Dice) -> Result<R
         model: Some(said.model),
         usage: said.usage,
         cost: Some(Usd::default()),
+        detail: None,
     })
 }
 

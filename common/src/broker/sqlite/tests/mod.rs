@@ -57,6 +57,7 @@ fn ending(delivery: &RawDelivery, end: End) -> Verdict {
         model: None,
         finish_reason: None,
         output: Output::Inline(Body::Text("yes".into())),
+        detail: None,
     });
     Verdict::End(Box::new(record))
 }

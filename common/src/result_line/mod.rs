@@ -1,16 +1,20 @@
 //! A record as the line people and programs read: an OpenAI batch output line with promptq's own account under
 //! `promptq`. The one place that gives results their shape; fetching a stored body is the caller's.
 
+mod text;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 
 use crate::job::{BatchName, JobId, Queue};
 use crate::outcome::{Attempt, Body, FailureClass, Usage, Usd};
 use crate::record::{Answer, End, Output, Record};
 use crate::time::Timestamp;
+
+pub use text::answer_text;
 
 /// The longest announcement with its answer's body: 10,000 of them, which a stream holds, are some 600 MiB, within the 1
 /// GiB that a results queue may take.
@@ -53,20 +57,9 @@ fn line(record: &Record, body: Option<&Body>) -> String {
         .unwrap_or_else(|error| format!(r#"{{"id":"batch_req_{}","error":"{error}"}}"#, record.id))
 }
 
-/// The text an answer gave: plain text as it is; of JSON the message of a chat completion, completion, response or
-/// message, its parts joined. `None` where the shape has no text (embeddings).
-pub fn answer_text(body: &Body) -> Option<Cow<'_, str>> {
-    match body {
-        Body::Text(text) => Some(Cow::Borrowed(text)),
-        Body::Json(json) => {
-            let shape: Shape<'_> = serde_json::from_str(json).ok()?;
-            shape.text()
-        }
-    }
-}
-
 fn account<'a>(record: &'a Record, body: Option<&'a Body>) -> Account<'a> {
     let answer = record.answer.as_ref();
+    let detail = answer.and_then(|answer| answer.detail.as_deref());
     let seconds = |from: Timestamp, to: Timestamp| to.since(from).as_secs_f64();
     Account {
         job_id: record.id,
@@ -78,6 +71,7 @@ fn account<'a>(record: &'a Record, body: Option<&'a Body>) -> Account<'a> {
         text: body.and_then(answer_text),
         model: answer.and_then(|answer| answer.model.as_deref()).or(record.model.as_deref()),
         finish_reason: answer.and_then(|answer| answer.finish_reason.as_deref()),
+        service_tier: detail.and_then(|detail| detail.service_tier.as_deref()),
         output: answer.and_then(stored),
         tenant: record.tenant.as_deref(),
         tags: &record.tags,
@@ -89,8 +83,10 @@ fn account<'a>(record: &'a Record, body: Option<&'a Body>) -> Account<'a> {
             ended_at: record.ended_at,
             queued_s: record.started_at.map(|started| seconds(record.created_at, started)),
             run_s: record.started_at.map(|started| seconds(started, record.ended_at)),
+            time_to_first_chunk_s: detail.and_then(|detail| Some(detail.first_piece?.as_secs_f64())),
         },
         usage: record.history.usage,
+        cache_write_tokens: detail.map(|detail| detail.cache_write_tokens).filter(|tokens| *tokens > 0),
         cost_usd: record.history.cost,
     }
 }
@@ -167,6 +163,8 @@ struct Account<'a> {
     model: Option<&'a str>,
     finish_reason: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    service_tier: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     output: Option<Place<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tenant: Option<&'a str>,
@@ -176,6 +174,8 @@ struct Account<'a> {
     attempts: Vec<Try<'a>>,
     timing: Timing,
     usage: Usage,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache_write_tokens: Option<u64>,
     cost_usd: Option<Usd>,
 }
 
@@ -225,81 +225,8 @@ struct Timing {
     ended_at: Timestamp,
     queued_s: Option<f64>,
     run_s: Option<f64>,
-}
-
-/// The parts of the providers' answers that hold text; whatever else they say is skipped unread.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Shape<'a> {
-    #[serde(borrow)]
-    choices: Vec<Choice<'a>>,
-    #[serde(borrow)]
-    output_text: Option<Said<'a>>,
-    #[serde(borrow)]
-    output: Vec<Item<'a>>,
-    #[serde(borrow)]
-    content: Option<Content<'a>>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Choice<'a> {
-    #[serde(borrow)]
-    message: Option<Item<'a>>,
-    #[serde(borrow)]
-    text: Option<Said<'a>>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Item<'a> {
-    #[serde(borrow)]
-    content: Option<Content<'a>>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Content<'a> {
-    #[serde(borrow)]
-    Text(Said<'a>),
-    Parts(Vec<Part<'a>>),
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Part<'a> {
-    #[serde(borrow)]
-    text: Option<Said<'a>>,
-}
-
-/// A text, copied only where it is escaped.
-#[derive(Deserialize)]
-#[serde(transparent)]
-struct Said<'a>(#[serde(borrow)] Cow<'a, str>);
-
-impl<'a> Shape<'a> {
-    fn text(self) -> Option<Cow<'a, str>> {
-        if let Some(choice) = self.choices.into_iter().next() {
-            return choice.text.map(|text| text.0).or_else(|| choice.message?.content?.text());
-        }
-        if let Some(text) = self.output_text {
-            return Some(text.0);
-        }
-        let parts: Vec<_> = self.output.into_iter().filter_map(|item| item.content?.text()).collect();
-        if parts.is_empty() { self.content?.text() } else { Some(parts.concat().into()) }
-    }
-}
-
-impl<'a> Content<'a> {
-    fn text(self) -> Option<Cow<'a, str>> {
-        match self {
-            Self::Text(text) => Some(text.0),
-            Self::Parts(parts) => {
-                let texts: Vec<_> = parts.into_iter().filter_map(|part| part.text).map(|text| text.0).collect();
-                (!texts.is_empty()).then(|| texts.concat().into())
-            }
-        }
-    }
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time_to_first_chunk_s: Option<f64>,
 }
 
 #[cfg(test)]
@@ -334,7 +261,7 @@ mod tests {
 
     fn answer(body: Body) -> Answer {
         let output = Output::Inline(body);
-        Answer { status_code: 200, request_id: None, model: None, finish_reason: Some("stop".into()), output }
+        Answer { status_code: 200, request_id: None, model: None, finish_reason: Some("stop".into()), output, detail: None }
     }
 
     #[test]
@@ -353,6 +280,20 @@ mod tests {
                 r#""reasoning_tokens":0},"cost_usd":null}}"#
             )
         );
+    }
+
+    #[test]
+    fn what_a_price_depends_on_is_told_where_the_provider_said_it() {
+        let detail = crate::outcome::Detail {
+            cache_write_tokens: 700,
+            service_tier: Some("flex".into()),
+            first_piece: Some(std::time::Duration::from_millis(250)),
+        };
+        let answer = Answer { detail: detail.kept(), ..answer(Body::Text("a".into())) };
+        let line: serde_json::Value = serde_json::from_str(&result_line(&record(Some(answer), None), None)).unwrap();
+        let account = &line["promptq"];
+        assert_eq!((&account["service_tier"], &account["cache_write_tokens"]), (&"flex".into(), &700.into()));
+        assert_eq!(account["timing"]["time_to_first_chunk_s"], 0.25);
     }
 
     #[test]
@@ -377,20 +318,5 @@ mod tests {
         assert_eq!(line["response"], serde_json::Value::Null);
         assert_eq!(line["error"]["code"], "exit_1");
         assert_eq!((&line["promptq"]["state"], &line["promptq"]["class"]), (&"dead".into(), &"fatal".into()));
-    }
-
-    #[test]
-    fn text_is_found_in_every_shape() {
-        let json = |text: &str| Body::Json(text.to_owned());
-        for (body, text) in [
-            (json(r#"{"choices":[{"message":{"role":"assistant","content":"a"}}]}"#), Some("a")),
-            (json(r#"{"choices":[{"text":"b"}]}"#), Some("b")),
-            (json(r#"{"output":[{"type":"message","content":[{"type":"output_text","text":"c"}]}]}"#), Some("c")),
-            (json(r#"{"content":[{"type":"text","text":"d"},{"type":"text","text":"e"}]}"#), Some("de")),
-            (json(r#"{"data":[{"embedding":[0.1]}]}"#), None),
-            (json(r#"{"choices":[{"message":{"content":null}}]}"#), None),
-        ] {
-            assert_eq!(answer_text(&body).as_deref(), text, "{body:?}");
-        }
     }
 }
