@@ -188,6 +188,7 @@ async fn by_worker(kind: Option<Kind>) -> anyhow::Result<Vec<Took>> {
         (settings.concurrency, settings.max_jobs) = (u32::try_from(SLOTS)?, Some(u64::try_from(JOBS)?));
         let runners = RunnerSettings {
             providers: std::collections::BTreeMap::new(),
+            models: std::collections::BTreeMap::new(),
             exec: ExecSettings { named: [].into(), allow_inline: false, environment: Vec::new(), max_output: 1_000 },
             mock: MockSettings { latency: (Duration::ZERO, Duration::ZERO), ..MockSettings::standard() },
         };

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 
 use promptq_common::broker::{LeaseId, WorkerId};
+use promptq_common::config::Api;
 use promptq_common::job::{Job, Queue};
 use promptq_common::outcome::{Body, Failure, FailureClass, Outcome, Reply};
 use promptq_common::work::{Input, Prompt, Work};
@@ -88,9 +89,16 @@ async fn a_model_server_that_dies_mid_call_may_have_been_paid_and_an_absent_one_
 }
 
 fn runners(llm: &Llm) -> Runners {
-    let local = ProviderSettings { base_url: llm.base_url(), api_key: None, default_model: None };
+    let local = ProviderSettings {
+        api: Api::OpenAi,
+        base_url: llm.base_url(),
+        api_key: None,
+        default_model: None,
+        stream_above: 50_000,
+    };
     let settings = RunnerSettings {
         providers: [("local".to_owned(), local)].into(),
+        models: BTreeMap::new(),
         exec: ExecSettings { named: BTreeMap::new(), allow_inline: false, environment: Vec::new(), max_output: 0 },
         mock: MockSettings::standard(),
     };

@@ -15,6 +15,7 @@ mod llm;
 mod messages;
 mod model;
 mod moving;
+mod providers;
 mod rabbit;
 mod rabbitmq;
 mod reach;

@@ -10,6 +10,8 @@ use promptq_tests::rabbit::RabbitServer;
 use promptq_tests::redis::{Options, RedisServer};
 use tempfile::TempDir;
 
+use crate::providers::{KEY, Server};
+
 /// Stands in for cargo: what it would build is built, so it only runs it.
 const CARGO: &str = r#"#!/bin/sh
 [ "$1" = build ] && exit 0
@@ -93,7 +95,7 @@ fn rows() -> usize {
 
 #[test]
 fn no_shell_example_is_left_out() {
-    assert_eq!(blocks("sh").len(), 6, "a new example needs a test here");
+    assert_eq!(blocks("sh").len(), 7, "a new example needs a test here");
 }
 
 #[test]
@@ -121,6 +123,14 @@ async fn any_openai_compatible_server_can_be_asked() {
     })
     .await
     .unwrap();
+}
+
+#[test]
+fn anthropic_is_asked_in_its_own_api() {
+    let (server, machine) = (Server::start(), Machine::new());
+    let script = block("ANTHROPIC_API_KEY").replace("sk-ant-fill-in", KEY);
+    machine.succeed(&format!("export ANTHROPIC_BASE_URL={}\n{script}", server.url()));
+    assert_eq!((machine.lines("claude.jsonl"), server.requests().len()), (2, 2));
 }
 
 #[test]

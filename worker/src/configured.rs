@@ -38,6 +38,8 @@ pub fn settings(config: &Config) -> Settings {
 pub fn runners(config: &Config) -> RunnerSettings {
     let provider = |(name, provider): (&String, &promptq_common::config::Provider)| {
         let settings = ProviderSettings {
+            api: provider.api,
+            stream_above: provider.stream_above,
             base_url: provider.base_url.clone(),
             api_key: provider.api_key.clone(),
             default_model: provider.default_model.clone(),
@@ -46,6 +48,7 @@ pub fn runners(config: &Config) -> RunnerSettings {
     };
     RunnerSettings {
         providers: config.providers.iter().map(provider).collect(),
+        models: config.models.clone(),
         exec: ExecSettings {
             named: config.runners.clone(),
             allow_inline: config.worker.allow_exec,

@@ -128,7 +128,10 @@ mod tests {
         }
         assert!(FailureClass::ALL.iter().all(|class| cases.iter().any(|case| case.0 == *class)));
         let answer = Outcome::Success(Reply::default());
-        assert_eq!(judge(&answer, Past { attempts: 99, unknown_billed: 9, alike: 9 }, &Policy::standard(), 0.5), Decision::Done);
+        assert_eq!(
+            judge(&answer, Past { attempts: 99, unknown_billed: 9, alike: 9 }, &Policy::standard(), 0.5),
+            Decision::Done
+        );
     }
 
     #[test]

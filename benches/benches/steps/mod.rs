@@ -151,11 +151,12 @@ fn working(job: Job) -> anyhow::Result<Vec<Step>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let runners = Runners::new(RunnerSettings {
         providers: std::collections::BTreeMap::new(),
+        models: std::collections::BTreeMap::new(),
         exec: ExecSettings { named: [].into(), allow_inline: false, environment: Vec::new(), max_output: 1_000 },
         mock: MockSettings { latency: (Duration::ZERO, Duration::ZERO), ..MockSettings::standard() },
     })?;
     let cx = RunContext { attempt: 1, lease: LeaseId::random(), worker: WorkerId::random("bench") };
-    let past = Past { attempts: 0, unknown_billed: 0 };
+    let past = Past::default();
     let first = policy.clone();
     Ok(vec![
         ("limits: admit and report", step(move || limits.admit(&lane, "mock").map(|pass| pass.report(id, &answer)))),

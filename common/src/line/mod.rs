@@ -205,13 +205,8 @@ const LATER_KEYS: &[&str] = &[
     "schema",
 ];
 /// The endpoints whose bodies a batch line may hold; `*` stands for one model.
-pub const ENDPOINTS: &[&str] = &[
-    "/v1/chat/completions",
-    "/v1/responses",
-    "/v1/embeddings",
-    "/v1/messages",
-    "/v1beta/models/*:generateContent",
-];
+pub const ENDPOINTS: &[&str] =
+    &["/v1/chat/completions", "/v1/responses", "/v1/embeddings", "/v1/messages", "/v1beta/models/*:generateContent"];
 
 /// Whether a batch line may name this endpoint.
 fn is_served(url: &str) -> bool {

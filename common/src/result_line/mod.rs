@@ -261,7 +261,14 @@ mod tests {
 
     fn answer(body: Body) -> Answer {
         let output = Output::Inline(body);
-        Answer { status_code: 200, request_id: None, model: None, finish_reason: Some("stop".into()), output, detail: None }
+        Answer {
+            status_code: 200,
+            request_id: None,
+            model: None,
+            finish_reason: Some("stop".into()),
+            output,
+            detail: None,
+        }
     }
 
     #[test]

@@ -12,14 +12,15 @@ const LONGEST: Duration = Job::DEADLINE;
 const EPOCH_SECONDS: f64 = 1e9;
 const EPOCH_MILLIS: f64 = 1e12;
 
-/// The wait asked for: `retry-after-ms`, `retry-after` (seconds or a date), the reset of an exhausted limit, or "try again
-/// in 8.71s" in the message, in that order. `now` is what dates are measured from.
-pub(crate) fn asked(headers: &HeaderMap, message: &str, now: Timestamp) -> Option<Duration> {
+/// The wait asked for: `retry-after-ms`, `retry-after` (seconds or a date), the reset of an exhausted limit, what the body
+/// has a field for (`stated`), or "try again in 8.71s" in the message, in that order. `now` is what dates are measured from.
+pub(super) fn asked(headers: &HeaderMap, stated: Option<Duration>, message: &str, now: Timestamp) -> Option<Duration> {
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
     header("retry-after-ms")
         .and_then(|text| length(text, 0.001))
         .or_else(|| header("retry-after").and_then(|text| length(text, 1.0).or_else(|| until(text, now))))
-        .or_else(|| reset(&header, now))
+        .or_else(|| reset(&header, now).max(anthropic_reset(&header, now)))
+        .or(stated)
         .or_else(|| in_words(message))
         .map(|wait| wait.min(LONGEST))
 }
@@ -48,13 +49,29 @@ fn reset<'a>(header: &impl Fn(&str) -> Option<&'a str>, now: Timestamp) -> Optio
         .max()
 }
 
+/// The latest reset among Anthropic's limits that are used up, and among those of a subscription that refuse: RFC 3339,
+/// and seconds since the epoch.
+fn anthropic_reset<'a>(header: &impl Fn(&str) -> Option<&'a str>, now: Timestamp) -> Option<Duration> {
+    let limits = ["requests", "tokens", "input-tokens", "output-tokens"].into_iter();
+    let used_up = limits
+        .filter(|which| header(&format!("anthropic-ratelimit-{which}-remaining")).is_none_or(|left| left == "0"))
+        .filter_map(|which| header(&format!("anthropic-ratelimit-{which}-reset"))?.parse::<Timestamp>().ok())
+        .map(|at| at.since(now));
+    let windows = ["", "5h-", "7d-"].into_iter();
+    let refusing = windows
+        .filter(|window| header(&format!("anthropic-ratelimit-unified-{window}status")) == Some("rejected"))
+        .filter_map(|window| header(&format!("anthropic-ratelimit-unified-{window}reset"))?.parse::<f64>().ok())
+        .filter_map(|seconds| moment(seconds * 1_000.0, now));
+    used_up.chain(refusing).max()
+}
+
 fn moment(millis: f64, now: Timestamp) -> Option<Duration> {
     let since_epoch = Duration::try_from_secs_f64(millis / 1_000.0).ok()?;
     Some((Timestamp::from_millis(0) + since_epoch).since(now))
 }
 
 fn in_words(message: &str) -> Option<Duration> {
-    let (_, rest) = message.split_once("try again in ")?;
+    let (_, rest) = ["try again in ", "retry in "].iter().find_map(|words| message.split_once(words))?;
     let text = rest.split_whitespace().next()?.trim_end_matches(['.', ',', ')']);
     parse_duration(text).ok()
 }
@@ -67,7 +84,7 @@ mod tests {
 
     fn asked_by(headers: &[(&'static str, &str)], message: &str) -> Option<f64> {
         let headers = headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
-        asked(&headers, message, NOW.parse().unwrap()).map(|wait| wait.as_secs_f64())
+        asked(&headers, None, message, NOW.parse().unwrap()).map(|wait| wait.as_secs_f64())
     }
 
     #[test]
@@ -88,6 +105,10 @@ mod tests {
             ("x-ratelimit-reset", "1795252449", Some(2.0)),
             ("x-ratelimit-reset", "1795252450500", Some(3.5)),
             ("x-ratelimit-reset", "7", Some(7.0)),
+            ("anthropic-ratelimit-requests-reset", "2026-11-21T09:14:37Z", Some(30.0)),
+            ("anthropic-ratelimit-input-tokens-reset", "2026-11-21T09:14:07.5Z", Some(0.5)),
+            ("anthropic-ratelimit-output-tokens-reset", "soon", None),
+            ("anthropic-ratelimit-unified-reset", "1795252449", None),
         ] {
             assert_eq!(asked_by(&[(name, value)], ""), seconds, "{name}: {value}");
         }
@@ -95,6 +116,7 @@ mod tests {
         assert_eq!(asked_by(&[], "try again in 6m0s"), Some(360.0));
         assert_eq!(asked_by(&[], "try again in 120ms."), Some(0.12));
         assert_eq!(asked_by(&[], "try again in a while"), None);
+        assert_eq!(asked_by(&[], "Please retry in 58.728s."), Some(58.728));
     }
 
     #[test]
@@ -104,6 +126,10 @@ mod tests {
             assert_eq!(asked_by(&headers, "try again in 4s"), Some(seconds));
             headers = headers.split_off(1.min(headers.len()));
         }
+        let stated = Some(Duration::from_secs(9));
+        assert_eq!(asked(&HeaderMap::new(), stated, "try again in 4s", NOW.parse().unwrap()), stated);
+        let reset = HeaderMap::from_iter([("x-ratelimit-reset".parse().unwrap(), "7".parse().unwrap())]);
+        assert_eq!(asked(&reset, stated, "", NOW.parse().unwrap()), Some(Duration::from_secs(7)));
     }
 
     #[test]
@@ -115,5 +141,17 @@ mod tests {
             ("x-ratelimit-reset-tokens", "5s"),
         ];
         assert_eq!(asked_by(&headers, ""), Some(5.0));
+        let anthropic = [
+            ("anthropic-ratelimit-requests-remaining", "59"),
+            ("anthropic-ratelimit-requests-reset", "2026-11-21T10:14:07Z"),
+            ("anthropic-ratelimit-tokens-remaining", "0"),
+            ("anthropic-ratelimit-tokens-reset", "2026-11-21T09:14:12Z"),
+            ("anthropic-ratelimit-unified-status", "allowed"),
+            ("anthropic-ratelimit-unified-reset", "1795259999"),
+            ("anthropic-ratelimit-unified-5h-status", "rejected"),
+            ("anthropic-ratelimit-unified-5h-reset", "1795252453"),
+        ];
+        assert_eq!(asked_by(&anthropic, ""), Some(6.0));
+        assert_eq!(asked_by(&anthropic[..4], ""), Some(5.0));
     }
 }

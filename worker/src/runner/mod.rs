@@ -3,21 +3,25 @@
 mod chat;
 mod exec;
 mod mock;
+mod settings;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use promptq_common::broker::{LeaseId, WorkerId};
+use promptq_common::config::Api;
 use promptq_common::job::Job;
 use promptq_common::outcome::{Failure, FailureClass, Outcome, Usage};
-use secrecy::SecretString;
+use promptq_common::work::Input;
 
 pub use chat::Chat;
 pub use exec::Exec;
 pub use mock::Mock;
+pub use settings::{ExecSettings, MockSettings, ProviderSettings, RunnerSettings};
+
+use crate::provider::Endpoint;
 
 /// Runs one attempt of a job. Dropping the future stops the work and everything it started.
 #[async_trait]
@@ -68,20 +72,19 @@ pub struct Runners {
     mock: Arc<Mock>,
     named: BTreeMap<String, Arc<Exec>>,
     providers: BTreeMap<String, Arc<Chat>>,
+    models: BTreeMap<String, Arc<Chat>>,
     exec: ExecSettings,
     own: BTreeMap<String, Arc<dyn Runner>>,
 }
 
 impl Runners {
-    /// The provider of jobs whose model names none.
-    pub const PROVIDER: &str = "openai";
-
     /// Prepares every runner that the settings name. Nothing is connected or started yet.
     ///
     /// # Errors
-    /// When a named command is empty, a base URL or a key cannot be used, or this host's TLS set-up cannot be read.
+    /// When a named command is empty, a base URL or a key cannot be used, a model lies with no provider, or this host's TLS
+    /// set-up cannot be read.
     pub fn new(settings: RunnerSettings) -> anyhow::Result<Self> {
-        let RunnerSettings { providers, exec, mock } = settings;
+        let RunnerSettings { providers, models, exec, mock } = settings;
         let named = exec.named.iter().map(|(name, argv)| match Exec::new(argv.clone(), &exec) {
             Ok(command) => Ok((name.clone(), Arc::new(command))),
             Err(failure) => anyhow::bail!("runners.{name}.argv: {}", failure.detail),
@@ -93,8 +96,13 @@ impl Runners {
                 Ok((name.clone(), Arc::new(Chat::new(name, settings.clone(), client.clone())?)))
             })
         });
-        let providers = providers.collect::<anyhow::Result<_>>()?;
-        Ok(Self { mock: Arc::new(Mock::new(mock)), named, providers, exec, own: BTreeMap::new() })
+        let providers = providers.collect::<anyhow::Result<BTreeMap<String, Arc<Chat>>>>()?;
+        let models = models.iter().map(|(name, model)| match providers.get(&model.provider) {
+            Some(provider) => Ok((name.clone(), Arc::new(provider.called(name, model)))),
+            None => anyhow::bail!("models.{name}.provider is {:?}, but there is no such provider", model.provider),
+        });
+        let models = models.collect::<anyhow::Result<_>>()?;
+        Ok(Self { mock: Arc::new(Mock::new(mock)), named, providers, models, exec, own: BTreeMap::new() })
     }
 
     /// Adds a runner of the caller's own, for jobs that name exactly this model; it goes before every other.
@@ -103,8 +111,8 @@ impl Runners {
         self
     }
 
-    /// Which runner serves a job, by its model: `mock` or `mock:PARAMETERS`, `exec:ARGV`, a named command, `PROVIDER/MODEL`,
-    /// and anything else, also none, the provider `openai`.
+    /// Which runner serves a job, by its model: `mock` or `mock:PARAMETERS`, `exec:ARGV`, a named command, a named model,
+    /// `PROVIDER/MODEL`; anything else, also none, is for the provider of its url's API, and a plain prompt for `openai`.
     ///
     /// # Errors
     /// A `fatal` failure that says what is missing: `bad_mock`, `exec_not_allowed`, `bad_command`, `no_provider`, `no_model`.
@@ -126,17 +134,35 @@ impl Runners {
         if let Some(command) = self.named.get(model) {
             return Ok(Arc::<Exec>::clone(command));
         }
+        if let Some(model) = self.models.get(model) {
+            return Ok(Arc::<Chat>::clone(model));
+        }
         let named = model.split_once('/').and_then(|(name, _)| self.providers.get(name));
-        let provider = named.or_else(|| self.providers.get(Self::PROVIDER)).ok_or_else(|| {
-            let detail = format!(
-                "no runner knows the model {:?}: there are {}; hint: for a model of OpenAI or of a server like it set \
-                 OPENAI_API_KEY or OPENAI_BASE_URL, or give [providers.NAME] a base_url and write NAME/MODEL",
-                model.chars().take(80).collect::<String>(),
-                self.known()
-            );
-            fatal("no_provider", &detail)
-        })?;
+        let provider = named.or_else(|| self.usual(job)).ok_or_else(|| self.unknown(model))?;
         Ok(Arc::<Chat>::clone(provider))
+    }
+
+    /// The provider of jobs that name none: of the API their url belongs to the one that bears its name, else the only one.
+    fn usual(&self, job: &Job) -> Option<&Arc<Chat>> {
+        let api = match &job.work.input {
+            Input::Prompt(_) => return self.providers.get(Api::OpenAi.provider()),
+            Input::Request { url, .. } => Endpoint::of(url).map_or(Api::OpenAi, Endpoint::api),
+        };
+        self.providers.get(api.provider()).filter(|provider| provider.api() == api).or_else(|| {
+            let mut speaking = self.providers.values().filter(|provider| provider.api() == api);
+            speaking.next().filter(|_| speaking.next().is_none())
+        })
+    }
+
+    fn unknown(&self, model: &str) -> Failure {
+        let detail = format!(
+            "no runner knows the model {:?}: there are {}; hint: for a model of OpenAI or of a server like it set \
+             OPENAI_API_KEY or OPENAI_BASE_URL, for others ANTHROPIC_API_KEY or GEMINI_API_KEY and write \
+             anthropic/MODEL or gemini/MODEL, or give [providers.NAME] a base_url and write NAME/MODEL",
+            model.chars().take(80).collect::<String>(),
+            self.known()
+        );
+        fatal("no_provider", &detail)
     }
 
     fn inline(&self, line: &str) -> Result<Exec, Failure> {
@@ -150,8 +176,7 @@ impl Runners {
 
     /// A job without a model: its body may have one, its provider may know a default.
     fn unnamed(&self, job: &Job) -> Result<Arc<Chat>, Failure> {
-        let provider = self.providers.get(Self::PROVIDER);
-        match provider {
+        match self.usual(job) {
             Some(provider) if provider.serves_unnamed(job) => Ok(Arc::<Chat>::clone(provider)),
             _ => {
                 let detail = "the job names no model and there is no default; \
@@ -163,7 +188,7 @@ impl Runners {
 
     /// Every model, or kind of model, that some runner knows.
     fn known(&self) -> String {
-        let own = self.own.keys().chain(self.named.keys()).cloned();
+        let own = self.own.keys().chain(self.named.keys()).chain(self.models.keys()).cloned();
         let inline = self.exec.allow_inline.then(|| "exec:COMMAND".to_owned());
         let providers = self.providers.keys().map(|name| format!("{name}/MODEL"));
         let names = ["mock".to_owned()].into_iter().chain(inline).chain(own).chain(providers);
@@ -175,78 +200,31 @@ fn fatal(code: &str, detail: &str) -> Failure {
     Failure::new(FailureClass::Fatal, code, detail)
 }
 
-/// What a worker may run, resolved from its configuration.
-#[derive(Clone, Debug)]
-pub struct RunnerSettings {
-    /// OpenAI-compatible servers by name; a job's model `NAME/model` picks one, any other model the one named `openai`.
-    pub providers: BTreeMap<String, ProviderSettings>,
-    /// What programs may run.
-    pub exec: ExecSettings,
-    /// The mock provider's defaults.
-    pub mock: MockSettings,
-}
-
-/// One OpenAI-compatible server.
-#[derive(Clone)]
-pub struct ProviderSettings {
-    /// Up to and including the version, such as `https://api.openai.com/v1`.
-    pub base_url: String,
-    /// Sent as a bearer token.
-    pub api_key: Option<SecretString>,
-    /// The model for jobs that name none.
-    pub default_model: Option<String>,
-}
-
-/// By hand: a base URL may hold a key that its owner put there.
-impl fmt::Debug for ProviderSettings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ProviderSettings").field("default_model", &self.default_model).finish_non_exhaustive()
-    }
-}
-
-/// Who may run which program.
-#[derive(Clone, Debug)]
-pub struct ExecSettings {
-    /// Commands by name (`[runners.NAME] argv = […]`), used as model `NAME`.
-    pub named: BTreeMap<String, Vec<String>>,
-    /// Whether a job may bring its own `exec:ARGV`.
-    pub allow_inline: bool,
-    /// The variables of this process a command sees, beside PATH, HOME, LANG and TZ.
-    pub environment: Vec<String>,
-    /// The most bytes of standard output kept.
-    pub max_output: usize,
-}
-
-/// The mock provider: seeded, so that the same work always meets the same fate on the same attempt.
-#[derive(Clone, Debug, PartialEq)]
-pub struct MockSettings {
-    /// Seeds everything below, together with what the job asks for and its attempt; a job's id plays no part.
-    pub seed: u64,
-    /// The least and the most time a call takes.
-    pub latency: (Duration, Duration),
-    /// Share of calls that fail with a 500, 0 to 1.
-    pub errors: f64,
-    /// Share of calls answered 429, 0 to 1; thrown per lease.
-    pub throttled: f64,
-    /// The fewest and the most output tokens of an answer.
-    pub tokens: (u64, u64),
-}
-
 #[cfg(test)]
 mod tests {
+    use promptq_common::config::Model;
     use promptq_common::job::Queue;
-    use promptq_common::work::{Input, Work};
+    use promptq_common::work::Work;
 
     use super::*;
 
     fn settings() -> RunnerSettings {
         let server = |default: Option<&str>| ProviderSettings {
+            api: Api::OpenAi,
+            stream_above: u64::MAX,
             base_url: "http://127.0.0.1:9/v1".into(),
             api_key: Some("sk-secret".into()),
             default_model: default.map(str::to_owned),
         };
         RunnerSettings {
-            providers: [("openai".into(), server(None)), ("local".into(), server(Some("small")))].into(),
+            providers: [
+                ("openai".into(), server(None)),
+                ("local".into(), server(Some("small"))),
+                ("claude".into(), ProviderSettings { api: Api::Anthropic, ..server(None) }),
+                ("gemini".into(), ProviderSettings { api: Api::Gemini, ..server(None) }),
+            ]
+            .into(),
+            models: [("fast".into(), Model { provider: "claude".into(), model: "claude-x-20260101".into() })].into(),
             exec: ExecSettings {
                 named: [("upper".into(), vec!["tr".into(), "a-z".into(), "A-Z".into()])].into(),
                 allow_inline: false,
@@ -276,6 +254,8 @@ mod tests {
             ("local/tiny-latest", "local/tiny"),
             ("meta/llama-20260101", "openai/meta/llama"),
             ("mock-turtle", "openai/mock-turtle"),
+            ("gemini/gemini-x", "gemini/gemini-x"),
+            ("fast", "claude/claude-x"),
         ] {
             assert_eq!(key(&runners, Some(model)).as_deref(), Ok(chosen), "{model}");
         }
@@ -287,10 +267,39 @@ mod tests {
         let mut open = settings();
         open.exec.allow_inline = true;
         open.providers.clear();
+        open.models.clear();
         let runners = Runners::new(open).unwrap();
         assert_eq!(key(&runners, Some("exec:/bin/date +%s")).as_deref(), Ok("exec:date"));
         assert_eq!(key(&runners, Some("exec:'")).unwrap_err(), "bad_command");
         assert_eq!(key(&runners, Some("gpt-4o")).unwrap_err(), "no_provider");
+    }
+
+    #[test]
+    fn the_url_chooses_the_provider_of_a_job_that_names_none() {
+        let runners = Runners::new(settings()).unwrap();
+        let key = |model: Option<&str>, url: &str| {
+            let input = Input::Request { url: url.into(), body: "{}".into() };
+            let job = Job::new(Queue::standard(), Work { model: model.map(str::to_owned), input });
+            runners.pick(&job).map(|runner| runner.limit_key(&job)).map_err(|failure| failure.code)
+        };
+        for (model, url, chosen) in [
+            (Some("claude-y"), "/v1/messages", "claude/claude-y"),
+            (None, "/v1/messages", "claude/_"),
+            (Some("gemini-x"), "/v1beta/models/gemini-x:generateContent", "gemini/gemini-x"),
+            (Some("gpt"), "/v1/responses", "openai/gpt"),
+            (Some("local/gpt"), "/v1/embeddings", "local/gpt"),
+            (Some("gpt"), "/v1/none", "openai/gpt"),
+        ] {
+            assert_eq!(key(model, url).as_deref(), Ok(chosen), "{model:?} {url}");
+        }
+        let mut two = settings();
+        let other = two.providers["claude"].clone();
+        two.providers.insert("claude-too".into(), other);
+        let job = Job::new(
+            Queue::standard(),
+            Work { model: None, input: Input::Request { url: "/v1/messages".into(), body: "{}".into() } },
+        );
+        assert_eq!(Runners::new(two).unwrap().pick(&job).unwrap_err().code, "no_model", "nobody says which of the two");
     }
 
     #[test]

@@ -186,7 +186,7 @@ impl Rig {
             ExecSettings { named: BTreeMap::new(), allow_inline: false, environment: Vec::new(), max_output: 1_000 };
         let latency = (Duration::from_secs(1), Duration::from_secs(1));
         let mock = MockSettings { seed: 1, latency, errors: 0.0, throttled: 0.0, tokens: (1, 1) };
-        let settings = RunnerSettings { providers: BTreeMap::new(), exec: none, mock };
+        let settings = RunnerSettings { providers: BTreeMap::new(), models: BTreeMap::new(), exec: none, mock };
         let mut runners = Runners::new(settings).unwrap();
         for (model, runner) in &self.runners {
             runners = runners.with(model, Arc::<Scripted>::clone(runner));

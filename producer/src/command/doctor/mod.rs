@@ -1,7 +1,9 @@
 //! `promptq doctor`: tries everything the settings name, at no cost, and leaves nothing behind: broker, store, providers,
-//! workers, clock, disk. RabbitMQ and its ledger are `rabbitmq`'s, what is not there yet is `place`'s.
+//! workers, clock, disk. RabbitMQ and its ledger are `rabbitmq`'s, what is not there yet is `place`'s, providers are
+//! `provider`'s.
 
 mod place;
+mod provider;
 mod rabbitmq;
 
 use std::future::Future;
@@ -9,9 +11,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use promptq_common::broker::{self, Access, Beside, Durability, Fsync, Survey};
-use promptq_common::config::{self, Provider};
+use promptq_common::config;
 use promptq_common::time::Timestamp;
-use secrecy::ExposeSecret;
 use serde::Serialize;
 use serde_json::json;
 
@@ -78,7 +79,7 @@ pub async fn run(cx: &Context, _args: &Args) -> Result<Exit> {
     findings.extend(disk(cx));
     findings.push(store.0);
     for (name, provider) in &cx.config.providers {
-        findings.push(reach(name, provider).await);
+        findings.push(provider::reach(name, provider).await);
     }
     let healthy = findings.iter().all(|finding| finding.health != Health::Failed);
     if cx.printer.is_json() {
@@ -299,37 +300,6 @@ fn tried_store(url: &config::Address, conditional: bool, is_ledger: bool) -> Fin
     } else {
         "a second writer is then not noticed; use a service that honours If-None-Match"
     })
-}
-
-/// Asks for the list of models: free, and answers whether the key is right.
-async fn reach(name: &str, provider: &Provider) -> Finding {
-    const CHECK: &str = "provider";
-    let url = format!("{}/models", provider.base_url.trim_end_matches('/'));
-    let shown = config::redact_url(&url);
-    promptq_common::tls::install();
-    let client = match reqwest::Client::builder().timeout(PATIENCE).build() {
-        Ok(client) => client,
-        Err(error) => return Finding::new(CHECK, Health::Failed, format!("{name}: {error}")),
-    };
-    let mut request = client.get(&url);
-    if let Some(key) = &provider.api_key {
-        request = request.bearer_auth(key.expose_secret());
-    }
-    match request.send().await.map(|answer| answer.status().as_u16()) {
-        Ok(200..=299) => Finding::new(CHECK, Health::Ok, format!("{name}: {shown} answers")),
-        Ok(status @ (401 | 403)) => {
-            let key = if provider.api_key.is_some() { "the key is refused" } else { "a key is wanted" };
-            Finding::new(CHECK, Health::Failed, format!("{name}: {key} ({status} from {shown})"))
-                .hint(format!("set providers.{name}.api_key"))
-        }
-        Ok(status) => Finding::new(CHECK, Health::Warning, format!("{name}: {shown} answers {status}"))
-            .hint("is base_url right, up to and including the version?"),
-        Err(error) => {
-            let why = if error.is_timeout() { "no answer within 10 s" } else { "cannot be reached" };
-            Finding::unreachable(CHECK, format!("{name}: {shown}: {why}"))
-                .hint("is base_url right, and the network open?")
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,22 +1,11 @@
 //! From the body of a 200 to a reply: text, finish reason, usage and cost. Lenient: a paid answer is never thrown away
 //! because a side field looks odd.
 
-use promptq_common::outcome::{Body, Reply, Usage, Usd};
+use promptq_common::outcome::{Body, Detail, Reply, Usage, Usd};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::Endpoint;
-
-/// What a 200 turned out to be.
-#[derive(Debug)]
-pub(crate) enum Read {
-    /// An answer.
-    Answer(Box<Reply>),
-    /// The endpoint's way to say after all that it failed.
-    Failed,
-    /// Not an answer of this endpoint: no JSON object, or without the part that answers.
-    Garbage,
-}
+use crate::provider::{Endpoint, Read};
 
 /// Reads the body of a 2xx answer.
 pub(crate) fn read(endpoint: Endpoint, status_code: u16, body: Vec<u8>) -> Read {
@@ -26,6 +15,7 @@ pub(crate) fn read(endpoint: Endpoint, status_code: u16, body: Vec<u8>) -> Read 
         Endpoint::Chat => shape.choices.get(0).is_some_and(|choice| choice.get("error").is_none_or(Value::is_null)),
         Endpoint::Responses => shape.output.is_array() && shape.status != "failed",
         Endpoint::Embeddings => shape.data.is_some(),
+        Endpoint::Messages | Endpoint::Generate => false,
     };
     if !answers {
         let failed = !shape.error.is_null() || shape.choices.pointer("/0/error").is_some();
@@ -39,6 +29,15 @@ pub(crate) fn read(endpoint: Endpoint, status_code: u16, body: Vec<u8>) -> Read 
         finish_reason: shape.finish_reason(endpoint),
         usage: usage(&shape.usage),
         cost: cost(&shape.usage),
+        detail: Detail {
+            cache_write_tokens: count(
+                &shape.usage,
+                ["/prompt_tokens_details/cache_write_tokens", "/input_tokens_details/cache_write_tokens"],
+            ),
+            service_tier: owned(&shape.service_tier),
+            first_piece: None,
+        }
+        .kept(),
         body: Body::Json(body),
     }))
 }
@@ -55,6 +54,7 @@ struct Shape {
     incomplete_details: Value,
     error: Value,
     usage: Value,
+    service_tier: Value,
 }
 
 impl Shape {
@@ -66,7 +66,7 @@ impl Shape {
                 let texts: Vec<_> = messages.filter_map(|item| joined(item.get("content")?)).collect();
                 (!texts.is_empty()).then(|| texts.concat())
             }
-            Endpoint::Embeddings => None,
+            Endpoint::Embeddings | Endpoint::Messages | Endpoint::Generate => None,
         }
     }
 
@@ -76,7 +76,7 @@ impl Shape {
             Endpoint::Responses => {
                 self.incomplete_details.get("reason").and_then(owned).or_else(|| owned(&self.status))
             }
-            Endpoint::Embeddings => None,
+            Endpoint::Embeddings | Endpoint::Messages | Endpoint::Generate => None,
         }
     }
 }
@@ -100,7 +100,7 @@ fn joined(content: &Value) -> Option<String> {
 /// Chat and embeddings say `prompt_tokens`, responses say `input_tokens`; both counts include the cached and the reasoning
 /// tokens.
 fn usage(said: &Value) -> Usage {
-    let count = |paths: [&str; 2]| paths.iter().find_map(|path| said.pointer(path)?.as_u64()).unwrap_or(0);
+    let count = |paths| count(said, paths);
     Usage {
         input_tokens: count(["/prompt_tokens", "/input_tokens"]),
         output_tokens: count(["/completion_tokens", "/output_tokens"]),
@@ -110,6 +110,10 @@ fn usage(said: &Value) -> Usage {
             "/output_tokens_details/reasoning_tokens",
         ]),
     }
+}
+
+fn count(said: &Value, paths: [&str; 2]) -> u64 {
+    paths.iter().find_map(|path| said.pointer(path)?.as_u64()).unwrap_or(0)
 }
 
 /// `OpenRouter` says what an answer cost, in dollars.
@@ -153,6 +157,19 @@ mod tests {
         );
         assert_eq!(reply.usage, Usage { input_tokens: 7, output_tokens: 3, cached_tokens: 2, reasoning_tokens: 1 });
         assert_eq!((reply.text.as_deref(), reply.finish_reason.as_deref()), (Some("Hello"), Some("max_output_tokens")));
+    }
+
+    #[test]
+    fn tier_and_cache_writes_are_kept() {
+        let chat = r#"{"choices":[{"message":{}}],"service_tier":"flex","usage":{"prompt_tokens_details":{"cache_write_tokens":7}}}"#;
+        let response =
+            r#"{"output":[],"service_tier":"priority","usage":{"input_tokens_details":{"cache_write_tokens":8}}}"#;
+        for (endpoint, body, tier, written) in
+            [(Endpoint::Chat, chat, "flex", 7), (Endpoint::Responses, response, "priority", 8)]
+        {
+            let detail = *answer(endpoint, body).detail.unwrap();
+            assert_eq!((detail.service_tier.as_deref(), detail.cache_write_tokens), (Some(tier), written));
+        }
     }
 
     #[test]

@@ -1,35 +1,36 @@
-//! Sends a job to an OpenAI-compatible server and reads what comes back. One call a run: retries are the queue's.
-//! What is sent and what an answer means is `provider/openai`'s.
+//! Sends a job to a provider and reads what comes back. One call a run: retries are the queue's. What is sent and what an
+//! answer means is `provider`'s, how its bytes are read `read.rs`.
 
+mod read;
 mod sent;
 
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use async_trait::async_trait;
+use promptq_common::config::{Api, Model};
 use promptq_common::job::Job;
 use promptq_common::outcome::{Failure, FailureClass, Outcome, Reply, Usage};
 use promptq_common::time::{Timestamp, format_duration};
 use promptq_common::tls;
 use promptq_common::work::Input;
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, Response, redirect, retry};
 use secrecy::ExposeSecret;
+use tokio::time::Instant;
 use url::Url;
 
+use self::read::{ANSWER_MAX, Got, Whole};
 use self::sent::Sent;
 use super::{ProviderSettings, RunContext, Runner, WhenLost};
-use crate::provider::openai::answer::{self, Read};
-use crate::provider::openai::failure::{Refusal, classify};
-use crate::provider::openai::request::{Request, bare};
+use crate::provider::request::{Request, Target};
+use crate::provider::{Read, Refusal, classify};
 
 /// The longest wait for a connection with TLS: three SYN retransmissions and a slow handshake.
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long an unused connection is kept: under the 5 s after which llama.cpp and uvicorn (vLLM) close theirs, since a
 /// request that meets a closing connection may or may not have been read.
 const IDLE: Duration = Duration::from_secs(4);
-/// The most bytes of an answer: 2048 embeddings of 1024 numbers are about half of it.
-const ANSWER_MAX: usize = 16 << 20;
 /// The most bytes of an error's body that are looked at.
 const ERROR_MAX: usize = 64 << 10;
 
@@ -50,17 +51,18 @@ pub(super) fn client() -> anyhow::Result<Client> {
         .context("cannot set up HTTPS; hint: are the system's CA certificates installed (package ca-certificates)?")
 }
 
-/// One OpenAI-compatible server.
+/// One provider, or one model of it under a name of one's own.
 #[derive(Clone)]
 pub struct Chat {
     name: String,
     base_url: Url,
     settings: ProviderSettings,
     client: Client,
+    alias: Option<(String, String)>,
 }
 
 impl Chat {
-    /// The server `name`.
+    /// The provider `name`.
     ///
     /// # Errors
     /// When its base URL is none, carries a password, or its key cannot be sent in a header.
@@ -73,8 +75,9 @@ impl Chat {
         if !base_url.username().is_empty() || base_url.password().is_some() {
             bail!("{at} carries a user name or password; hint: use providers.{name}.api_key");
         }
-        let chat = Self { name: name.to_owned(), base_url, settings, client };
-        chat.headers().with_context(|| format!("providers.{name}.api_key holds a character no header may carry"))?;
+        let chat = Self { name: name.to_owned(), base_url, settings, client, alias: None };
+        chat.headers(false)
+            .with_context(|| format!("providers.{name}.api_key holds a character no header may carry"))?;
         Ok(chat)
     }
 
@@ -83,30 +86,61 @@ impl Chat {
         self.settings.default_model.is_some() || matches!(job.work.input, Input::Request { .. })
     }
 
-    fn headers(&self) -> anyhow::Result<HeaderMap> {
-        let json = HeaderValue::from_static("application/json");
-        let mut headers = HeaderMap::from_iter([(CONTENT_TYPE, json.clone()), (ACCEPT, json)]);
+    /// The same provider for the model that jobs call `name`.
+    pub(super) fn called(&self, name: &str, model: &Model) -> Self {
+        Self { alias: Some((name.to_owned(), model.model.clone())), ..self.clone() }
+    }
+
+    /// What it speaks.
+    pub(super) fn api(&self) -> Api {
+        self.settings.api
+    }
+
+    fn target(&self) -> Target<'_> {
+        Target {
+            provider: &self.name,
+            api: self.settings.api,
+            alias: self.alias.as_ref().map(|(name, model)| (name.as_str(), model.as_str())),
+            fallback: self.settings.default_model.as_deref(),
+            stream_above: self.settings.stream_above,
+        }
+    }
+
+    fn headers(&self, stream: bool) -> anyhow::Result<HeaderMap> {
+        let accept = if stream { "text/event-stream" } else { "application/json" };
+        let mut headers = HeaderMap::from_iter([
+            (CONTENT_TYPE, HeaderValue::from_static("application/json")),
+            (ACCEPT, HeaderValue::from_static(accept)),
+        ]);
+        if let Some((name, version)) = self.settings.api.version_header() {
+            headers.insert(HeaderName::from_static(name), HeaderValue::from_static(version));
+        }
         if let Some(key) = &self.settings.api_key {
-            let mut bearer = HeaderValue::from_str(&format!("Bearer {}", key.expose_secret()))?;
-            bearer.set_sensitive(true);
-            headers.insert(AUTHORIZATION, bearer);
+            let (name, before) = self.settings.api.key_header();
+            let mut value = HeaderValue::from_str(&format!("{before}{}", key.expose_secret()))?;
+            value.set_sensitive(true);
+            headers.insert(HeaderName::from_static(name), value);
         }
         Ok(headers)
     }
 
     async fn call(&self, job: &Job) -> Result<Reply, Failure> {
-        let request = Request::new(&job.work, &self.name, self.settings.default_model.as_deref())?;
-        let sent = Sent::default();
+        let request = Request::new(&job.work, &self.target())?;
+        let (sent, began) = (Sent::default(), Instant::now());
         let ended = tokio::time::timeout(job.policy.timeout, async {
             let response = self.send(&request, &sent).await?;
             let status = response.status().as_u16();
             let headers = response.headers().clone();
             if !response.status().is_success() {
-                let (body, _) = read(response, ERROR_MAX).await;
-                return Err(self.refused(job, Refusal { status, headers: &headers, body: &body }));
+                let got = read::body(response, ERROR_MAX).await;
+                return Err(self.refused(job, Refusal { status, headers: &headers, body: &got.body }));
             }
-            let (body, whole) = read(response, ANSWER_MAX).await;
-            self.answered(job, &request, Refusal { status, headers: &headers, body: &body }, whole)
+            let got = if request.stream && read::is_stream(&headers) {
+                read::stream(response, request.endpoint, began).await
+            } else {
+                read::body(response, ANSWER_MAX).await
+            };
+            self.answered(job, &request, (status, &headers), got)
         })
         .await;
         ended.unwrap_or_else(|_| {
@@ -118,9 +152,13 @@ impl Chat {
     async fn send(&self, request: &Request, sent: &Sent) -> Result<Response, Failure> {
         let mut url = self.base_url.clone();
         if let Ok(mut path) = url.path_segments_mut() {
-            path.pop_if_empty().extend(request.endpoint.path());
+            path.pop_if_empty().extend(&request.path);
         }
-        let headers = self.headers().unwrap_or_default();
+        if let Some(query) = request.query {
+            let known = url.query().map(|known| format!("{known}&")).unwrap_or_default();
+            url.set_query(Some(&format!("{known}{query}")));
+        }
+        let headers = self.headers(request.stream).unwrap_or_default();
         let body = reqwest::Body::wrap(sent.watch(request.body.clone()));
         self.client.post(url).headers(headers).body(body).send().await.map_err(|error| {
             let (code, what) = if error.is_connect() && error.is_timeout() {
@@ -134,14 +172,25 @@ impl Chat {
         })
     }
 
-    fn answered(&self, job: &Job, request: &Request, got: Refusal<'_>, whole: Whole) -> Result<Reply, Failure> {
+    fn answered(
+        &self,
+        job: &Job,
+        request: &Request,
+        (status, headers): (u16, &HeaderMap),
+        got: Got,
+    ) -> Result<Reply, Failure> {
         let unknown = |class, code: &str, what: &str| {
-            let detail = format!("{what} from {} after HTTP {}", self.place(), got.status);
+            let detail = format!("{what} from {} after HTTP {}", self.place(), status);
             let usage = request.estimate();
-            Failure { status_code: Some(got.status), usage, ..Failure::new(class, code, &detail) }
+            Failure { status_code: Some(status), usage, ..Failure::new(class, code, &detail) }
         };
-        match whole {
+        let refused = |body: &[u8]| self.refused(job, Refusal { status, headers, body });
+        // It was probably worked on and paid for, so it may not be tried as often as a plain fault.
+        let garbage = || unknown(FailureClass::UnknownBilled, "invalid_answer", "something else than an answer came");
+        match got.whole {
             Whole::Yes => {}
+            Whole::Failed => return Err(refused(&got.body)),
+            Whole::Odd => return Err(garbage()),
             Whole::Cut => {
                 return Err(unknown(FailureClass::UnknownBilled, "answer_cut", "the answer was cut"));
             }
@@ -149,18 +198,18 @@ impl Chat {
                 return Err(unknown(FailureClass::Fatal, "output_too_large", "an answer of more than 16 MiB came"));
             }
         }
-        match answer::read(request.endpoint, got.status, got.body.to_vec()) {
+        match crate::provider::read(request.endpoint, status, got.body.clone()) {
             Read::Answer(mut reply) => {
-                if let Some(id) = request_id(got.headers) {
+                if let Some(id) = request_id(headers) {
                     reply.request_id = Some(id);
+                }
+                if got.first_piece.is_some() {
+                    reply.detail.get_or_insert_default().first_piece = got.first_piece;
                 }
                 Ok(*reply)
             }
-            Read::Failed => Err(self.refused(job, got)),
-            // It was probably worked on and paid for, so it may not be tried as often as a plain fault.
-            Read::Garbage => {
-                Err(unknown(FailureClass::UnknownBilled, "invalid_answer", "something else than an answer came"))
-            }
+            Read::Failed => Err(refused(&got.body)),
+            Read::Garbage => Err(garbage()),
         }
     }
 
@@ -170,7 +219,7 @@ impl Chat {
             Input::Prompt(prompt) => [prompt.text.as_str(), prompt.system.as_deref().unwrap_or("")],
             Input::Request { body, .. } => [body.as_str(), ""],
         };
-        classify(refusal, &[text, system, key], Timestamp::now())
+        classify(self.settings.api, refusal, &[text, system, key], Timestamp::now())
     }
 
     /// Scheme, host and port: all of an address that an error may show.
@@ -200,13 +249,12 @@ impl Runner for Chat {
     }
 
     fn estimate(&self, job: &Job) -> Usage {
-        let request = Request::new(&job.work, &self.name, self.settings.default_model.as_deref());
-        request.map(|request| request.estimate()).unwrap_or_default()
+        Request::new(&job.work, &self.target()).map(|request| request.estimate()).unwrap_or_default()
     }
 
     fn limit_key(&self, job: &Job) -> String {
-        let model = job.work.model.as_deref().map(|model| bare(model, &self.name));
-        let model = model.or(self.settings.default_model.as_deref()).unwrap_or("_");
+        let target = self.target();
+        let model = job.work.model.as_deref().map(|model| target.real(model)).or(target.fallback).unwrap_or("_");
         format!("{}/{}", self.name, family(model))
     }
 }
@@ -239,26 +287,6 @@ fn cut(request: &Request, sent: &Sent, code: &str, detail: &str) -> Failure {
     Failure::new(FailureClass::Capacity, code, detail)
 }
 
-/// Whether a body came as its sender meant it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Whole {
-    Yes,
-    Cut,
-    TooLarge,
-}
-
-async fn read(mut response: Response, most: usize) -> (Vec<u8>, Whole) {
-    let mut body = Vec::new();
-    loop {
-        match response.chunk().await {
-            Ok(Some(chunk)) if body.len() + chunk.len() > most => return (body, Whole::TooLarge),
-            Ok(Some(chunk)) => body.extend_from_slice(&chunk),
-            Ok(None) => return (body, Whole::Yes),
-            Err(_) => return (body, Whole::Cut),
-        }
-    }
-}
-
 fn request_id(headers: &HeaderMap) -> Option<String> {
     let id = ["x-request-id", "request-id"].iter().find_map(|name| headers.get(*name))?.to_str().ok()?;
     Some(id.chars().take(200).collect())
@@ -273,5 +301,7 @@ fn deepest(error: &reqwest::Error) -> String {
     format!(": {inner}")
 }
 
+#[cfg(test)]
+mod apis_tests;
 #[cfg(test)]
 mod tests;

@@ -11,18 +11,18 @@ use tokio::task::JoinSet;
 
 use super::*;
 
-const KEY: &str = "sk-very-secret";
-const HELLO: &str = r#"{"id":"c1","model":"m1","choices":[{"message":{"content":"Hello"},"finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":1}}"#;
+pub(super) const KEY: &str = "sk-very-secret";
+pub(super) const HELLO: &str = r#"{"id":"c1","model":"m1","choices":[{"message":{"content":"Hello"},"finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":1}}"#;
 
 /// A server that gives every connection's first request the same bytes, then hangs up (or hangs).
-struct Server {
-    base_url: String,
-    seen: mpsc::Receiver<String>,
+pub(super) struct Server {
+    pub(super) base_url: String,
+    pub(super) seen: mpsc::Receiver<String>,
     _running: JoinSet<()>,
 }
 
 impl Server {
-    async fn answering(answer: impl Into<String>) -> Self {
+    pub(super) async fn answering(answer: impl Into<String>) -> Self {
         Self::start(answer.into(), false).await
     }
 
@@ -54,7 +54,7 @@ impl Server {
     }
 }
 
-async fn request(stream: &mut TcpStream) -> String {
+pub(super) async fn request(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
     loop {
         let text = String::from_utf8_lossy(&bytes).into_owned();
@@ -68,13 +68,15 @@ async fn request(stream: &mut TcpStream) -> String {
     }
 }
 
-fn http(status: &str, headers: &str, body: &str) -> String {
+pub(super) fn http(status: &str, headers: &str, body: &str) -> String {
     let length = body.len();
     format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n{headers}\r\n{body}")
 }
 
 fn chat(base_url: &str) -> Chat {
     let settings = ProviderSettings {
+        api: Api::OpenAi,
+        stream_above: u64::MAX,
         base_url: base_url.to_owned(),
         api_key: Some(KEY.into()),
         default_model: Some("small".to_owned()),
@@ -83,10 +85,14 @@ fn chat(base_url: &str) -> Chat {
 }
 
 async fn run(base_url: &str, work: Work, timeout: Duration) -> Result<Reply, Failure> {
+    call(&chat(base_url), work, timeout).await
+}
+
+pub(super) async fn call(chat: &Chat, work: Work, timeout: Duration) -> Result<Reply, Failure> {
     let mut job = Job::new(Queue::standard(), work);
     job.policy.timeout = timeout;
     let cx = RunContext { attempt: 1, lease: LeaseId::random(), worker: WorkerId::random("w") };
-    match chat(base_url).run(&job, &cx).await {
+    match chat.run(&job, &cx).await {
         Outcome::Success(reply) => Ok(reply),
         Outcome::Failure(failure) => Err(failure),
     }

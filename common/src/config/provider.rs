@@ -1,0 +1,267 @@
+//! The sections `providers` and `models`: which API is spoken where, with which key, and the names that jobs may use for
+//! models. What a request looks like is the worker's affair.
+
+use std::collections::BTreeMap;
+
+use secrecy::SecretString;
+use url::Url;
+
+use super::address::redact_url;
+use super::reader::Reader;
+
+/// Above so many output tokens an answer is streamed: at the 128,000 tokens an hour that Anthropic's own clients reckon
+/// with, more would take longer than the ten minutes after which they, and the networks between, give up on a silent call.
+const STREAM_ABOVE: u64 = 21_333;
+/// The names of the providers that are there as soon as one of their variables or settings is.
+const KNOWN: [(&str, Api); 3] = [("openai", Api::OpenAi), ("anthropic", Api::Anthropic), ("gemini", Api::Gemini)];
+
+/// Section `providers.NAME`.
+#[derive(Clone, Debug)]
+pub struct Provider {
+    /// How it is spoken to.
+    pub api: Api,
+    /// Up to and including the version, such as `https://api.openai.com/v1`.
+    pub base_url: String,
+    /// Its key, sent in the header that the API wants it in.
+    pub api_key: Option<SecretString>,
+    /// The model for jobs that name none.
+    pub default_model: Option<String>,
+    /// Answers that may have more output tokens are streamed to us; above what any model gives, none is.
+    pub stream_above: u64,
+}
+
+/// Section `models.NAME`: a name of one's own for a model somewhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Model {
+    /// The provider's name.
+    pub provider: String,
+    /// The model, as the provider names it.
+    pub model: String,
+}
+
+/// What a provider speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Api {
+    /// `OpenAI`'s chat completions, responses and embeddings, as many servers speak it.
+    OpenAi,
+    /// Anthropic's Messages.
+    Anthropic,
+    /// Gemini's generateContent.
+    Gemini,
+}
+
+impl Api {
+    /// Its name in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::OpenAi => "openai",
+            Self::Anthropic => "anthropic",
+            Self::Gemini => "gemini",
+        }
+    }
+
+    /// The name of the provider that speaks it unless a job names another.
+    pub const fn provider(self) -> &'static str {
+        self.as_str()
+    }
+
+    /// The header that carries the key, in lower case, and what stands before the key in it.
+    pub const fn key_header(self) -> (&'static str, &'static str) {
+        match self {
+            Self::OpenAi => ("authorization", "Bearer "),
+            Self::Anthropic => ("x-api-key", ""),
+            Self::Gemini => ("x-goog-api-key", ""),
+        }
+    }
+
+    /// The header that every request carries to say which version of the API is meant.
+    pub const fn version_header(self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Self::Anthropic => Some(("anthropic-version", "2023-06-01")),
+            Self::OpenAi | Self::Gemini => None,
+        }
+    }
+
+    const fn home(self) -> &'static str {
+        match self {
+            Self::OpenAi => "https://api.openai.com/v1",
+            Self::Anthropic => "https://api.anthropic.com/v1",
+            Self::Gemini => "https://generativelanguage.googleapis.com/v1beta",
+        }
+    }
+
+    /// A base URL with its version. The own tools of Anthropic and Google take theirs without one, and their variables and
+    /// everybody's notes have it so; `OpenAI`'s tools take it with one.
+    fn versioned(self, base_url: &str) -> String {
+        let version = match self {
+            Self::OpenAi => return base_url.to_owned(),
+            Self::Anthropic => "v1",
+            Self::Gemini => "v1beta",
+        };
+        let Ok(mut url) = Url::parse(base_url) else { return base_url.to_owned() };
+        let last = url.path_segments().and_then(|parts| parts.rev().find(|part| !part.is_empty()));
+        let is_version =
+            |part: &str| part.strip_prefix('v').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+        let is_there = last.is_some_and(is_version);
+        if !is_there && let Ok(mut parts) = url.path_segments_mut() {
+            parts.pop_if_empty().push(version);
+        }
+        url.into()
+    }
+}
+
+/// Every provider, by name: those that were said anything of, and those that a model lies with.
+pub(super) fn providers(r: &mut Reader<'_>, models: &BTreeMap<String, Model>) -> BTreeMap<String, Provider> {
+    let mut names = r.names("providers");
+    for (name, _) in KNOWN {
+        if models.values().any(|model| model.provider == name) && !names.iter().any(|said| said == name) {
+            names.push(name.to_owned());
+        }
+    }
+    let providers: BTreeMap<_, _> = names.into_iter().map(|name| (name.clone(), provider(r, &name))).collect();
+    for (name, model) in models {
+        if !model.provider.is_empty() && !providers.contains_key(&model.provider) {
+            let path = ["models", name.as_str(), "provider"];
+            r.wrong(&path, &format!("is {:?}, but there is no [providers.{0}]", model.provider));
+        }
+    }
+    providers
+}
+
+fn provider(r: &mut Reader<'_>, name: &str) -> Provider {
+    let at = |setting: &'static str| ["providers", name, setting];
+    let known = KNOWN.iter().find(|(known, _)| *known == name).map(|(_, api)| *api);
+    let standard = known.unwrap_or(Api::OpenAi);
+    let api = r.parsed(&at("api"), Some(Word(standard)), |word| {
+        let meant = [Api::OpenAi, Api::Anthropic, Api::Gemini].into_iter().find(|api| api.as_str() == word);
+        meant.map(Word).ok_or_else(|| "must be \"openai\", \"anthropic\" or \"gemini\"".to_owned())
+    });
+    let api = api.map_or(standard, |word| word.0);
+    let base_url = match r.masked(&at("base_url"), redact_url) {
+        Some(url) if !url.starts_with("http://") && !url.starts_with("https://") => {
+            r.wrong(&at("base_url"), "must begin with http:// or https://");
+            url
+        }
+        Some(url) => api.versioned(&url),
+        // Only its own name says that a server which speaks what many speak is OpenAI itself.
+        None if api == Api::OpenAi && known != Some(Api::OpenAi) => {
+            r.wrong(&at("base_url"), "is missing");
+            String::new()
+        }
+        None => {
+            r.stands_for(&at("base_url"), api.home());
+            api.home().to_owned()
+        }
+    };
+    Provider {
+        api,
+        base_url,
+        api_key: r.secret(&at("api_key")),
+        default_model: r.text(&at("default_model")),
+        stream_above: r.integer(&at("stream_above"), 0..=i64::MAX, STREAM_ABOVE),
+    }
+}
+
+/// Section `models`.
+pub(super) fn models(r: &mut Reader<'_>) -> BTreeMap<String, Model> {
+    let mut models = BTreeMap::new();
+    for name in r.names("models") {
+        let at = |setting: &'static str| ["models", name.as_str(), setting];
+        if name == "mock" || name.starts_with("mock:") || name.starts_with("exec:") {
+            r.wrong(&at("provider"), "cannot be: the name means something else already");
+        }
+        let errors = r.errors.len();
+        let provider = r.text(&at("provider")).unwrap_or_default();
+        if provider.is_empty() && r.errors.len() == errors {
+            r.wrong(&at("provider"), "is missing");
+        }
+        let model = r.text(&at("model"));
+        if model.is_none() {
+            r.stands_for(&at("model"), name.clone());
+        }
+        models.insert(name.clone(), Model { provider, model: model.unwrap_or(name) });
+    }
+    models
+}
+
+/// An API as the configuration writes it.
+struct Word(Api);
+
+impl std::fmt::Display for Word {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use secrecy::ExposeSecret;
+
+    use super::*;
+    use crate::config::{Config, Sources, resolve};
+
+    fn given(text: &str, env: &[(&str, &str)]) -> Result<Config, String> {
+        let own = |(a, b): &(&str, &str)| ((*a).to_owned(), (*b).to_owned());
+        let read = |_: &std::path::Path| Err(std::io::ErrorKind::NotFound.into());
+        let sources = Sources {
+            files: vec![(PathBuf::from("promptq.toml"), text.to_owned())],
+            environment: env.iter().chain([&("HOME", "/home/me")]).map(own).collect(),
+            flags: Vec::new(),
+            folder: PathBuf::from("/run"),
+            read: &read,
+        };
+        resolve(&sources).map_err(|errors| errors.to_string())
+    }
+
+    #[test]
+    fn a_key_in_its_usual_variable_is_a_provider() {
+        for (name, api, url) in [
+            ("OPENAI_API_KEY", Api::OpenAi, "https://api.openai.com/v1"),
+            ("ANTHROPIC_API_KEY", Api::Anthropic, "https://api.anthropic.com/v1"),
+            ("GEMINI_API_KEY", Api::Gemini, "https://generativelanguage.googleapis.com/v1beta"),
+        ] {
+            let config = given("", &[(name, "hunter2")]).unwrap();
+            let provider = &config.providers[api.provider()];
+            assert_eq!((config.providers.len(), provider.api, provider.base_url.as_str()), (1, api, url));
+            assert_eq!(provider.api_key.as_ref().unwrap().expose_secret(), "hunter2");
+            assert_eq!(provider.stream_above, STREAM_ABOVE);
+            let shown = config.settings.iter().map(|setting| setting.value.to_string()).collect::<String>();
+            assert!(!shown.contains("hunter2") && shown.contains(url), "{shown}");
+        }
+    }
+
+    #[test]
+    fn a_base_url_is_taken_with_its_version_and_without() {
+        let url = |api: &str, url: &str| {
+            let text = format!("[providers.x]\napi = \"{api}\"\nbase_url = \"{url}\"\n");
+            given(&text, &[]).unwrap().providers["x"].base_url.clone()
+        };
+        for (api, said, is) in [
+            ("anthropic", "http://127.0.0.1:9", "http://127.0.0.1:9/v1"),
+            ("anthropic", "https://gw.example/anthropic/", "https://gw.example/anthropic/v1"),
+            ("anthropic", "https://api.anthropic.com/v1/", "https://api.anthropic.com/v1/"),
+            ("gemini", "https://gw.example", "https://gw.example/v1beta"),
+            ("gemini", "https://gw.example/v1", "https://gw.example/v1"),
+            ("openai", "http://127.0.0.1:9", "http://127.0.0.1:9"),
+        ] {
+            assert_eq!(url(api, said), is, "{api} {said}");
+        }
+        let said = given("", &[("ANTHROPIC_BASE_URL", "http://near:8080")]).unwrap();
+        assert_eq!(said.providers["anthropic"].base_url, "http://near:8080/v1");
+    }
+
+    #[test]
+    fn a_model_of_ones_own_name_lies_with_a_provider_that_need_not_be_spelt_out() {
+        let text = "[models.fast]\nprovider = \"anthropic\"\nmodel = \"claude-x\"\n\
+            [models.\"in/house\"]\nprovider = \"box\"\n[providers.box]\nbase_url = \"http://box:8000/v1\"\nstream_above = 0";
+        let config = given(text, &[]).unwrap();
+        let model = |provider: &str, model: &str| Model { provider: provider.into(), model: model.into() };
+        assert_eq!(config.models["fast"], model("anthropic", "claude-x"));
+        assert_eq!(config.models["in/house"], model("box", "in/house"));
+        assert_eq!(config.providers["anthropic"].api, Api::Anthropic);
+        assert_eq!((config.providers["box"].api, config.providers["box"].stream_above), (Api::OpenAi, 0));
+        assert!(given("[models.a]\nprovider = \"acme\"", &[]).unwrap_err().contains("no [providers.acme]"));
+    }
+}

@@ -1,0 +1,145 @@
+//! Streamed content, put together.
+
+use serde_json::{Map, Value, json};
+
+use crate::provider::merge::{bytes, replace};
+use crate::provider::stream::{Piece, error};
+
+/// Generated content out of its pieces, each a small answer of its own.
+#[derive(Debug, Default)]
+pub(crate) struct Generate {
+    head: Map<String, Value>,
+    candidates: Vec<Map<String, Value>>,
+    pub(crate) size: usize,
+}
+
+impl Generate {
+    /// Takes a piece: parts follow each other, everything else is the latest that was said.
+    pub(crate) fn push(&mut self, mut piece: Map<String, Value>) -> Piece {
+        if let Some(said) = piece.remove("error") {
+            return error(said);
+        }
+        let candidates = piece.remove("candidates");
+        for (key, value) in piece {
+            replace(self.head.entry(key).or_default(), value, &mut self.size);
+        }
+        if let Some(Value::Array(candidates)) = candidates {
+            for candidate in candidates {
+                let Value::Object(candidate) = candidate else { return Piece::Odd };
+                self.candidate(candidate);
+            }
+        }
+        Piece::Part
+    }
+
+    fn candidate(&mut self, piece: Map<String, Value>) {
+        let index = |candidate: &Map<String, Value>| candidate.get("index").and_then(Value::as_u64).unwrap_or(0);
+        let known = self.candidates.iter().position(|known| index(known) == index(&piece));
+        let at = known.unwrap_or_else(|| {
+            self.candidates.push(Map::new());
+            self.candidates.len() - 1
+        });
+        let whole = &mut self.candidates[at];
+        for (key, value) in piece {
+            match (key.as_str(), value) {
+                ("content", Value::Object(content)) => {
+                    let known = whole.entry(key).or_insert_with(|| json!({ "parts": [] }));
+                    content_over(known, content, &mut self.size);
+                }
+                (_, value) => replace(whole.entry(key).or_default(), value, &mut self.size),
+            }
+        }
+    }
+
+    /// The content, once every candidate has its end, or the prompt was refused.
+    pub(crate) fn body(mut self) -> Option<Value> {
+        let ended = |candidate: &Map<String, Value>| candidate.get("finishReason").is_some_and(Value::is_string);
+        let refused = self.head.get("promptFeedback").is_some_and(|feedback| feedback["blockReason"].is_string());
+        if !refused && (self.candidates.is_empty() || !self.candidates.iter().all(ended)) {
+            return None;
+        }
+        if !self.candidates.is_empty() {
+            let candidates = self.candidates.into_iter().map(Value::Object).collect();
+            self.head.insert("candidates".to_owned(), Value::Array(candidates));
+        }
+        Some(Value::Object(self.head))
+    }
+}
+
+fn content_over(whole: &mut Value, content: Map<String, Value>, size: &mut usize) {
+    for (key, value) in content {
+        match value {
+            Value::Array(parts) if key == "parts" => parts.into_iter().for_each(|part| part_over(whole, part, size)),
+            value => replace(&mut whole[key.as_str()], value, size),
+        }
+    }
+}
+
+/// Text goes on from the text before it, if both are thoughts or none is; everything else is a part of its own.
+fn part_over(whole: &mut Value, part: Value, size: &mut usize) {
+    let Some(parts) = whole["parts"].as_array_mut() else { return };
+    *size += bytes(&part);
+    let plain = |part: &Value| {
+        let members = part.as_object();
+        members.is_some_and(|members| members.keys().all(|key| key == "text" || key == "thought"))
+            && part["text"].is_string()
+    };
+    let last = parts.last_mut().filter(|last| plain(last) && plain(&part) && last["thought"] == part["thought"]);
+    match (last, &part["text"]) {
+        (Some(last), Value::String(more)) => {
+            let text = last["text"].as_str().unwrap_or_default();
+            last["text"] = format!("{text}{more}").into();
+        }
+        (_, _) => parts.push(part),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::provider::{Assembly, Endpoint, Piece};
+    use serde_json::{Value, json};
+
+    const PIECES: [&str; 4] = [
+        r#"{"candidates":[{"content":{"parts":[{"text":"h","thought":true}],"role":"model"},"index":0}],"usageMetadata":{"promptTokenCount":4},"modelVersion":"g","responseId":"r"}"#,
+        r#"{"candidates":[{"content":{"parts":[{"text":"m","thought":true}],"role":"model"},"index":0}]}"#,
+        r#"{"candidates":[{"content":{"parts":[{"text":"Hel"}],"role":"model"},"index":0}]}"#,
+        r#"{"candidates":[{"content":{"parts":[{"text":"lo"},{"functionCall":{"name":"f"}}],"role":"model"},"finishReason":"STOP","index":0}],"usageMetadata":{"promptTokenCount":4,"candidatesTokenCount":2}}"#,
+    ];
+
+    fn body(pieces: &[&str]) -> Option<Value> {
+        let mut assembly = Assembly::of(Endpoint::Generate);
+        for piece in pieces {
+            assert_eq!(assembly.push(piece.as_bytes()), Piece::Part, "{piece}");
+        }
+        assembly.body().map(|body| serde_json::from_slice(&body).unwrap())
+    }
+
+    #[test]
+    fn content_in_pieces_has_the_body_of_a_whole_one() {
+        let parts =
+            json!([{ "text": "hm", "thought": true }, { "text": "Hello" }, { "functionCall": { "name": "f" } }]);
+        let whole = json!({
+            "usageMetadata": { "promptTokenCount": 4, "candidatesTokenCount": 2 },
+            "modelVersion": "g",
+            "responseId": "r",
+            "candidates": [{ "content": { "parts": parts, "role": "model" }, "index": 0, "finishReason": "STOP" }],
+        });
+        assert_eq!(body(&PIECES), Some(whole));
+    }
+
+    #[test]
+    fn content_without_its_end_is_none_and_a_refused_prompt_has_one() {
+        for cut in 0..PIECES.len() {
+            assert_eq!(body(&PIECES[..cut]), None, "{cut}");
+        }
+        assert!(body(&[r#"{"promptFeedback":{"blockReason":"SAFETY"}}"#]).is_some());
+    }
+
+    #[test]
+    fn an_error_in_the_middle_becomes_the_body_of_a_refusal() {
+        let piece = br#"{"error":{"code":503,"status":"UNAVAILABLE","message":"overloaded"}}"#;
+        let Piece::Error(body) = Assembly::of(Endpoint::Generate).push(piece) else { panic!("no error") };
+        let body: Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(body["error"]["status"], "UNAVAILABLE");
+    }
+}

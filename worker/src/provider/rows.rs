@@ -1,0 +1,34 @@
+//! The table of failure classes as tests have it: what a provider sends, row by row, and what becomes of it.
+
+use std::time::Duration;
+
+use promptq_common::config::Api;
+use promptq_common::outcome::{Failure, FailureClass};
+use promptq_common::time::Timestamp;
+
+use super::{Refusal, classify};
+
+/// The moment at which every row is read.
+pub(super) const NOW: &str = "2026-11-21T09:14:07.000Z";
+
+/// One row: status, headers and body as they come, then class, code and the seconds asked for.
+pub(super) type Row<'a> = (u16, &'a [(&'static str, &'a str)], &'a str, FailureClass, &'a str, Option<f64>);
+
+/// What becomes of an answer with these headers and this body.
+pub(super) fn classed(api: Api, status: u16, headers: &[(&'static str, &str)], body: &str) -> Failure {
+    let headers = headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
+    let now: Timestamp = NOW.parse().unwrap();
+    classify(api, Refusal { status, headers: &headers, body: body.as_bytes() }, &[], now)
+}
+
+/// Reads every row, and that only what is not the job's doing spends no attempt.
+#[track_caller]
+pub(super) fn hold(api: Api, rows: &[Row<'_>]) {
+    for &(status, headers, body, class, code, wait) in rows {
+        let failure = classed(api, status, headers, body);
+        let got = (failure.class, failure.code.as_str(), failure.retry_after.map(|wait: Duration| wait.as_secs_f64()));
+        assert_eq!(got, (class, code, wait), "{} {status} {headers:?} {body}", api.as_str());
+        let free = matches!(class, FailureClass::Throttled | FailureClass::Capacity | FailureClass::Account);
+        assert_eq!(failure.class.spends_attempt(), !free, "{status} {body}");
+    }
+}
