@@ -167,7 +167,10 @@ fn the_configuration_is_one() {
     let path = machine.home.path().join("promptq.toml");
     let filled = std::fs::read_to_string(&path).unwrap().replace("# store", "store");
     let filled = filled.replace("# [prov", "[prov").replace("# base", "base").replace("# api", "api");
+    let filled =
+        filled.replace("# [models", "[models").replace("# model", "model").replace("# provider =", "provider =");
     std::fs::write(&path, filled).unwrap();
     let shown = machine.succeed("export OPENAI_API_KEY=none; promptq config check && promptq config show");
     assert!(shown.contains("s3://BUCKET") && shown.contains("api.openai.com"), "{shown}");
+    assert!(shown.contains("claude-haiku-4-5") && shown.contains("api.anthropic.com"), "{shown}");
 }

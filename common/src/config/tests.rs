@@ -150,7 +150,7 @@ fn what_no_setting_takes_is_refused() {
         ("[providers.x]\napi = \"openai\"", ["providers.x.base_url is missing", "base_url"]),
         ("providers.openai.base_url = \"localhost\"", ["http://", "1:29"]),
         ("providers.openai.api = \"other\"", ["must be \"openai\", \"anthropic\"", "1:24"]),
-        ("providers.gemini.stream_above = \"often\"", ["number of tokens, or \"never\"", "1:33"]),
+        ("providers.gemini.stream_above = \"often\"", ["must be a whole number from 0", "1:33"]),
         ("models.fast.model = \"m\"", ["models.fast.provider is missing", "fast"]),
         ("models.fast.provider = \"acme\"", ["no [providers.acme]", "1:24"]),
         ("models.mock.provider = \"openai\"", ["something else already", "1:24"]),

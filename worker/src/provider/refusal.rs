@@ -73,6 +73,6 @@ mod tests {
     #[test]
     fn only_short_plain_names_group_dead_jobs() {
         assert_eq!(name(&["", "has spaces", "api_error", "other"], "http_500"), "api_error");
-        assert_eq!(name(&[&"x".repeat(65)], "http_500"), "http_500");
+        assert_eq!(name(&["x".repeat(65).as_str()], "http_500"), "http_500");
     }
 }

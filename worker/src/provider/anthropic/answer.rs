@@ -65,8 +65,8 @@ fn usage(said: &Value) -> Usage {
 /// The sum, or its parts by how long they are kept.
 fn written(said: &Value) -> u64 {
     let parts = ["ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens"];
-    let part = |name: &&str| said["cache_creation"][**name].as_u64();
-    said["cache_creation_input_tokens"].as_u64().unwrap_or_else(|| parts.iter().filter_map(|name| part(&name)).sum())
+    let part = |name: &&str| said["cache_creation"][*name].as_u64();
+    said["cache_creation_input_tokens"].as_u64().unwrap_or_else(|| parts.iter().filter_map(part).sum())
 }
 
 #[cfg(test)]

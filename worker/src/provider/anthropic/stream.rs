@@ -79,7 +79,7 @@ impl Messages {
             _ => &mut self.message,
         };
         for (key, value) in said {
-            replace(target.entry(key).or_default(), value, &mut self.size);
+            replace(target.entry(key).or_insert(Value::Null), value, &mut self.size);
         }
     }
 

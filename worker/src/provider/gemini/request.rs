@@ -41,18 +41,26 @@ pub(crate) fn draft(prompt: &Prompt, params: Map<String, Value>) -> Result<Draft
     body.insert("contents".to_owned(), json!([{ "role": "user", "parts": [{ "text": prompt.text }] }]));
     let mut config = Map::new();
     for (name, value) in params {
-        match (name.as_str(), value) {
-            ("generationConfig" | "generation_config", Value::Object(more)) => config.extend(more),
-            ("generationConfig" | "generation_config", _) => {
-                return Err(Failure::new(FailureClass::Fatal, "bad_params", "generationConfig is not a JSON object"));
+        match name.as_str() {
+            "generationConfig" | "generation_config" => {
+                let Value::Object(more) = value else {
+                    return Err(Failure::new(
+                        FailureClass::Fatal,
+                        "bad_params",
+                        "generationConfig is not a JSON object",
+                    ));
+                };
+                config.extend(more);
             }
-            ("stop", stop) => {
-                let list = if stop.is_array() { stop } else { json!([stop]) };
+            "stop" => {
+                let list = if value.is_array() { value } else { json!([value]) };
                 config.insert("stopSequences".to_owned(), list);
             }
-            (beside, value) if BESIDE.contains(&beside) => drop(body.insert(name, value)),
-            (known, value) => {
-                let own = NAMES.iter().find(|(elsewhere, _)| *elsewhere == known).map_or(known, |(_, own)| own);
+            known if BESIDE.contains(&known) => {
+                body.insert(name, value);
+            }
+            known => {
+                let own = NAMES.iter().find(|(elsewhere, _)| *elsewhere == known).map_or(known, |(_, own)| *own);
                 config.insert(own.to_owned(), value);
             }
         }

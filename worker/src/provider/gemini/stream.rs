@@ -21,7 +21,7 @@ impl Generate {
         }
         let candidates = piece.remove("candidates");
         for (key, value) in piece {
-            replace(self.head.entry(key).or_default(), value, &mut self.size);
+            replace(self.head.entry(key).or_insert(Value::Null), value, &mut self.size);
         }
         if let Some(Value::Array(candidates)) = candidates {
             for candidate in candidates {
@@ -41,12 +41,12 @@ impl Generate {
         });
         let whole = &mut self.candidates[at];
         for (key, value) in piece {
-            match (key.as_str(), value) {
-                ("content", Value::Object(content)) => {
+            match value {
+                Value::Object(content) if key == "content" => {
                     let known = whole.entry(key).or_insert_with(|| json!({ "parts": [] }));
                     content_over(known, content, &mut self.size);
                 }
-                (_, value) => replace(whole.entry(key).or_default(), value, &mut self.size),
+                value => replace(whole.entry(key).or_insert(Value::Null), value, &mut self.size),
             }
         }
     }
@@ -84,14 +84,15 @@ fn part_over(whole: &mut Value, part: Value, size: &mut usize) {
         members.is_some_and(|members| members.keys().all(|key| key == "text" || key == "thought"))
             && part["text"].is_string()
     };
-    let last = parts.last_mut().filter(|last| plain(last) && plain(&part) && last["thought"] == part["thought"]);
-    match (last, &part["text"]) {
-        (Some(last), Value::String(more)) => {
-            let text = last["text"].as_str().unwrap_or_default();
-            last["text"] = format!("{text}{more}").into();
-        }
-        (_, _) => parts.push(part),
+    let goes_on = parts.last().is_some_and(|last| plain(last) && plain(&part) && last["thought"] == part["thought"]);
+    if goes_on
+        && let Some(Value::String(text)) = parts.last_mut().and_then(|last| last.get_mut("text"))
+        && let Some(more) = part["text"].as_str()
+    {
+        text.push_str(more);
+        return;
     }
+    parts.push(part);
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ impl Chat {
         }
         let choices = chunk.remove("choices");
         for (key, value) in chunk {
-            replace(self.head.entry(key).or_default(), value, &mut self.size);
+            replace(self.head.entry(key).or_insert(Value::Null), value, &mut self.size);
         }
         let Some(Value::Array(choices)) = choices else { return Piece::Part };
         for choice in choices {
@@ -43,15 +43,16 @@ impl Chat {
         });
         let Some(whole) = self.choices[at].as_object_mut() else { return };
         for (key, value) in piece {
-            match (key.as_str(), value) {
-                ("index", _) => {}
-                ("delta", Value::Object(delta)) => {
-                    if let Some(message) = whole.get_mut("message").and_then(Value::as_object_mut) {
+            match key.as_str() {
+                "index" => {}
+                "delta" => {
+                    let message = whole.get_mut("message").and_then(Value::as_object_mut);
+                    if let (Some(message), Value::Object(delta)) = (message, value) {
                         members(message, delta, &mut self.size);
                     }
                 }
-                ("logprobs", value) => lay(whole.entry(key).or_default(), value, &mut self.size),
-                (_, value) => replace(whole.entry(key).or_default(), value, &mut self.size),
+                "logprobs" => lay(whole.entry(key).or_insert(Value::Null), value, &mut self.size),
+                _ => replace(whole.entry(key).or_insert(Value::Null), value, &mut self.size),
             }
         }
     }
