@@ -220,7 +220,7 @@ fn a_proxy_is_used_as_the_environment_says() {
         command
     };
     let (far, at) = ("http://far.invalid/v1", proxy.url());
-    quiet(&mut ask(far, "a.jsonl", &[("http_proxy", &at)])).ends(0);
+    quiet(&mut ask(far, "a.jsonl", &[("http_proxy", at.as_str())])).ends(0);
     let seen = proxy.requests();
     assert!(seen[0].starts_with("POST http://far.invalid/v1/chat/completions HTTP/1.1\r\n"), "{seen:?}");
 

@@ -43,7 +43,10 @@ impl Generate {
         for (key, value) in piece {
             match value {
                 Value::Object(content) if key == "content" => {
-                    let known = whole.entry(key).or_insert_with(|| json!({ "parts": [] }));
+                    let known = whole.entry(key).or_insert(Value::Null);
+                    if !known.is_object() {
+                        *known = json!({ "parts": [] });
+                    }
                     content_over(known, content, &mut self.size);
                 }
                 value => replace(whole.entry(key).or_insert(Value::Null), value, &mut self.size),
@@ -77,7 +80,7 @@ fn content_over(whole: &mut Value, content: Map<String, Value>, size: &mut usize
 
 /// Text goes on from the text before it, if both are thoughts or none is; everything else is a part of its own.
 fn part_over(whole: &mut Value, part: Value, size: &mut usize) {
-    let Some(parts) = whole["parts"].as_array_mut() else { return };
+    let Some(parts) = whole.get_mut("parts").and_then(Value::as_array_mut) else { return };
     *size += bytes(&part);
     let plain = |part: &Value| {
         let members = part.as_object();
@@ -126,6 +129,17 @@ mod tests {
             "candidates": [{ "content": { "parts": parts, "role": "model" }, "index": 0, "finishReason": "STOP" }],
         });
         assert_eq!(body(&PIECES), Some(whole));
+    }
+
+    #[test]
+    fn odd_pieces_do_no_harm() {
+        for odd in [
+            r#"{"candidates":[{"content":"text"},{"content":{"parts":7}},{"content":{"parts":[1]}},{"content":{"parts":[{"text":"a"}]}}]}"#,
+            r#"{"candidates":[{"content":{"parts":[{"text":"a"}]}},{"content":null}],"usageMetadata":[]}"#,
+            r#"{"candidates":{}}"#,
+        ] {
+            assert_eq!(body(&[odd]), None, "{odd}");
+        }
     }
 
     #[test]
