@@ -193,6 +193,7 @@ fn reply() -> Reply {
         finish_reason: Some("stop".to_owned()),
         usage: Usage { input_tokens: 70, output_tokens: 60, cached_tokens: 0, reasoning_tokens: 0 },
         cost: Some(Usd::from_nanos(1_250)),
+        detail: None,
     }
 }
 
