@@ -8,6 +8,7 @@ mod conformance;
 mod crash;
 mod crash_carried;
 mod doctor;
+mod fake;
 mod faults;
 mod foreign;
 mod limit;

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use promptq_tests::fake::Fake;
 use promptq_tests::fake::config::Config;
+use promptq_tests::fake::{Fake, raise_open_files};
 
 /// Answers as OpenAI, Anthropic and Gemini do: with limits, faults and a bill, and without a model.
 #[derive(Debug, Parser)]
@@ -37,6 +37,7 @@ async fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    raise_open_files();
     match Fake::listen(cli.listen, config, cli.seed, cli.ledger.as_deref()).await {
         Ok(fake) => {
             println!("{}", fake.origin());

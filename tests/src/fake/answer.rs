@@ -17,8 +17,9 @@ const LONGEST: u64 = 1 << 20;
 pub const ASSUMED: u64 = 15;
 
 const VOCABULARY: [&str; 32] = [
-    "amber", "basin", "cedar", "delta", "ember", "fjord", "grove", "haven", "inlet", "jetty", "knoll", "larch", "mesa", "north", "oasis", "pine",
-    "quay", "ridge", "shore", "trail", "upland", "vale", "wharf", "yarrow", "zephyr", "birch", "cove", "dune", "fern", "glade", "heath", "moor",
+    "amber", "basin", "cedar", "delta", "ember", "fjord", "grove", "haven", "inlet", "jetty", "knoll", "larch", "mesa",
+    "north", "oasis", "pine", "quay", "ridge", "shore", "trail", "upland", "vale", "wharf", "yarrow", "zephyr",
+    "birch", "cove", "dune", "fern", "glade", "heath", "moor",
 ];
 
 /// Why an answer ends.
@@ -77,7 +78,9 @@ impl Answer {
         let dice = Dice::new(seed, ask.about);
         let (most, input) = (ask.most.unwrap_or(u64::MAX).min(LONGEST), ask.input_tokens(config.bytes_per_token));
         let wanted = match &rule.text {
-            Some(text) => times(1, (f64::from(u32::try_from(text.len()).unwrap_or(u32::MAX)) / config.bytes_per_token).ceil()),
+            Some(text) => {
+                times(1, (f64::from(u32::try_from(text.len()).unwrap_or(u32::MAX)) / config.bytes_per_token).ceil())
+            }
             None => rule.output.draw(dice, LENGTH),
         };
         let output = wanted.min(most);
@@ -85,7 +88,9 @@ impl Answer {
         let finish = if wanted > most && most > 0 { Finish::Length } else { Finish::Stop };
         let words: Vec<String> = match &rule.text {
             Some(text) if output == wanted => vec![text.clone()],
-            Some(text) => vec![text.chars().take(usize::try_from(times(output, config.bytes_per_token)).unwrap_or(0)).collect()],
+            Some(text) => {
+                vec![text.chars().take(usize::try_from(times(output, config.bytes_per_token)).unwrap_or(0)).collect()]
+            }
             None => (0..output - reasoning).map(|at| word(dice, at)).collect(),
         };
         let dimensions = ask.dimensions.unwrap_or(rule.dimensions).min(4_096);
@@ -123,10 +128,8 @@ fn word(dice: Dice, at: u64) -> String {
 /// Words in pieces of so many tokens each; what is not said (reasoning) was taken before the first.
 fn pieces(words: &[String], chunk: u64, output: u64) -> Vec<Piece> {
     let chunk = usize::try_from(chunk).unwrap_or(usize::MAX).max(1);
-    let mut pieces: Vec<Piece> = words
-        .chunks(chunk)
-        .map(|words| Piece { text: words.concat(), tokens: words.len() as u64 })
-        .collect();
+    let mut pieces: Vec<Piece> =
+        words.chunks(chunk).map(|words| Piece { text: words.concat(), tokens: words.len() as u64 }).collect();
     let said: u64 = pieces.iter().map(|piece| piece.tokens).sum();
     match pieces.first_mut() {
         Some(first) => first.tokens += output.saturating_sub(said),

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::call::{Decision, Work};
 use super::config::Latency;
-use super::fault::Kind;
+use super::kind::Kind;
 use super::ledger::End;
 use super::random::Dice;
 use super::refusal::{About, Refusal, said};
@@ -93,7 +93,8 @@ impl Work {
             self.ticket.appeared(rest);
         }
         if is_silent && !is_billed {
-            (self.ticket.call.input_tokens, self.ticket.call.cached_tokens, self.ticket.call.reasoning_tokens) = (0, 0, 0);
+            (self.ticket.call.input_tokens, self.ticket.call.cached_tokens, self.ticket.call.reasoning_tokens) =
+                (0, 0, 0);
         }
         match went {
             Ok(Went::Through) => self.ticket.end(200, End::Answered, is_billed),

@@ -8,6 +8,7 @@ use anyhow::bail;
 use serde::{Deserialize, Serialize};
 
 use super::config::{Pattern, check_share};
+use super::kind::{Kind, Stage};
 use super::random::{Dice, Span};
 use super::shape::{Api, Ask};
 
@@ -73,126 +74,6 @@ pub struct FaultRule {
     pub billed: Option<bool>,
 }
 
-/// What may go wrong. Where an API has no such thing it answers with what comes nearest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Kind {
-    /// 503, Anthropic 529.
-    Overloaded,
-    /// 503 without more.
-    Unavailable,
-    /// 503 `slow_down`.
-    SlowDown,
-    /// 500.
-    ServerError,
-    /// 502 with a page of HTML.
-    BadGateway,
-    /// 504.
-    GatewayTimeout,
-    /// 408.
-    RequestTimeout,
-    /// 409.
-    Conflict,
-    /// 429 as if a limit per minute were used up.
-    RateLimited,
-    /// 429: this request is larger than the limit, Anthropic and Gemini as `rate_limited`.
-    RequestTooLarge,
-    /// 429 "Resource Unavailable" of the flex tier.
-    FlexUnavailable,
-    /// 498 `capacity_exceeded`, as Groq's flex tier.
-    CapacityExceeded,
-    /// 429, per day.
-    DailyLimit,
-    /// 429, `limit: 0`: this tier has no such model.
-    NoSuchTier,
-    /// 429 `insufficient_quota`.
-    InsufficientQuota,
-    /// 429 `credit_balance_exhausted`; Anthropic 400 "credit balance is too low".
-    CreditExhausted,
-    /// 429 `organization_spend_limit_exceeded`; Anthropic 429 `enforced_spend_limit_reached`.
-    SpendLimit,
-    /// 429 `project_spend_limit_exceeded`.
-    ProjectSpendLimit,
-    /// 429 `organization_usage_limit_exceeded`; Anthropic 400 "reached your specified API usage limits".
-    UsageLimit,
-    /// 402.
-    Billing,
-    /// 401.
-    InvalidKey,
-    /// 403.
-    Permission,
-    /// 403, Gemini 400 `FAILED_PRECONDITION`: not from here.
-    Region,
-    /// 403 as `OpenRouter` moderates.
-    Moderated,
-    /// 404.
-    ModelNotFound,
-    /// 400: the prompt is too long for the model.
-    ContextLength,
-    /// 400: refused for what it says; Gemini 200 with a `blockReason`.
-    Content,
-    /// 400.
-    InvalidRequest,
-    /// 422.
-    Unprocessable,
-    /// 413.
-    BodyTooLarge,
-    /// 200 and refused within: `content_filter`, `refusal`, `SAFETY`.
-    RefusedAnswer,
-    /// Answered, but `delay` later.
-    Slow,
-    /// The connection ends in place of an answer.
-    CutBeforeHeaders,
-    /// The connection ends within the headers.
-    CutInHeaders,
-    /// The connection ends within the body.
-    CutInBody,
-    /// 200 whose body is cut in the middle although HTTP says it is whole.
-    MalformedJson,
-    /// 200 without a body.
-    EmptyBody,
-    /// 200 and an error in the body, in a stream after half of it.
-    ErrorInside,
-    /// Half of the answer, then nothing, while the connection stays.
-    Stalled,
-    /// Nothing, while the connection stays.
-    Silent,
-}
-
-/// When in a call a kind of fault shows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
-    /// In place of the work: a refusal, nothing was done.
-    Refused,
-    /// When the work is done, or while it is.
-    Delivery,
-}
-
-impl Kind {
-    /// When it shows.
-    pub fn stage(self) -> Stage {
-        let in_delivery = matches!(
-            self,
-            Self::RefusedAnswer
-                | Self::Slow
-                | Self::CutBeforeHeaders
-                | Self::CutInHeaders
-                | Self::CutInBody
-                | Self::MalformedJson
-                | Self::EmptyBody
-                | Self::ErrorInside
-                | Self::Stalled
-                | Self::Silent
-        );
-        if in_delivery { Stage::Delivery } else { Stage::Refused }
-    }
-
-    /// As it is written in a configuration.
-    pub fn name(self) -> String {
-        serde_json::to_value(self).ok().and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default()
-    }
-}
-
 impl FaultRule {
     /// A rule without conditions.
     pub fn new(kind: Kind) -> Self {
@@ -226,7 +107,8 @@ impl FaultRule {
 
     /// Whether a call that it struck is paid for: what was worked on is, unless it never came to anything.
     pub fn is_billed(&self) -> bool {
-        self.billed.unwrap_or(self.kind.stage() == Stage::Delivery && !matches!(self.kind, Kind::Silent | Kind::ErrorInside))
+        self.billed
+            .unwrap_or(self.kind.stage() == Stage::Delivery && !matches!(self.kind, Kind::Silent | Kind::ErrorInside))
     }
 
     /// # Errors
@@ -279,7 +161,8 @@ impl Faults {
             }
             *seen += 1;
             let drawn = rule.share.is_none_or(|share| Dice::new(seed, at as u64).share(*seen) < share);
-            let counted = rule.every.is_none_or(|every| *seen % every == 0) && rule.first.is_none_or(|first| *seen <= first);
+            let counted =
+                rule.every.is_none_or(|every| *seen % every == 0) && rule.first.is_none_or(|first| *seen <= first);
             if drawn && counted {
                 struck = Some(Arc::clone(rule));
             }
@@ -320,7 +203,9 @@ mod tests {
         let strikes = |now, account, text| faults(rule).strike(now, account, &ask(text)).is_some();
         assert!(strikes(2_000, "a1", "a boom here"));
         assert!(strikes(3_999, "a1", "boom"));
-        for (now, account, text) in [(1_999, "a", "boom"), (4_000, "a", "boom"), (2_000, "b", "boom"), (2_000, "a", "calm")] {
+        for (now, account, text) in
+            [(1_999, "a", "boom"), (4_000, "a", "boom"), (2_000, "b", "boom"), (2_000, "a", "calm")]
+        {
             assert!(!strikes(now, account, text), "{now} {account} {text}");
         }
         let anthropic = faults("[[faults]]\nkind = \"overloaded\"\napi = \"anthropic\"").strike(1_000, "a", &ask(""));
@@ -352,7 +237,8 @@ mod tests {
 
     #[test]
     fn the_first_rule_that_applies_strikes() {
-        let mut faults = faults("[[faults]]\nkind = \"conflict\"\nfirst = 1\n[[faults]]\nkind = \"billing\"\nstatus = 499");
+        let mut faults =
+            faults("[[faults]]\nkind = \"conflict\"\nfirst = 1\n[[faults]]\nkind = \"billing\"\nstatus = 499");
         let mut next = || faults.strike(1_000, "a", &ask("")).map(|rule| rule.kind);
         assert_eq!((next(), next()), (Some(Kind::Conflict), Some(Kind::Billing)));
     }

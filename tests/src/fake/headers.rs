@@ -78,7 +78,8 @@ mod tests {
 
     #[test]
     fn each_provider_tells_it_in_its_own_way() {
-        let openai = "x-ratelimit-limit-tokens: 200000\nx-ratelimit-remaining-tokens: 1499\nx-ratelimit-reset-tokens: 6m0s";
+        let openai =
+            "x-ratelimit-limit-tokens: 200000\nx-ratelimit-remaining-tokens: 1499\nx-ratelimit-reset-tokens: 6m0s";
         assert_eq!(told(Api::OpenAi, HeaderMode::Own, Dimension::Tokens, 1_499), openai);
         let anthropic = "anthropic-ratelimit-input-tokens-limit: 200000\nanthropic-ratelimit-input-tokens-remaining: 1000\n\
                          anthropic-ratelimit-input-tokens-reset: 2025-11-21T09:20:08Z";

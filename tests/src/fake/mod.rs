@@ -13,6 +13,7 @@ pub mod config;
 mod deliver;
 pub mod fault;
 pub mod headers;
+pub mod kind;
 pub mod ledger;
 pub mod limits;
 pub mod random;
@@ -28,13 +29,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinSet;
 
 use self::allowance::LimitRule;
 use self::bill::Bill;
 use self::config::Config;
-use self::fault::{FaultRule, Kind};
+use self::fault::FaultRule;
+use self::kind::Kind;
 use self::ledger::Call;
 use self::refusal::{About, Refusal};
 use self::shape::{Api, Route};
@@ -135,6 +138,13 @@ impl Fake {
     pub async fn serve(mut self) {
         self.server.join_next().await;
     }
+}
+
+/// Lets this process have as many connections as its host allows; often only 1,024 until it asks.
+pub fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    // Where it may not, it serves as many as it can.
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).ok();
 }
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>) {

@@ -103,7 +103,8 @@ impl Wire {
             httparse::Status::Complete(taken) => taken,
             httparse::Status::Partial => return Ok(None),
         };
-        let (path, query) = parsed.path.unwrap_or_default().split_once('?').unwrap_or((parsed.path.unwrap_or_default(), ""));
+        let (path, query) =
+            parsed.path.unwrap_or_default().split_once('?').unwrap_or((parsed.path.unwrap_or_default(), ""));
         let header = |header: &httparse::Header<'_>| {
             (header.name.to_ascii_lowercase(), String::from_utf8_lossy(header.value).trim().to_owned())
         };
@@ -134,7 +135,9 @@ impl Wire {
         loop {
             let (taken, size) = loop {
                 match httparse::parse_chunk_size(&self.buffer).map_err(|_| NoRequest::Malformed)? {
-                    httparse::Status::Complete((taken, size)) => break (taken, usize::try_from(size).unwrap_or(usize::MAX)),
+                    httparse::Status::Complete((taken, size)) => {
+                        break (taken, usize::try_from(size).unwrap_or(usize::MAX));
+                    }
                     httparse::Status::Partial => self.more().await?,
                 }
             };

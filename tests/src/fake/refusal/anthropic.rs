@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{About, Row, Said};
 use crate::fake::allowance::{Dimension, Per};
-use crate::fake::fault::Kind;
+use crate::fake::kind::Kind;
 use crate::fake::limits::Denied;
 
 const INVALID: &str = "invalid_request_error";
@@ -15,17 +15,53 @@ pub(super) const TABLE: &[Row] = &[
     (Kind::Overloaded, 529, "overloaded_error", "", "Overloaded"),
     (Kind::Unavailable, 503, "api_error", "", "Service unavailable"),
     (Kind::ServerError, 500, "api_error", "", "Internal server error"),
-    (Kind::GatewayTimeout, 504, "timeout_error", "", "Request timed out. Try again, or use streaming for long requests."),
+    (
+        Kind::GatewayTimeout,
+        504,
+        "timeout_error",
+        "",
+        "Request timed out. Try again, or use streaming for long requests.",
+    ),
     (Kind::RequestTimeout, 408, "timeout_error", "", "Request timed out"),
     (Kind::Conflict, 409, "conflict_error", "", "The resource was changed by another request"),
     (Kind::RateLimited, 429, LIMIT, "", "This request would exceed your organization's rate limit."),
-    (Kind::SpendLimit, 429, LIMIT, "enforced_spend_limit_reached", "You have reached the spend limit of your organization."),
-    (Kind::UsageLimit, 400, INVALID, "", "You have reached your specified API usage limits. You will regain access on 2099-01-01 at 00:00 UTC."),
-    (Kind::ProjectSpendLimit, 400, INVALID, "", "You have reached your specified workspace API usage limits. You will regain access on 2099-01-01 at 00:00 UTC."),
-    (Kind::CreditExhausted, 400, INVALID, "", "Your credit balance is too low to access the Anthropic API. Please go to Plans & Billing to upgrade or purchase credits."),
+    (
+        Kind::SpendLimit,
+        429,
+        LIMIT,
+        "enforced_spend_limit_reached",
+        "You have reached the spend limit of your organization.",
+    ),
+    (
+        Kind::UsageLimit,
+        400,
+        INVALID,
+        "",
+        "You have reached your specified API usage limits. You will regain access on 2099-01-01 at 00:00 UTC.",
+    ),
+    (
+        Kind::ProjectSpendLimit,
+        400,
+        INVALID,
+        "",
+        "You have reached your specified workspace API usage limits. You will regain access on 2099-01-01 at 00:00 UTC.",
+    ),
+    (
+        Kind::CreditExhausted,
+        400,
+        INVALID,
+        "",
+        "Your credit balance is too low to access the Anthropic API. Please go to Plans & Billing to upgrade or purchase credits.",
+    ),
     (Kind::Billing, 402, "billing_error", "", "There is an issue with your billing or payment information."),
     (Kind::InvalidKey, 401, "authentication_error", "", "invalid x-api-key"),
-    (Kind::Permission, 403, "permission_error", "", "Your API key does not have permission to use the specified resource."),
+    (
+        Kind::Permission,
+        403,
+        "permission_error",
+        "",
+        "Your API key does not have permission to use the specified resource.",
+    ),
     (Kind::ModelNotFound, 404, "not_found_error", "", "model: {model}"),
     (Kind::ContextLength, 400, INVALID, "", "prompt is too long: 215000 tokens > 200000 maximum"),
     (Kind::Content, 400, INVALID, "", "Output blocked by content filtering policy"),

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{About, Row, Said};
 use crate::fake::allowance::{Dimension, Per};
-use crate::fake::fault::Kind;
+use crate::fake::kind::Kind;
 use crate::fake::limits::Denied;
 
 const EXHAUSTED: &str = "RESOURCE_EXHAUSTED";
@@ -19,13 +19,25 @@ pub(super) const TABLE: &[Row] = &[
     (Kind::Conflict, 409, "ABORTED", "", "The operation was aborted."),
     (Kind::RateLimited, 429, EXHAUSTED, "GenerateRequestsPerMinutePerProjectPerModel", QUOTA),
     (Kind::DailyLimit, 429, EXHAUSTED, "GenerateRequestsPerDayPerProjectPerModel", QUOTA),
-    (Kind::NoSuchTier, 429, EXHAUSTED, "GenerateRequestsPerDayPerProjectPerModel-FreeTier", "You exceeded your current quota. Quota exceeded for metric: generate_content_free_tier_requests, limit: 0, model: {model}"),
+    (
+        Kind::NoSuchTier,
+        429,
+        EXHAUSTED,
+        "GenerateRequestsPerDayPerProjectPerModel-FreeTier",
+        "You exceeded your current quota. Quota exceeded for metric: generate_content_free_tier_requests, limit: 0, model: {model}",
+    ),
     (Kind::Region, 400, "FAILED_PRECONDITION", "", "User location is not supported for the API use."),
     (Kind::Billing, 400, "FAILED_PRECONDITION", "", "This API requires billing to be enabled on the project."),
     (Kind::InvalidKey, 400, "INVALID_ARGUMENT", "", "API key not valid. Please pass a valid API key."),
     (Kind::Permission, 403, "PERMISSION_DENIED", "", "The caller does not have permission."),
     (Kind::ModelNotFound, 404, "NOT_FOUND", "", "models/{model} is not found for API version v1beta."),
-    (Kind::ContextLength, 400, "INVALID_ARGUMENT", "", "The input token count exceeds the maximum number of tokens allowed."),
+    (
+        Kind::ContextLength,
+        400,
+        "INVALID_ARGUMENT",
+        "",
+        "The input token count exceeds the maximum number of tokens allowed.",
+    ),
     (Kind::InvalidRequest, 400, "INVALID_ARGUMENT", "", "Request contains an invalid argument."),
     (Kind::BodyTooLarge, 413, "INVALID_ARGUMENT", "", "Request payload size exceeds the limit."),
 ];
@@ -62,7 +74,8 @@ pub(super) fn denied(denied: &Denied, told: Option<u64>, about: About<'_>) -> Va
     };
     let per = if denied.per == Per::Minute { "Minute" } else { "Day" };
     let quota = format!("Generate{what}Per{per}PerProjectPerModel");
-    let message = format!("{QUOTA} Quota exceeded for metric: {quota}, limit: {}, model: {}", denied.limit, about.model);
+    let message =
+        format!("{QUOTA} Quota exceeded for metric: {quota}, limit: {}, model: {}", denied.limit, about.model);
     envelope(429, (EXHAUSTED, &message), Some((quota, denied.limit)), told, about)
 }
 

@@ -9,7 +9,8 @@ use jiff::fmt::rfc2822::DateTimePrinter;
 use serde_json::Value;
 
 use super::allowance::RetryAfter;
-use super::fault::{FaultRule, Kind};
+use super::fault::FaultRule;
+use super::kind::Kind;
 use super::limits::Denied;
 use super::shape::Api;
 

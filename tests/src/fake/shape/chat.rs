@@ -32,7 +32,10 @@ pub(super) fn opening(answer: &Answer) -> String {
 
 /// A chunk of text.
 pub(super) fn piece(answer: &Answer, at: usize) -> String {
-    answer.pieces.get(at).map_or_else(String::new, |piece| chunk(answer, &json!({ "content": piece.text }), &Value::Null))
+    answer
+        .pieces
+        .get(at)
+        .map_or_else(String::new, |piece| chunk(answer, &json!({ "content": piece.text }), &Value::Null))
 }
 
 /// The chunk that says why it ends, the one with the usage where it is wanted, and the end.

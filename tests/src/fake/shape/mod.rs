@@ -180,8 +180,8 @@ impl Ask {
     /// # Errors
     /// What is wrong with it, for people.
     pub fn read(route: &Route, body: &[u8]) -> Result<Self, String> {
-        let body: Value = serde_json::from_slice(body)
-            .map_err(|_| "We could not parse the JSON body of your request.".to_owned())?;
+        let body: Value =
+            serde_json::from_slice(body).map_err(|_| "We could not parse the JSON body of your request.".to_owned())?;
         let model = route.model.clone().or_else(|| body.get("model")?.as_str().map(str::to_owned));
         let model = model.filter(|model| !model.is_empty()).ok_or("you must provide a model parameter")?;
         let part = |name: &str| body.get(name).unwrap_or(&Value::Null);

@@ -1,0 +1,40 @@
+//! The fake provider: what it says in each API, how it refuses, breaks and counts.
+
+mod bill;
+mod faults;
+mod limits;
+mod program;
+mod raw;
+mod shapes;
+mod streams;
+
+use promptq_tests::fake::Fake;
+use promptq_tests::fake::config::Config;
+use serde_json::{Value, json};
+
+const CHAT: &str = "/v1/chat/completions";
+const MESSAGES: &str = "/v1/messages";
+
+/// One with this configuration, as TOML.
+async fn fake(config: &str) -> Fake {
+    let config: Config = toml::from_str(config).unwrap();
+    Fake::start(config, 7).await.unwrap()
+}
+
+fn chat(text: &str) -> Value {
+    json!({ "model": "gpt-4o-2024-08-06", "messages": [{ "role": "user", "content": text }], "max_tokens": 100 })
+}
+
+fn message(text: &str) -> Value {
+    json!({ "model": "claude-sonnet-4", "messages": [{ "role": "user", "content": text }], "max_tokens": 100 })
+}
+
+fn contents(text: &str) -> Value {
+    json!({ "contents": [{ "role": "user", "parts": [{ "text": text }] }] })
+}
+
+/// The same with `"stream": true`.
+fn streamed(mut body: Value) -> Value {
+    body["stream"] = true.into();
+    body
+}
