@@ -63,7 +63,7 @@ async fn the_bill_is_the_sum_of_the_calls_and_of_its_lines() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("calls.jsonl");
     let config: Config = toml::from_str(CONFIG).unwrap();
-    let fake = Fake::listen("127.0.0.1:0".parse().unwrap(), config, 3, Some(&path)).await.unwrap();
+    let fake = Fake::listen("127.0.0.1:0".parse().unwrap(), config, 3, Some(&path)).unwrap();
     mix(&fake).await;
     let (calls, bill) = (fake.calls(0), fake.bill());
     assert_eq!((calls.len(), bill.total.calls, bill.open), (80, 80, 0));
@@ -97,7 +97,7 @@ async fn the_bill_is_the_sum_of_the_calls_and_of_its_lines() {
 
 #[tokio::test]
 async fn calls_are_read_from_a_number_on_and_forgotten_by_a_reset() {
-    let fake = fake("calls_kept = 5\n[[limits]]\nminute = { requests = 8 }").await;
+    let fake = fake("calls_kept = 5\n[[limits]]\nminute = { requests = 8 }");
     for _ in 0..9 {
         post(&fake, CHAT, "a", &chat("x")).await;
     }
@@ -115,7 +115,7 @@ async fn calls_are_read_from_a_number_on_and_forgotten_by_a_reset() {
 
 #[tokio::test]
 async fn an_unknown_price_is_not_nothing() {
-    let fake = fake("").await;
+    let fake = fake("");
     post(&fake, CHAT, "a", &chat("x")).await;
     assert_eq!(fake.calls(0)[0].usd, None);
     assert_eq!(fake.bill().total.unpriced, 1);

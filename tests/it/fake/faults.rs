@@ -11,15 +11,15 @@ use super::{CHAT, MESSAGES, chat, fake, message, streamed};
 
 const PRICED: &str = "[[models]]\nname = \"*\"\ninput = \"1\"\noutput = \"1\"\n[answer]\noutput = { fixed = 32 }";
 
-async fn with(kind: Kind) -> Fake {
-    let fake = fake(PRICED).await;
+fn with(kind: Kind) -> Fake {
+    let fake = fake(PRICED);
     fake.set_faults(&[FaultRule::new(kind)]).unwrap();
     fake
 }
 
 /// A call that this fault strikes, whole and as a stream: what came, and how it was written down.
 async fn struck(kind: Kind, stream: bool) -> (Raw, End, u16, bool) {
-    let fake = with(kind).await;
+    let fake = with(kind);
     let body = if stream { streamed(message("x")) } else { message("x") };
     let said = if matches!(kind, Kind::Silent | Kind::Stalled) {
         post_in_vain(&fake, MESSAGES, "k", &body).await
@@ -88,7 +88,7 @@ async fn an_error_comes_after_a_200() {
     assert!(events.iter().any(|(name, _)| name == "content_block_delta"), "{events:?}");
     let (name, data) = events.last().unwrap();
     assert!(name == "error" && data.contains("overloaded_error"), "{events:?}");
-    let fake = fake("[[faults]]\nkind = \"error_inside\"\ninner = \"server_error\"").await;
+    let fake = fake("[[faults]]\nkind = \"error_inside\"\ninner = \"server_error\"");
     let said = post(&fake, CHAT, "k", &streamed(chat("x"))).await;
     assert!(said.events().last().unwrap().1.contains("server_error"));
 }
@@ -97,7 +97,7 @@ async fn an_error_comes_after_a_200() {
 async fn an_answer_may_be_refused_or_late() {
     let (said, end, ..) = struck(Kind::RefusedAnswer, false).await;
     assert_eq!((&said.json()["stop_reason"], end), (&json!("refusal"), End::Answered));
-    let fake = fake("[[faults]]\nkind = \"slow\"\ndelay = \"150ms\"").await;
+    let fake = fake("[[faults]]\nkind = \"slow\"\ndelay = \"150ms\"");
     let began = std::time::Instant::now();
     assert_eq!(post(&fake, CHAT, "k", &chat("x")).await.status, 200);
     assert!(began.elapsed().as_millis() >= 150);
@@ -105,7 +105,7 @@ async fn an_answer_may_be_refused_or_late() {
 
 #[tokio::test]
 async fn a_storm_comes_and_goes_and_spares_others() {
-    let fake = fake("[[faults]]\nkind = \"overloaded\"\nfirst = 3\nmodel = \"claude-*\"").await;
+    let fake = fake("[[faults]]\nkind = \"overloaded\"\nfirst = 3\nmodel = \"claude-*\"");
     let mut seen = Vec::new();
     for _ in 0..5 {
         seen.push(post(&fake, MESSAGES, "k", &message("x")).await.status);
@@ -116,7 +116,7 @@ async fn a_storm_comes_and_goes_and_spares_others() {
 
 #[tokio::test]
 async fn faults_are_set_and_told_while_it_runs() {
-    let fake = fake("").await;
+    let fake = fake("");
     let set = |body: &str| {
         let length = body.len();
         format!("POST /fake/faults HTTP/1.1\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}")

@@ -19,7 +19,7 @@ async fn statuses(fake: &Fake, path: &str, key: &str, body: &Value, calls: usize
 
 #[tokio::test]
 async fn openai_tells_its_limits_and_charges_what_a_call_may_come_to() {
-    let fake = fake("minute = \"30s\"\n[[limits]]\nminute = { requests = 10, tokens = 250 }").await;
+    let fake = fake("minute = \"30s\"\n[[limits]]\nminute = { requests = 10, tokens = 250 }");
     let first = post(&fake, CHAT, "k", &chat("x")).await;
     assert_eq!(first.header("x-ratelimit-limit-requests"), Some("10"));
     assert_eq!(first.header("x-ratelimit-remaining-requests"), Some("9"));
@@ -41,7 +41,7 @@ async fn openai_tells_its_limits_and_charges_what_a_call_may_come_to() {
 #[tokio::test]
 async fn anthropic_counts_what_it_reads_and_what_it_writes() {
     let config = "[answer]\noutput = { fixed = 30 }\n[[limits]]\nminute = { requests = 9, input_tokens = 5, output_tokens = 60 }";
-    let fake = fake(config).await;
+    let fake = fake(config);
     let first = post(&fake, MESSAGES, "k", &message("x")).await;
     assert_eq!(first.header("anthropic-ratelimit-input-tokens-remaining"), Some("4"));
     assert_eq!(first.header("anthropic-ratelimit-output-tokens-remaining"), Some("60"), "max_tokens is not charged");
@@ -56,7 +56,7 @@ async fn anthropic_counts_what_it_reads_and_what_it_writes() {
 
 #[tokio::test]
 async fn gemini_tells_nothing_but_the_quota_and_the_wait() {
-    let fake = fake("[[limits]]\nday = { requests = 1 }").await;
+    let fake = fake("[[limits]]\nday = { requests = 1 }");
     assert_eq!(post(&fake, GEMINI, "k", &contents("x")).await.status, 200);
     let refused = post(&fake, GEMINI, "k", &contents("x")).await;
     assert!(!refused.head.contains("ratelimit") && !refused.head.contains("retry-after"), "{refused:?}");
@@ -72,13 +72,13 @@ async fn accounts_and_families_have_windows_of_their_own_unless_they_share() {
         body["model"] = model.into();
         body
     };
-    let apart = fake("[[limits]]\nminute = { requests = 1 }").await;
+    let apart = fake("[[limits]]\nminute = { requests = 1 }");
     for (key, model, status) in
         [("a", "gpt-4o-2024-08-06", 200), ("a", "gpt-4o-latest", 429), ("a", "o3", 200), ("b", "gpt-4o", 200)]
     {
         assert_eq!(post(&apart, CHAT, key, &of(model)).await.status, status, "{key} {model}");
     }
-    let shared = fake("[[limits]]\nmodel = \"gpt-*\"\nshared = true\nminute = { requests = 1 }").await;
+    let shared = fake("[[limits]]\nmodel = \"gpt-*\"\nshared = true\nminute = { requests = 1 }");
     for (model, status) in [("gpt-4o", 200), ("gpt-5", 429), ("o3", 200)] {
         assert_eq!(post(&shared, CHAT, "a", &of(model)).await.status, status, "{model}");
     }
@@ -86,7 +86,7 @@ async fn accounts_and_families_have_windows_of_their_own_unless_they_share() {
 
 #[tokio::test]
 async fn a_window_slides() {
-    let fake = fake("minute = \"400ms\"\n[[limits]]\nminute = { requests = 1 }\ncount_failed = false").await;
+    let fake = fake("minute = \"400ms\"\n[[limits]]\nminute = { requests = 1 }\ncount_failed = false");
     assert_eq!(statuses(&fake, CHAT, "k", &chat("x"), 2).await, [200, 429]);
     let began = std::time::Instant::now();
     while post(&fake, CHAT, "k", &chat("x")).await.status == 429 {
@@ -100,7 +100,7 @@ async fn a_window_slides() {
 #[tokio::test]
 async fn headers_can_be_missing_or_empty_and_waits_untold() {
     let told = async |how: &str| -> Raw {
-        let fake = fake(&format!("[[limits]]\nminute = {{ requests = 1 }}\n{how}")).await;
+        let fake = fake(&format!("[[limits]]\nminute = {{ requests = 1 }}\n{how}"));
         post(&fake, CHAT, "k", &chat("x")).await;
         post(&fake, CHAT, "k", &chat("x")).await
     };
@@ -115,7 +115,7 @@ async fn headers_can_be_missing_or_empty_and_waits_untold() {
 
 #[tokio::test]
 async fn limits_change_while_it_runs_told_and_untold() {
-    let fake = fake("[[limits]]\nminute = { requests = 8 }").await;
+    let fake = fake("[[limits]]\nminute = { requests = 8 }");
     let set = async |limit: &str| {
         let body = format!(r#"{{"limits":[{limit}]}}"#);
         let request =
@@ -136,7 +136,7 @@ async fn limits_change_while_it_runs_told_and_untold() {
 #[tokio::test]
 async fn money_runs_out_in_each_providers_words() {
     let config = "[[models]]\nname = \"*\"\noutput = \"1000\"\n[[limits]]\nusd = \"0.03\"";
-    let fake = fake(config).await;
+    let fake = fake(config);
     assert_eq!(statuses(&fake, CHAT, "a", &chat("x"), 3).await, [200, 200, 429]);
     assert_eq!(post(&fake, CHAT, "a", &chat("x")).await.json()["error"]["code"], "insufficient_quota");
     statuses(&fake, MESSAGES, "b", &message("x"), 2).await;
@@ -147,7 +147,7 @@ async fn money_runs_out_in_each_providers_words() {
 
 #[tokio::test]
 async fn calls_at_once_are_limited_and_make_room_when_they_end() {
-    let fake = fake("[latency]\nfirst = { fixed = \"600ms\" }\n[[limits]]\nconcurrent = 2").await;
+    let fake = fake("[latency]\nfirst = { fixed = \"600ms\" }\n[[limits]]\nconcurrent = 2");
     let body = message("x");
     let (one, two, three) = tokio::join!(
         post(&fake, MESSAGES, "k", &body),

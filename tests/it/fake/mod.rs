@@ -16,9 +16,9 @@ const CHAT: &str = "/v1/chat/completions";
 const MESSAGES: &str = "/v1/messages";
 
 /// One with this configuration, as TOML.
-async fn fake(config: &str) -> Fake {
+fn fake(config: &str) -> Fake {
     let config: Config = toml::from_str(config).unwrap();
-    Fake::start(config, 7).await.unwrap()
+    Fake::start(config, 7).unwrap()
 }
 
 fn chat(text: &str) -> Value {

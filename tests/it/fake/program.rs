@@ -100,7 +100,7 @@ fn every_configuration_of_its_page_is_one() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_slow_calls_are_open_at_once() {
     promptq_tests::fake::raise_open_files();
-    let fake = std::sync::Arc::new(fake("[latency]\nfirst = { fixed = \"3s\" }").await);
+    let fake = std::sync::Arc::new(fake("[latency]\nfirst = { fixed = \"3s\" }"));
     let mut calls = JoinSet::new();
     for _ in 0..1_000 {
         let fake = std::sync::Arc::clone(&fake);

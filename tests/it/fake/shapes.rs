@@ -43,7 +43,7 @@ fn request(url: &str, body: &Value) -> Work {
 
 #[tokio::test]
 async fn our_own_client_reads_every_shape_that_it_knows() {
-    let fake = fake(SPLIT).await;
+    let fake = fake(SPLIT);
     let usage = Usage { input_tokens: 3, output_tokens: 40, cached_tokens: 2, reasoning_tokens: 10 };
 
     let reply = run(&fake, prompt("twelve bytes", "")).await.unwrap();
@@ -94,7 +94,7 @@ async fn our_own_client_classes_what_it_is_told() {
         ("cut_before_headers", FailureClass::UnknownBilled),
         ("error_inside", FailureClass::Capacity),
     ] {
-        let fake = fake(&format!("[[faults]]\nkind = \"{kind}\"")).await;
+        let fake = fake(&format!("[[faults]]\nkind = \"{kind}\""));
         let failure = run(&fake, prompt("hi", "")).await.unwrap_err();
         let call = &fake.calls(0)[0];
         assert_eq!(call.fault.as_deref(), Some(kind));
@@ -104,7 +104,7 @@ async fn our_own_client_classes_what_it_is_told() {
 
 #[tokio::test]
 async fn a_limit_is_told_so_that_our_own_client_waits_as_long() {
-    let fake = fake("minute = \"30s\"\n[[limits]]\nminute = { requests = 1 }").await;
+    let fake = fake("minute = \"30s\"\n[[limits]]\nminute = { requests = 1 }");
     run(&fake, prompt("hi", "")).await.unwrap();
     let failure = run(&fake, prompt("hi", "")).await.unwrap_err();
     assert_eq!(failure.class, FailureClass::Throttled);
@@ -114,7 +114,7 @@ async fn a_limit_is_told_so_that_our_own_client_waits_as_long() {
 
 #[tokio::test]
 async fn anthropic_and_gemini_answer_in_their_shapes() {
-    let fake = fake(SPLIT).await;
+    let fake = fake(SPLIT);
     let said = post(&fake, MESSAGES, "k", &message("twelve bytes")).await;
     let body = said.json();
     assert_eq!((said.status, &body["type"], &body["stop_reason"]), (200, &json!("message"), &json!("end_turn")));
@@ -139,7 +139,7 @@ async fn anthropic_and_gemini_answer_in_their_shapes() {
 async fn the_same_seed_and_request_give_the_same_answer() {
     let config = "[answer]\noutput = { lognormal = { median = 50, sigma = 0.8, max = 400 } }";
     let text = |body: Value| body["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
-    let (one, two) = (fake(config).await, fake(config).await);
+    let (one, two) = (fake(config), fake(config));
     let mut seen = Vec::new();
     for prompt in ["a", "b", "c"] {
         let first = post(&one, CHAT, "k", &chat(prompt)).await.json();
@@ -154,7 +154,7 @@ async fn the_same_seed_and_request_give_the_same_answer() {
 
 #[tokio::test]
 async fn keys_and_models_are_checked_where_they_are_listed() {
-    let fake = fake("only_listed_models = true\n[accounts]\nteam = \"sk-a\"\n[[models]]\nname = \"gpt-4o*\"").await;
+    let fake = fake("only_listed_models = true\n[accounts]\nteam = \"sk-a\"\n[[models]]\nname = \"gpt-4o*\"");
     assert_eq!(post(&fake, CHAT, "sk-a", &chat("x")).await.status, 200);
     assert_eq!(post(&fake, CHAT, "sk-b", &chat("x")).await.json()["error"]["code"], "invalid_api_key");
     assert_eq!(post(&fake, MESSAGES, "sk-a", &message("x")).await.json()["error"]["type"], "not_found_error");
@@ -165,7 +165,7 @@ async fn keys_and_models_are_checked_where_they_are_listed() {
 
 #[tokio::test]
 async fn requests_come_in_every_form_that_http_has() {
-    let fake = fake("").await;
+    let fake = fake("");
     let body = chat("x").to_string();
     let (one, two) = body.split_at(10);
     let head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n";

@@ -22,7 +22,7 @@ fn is_stream(said: &Raw) {
 
 #[tokio::test]
 async fn a_chat_streams_deltas_then_why_it_ends_then_usage() {
-    let fake = fake(PIECES).await;
+    let fake = fake(PIECES);
     let mut body = streamed(chat("x"));
     body["stream_options"] = serde_json::json!({ "include_usage": true });
     let said = post(&fake, CHAT, "k", &body).await;
@@ -42,7 +42,7 @@ async fn a_chat_streams_deltas_then_why_it_ends_then_usage() {
 
 #[tokio::test]
 async fn a_response_streams_numbered_events_and_ends_with_the_whole() {
-    let fake = fake(PIECES).await;
+    let fake = fake(PIECES);
     let body = serde_json::json!({ "model": "m", "input": "x", "stream": true, "max_output_tokens": 16 });
     let said = post(&fake, "/v1/responses", "k", &body).await;
     is_stream(&said);
@@ -65,7 +65,7 @@ async fn a_response_streams_numbered_events_and_ends_with_the_whole() {
 
 #[tokio::test]
 async fn a_message_streams_its_events_in_order() {
-    let fake = fake(PIECES).await;
+    let fake = fake(PIECES);
     let said = post(&fake, MESSAGES, "k", &streamed(message("x"))).await;
     is_stream(&said);
     let events = said.events();
@@ -83,7 +83,7 @@ async fn a_message_streams_its_events_in_order() {
 
 #[tokio::test]
 async fn gemini_streams_answers_of_which_the_last_ends() {
-    let fake = fake(PIECES).await;
+    let fake = fake(PIECES);
     let said = post(&fake, "/v1beta/models/g:streamGenerateContent?alt=sse", "k", &contents("x")).await;
     is_stream(&said);
     let parts = parsed(&said.events());
@@ -101,7 +101,7 @@ async fn gemini_streams_answers_of_which_the_last_ends() {
 #[tokio::test]
 async fn pieces_come_at_their_pace() {
     let pace = format!("{PIECES}\n[latency]\nfirst = {{ fixed = \"120ms\" }}\nbetween = {{ fixed = \"60ms\" }}");
-    let fake = fake(&pace).await;
+    let fake = fake(&pace);
     for body in [streamed(message("x")), message("x")] {
         let began = std::time::Instant::now();
         assert!(post(&fake, MESSAGES, "k", &body).await.is_whole);

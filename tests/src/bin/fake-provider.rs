@@ -38,7 +38,7 @@ async fn main() -> ExitCode {
         }
     };
     raise_open_files();
-    match Fake::listen(cli.listen, config, cli.seed, cli.ledger.as_deref()).await {
+    match Fake::listen(cli.listen, config, cli.seed, cli.ledger.as_deref()) {
         Ok(fake) => {
             println!("{}", fake.origin());
             fake.serve().await;

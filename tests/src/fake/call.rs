@@ -24,7 +24,7 @@ use super::wire::Request;
 #[derive(Debug)]
 pub(super) enum Decision {
     /// No work is done.
-    Refuse(Refusal, Ticket),
+    Refuse(Box<Refusal>, Box<Ticket>),
     /// An answer, or what a fault leaves of it.
     Work(Box<Work>),
 }
@@ -51,7 +51,7 @@ pub(super) fn decide(shared: &Arc<Shared>, request: &Request, route: &Route) -> 
     let nth = state.calls;
     let config = Arc::clone(&state.config);
     let account = account(&config, request);
-    let call = blank(shared, route, request, &account, asked.as_ref().ok());
+    let call = blank(shared, route, request, account.as_deref(), asked.as_ref().ok());
     let ticket = Ticket::begin(shared, &mut state, call);
     let id = Dice::new(shared.seed, nth).bits(0);
     let request_id = format!("req_{id:016x}");
@@ -68,14 +68,14 @@ pub(super) fn decide(shared: &Arc<Shared>, request: &Request, route: &Route) -> 
         Err((kind, why)) => {
             let mut refusal = Refusal::of_kind(api, kind, why.as_deref(), None, about);
             refusal.headers.extend(id_header(api, &request_id));
-            return Decision::Refuse(refusal, ticket);
+            return Decision::Refuse(Box::new(refusal), Box::new(ticket));
         }
     };
     let now = shared.clock.now();
     match admit(&mut state, now, &ask, ticket, about) {
         Admission::Refused(mut refusal, ticket) => {
             refusal.headers.extend(id_header(api, &request_id));
-            Decision::Refuse(*refusal, ticket)
+            Decision::Refuse(refusal, Box::new(ticket))
         }
         Admission::In { fault, mut headers, mut ticket } => {
             drop(state);
@@ -134,16 +134,12 @@ fn admit(state: &mut State, now: u64, ask: &Ask, mut ticket: Ticket, about: Abou
     }
     let standings = state.limits.standings(now, &group, rule);
     let told = headers::of(api, rule.headers, &standings, about.unix_ms);
-    match refused {
-        Some(mut refusal) => {
-            refusal.headers.extend(told);
-            Admission::Refused(Box::new(refusal), ticket)
-        }
-        None => {
-            ticket.let_in(group);
-            Admission::In { fault, headers: told, ticket }
-        }
+    if let Some(mut refusal) = refused {
+        refusal.headers.extend(told);
+        return Admission::Refused(Box::new(refusal), ticket);
     }
+    ticket.let_in(group);
+    Admission::In { fault, headers: told, ticket }
 }
 
 fn deny(ticket: &mut Ticket, api: Api, rule: &LimitRule, denied: Denied, about: About<'_>) -> Refusal {
@@ -152,7 +148,7 @@ fn deny(ticket: &mut Ticket, api: Api, rule: &LimitRule, denied: Denied, about: 
     Refusal::denied(api, &denied, rule.retry_after, about)
 }
 
-fn blank(shared: &Shared, route: &Route, request: &Request, account: &Option<String>, ask: Option<&Ask>) -> Call {
+fn blank(shared: &Shared, route: &Route, request: &Request, account: Option<&str>, ask: Option<&Ask>) -> Call {
     let caller = route.caller.as_deref().or_else(|| request.header("x-client-request-id"));
     let caller = caller.or_else(|| request.header("idempotency-key"));
     let now = shared.clock.unix();
@@ -160,7 +156,7 @@ fn blank(shared: &Shared, route: &Route, request: &Request, account: &Option<Str
         n: 0,
         started_ms: now,
         ended_ms: now,
-        account: account.clone().unwrap_or_else(|| "(unknown)".to_owned()),
+        account: account.unwrap_or("(unknown)").to_owned(),
         api: route.endpoint.api(),
         endpoint: route.endpoint.path().to_owned(),
         model: ask.map_or_else(String::new, |ask| ask.model.clone()),

@@ -115,11 +115,13 @@ impl Work {
             let tokens = self.answer.pieces.get(at).map_or(0, |piece| piece.tokens);
             self.ticket.appeared(tokens);
         }
-        let body = match self.ask.endpoint.whole(&self.answer) {
-            _ if self.is(Kind::ErrorInside) => self.error().to_string(),
-            _ if self.is(Kind::EmptyBody) => String::new(),
-            whole if in_array => format!("[{whole}]"),
-            whole => whole.to_string(),
+        let body = if self.is(Kind::ErrorInside) {
+            self.error().to_string()
+        } else if self.is(Kind::EmptyBody) {
+            String::new()
+        } else {
+            let whole = self.ask.endpoint.whole(&self.answer);
+            if in_array { format!("[{whole}]") } else { whole.to_string() }
         };
         let half = body.as_bytes().get(..body.len() / 2).unwrap_or_default();
         let sent = if self.is(Kind::MalformedJson) { half } else { body.as_bytes() };

@@ -64,15 +64,21 @@ impl Fake {
     ///
     /// # Errors
     /// When the configuration cannot be meant, or nothing can be listened on.
-    pub async fn start(config: Config, seed: u64) -> anyhow::Result<Self> {
-        Self::listen(SocketAddr::from(([127, 0, 0, 1], 0)), config, seed, None).await
+    ///
+    /// # Panics
+    /// Outside of a runtime of tokio.
+    pub fn start(config: Config, seed: u64) -> anyhow::Result<Self> {
+        Self::listen(SocketAddr::from(([127, 0, 0, 1], 0)), config, seed, None)
     }
 
     /// At an address, with its ledger in a file where one is given.
     ///
     /// # Errors
     /// As [`Fake::start`], or when the file cannot be written.
-    pub async fn listen(at: SocketAddr, config: Config, seed: u64, ledger: Option<&Path>) -> anyhow::Result<Self> {
+    ///
+    /// # Panics
+    /// Outside of a runtime of tokio.
+    pub fn listen(at: SocketAddr, config: Config, seed: u64, ledger: Option<&Path>) -> anyhow::Result<Self> {
         let shared = Arc::new(Shared::new(config, seed, ledger)?);
         let socket = if at.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         socket.set_reuseaddr(true)?;

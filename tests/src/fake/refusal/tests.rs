@@ -36,7 +36,7 @@ fn every_kind_is_said_by_every_api_in_its_own_form() {
                 Api::OpenAi => assert!(body["error"].get("code").is_some() && body["error"].get("param").is_some()),
                 Api::Anthropic => assert!(body["type"] == "error" && body["request_id"] == "req_1", "{body}"),
                 Api::Gemini => {
-                    assert!(body["error"]["code"] == status && body["error"]["status"].is_string(), "{body}")
+                    assert!(body["error"]["code"] == status && body["error"]["status"].is_string(), "{body}");
                 }
             }
         }

@@ -196,7 +196,9 @@ impl Ask {
             return Err(format!("Missing required parameter: '{wanted}'."));
         }
         let mut prompt = String::new();
-        texts.iter().for_each(|name| gather(part(name), &mut prompt));
+        for name in texts {
+            gather(part(name), &mut prompt);
+        }
         let most = match route.endpoint {
             Endpoint::Chat => part("max_completion_tokens").as_u64().or_else(|| part("max_tokens").as_u64()),
             Endpoint::Responses => part("max_output_tokens").as_u64(),
@@ -211,7 +213,7 @@ impl Ask {
         let inputs = part("input").as_array().filter(|_| route.endpoint == Endpoint::Embeddings).map_or(1, Vec::len);
         Ok(Self {
             endpoint: route.endpoint,
-            hash: digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect(),
+            hash: format!("{:016x}", first_bits(&digest)),
             about: about(route.endpoint, &model, &digest),
             model,
             prompt,
@@ -233,7 +235,11 @@ impl Ask {
 
 fn about(endpoint: Endpoint, model: &str, digest: &[u8; 32]) -> u64 {
     let named = Sha256::new().chain_update(endpoint.path()).chain_update(model).chain_update(digest).finalize();
-    named.iter().take(8).fold(0, |bits, &byte| bits << 8 | u64::from(byte))
+    first_bits(&named)
+}
+
+fn first_bits(digest: &[u8]) -> u64 {
+    digest.iter().take(8).fold(0, |bits, &byte| bits << 8 | u64::from(byte))
 }
 
 /// Every text of a request, wherever an API may put one; what it names only to structure itself is no text.
