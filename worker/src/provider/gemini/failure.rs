@@ -63,12 +63,11 @@ struct Said {
 
 impl Said {
     fn read(body: &[u8]) -> Self {
-        let body: Value = serde_json::from_slice(body).unwrap_or_default();
+        let mut body: Value = serde_json::from_slice(body).unwrap_or_default();
         // Whole lists of errors come where a stream was asked for.
-        let body = match body {
-            Value::Array(mut list) if !list.is_empty() => list.swap_remove(0),
-            body => body,
-        };
+        if let Some(first) = body.get_mut(0) {
+            body = first.take();
+        }
         let error = &body["error"];
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let details = error["details"].as_array().map(Vec::as_slice).unwrap_or_default();

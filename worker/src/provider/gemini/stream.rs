@@ -41,15 +41,15 @@ impl Generate {
         });
         let whole = &mut self.candidates[at];
         for (key, value) in piece {
-            match value {
-                Value::Object(content) if key == "content" => {
-                    let known = whole.entry(key).or_insert(Value::Null);
-                    if !known.is_object() {
-                        *known = json!({ "parts": [] });
-                    }
-                    content_over(known, content, &mut self.size);
+            let is_content = key == "content";
+            let known = whole.entry(key).or_insert(Value::Null);
+            if is_content && let Value::Object(content) = value {
+                if !known.is_object() {
+                    *known = json!({ "parts": [] });
                 }
-                value => replace(whole.entry(key).or_insert(Value::Null), value, &mut self.size),
+                content_over(known, content, &mut self.size);
+            } else {
+                replace(known, value, &mut self.size);
             }
         }
     }
@@ -71,9 +71,12 @@ impl Generate {
 
 fn content_over(whole: &mut Value, content: Map<String, Value>, size: &mut usize) {
     for (key, value) in content {
-        match value {
-            Value::Array(parts) if key == "parts" => parts.into_iter().for_each(|part| part_over(whole, part, size)),
-            value => replace(&mut whole[key.as_str()], value, size),
+        if key == "parts"
+            && let Value::Array(parts) = value
+        {
+            parts.into_iter().for_each(|part| part_over(whole, part, size));
+        } else {
+            replace(&mut whole[key.as_str()], value, size);
         }
     }
 }
