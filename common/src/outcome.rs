@@ -93,7 +93,7 @@ pub struct Failure {
     pub cost: Option<Usd>,
     /// How often a job may end an attempt with this very code before it is given up, where that is less often than its
     /// policy allows: what looks like a fault may be the request's own.
-    pub tries: Option<u32>,
+    pub tries: Option<u8>,
 }
 
 impl Failure {

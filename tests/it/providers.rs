@@ -4,7 +4,7 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::Command;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, sync_channel};
 
 use promptq_tests::process::{Home, Said};
 use serde_json::Value;
@@ -28,7 +28,7 @@ impl Server {
     pub(crate) fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (see, seen) = channel();
+        let (see, seen) = sync_channel(1_000);
         std::thread::spawn(move || {
             for mut peer in listener.incoming().flatten() {
                 let Some(request) = request(&mut peer) else { continue };

@@ -60,7 +60,7 @@ pub fn judge(outcome: &Outcome, past: Past, policy: &Policy, dice: f64) -> Decis
         FailureClass::UnknownBilled if past.unknown_billed >= UNKNOWN_BILLED_RETRIES => Decision::Dead,
         FailureClass::Transient | FailureClass::TimedOut | FailureClass::UnknownBilled | FailureClass::Crashed => {
             let spent = past.attempts.saturating_add(1);
-            let hopeless = failure.tries.is_some_and(|tries| past.alike.saturating_add(1) >= tries);
+            let hopeless = failure.tries.is_some_and(|tries| past.alike.saturating_add(1) >= u32::from(tries));
             if spent >= policy.attempts || hopeless {
                 return Decision::Dead;
             }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use promptq_common::broker::{LeaseId, WorkerId};
+use promptq_common::config::Api;
 use promptq_common::job::{Job, Queue};
 use promptq_common::outcome::{Body, Failure, FailureClass, Outcome, Reply, Usage};
 use promptq_common::work::{Input, Prompt, Work};
@@ -18,9 +19,16 @@ const SPLIT: &str = "[answer]\noutput = { fixed = 40 }\ncached = 0.5\nreasoning 
 
 async fn run(fake: &Fake, work: Work) -> Result<Reply, Failure> {
     let base_url = fake.base_url_for("w7");
-    let local = ProviderSettings { base_url, api_key: Some("sk-a".into()), default_model: None };
+    let local = ProviderSettings {
+        api: Api::OpenAi,
+        base_url,
+        api_key: Some("sk-a".into()),
+        default_model: None,
+        stream_above: u64::MAX,
+    };
     let settings = RunnerSettings {
         providers: [("openai".to_owned(), local)].into(),
+        models: BTreeMap::new(),
         exec: ExecSettings { named: BTreeMap::new(), allow_inline: false, environment: Vec::new(), max_output: 0 },
         mock: MockSettings::standard(),
     };

@@ -17,7 +17,7 @@ use crate::provider::refusal::{self, Refusal};
 /// of all time zones.
 const PACIFIC: &str = "PST8PDT,M3.2.0,M11.1.0";
 /// A 500 may mean that the context is too long: a job meets it so often.
-const TRIES: u32 = 2;
+const TRIES: u8 = 2;
 
 /// Classes a refusal, or what came in an answer's place. `secrets` are texts that the failure's detail must not repeat.
 pub(crate) fn classify(refusal: Refusal<'_>, secrets: &[&str], now: Timestamp) -> Failure {

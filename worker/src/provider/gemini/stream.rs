@@ -74,7 +74,9 @@ fn content_over(whole: &mut Value, content: Map<String, Value>, size: &mut usize
         if key == "parts"
             && let Value::Array(parts) = value
         {
-            parts.into_iter().for_each(|part| part_over(whole, part, size));
+            for part in parts {
+                part_over(whole, part, size);
+            }
         } else {
             replace(&mut whole[key.as_str()], value, size);
         }

@@ -30,7 +30,7 @@ fn work(params: &str) -> Work {
 }
 
 fn events(events: &[&str]) -> String {
-    events.iter().map(|event| format!("event: x\ndata: {event}\n\n")).collect()
+    events.iter().flat_map(|event| ["event: x\ndata: ", event, "\n\n"]).collect()
 }
 
 /// A stream's answer; its end is the connection's.
@@ -225,7 +225,7 @@ async fn many_calls_take_one_connection_whole_and_streamed() {
 
 #[test]
 fn only_the_model_named_so_has_the_alias() {
-    let model = promptq_common::config::Model { provider: "near".into(), model: "claude-x-20260101".into() };
+    let model = Model { provider: "near".into(), model: "claude-x-20260101".into() };
     let chat = provider(Api::Anthropic, "http://127.0.0.1:9/v1", 0).called("fast", &model);
     let key =
         |model: &str| chat.limit_key(&Job::new(promptq_common::job::Queue::standard(), Work::prompt(Some(model), "")));

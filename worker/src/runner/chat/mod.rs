@@ -140,7 +140,7 @@ impl Chat {
             } else {
                 read::body(response, ANSWER_MAX).await
             };
-            self.answered(job, &request, (status, &headers), got)
+            self.answered(job, &request, (status, &headers), &got)
         })
         .await;
         ended.unwrap_or_else(|_| {
@@ -177,7 +177,7 @@ impl Chat {
         job: &Job,
         request: &Request,
         (status, headers): (u16, &HeaderMap),
-        got: Got,
+        got: &Got,
     ) -> Result<Reply, Failure> {
         let unknown = |class, code: &str, what: &str| {
             let detail = format!("{what} from {} after HTTP {}", self.place(), status);
