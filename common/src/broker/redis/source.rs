@@ -183,13 +183,12 @@ impl RedisSource {
         let Some((flight, _)) = &mut self.flight else { return Ok(Vec::new()) };
         let answers = flight.await;
         let turns = self.flight.take().map(|(_, turns)| turns).unwrap_or_default();
-        let (mut leased, mut trouble, mut failed) = (Vec::new(), None, Vec::new());
+        let (mut leased, mut trouble) = (Vec::new(), None);
         for (call, answer) in answers {
             match answer.and_then(|answer| self.note(&call, answer)) {
                 Ok(jobs) => leased.extend(jobs),
                 Err(error) => {
                     trouble = Some(error);
-                    failed.push(call.place);
                     if !call.leases.is_empty() && self.lost.len() < LOST {
                         self.lost.push(call);
                     }
@@ -199,8 +198,9 @@ impl RedisSource {
         let in_turn = turns.sort(leased);
         match trouble {
             Some(error) if in_turn.is_empty() => {
-                for place in failed {
-                    self.queues[place].stirred = true;
+                // A queue that fails again and again must not be the only one that is asked.
+                for known in &mut self.queues {
+                    known.stirred = true;
                 }
                 Err(error)
             }
