@@ -8,6 +8,9 @@ use crate::job::{Band, Lane, Queue};
 /// Over how many queues a call is spread, unless these have too little for it: what a call costs a broker grows with the
 /// queues it takes from. Where more have jobs, one has some turns in a row and waits as many rounds for its next.
 const SPREAD: usize = 4;
+/// What a turn costs a queue of weight 1; a heavier one pays less by as much. Weights up to some thousands lose less than
+/// a thousandth by rounding, and more turns fit in than any worker lives to take.
+const TURN: u64 = 1 << 24;
 
 /// A lane that could be leased from now, and how many jobs at most.
 #[derive(Clone, Debug)]
@@ -21,17 +24,23 @@ pub(in crate::broker) struct Open {
 pub(in crate::broker) struct Rounds {
     places: HashMap<Queue, usize>,
     accounts: Vec<Account>,
+    /// What the queue that went last had spent before. Who had no jobs when it could have had its turns has lost them, so
+    /// it comes back as though it had spent as much: nobody saves up, and how far two queues are apart is never more than
+    /// one run, however many others there were when they had it.
+    now: u64,
 }
 
 /// What is remembered of a queue.
 #[derive(Debug)]
 struct Account {
-    purse: Purse,
+    /// What each turn costs it, and what it has spent: the one that has spent least goes first.
+    price: u64,
+    spent: u64,
     /// The credit of each band, and the lane that had its last turn.
     bands: [(i64, Option<Lane>); Band::ALL.len()],
 }
 
-/// What somebody who waits for a turn has saved up.
+/// What a band that waits for a turn has saved up.
 #[derive(Clone, Copy, Debug)]
 struct Purse {
     /// What each round brings.
@@ -41,7 +50,8 @@ struct Purse {
 
 /// A queue with open lanes: the number of its account, and their places in the list of open lanes.
 struct QueueLine<'a> {
-    purse: Purse,
+    price: u64,
+    spent: u64,
     lanes: &'a [(usize, usize)],
     /// From its first turn on.
     bands: Option<Bands>,
@@ -72,25 +82,28 @@ impl Rounds {
         let lanes = self.line_up(weights, open);
         let mut queues: Vec<_> = lanes
             .chunk_by(|one, other| one.0 == other.0)
-            .map(|lanes| QueueLine { purse: self.accounts[lanes[0].0].purse, lanes, bands: None })
+            .map(|lanes| {
+                let Account { price, spent, .. } = self.accounts[lanes[0].0];
+                QueueLine { price, spent: spent.max(self.now), lanes, bands: None }
+            })
             .collect();
         let mut left: Vec<usize> = (0..queues.len()).collect();
         let mut room: Vec<u32> = open.iter().map(|open| open.room).collect();
         let run = if queues.len() > SPREAD { total.div_ceil(SPREAD) } else { 1 };
         let mut turns = Vec::new();
         while turns.len() < total {
-            let Some(at) = next_turn(&mut queues, &left, |line| &mut line.purse) else { break };
-            let QueueLine { lanes, bands, .. } = &mut queues[at];
+            let Some(at) = left.iter().copied().min_by_key(|&line| queues[line].spent) else { break };
+            let QueueLine { price, spent, lanes, bands } = &mut queues[at];
+            self.now = *spent;
             let bands = bands.get_or_insert_with(|| self.accounts[lanes[0].0].bands(lanes, open));
             let before = turns.len();
             while turns.len() < total.min(before + run)
                 && let Some(place) = bands.turn(&mut room)
             {
                 turns.push(place);
+                *spent += *price;
             }
-            let is_empty = bands.left.is_empty();
-            pay(&mut queues, &left, at, (turns.len() - before).saturating_sub(1));
-            if is_empty {
+            if bands.left.is_empty() {
                 left.retain(|&line| line != at);
             }
         }
@@ -121,16 +134,16 @@ impl Rounds {
         if let Some(&place) = self.places.get(queue) {
             return place;
         }
-        let purse = Purse { share: i64::from(weight.max(1)), credit: 0 };
-        self.accounts.push(Account { purse, bands: Default::default() });
+        let price = (TURN / u64::from(weight.max(1))).max(1);
+        self.accounts.push(Account { price, spent: self.now, bands: Default::default() });
         self.places.insert(queue.clone(), self.accounts.len() - 1);
         self.accounts.len() - 1
     }
 
     fn remember(&mut self, lines: &[QueueLine<'_>], open: &[Open]) {
-        for QueueLine { purse, lanes, bands } in lines {
+        for QueueLine { spent, lanes, bands, .. } in lines {
             let account = &mut self.accounts[lanes[0].0];
-            account.purse = *purse;
+            account.spent = *spent;
             for BandLine { band, purse, last, .. } in bands.iter().flat_map(|bands| &bands.lines) {
                 let (credit, lane) = &mut account.bands[*band];
                 *credit = purse.credit;
@@ -168,7 +181,7 @@ impl Account {
 impl Bands {
     /// The next lane, which has room for one less then.
     fn turn(&mut self, room: &mut [u32]) -> Option<usize> {
-        let which = next_turn(&mut self.lines, &self.left, |band| &mut band.purse)?;
+        let which = next_turn(&mut self.lines, &self.left)?;
         let band = &mut self.lines[which];
         let place = band.places.pop_front()?;
         band.last = Some(place);
@@ -182,12 +195,12 @@ impl Bands {
     }
 }
 
-/// Smooth weighted turns: everyone who is `left` earns its share, the richest goes and pays what all of them earned.
-fn next_turn<T>(lines: &mut [T], left: &[usize], purse: impl Fn(&mut T) -> &mut Purse) -> Option<usize> {
+/// Smooth weighted turns: every band that is `left` earns its share, the richest goes and pays what all of them earned.
+fn next_turn(lines: &mut [BandLine], left: &[usize]) -> Option<usize> {
     let mut best: Option<(usize, i64)> = None;
     let mut all = 0;
     for &at in left {
-        let purse = purse(&mut lines[at]);
+        let purse = &mut lines[at].purse;
         purse.credit += purse.share;
         all += purse.share;
         if best.is_none_or(|(_, most)| purse.credit > most) {
@@ -195,20 +208,8 @@ fn next_turn<T>(lines: &mut [T], left: &[usize], purse: impl Fn(&mut T) -> &mut 
         }
     }
     let (at, _) = best?;
-    purse(&mut lines[at]).credit -= all;
-    Some(at)
-}
-
-/// What one queue owes for this many more turns in a row, as though all had had these rounds.
-fn pay(lines: &mut [QueueLine<'_>], left: &[usize], at: usize, more: usize) {
-    let Some(rounds) = i64::try_from(more).ok().filter(|rounds| *rounds > 0) else { return };
-    let mut all = 0;
-    for &line in left {
-        let purse = &mut lines[line].purse;
-        purse.credit += purse.share * rounds;
-        all += purse.share * rounds;
-    }
     lines[at].purse.credit -= all;
+    Some(at)
 }
 
 #[cfg(test)]
@@ -291,5 +292,38 @@ mod tests {
     fn a_call_is_filled_from_many_queues_that_have_little() {
         let lanes: Vec<_> = (0..1_000).map(|n| open(&format!("q{n}"), "m", Band::Normal, 1)).collect();
         assert_eq!(shares(&[], &lanes, 1, 500).into_iter().sum::<usize>(), 500);
+    }
+
+    /// The longest time that one of two queues had nothing in so many calls for one job each.
+    fn longest_wait(rounds: &mut Rounds, two: &[Open], calls: usize) -> usize {
+        let turns: Vec<usize> = (0..calls).flat_map(|_| rounds.take(&[], two, 1)).collect();
+        turns.chunk_by(|one, next| one == next).map(<[usize]>::len).max().unwrap_or(0)
+    }
+
+    #[test]
+    fn two_queues_that_are_left_of_many_go_on_in_turn_after_a_run_at_the_most() {
+        let lanes: Vec<_> = (0..100).map(|n| open(&format!("q{n}"), "m", Band::Normal, 1_000)).collect();
+        let weights: Vec<_> = lanes.iter().map(|open| (open.lane.queue.clone(), 1)).collect();
+        for calls in 1..60 {
+            let (mut rounds, mut last) = (Rounds::default(), 0);
+            for _ in 0..calls {
+                last = *rounds.take(&weights, &lanes, 200).last().unwrap();
+            }
+            // A run is a quarter of a call.
+            let two = [lanes[last].clone(), lanes[(last + 1) % 100].clone()];
+            let waited = longest_wait(&mut rounds, &two, 1_000);
+            assert!(waited <= 100, "after {calls} calls one of two had nothing for {waited} turns");
+        }
+    }
+
+    #[test]
+    fn a_queue_that_had_no_jobs_for_long_saves_up_no_turns() {
+        let lanes = [open("a", "m", Band::Normal, 1_000), open("b", "m", Band::Normal, 1_000)];
+        let mut rounds = Rounds::default();
+        rounds.take(&[], &lanes, 10);
+        for _ in 0..100 {
+            rounds.take(&[], &lanes[..1], 10);
+        }
+        assert!(longest_wait(&mut rounds, &lanes, 100) <= 2);
     }
 }
