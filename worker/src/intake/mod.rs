@@ -174,19 +174,18 @@ impl Intake {
     }
 
     /// Counts jobs that could leave their slots now and are only behind this loop: what is settled together is asked for
-    /// together.
+    /// together. Those of one answer come in the first passes, one for each step from there to their slots; of many short
+    /// jobs one more ends in every pass for ever, and neither a stop is heard nor a free slot filled meanwhile.
     async fn all_that_finish(&mut self) -> Next {
-        loop {
+        for _ in 0..8 {
             tokio::task::yield_now().await;
-            let mut have_more = false;
+            let Some(finished) = self.running.try_join_next() else { break };
+            self.note(finished);
             while let Some(finished) = self.running.try_join_next() {
                 self.note(finished);
-                have_more = true;
-            }
-            if !have_more {
-                return self.enough();
             }
         }
+        self.enough()
     }
 
     /// Waits for whatever comes first; nothing is lost when several come at once.

@@ -18,6 +18,9 @@ use crate::error::{Error, Kind, Result};
 const CALL_REQUESTS: usize = 200;
 /// … or bytes.
 const CALL_BYTES: usize = 1 << 20;
+/// How often callers that are only behind are waited for: those of one round of jobs come in the first passes, one for
+/// each step to here, and where one more comes in every pass the first would wait for a whole call of them.
+const PASSES: usize = 8;
 
 /// Callers of one script that answers each item of its arguments with one item of a list, or one letter of a text, which
 /// its caller gets as the letter's number.
@@ -99,7 +102,7 @@ async fn carry(link: Link, op: &'static str, script: &'static Script, mut inbox:
 
 /// Waits for callers that could run now and are only behind this one: those of one round of jobs come together.
 async fn all_that_come(waiting: &mut Vec<Ask>, inbox: &mut mpsc::Receiver<Ask>) {
-    loop {
+    for _ in 0..PASSES {
         let before = waiting.len();
         tokio::task::yield_now().await;
         while waiting.len() < CALL_REQUESTS {
@@ -156,4 +159,28 @@ fn each_letter(letters: &[u8], count: usize) -> Result<Vec<Value>> {
         return Err(strange("another number of answers"));
     }
     Ok(letters.iter().map(|letter| Value::Int(i64::from(*letter))).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_call_does_not_wait_for_all_when_one_more_always_comes() {
+        let (asks, mut inbox) = mpsc::channel(CALL_REQUESTS);
+        let mut callers = JoinSet::new();
+        callers.spawn(async move {
+            loop {
+                let (reply, _) = oneshot::channel();
+                let ask = Ask { key: Arc::from([0_u8].as_slice()), item: Item::default(), reply };
+                if asks.send(ask).await.is_err() {
+                    return;
+                }
+                tokio::task::yield_now().await;
+            }
+        });
+        let mut waiting = Vec::new();
+        all_that_come(&mut waiting, &mut inbox).await;
+        assert!((1..=2 * PASSES).contains(&waiting.len()), "waited for {} callers", waiting.len());
+    }
 }

@@ -47,7 +47,8 @@ pub(super) struct RedisHold {
 /// So long after a lease was asked for its first claim is answered by what the lease said. Nobody has held the job before
 /// without letting go of it, so that nobody else can have an answer for it; and a server that comes back with less than it
 /// had takes longer than this to start, let alone to hand the job to another. Cancels and pauses take effect within 5 s,
-/// a job that runs learns of its own with a beat.
+/// a job that runs learns of its own with a beat. Of a lease that is about to run out nothing is taken for granted: not
+/// more than half of it may have passed.
 pub(super) const MOMENT: Duration = Duration::from_millis(20);
 
 /// What the answer that granted a lease said of it: a claim is answered by that as long as nothing has turned since.
@@ -70,9 +71,10 @@ impl Granted {
     }
 
     /// Whether asking would prove no more than the lease did: see [`MOMENT`].
-    fn is_of_this_moment(&self, tried: &Tried, turns: u64) -> bool {
+    fn is_of_this_moment(&self, tried: &Tried, turns: u64, length: Duration) -> bool {
         let (asked, turns_then) = self.asked;
-        turns == turns_then && self.deaths == 0 && tried.epoch == 0 && asked.elapsed() < MOMENT
+        let is_young = asked.elapsed() < MOMENT.min(length / 2);
+        is_young && turns == turns_then && self.deaths == 0 && tried.epoch == 0
     }
 }
 
@@ -185,7 +187,7 @@ impl Hold for RedisHold {
     async fn claim(&self) -> Result<Claim> {
         let Granted { deaths, till, turned, used, .. } = &self.granted;
         let fresh = !used.swap(true, Relaxed);
-        if fresh && self.granted.is_of_this_moment(&self.tried, self.link.turns()) {
+        if fresh && self.granted.is_of_this_moment(&self.tried, self.link.turns(), self.length) {
             return Ok(Claim::Fresh { deaths: *deaths });
         }
         let mut fixed = leased(self.tried.id, self.lease, 18);
@@ -253,4 +255,21 @@ pub(super) fn millis(length: Duration) -> Vec<u8> {
 pub(super) fn clamped(length: Duration) -> u64 {
     const MOST: u64 = 10_000_000_000_000;
     u64::try_from(length.as_millis()).unwrap_or(MOST).min(MOST)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_speaks_for_itself_for_a_moment_and_half_of_it_at_the_most() {
+        let tried = Tried { id: JobId::fresh(), epoch: 0, attempts: 0, history: History::default() };
+        let granted = Granted::new((Instant::now(), 0), 0, 0, [0; 8]);
+        let speaks = |length| granted.is_of_this_moment(&tried, 0, Duration::from_millis(length));
+        assert!(speaks(60_000) && speaks(10));
+        tokio::time::advance(Duration::from_millis(5)).await;
+        assert!(speaks(60_000) && !speaks(10), "half of it has passed");
+        tokio::time::advance(MOMENT).await;
+        assert!(!speaks(60_000));
+    }
 }

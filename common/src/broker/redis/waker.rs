@@ -44,7 +44,7 @@ impl Waker {
     /// For queues with these prefixes; must be called within a runtime.
     pub(super) fn start(link: Link, prefixes: Vec<Vec<u8>>) -> Self {
         let (idle, asked) = watch::channel(false);
-        // One: a second token would say no more than the first.
+        // One: others stay at the server, for whoever is idle, until this one was looked at.
         let (found, tokens) = mpsc::channel(1);
         let mut waiting = JoinSet::new();
         waiting.spawn(wait(link, prefixes, asked, found));
@@ -60,20 +60,23 @@ impl Waker {
 }
 
 async fn wait(link: Link, prefixes: Vec<Vec<u8>>, mut asked: watch::Receiver<bool>, found: mpsc::Sender<Token>) {
-    let keys: Vec<Vec<u8>> = prefixes.iter().map(|prefix| token_key(prefix)).collect();
+    let mut keys: Vec<Vec<u8>> = prefixes.iter().map(|prefix| token_key(prefix)).collect();
     let mut blocker = link.blocker();
     loop {
+        let Ok(place) = found.reserve().await else { return };
         if asked.wait_for(|idle| *idle).await.is_err() {
             return;
         }
         // A lost connection is the blocker's to mend; meanwhile the subscription looks by itself.
         let Ok(Some((key, value))) = blocker.pop(&keys, PATIENCE).await else { continue };
+        // The server looks at them in this order: whoever had its turn is looked at last.
+        let after = keys.iter().position(|each| *each == key).map_or(0, |place| place + 1);
+        keys.rotate_left(after);
         let hops: u32 = std::str::from_utf8(&value).ok().and_then(|text| text.parse().ok()).unwrap_or(1);
         let is_idle = *asked.borrow();
         if is_idle {
             let prefix = key.strip_suffix(WAKE.as_slice()).unwrap_or(&key).to_vec();
-            // Full: there is one that was not looked at yet.
-            drop(found.try_send(Token { key: prefix, hops }));
+            place.send(Token { key: prefix, hops });
         } else if hops > 1 {
             let back: Result<i64, _> = link.query("hand a token on", cmd("RPUSH").arg(&key).arg(hops - 1)).await;
             if let Err(error) = back {

@@ -142,7 +142,8 @@ local function take(lane, most)
 end
 
 -- For a caller that knows no lane yet: when there are leases for all that is ready it makes no difference whose turn it
--- is. Up to `rest` of each lane, or what the caller says of that one.
+-- is, unless the bytes end the call. Up to `rest` of each lane, or what the caller says of that one. By name, which begins
+-- with the band's digit: the highest band first.
 local function take_all(rest)
   local caps, ready, names, jobs, open = {}, {}, {}, 0, call('HGETALL', P .. ':lanes')
   for at = 7, #ARGV, 2 do caps[ARGV[at]] = tonumber(ARGV[at + 1]) end

@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+
 use super::super::Redis;
 use super::super::link::Link;
+use super::super::waker::Waker;
 use super::must;
 use super::server::Server;
 use crate::broker::backend::{Backend as _, Terms, Want};
@@ -62,4 +65,33 @@ async fn a_job_in_one_queue_stirs_no_other_and_a_call_takes_from_few() {
     }
     let calls = scripts(&link).await - before;
     assert!(calls < 5 * QUEUES, "{had} jobs took {calls} calls");
+}
+
+#[tokio::test]
+async fn every_queue_has_its_token_looked_at() {
+    let server = Server::start(&[]);
+    let link = Link::connect(&server.access()).await.unwrap();
+    let leave = async |queue: &str| must::<i64>(&link, &["RPUSH", &format!("{queue}:wake"), "8"]).await;
+    let mut waker = Waker::start(link.clone(), vec![b"a".to_vec(), b"b".to_vec()]);
+
+    // Somebody who is idle, and slow to look.
+    let mut first = Box::pin(waker.token());
+    assert!(first.as_mut().now_or_never().is_none());
+    leave("a").await;
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    while must::<i64>(&link, &["LLEN", "a:wake"]).await > 0 {
+        assert!(tokio::time::Instant::now() < deadline, "nobody waits for tokens");
+    }
+    leave("b").await;
+    for _ in 0..100 {
+        // Time enough to take a token that nobody would hear of.
+        must::<i64>(&link, &["LLEN", "b:wake"]).await;
+    }
+    assert_eq!(first.await.unwrap().key, b"a");
+    // Of two, the one that was not just looked at.
+    leave("a").await;
+    for queue in [b"b", b"a"] {
+        let token = tokio::time::timeout(Duration::from_secs(20), waker.token()).await;
+        assert_eq!(token.expect("a token was lost").unwrap().key, queue);
+    }
 }
