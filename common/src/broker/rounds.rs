@@ -20,7 +20,7 @@ pub(in crate::broker) struct Open {
 }
 
 /// The turns taken so far.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(in crate::broker) struct Rounds {
     places: HashMap<Queue, usize>,
     accounts: Vec<Account>,
@@ -31,7 +31,7 @@ pub(in crate::broker) struct Rounds {
 }
 
 /// What is remembered of a queue.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Account {
     /// What each turn costs it, and what it has spent: the one that has spent least goes first.
     price: u64,

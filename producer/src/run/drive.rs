@@ -52,6 +52,8 @@ pub(super) struct Drive<'a> {
     dead_before: Option<u64>,
     view: Option<BatchView>,
     looked: Option<Instant>,
+    /// With how many lines it looked early: once for each.
+    looked_with: Option<u64>,
     failing: Option<Instant>,
     /// Limit keys whose account does not work, and was told of.
     refused: BTreeSet<String>,
@@ -88,6 +90,7 @@ impl<'a> Drive<'a> {
             dead_before: None,
             view: None,
             looked: None,
+            looked_with: None,
             failing: None,
             refused: BTreeSet::new(),
         }
@@ -183,9 +186,13 @@ impl<'a> Drive<'a> {
             return Ok(Some(Leave::Finished));
         }
         // A line for each job: that may have been the last.
-        let complete = self.tally.is_some() && !all_ended && self.follower.position().lines >= self.total;
+        let lines = self.follower.position().lines;
+        let complete = self.tally.is_some() && !all_ended && lines >= self.total && self.looked_with != Some(lines);
         if complete || self.looked.is_none_or(|looked| looked.elapsed() >= LOOK) {
             let leave = self.look(broker).await?;
+            if complete {
+                self.looked_with = Some(lines);
+            }
             if leave.is_some() || !complete {
                 return Ok(leave);
             }

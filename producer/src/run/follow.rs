@@ -113,7 +113,9 @@ impl Follower {
         let mut pages = 1;
         while read.more && read.bytes.len() < PAGE_BYTES / 2 {
             let from = (read.last, self.page, false);
-            let Some(next) = page(&self.broker, self.store.as_ref(), &self.batch, from).await? else { break };
+            let next = page(&self.broker, self.store.as_ref(), &self.batch, from).await;
+            // What was read goes out first; the next step meets the error.
+            let Ok(Some(next)) = next else { break };
             read.append(&next);
             pages += 1;
         }
@@ -245,12 +247,12 @@ mod tests {
 
     use promptq_common::broker::{Terms, Verdict, Want, WorkerId};
     use promptq_common::job::{Job, Queue};
-    use promptq_common::record::End;
+    use promptq_common::record::{Answer, End, Stored};
     use promptq_common::work::Work;
 
     use super::*;
 
-    async fn ended(broker: &Broker, batch: &BatchName) {
+    async fn ended(broker: &Broker, batch: &BatchName, answer: Option<Answer>) {
         let work = Work::prompt(Some("mock"), "hi");
         broker.enqueue(&[Job { batch: Some(batch.clone()), ..Job::new(Queue::standard(), work) }]).await.unwrap();
         let terms = Terms {
@@ -261,7 +263,8 @@ mod tests {
         let mut consumer = broker.consume(terms).await.unwrap();
         let want = Want { total: 1, caps: Vec::new(), rest: 1 };
         let delivery = consumer.next(&want).await.unwrap().deliveries.pop().unwrap();
-        let record = Record::unrun(&delivery.head, End::Dead, None, promptq_common::time::Timestamp::now());
+        let mut record = Record::unrun(&delivery.head, End::Dead, None, promptq_common::time::Timestamp::now());
+        record.answer = answer;
         delivery.lease.settle(Verdict::End(Box::new(record))).await.unwrap();
     }
 
@@ -273,8 +276,8 @@ mod tests {
         let sink = Sink::File(Box::new(OutputFile::open(&path, &[], false).unwrap()));
         let mut follower = Follower::new(broker.clone(), None, batch.clone(), "note".into(), sink);
         follower.save().await.unwrap();
-        ended(&broker, &batch).await;
-        ended(&broker, &batch).await;
+        ended(&broker, &batch, None).await;
+        ended(&broker, &batch, None).await;
         let all = broker.ledger().results(&Scope::Batch(batch.clone()), Cursor(0), 9).await.unwrap();
         let Sink::File(file) = &mut follower.sink else { unreachable!("a file") };
         let line = format!("{}\n", result_line(&all.records[1].1, None));
@@ -290,5 +293,31 @@ mod tests {
         assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 1, "no draft is left");
         follower.rewrite(false).await.unwrap();
         assert_eq!(follower.position().lines, 2);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_was_read_before_an_error_is_written_before_it_is_told() {
+        let (broker, batch) = (Broker::memory(), BatchName::new("b").unwrap());
+        for _ in 0..PAGE / 10 {
+            ended(&broker, &batch, None).await;
+        }
+        let place = Stored { key: "no//key".into(), sha256: String::new(), bytes: 1, json: false };
+        let answer = Answer {
+            status_code: 200,
+            request_id: None,
+            model: None,
+            finish_reason: None,
+            output: Output::Stored(place),
+            detail: None,
+        };
+        ended(&broker, &batch, Some(answer)).await;
+        let home = tempfile::tempdir().unwrap();
+        let sink = Sink::File(Box::new(OutputFile::open(&home.path().join("out.jsonl"), &[], false).unwrap()));
+        let mut follower = Follower::new(broker, Some(Store::memory()), batch, "note".into(), sink);
+        follower.save().await.unwrap();
+        assert_eq!(follower.step().await.unwrap(), Copied::Full);
+        assert_eq!(follower.position().lines, 100);
+        follower.step().await.unwrap_err();
+        assert_eq!(follower.position().lines, 100);
     }
 }

@@ -115,6 +115,17 @@ async fn every_row_of_a_submission_is_in_one_number() {
 }
 
 #[tokio::test]
+async fn windows_go_together_only_where_no_id_comes_twice() {
+    let fixture = Fixture::new();
+    let skip = Terms { skip_invalid: true, ..Terms::default() };
+    assert_eq!(at_once(None), 1);
+    for (content, windows) in [(rows(1..=3), AT_ONCE), (rows(1..=3) + &rows(2..=2), 1)] {
+        let checked = check(&fixture.input(&content, &[]), &fixture.broker, skip).await.unwrap();
+        assert_eq!(at_once(Some(&checked)), windows, "{} repeated", checked.repeated);
+    }
+}
+
+#[tokio::test]
 async fn nothing_offers_to_skip_every_row() {
     let problem = Fixture::new().submit("prompt\n", Terms::default()).await.unwrap_err();
     assert!(problem.what.contains("not JSON") && !problem.to_string().contains("--skip-invalid"), "{problem}");

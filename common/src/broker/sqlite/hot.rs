@@ -113,3 +113,16 @@ impl<'a> Tx<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_gathered_goes_in_with_as_many_rows_as_the_constant_says() {
+        for (one, many, columns) in [(Hot::Payload, Hot::Payloads, 2), (Hot::Record, Hot::Records, 8)] {
+            let values = |which: Hot| which.sql().split_once("VALUES").unwrap().1.matches('?').count();
+            assert_eq!((values(one), values(many)), (columns, columns * GATHERED), "{many:?}");
+        }
+    }
+}

@@ -60,13 +60,32 @@ pub(super) struct Memory {
     lanes: Lanes,
 }
 
+/// What a subscription remembered when a lease began.
+#[derive(Debug)]
+pub(super) struct Mark {
+    rounds: Rounds,
+    version: i64,
+}
+
 impl Memory {
     pub(super) fn new(names: Names) -> Self {
         Self { rounds: Rounds::default(), version: 0, lanes: Lanes::new(names) }
     }
+
+    /// A lease begins. It has a mark already where its transaction came to nothing: then what it remembered is forgotten.
+    pub(super) fn begin(&mut self, mark: &mut Option<Mark>) {
+        match mark {
+            None => *mark = Some(Mark { rounds: self.rounds.clone(), version: self.version }),
+            Some(Mark { rounds, version }) => {
+                self.rounds.clone_from(rounds);
+                self.version = *version;
+                self.lanes.spoil();
+            }
+        }
+    }
 }
 
-/// Leases up to `want.total` jobs for `terms.worker`.
+/// Leases up to `want.total` jobs for `terms.worker`; nothing in a transaction that comes to nothing.
 pub(super) fn lease(tx: &mut Tx<'_>, terms: &Terms, want: &Want, memory: &mut Memory) -> Result<Taken, Fault> {
     promote_due(tx)?;
     crate::crash_point!("sqlite.lease.after_promote");
@@ -74,6 +93,9 @@ pub(super) fn lease(tx: &mut Tx<'_>, terms: &Terms, want: &Want, memory: &mut Me
     crate::crash_point!("sqlite.lease.after_recover");
     let mut ended = expire_overdue(tx, CHORES)?;
     let mut taken = Taken::default();
+    if tx.is_in_vain() {
+        return Ok(taken);
+    }
     let version: i64 = tx.sql("PRAGMA data_version")?.query_row([], |row| row.get(0))?;
     taken.contended = version != std::mem::replace(&mut memory.version, version);
     let mut had: HashMap<i64, u32> = HashMap::new();
@@ -96,7 +118,7 @@ pub(super) fn lease(tx: &mut Tx<'_>, terms: &Terms, want: &Want, memory: &mut Me
         let over = take(tx, terms, (&mut lanes.list, &turns), &mut taken, &mut had)?;
         ended += over;
         let is_done = is_new || !taken.jobs.is_empty();
-        if (over == 0 && is_done) || ended >= CHORES || taken.full {
+        if (over == 0 && is_done) || ended >= CHORES || taken.full || tx.is_in_vain() {
             break;
         }
         lanes.spoil();
@@ -134,6 +156,9 @@ pub(super) fn recover_expired(tx: &mut Tx<'_>) -> Result<u32, Fault> {
     let count = u32::try_from(lost.len()).unwrap_or(u32::MAX);
     for seq in lost {
         give_back(tx, seq)?;
+        if tx.is_in_vain() {
+            break;
+        }
     }
     Ok(count)
 }
@@ -170,6 +195,9 @@ pub(super) fn expire_overdue(tx: &mut Tx<'_>, limit: u32) -> Result<u32, Fault> 
         if let Some(job) = job_or_bury(tx, seq)? {
             end_unrun(tx, &job, Why::Expired)?;
         }
+        if tx.is_in_vain() {
+            break;
+        }
     }
     Ok(count)
 }
@@ -196,6 +224,9 @@ fn take(
     }
     let (mut over, mut bytes) = (0, taken.jobs.iter().map(|job| job.payload.len()).sum::<usize>());
     for &place in turns {
+        if tx.is_in_vain() {
+            break;
+        }
         let Some((seq, job)) = by_lane.get_mut(&place).and_then(Iterator::next) else { continue };
         let Some((job, payload)) = whole(tx, seq, job)? else {
             over += 1;
@@ -256,6 +287,8 @@ fn grant(
     let (now, until) = (tx.now, tx.now.saturating_add(length));
     tx.hot(Hot::Grant)?.execute(params![job.seq, lease.as_bytes(), terms.worker.as_str(), now, until])?;
     tx.moved(lane.id, job.batch, Some(Stage::Ready), Some(Stage::Running));
+    // It may take the machine down with it, and that death has to count.
+    tx.is_grave |= job.deaths > 0;
     let spot = Spot { seq: job.seq, lane: lane.id, queue: lane.queue, batch: job.batch };
     Ok(LeasedRow { spot, lease, until, deaths: job.deaths, head: job.head, payload })
 }

@@ -66,6 +66,7 @@ impl std::fmt::Debug for RowSource {
 /// What a look at the file saw.
 #[derive(Default)]
 struct Look {
+    /// All of them, as a lease would see them: any may be the one that is open.
     lanes: Vec<Lane>,
     due: Option<Timestamp>,
 }
@@ -102,13 +103,13 @@ impl RowSource {
     async fn taken(&mut self, want: &Want) -> Result<Taken> {
         if self.pending.is_none() {
             let (terms, memory, want) = (Arc::clone(&self.terms), Arc::clone(&self.memory), want.clone());
-            let answer = self
-                .desk
-                .writer
-                .submit_light("lease", move |tx| {
-                    lease(tx, &terms, &want, &mut memory.lock().unwrap_or_else(PoisonError::into_inner))
-                })
-                .await?;
+            let mut mark = None;
+            let work = move |tx: &mut Tx<'_>| {
+                let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
+                memory.begin(&mut mark);
+                lease(tx, &terms, &want, &mut memory)
+            };
+            let answer = self.desk.writer.submit_light("lease", work).await?;
             self.asked = Instant::now();
             self.pending = Some(answer);
         }
@@ -172,7 +173,7 @@ impl RowSource {
     fn look_at_lanes(&self) -> rusqlite::Result<Look> {
         let mut look = Look::default();
         let lanes = self.names.lanes(&self.view, &self.terms)?;
-        look.lanes = lanes.into_iter().filter(|lane| !lane.paused).map(|lane| lane.lane).take(LANES).collect();
+        look.lanes = lanes.into_iter().filter(|lane| !lane.paused).map(|lane| lane.lane).collect();
         let due: Option<i64> = self
             .view
             .prepare_cached(
@@ -239,8 +240,9 @@ impl Source for RowSource {
                 }
             }
             self.flowing = false;
-            let Some(look) = look else { continue };
+            let Some(mut look) = look else { continue };
             if Instant::now() >= until {
+                look.lanes.truncate(LANES);
                 return Ok(Leased { deliveries: Vec::new(), lanes_seen: look.lanes });
             }
             self.wait(until, look.due.map(|due| due.max(Timestamp::now() + PAUSE))).await?;

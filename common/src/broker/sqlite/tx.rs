@@ -65,6 +65,16 @@ impl<T: Default> Changes<T> {
     }
 }
 
+/// How surely a transaction is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Kept {
+    /// Its commit waits for a flush.
+    #[default]
+    Firmly,
+    /// It waits for none: a loss of power may take it back.
+    Lightly,
+}
+
 /// A write transaction under way.
 pub(super) struct Tx<'a> {
     pub(super) conn: &'a Connection,
@@ -74,7 +84,9 @@ pub(super) struct Tx<'a> {
     pub(super) now: i64,
     /// Whether a job became ready.
     pub(super) made_ready: bool,
-    /// Whether something ended: a job, or a lease by its worker's death. That must be durable whoever does it.
+    pub(super) kept: Kept,
+    /// Whether something ended: a job, or a lease by its worker's death; or a job was leased that had such a death. That
+    /// must be durable whoever does it.
     pub(super) is_grave: bool,
     /// Whether something happened to a running job that its worker has to hear of before it begins.
     pub(super) turns: bool,
@@ -98,6 +110,7 @@ impl<'a> Tx<'a> {
             conn,
             now: Timestamp::now().as_millis(),
             made_ready: false,
+            kept: Kept::default(),
             is_grave: false,
             turns: false,
             turned: None,
@@ -116,6 +129,11 @@ impl<'a> Tx<'a> {
     /// A statement, compiled once per connection.
     pub(super) fn sql(&self, sql: &str) -> rusqlite::Result<CachedStatement<'a>> {
         self.conn.prepare_cached(sql)
+    }
+
+    /// Whether it comes to nothing, and is done anew and firmly: who sees that leaves off.
+    pub(super) fn is_in_vain(&self) -> bool {
+        self.is_grave && self.kept == Kept::Lightly
     }
 
     pub(super) fn clock(&self) -> Timestamp {
@@ -200,23 +218,20 @@ impl<'a> Tx<'a> {
 
     /// Counts a job that goes from one stage to another; `None` is nowhere.
     pub(super) fn moved(&mut self, lane: i64, batch: Option<i64>, from: Option<Stage>, to: Option<Stage>) {
+        self.made_ready |= to == Some(Stage::Ready);
         let change = self.lane_changes.of(lane);
         for (stage, by) in [(from, -1), (to, 1)] {
             if let Some(place) = stage.and_then(Stage::lane_place) {
                 change.stages[place] += by;
             }
         }
-        let Some(batch) = batch else {
-            self.made_ready |= to == Some(Stage::Ready);
-            return;
-        };
+        let Some(batch) = batch else { return };
         let change = self.batch_changes.of(batch);
         for (stage, by) in [(from, -1), (to, 1)] {
             if let Some(stage) = stage {
                 change.stages[stage.batch_place()] += by;
             }
         }
-        self.made_ready |= to == Some(Stage::Ready);
     }
 
     /// Counts a dead job that leaves (-1) or enters (1) the dead set of its lane while its batch counts it as before.

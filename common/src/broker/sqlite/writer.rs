@@ -10,10 +10,11 @@ use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::file::{self, Fault, lift};
-use super::tx::Tx;
+use super::tx::{Kept, Tx};
 use crate::error::{Error, Kind, Result};
 
-/// A group is at most this many requests: as many as an enqueue has jobs, some milliseconds' work …
+/// A group is at most this many requests: as many as an enqueue has jobs, some milliseconds' work. One of them that
+/// cannot be done costs two transactions for each halving, about twenty …
 const GROUP_REQUESTS: usize = 1_000;
 /// … or bytes of payloads and records.
 const GROUP_BYTES: usize = 1 << 20;
@@ -197,8 +198,9 @@ fn serve(mut pen: Pen, mut inbox: mpsc::Receiver<Box<dyn Request>>) {
     }
 }
 
-/// All of them in one transaction; when one cannot be done, each in its own, so that it fails alone. A file that others
-/// keep locked is nobody's fault in particular: 200 requests waiting for it one by one would wait for half an hour.
+/// All of them in one transaction; when one cannot be done, each half in its own, and so on, until it fails alone: one by
+/// one a thousand flushes would take longer than a lease. A file that others keep locked is nobody's fault in particular:
+/// nobody waits for it twice.
 fn settle_group(pen: &mut Pen, mut group: Vec<Box<dyn Request>>) {
     let Err(fault) = pen.transact(&mut group) else {
         for request in group {
@@ -215,9 +217,9 @@ fn settle_group(pen: &mut Pen, mut group: Vec<Box<dyn Request>>) {
             request.answer(Err(lift(op, same.into())));
         }
     } else if group.len() > 1 {
-        for request in group {
-            settle_group(pen, vec![request]);
-        }
+        let rest = group.split_off(group.len() / 2);
+        settle_group(pen, group);
+        settle_group(pen, rest);
     } else if let Some(request) = group.pop() {
         let op = request.op();
         request.answer(Err(lift(op, fault)));
@@ -239,20 +241,22 @@ impl Pen {
         crash_points(group, "before_begin");
         let inner = self.conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let mut tx = Tx::new(&inner);
+        tx.kept = if lightly { Kept::Lightly } else { Kept::Firmly };
         for request in &mut *group {
             // Ends read no records but by `stored_record`; whatever else is asked may.
             if request.op() != "settle" {
                 tx.write_records()?;
             }
             request.apply(&mut tx)?;
+            if tx.is_in_vain() {
+                drop(tx);
+                inner.rollback()?;
+                return Ok(false);
+            }
         }
         tx.flush()?;
-        let (made_ready, turned, is_grave) = (tx.made_ready, tx.turned, tx.is_grave);
+        let (made_ready, turned) = (tx.made_ready, tx.turned);
         drop(tx);
-        if lightly && is_grave {
-            inner.rollback()?;
-            return Ok(false);
-        }
         crash_points(group, "before_commit");
         inner.commit()?;
         crash_points(group, "after_commit");
@@ -348,5 +352,41 @@ mod tests {
         let swept = "SELECT value FROM total WHERE name = 'swept'";
         let swept: i64 = pen.conn.query_row(swept, [], |row| row.get(0)).unwrap();
         assert_eq!(swept, 2 + 1 + 2 + 2, "each once");
+        assert_eq!(kept(&mut pen, &[grave, light]), [1, 2, 2], "what comes to nothing is left at once");
+    }
+
+    #[test]
+    fn one_request_that_cannot_be_done_costs_few_transactions_and_fails_alone() {
+        const BAD: usize = 40;
+        let folder = tempfile::tempdir().unwrap();
+        let conn = file::open_writer(&folder.path().join("q.db")).unwrap();
+        let transactions = Arc::new(AtomicI64::new(0));
+        let request = |n: usize, reply| {
+            let transactions = Arc::clone(&transactions);
+            let work = move |tx: &mut Tx<'_>| -> Result<(), Fault> {
+                // The first of its transaction leaves this mark there.
+                if !std::mem::replace(&mut tx.made_ready, true) {
+                    transactions.fetch_add(1, Ordering::Relaxed);
+                }
+                tx.sql("UPDATE total SET value = value + 1 WHERE name = 'swept'")?.execute([])?;
+                if n == BAD { Err(Error::new(Kind::Config, "test", "bad").into()) } else { Ok(()) }
+            };
+            Box::new(Ask { op: "test", is_light: false, bytes: 0, work, made: None, reply: Some(reply) })
+                as Box<dyn Request>
+        };
+        let (group, answers): (Vec<_>, Vec<_>) = (0..64)
+            .map(|n| {
+                let (reply, answer) = oneshot::channel::<Result<()>>();
+                (request(n, reply), answer)
+            })
+            .unzip();
+        let mut pen = Pen { conn, bells: Bells::default(), is_light: false };
+        settle_group(&mut pen, group);
+        assert_eq!(transactions.load(Ordering::Relaxed), 1 + 2 * 6, "the group, and two for each halving");
+        let failed: Vec<_> = answers.into_iter().map(|answer| answer.blocking_recv().unwrap().is_err()).collect();
+        assert!(failed.iter().enumerate().all(|(n, failed)| *failed == (n == BAD)), "{failed:?}");
+        let swept = "SELECT value FROM total WHERE name = 'swept'";
+        let swept: i64 = pen.conn.query_row(swept, [], |row| row.get(0)).unwrap();
+        assert_eq!(swept, 63, "each of the others once");
     }
 }

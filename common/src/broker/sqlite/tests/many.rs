@@ -3,12 +3,14 @@
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
-use rusqlite::{Connection, StatementStatus};
+use rusqlite::{Connection, StatementStatus, TransactionBehavior};
 
-use super::super::Sqlite;
 use super::super::lanes::{LOOK, Lanes, Names};
-use super::{LEASE, open, want};
-use crate::broker::backend::{Backend as _, Source, Terms};
+use super::super::lease::{Memory, lease};
+use super::super::tx::{Kept, Tx};
+use super::super::{Sqlite, file};
+use super::{LEASE, open, queue, want};
+use crate::broker::backend::{Backend as _, Source, Terms, Want};
 use crate::broker::{WorkerId, envelope};
 use crate::job::{Job, Queue};
 use crate::work::Work;
@@ -95,4 +97,47 @@ async fn a_pause_is_met_by_the_next_lease_and_what_comes_meanwhile_is_leased() {
     let rest: Vec<_> = drain(&mut source, 40).await.into_iter().flatten().collect();
     assert!(!rest.contains(&paused), "a paused queue gave jobs");
     assert_eq!(first.len() + rest.len(), (QUEUES - 1) * 11);
+}
+
+#[tokio::test]
+async fn what_a_lease_remembers_is_forgotten_when_its_transaction_comes_to_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let _sqlite = stocked(folder.path(), 10).await;
+    let (mut conn, terms) = (file::open_writer(&folder.path().join("q.db")).unwrap(), terms());
+    let (mut memory, mut mark) = (Memory::new(Names::of(&terms).unwrap()), None);
+    let mut leased = |kept: Kept, is_grave: bool| {
+        let inner = conn.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
+        let mut tx = Tx::new(&inner);
+        (tx.kept, tx.is_grave) = (kept, is_grave);
+        memory.begin(&mut mark);
+        let taken = lease(&mut tx, &terms, &want(40), &mut memory).unwrap();
+        let jobs: Vec<_> = taken.jobs.iter().map(|job| job.head.id).collect();
+        (jobs, taken.contended)
+    };
+    let first = leased(Kept::Lightly, false);
+    assert_eq!(first.0.len(), 40);
+    assert!(leased(Kept::Lightly, true).0.is_empty(), "it is left at once");
+    assert_eq!(leased(Kept::Firmly, true), first, "the same turns, and the same neighbours seen");
+}
+
+#[tokio::test]
+async fn an_idle_worker_leases_from_an_open_lane_behind_a_thousand_closed_ones() {
+    const MODELS: usize = 1_050;
+    let folder = tempfile::tempdir().unwrap();
+    let sqlite = open(folder.path()).await;
+    let job = |n: usize| {
+        let model = format!("m{n}");
+        Job::new(queue(), Work::prompt(Some(model.as_str()), "say"))
+    };
+    for half in [0..MODELS / 2, MODELS / 2..MODELS] {
+        sqlite.enqueue(half.map(|n| envelope(&job(n)).unwrap()).collect()).await.unwrap();
+    }
+    let terms = Terms { worker: WorkerId::random("w"), queues: vec![(queue(), 1)], lease: LEASE };
+    let conn = Connection::open(folder.path().join("q.db")).unwrap();
+    let lanes = Names::of(&terms).unwrap().lanes(&conn, &terms).unwrap();
+    assert_eq!(lanes.len(), MODELS);
+    let caps = lanes.into_iter().take(1_000).map(|lane| (lane.lane, 0)).collect();
+    let mut source = sqlite.subscribe(terms).await.unwrap();
+    let leased = source.next(&Want { total: 5, caps, rest: 5 }).await.unwrap();
+    assert_eq!(leased.deliveries.len(), 5);
 }
