@@ -54,7 +54,7 @@ impl Sqlite {
             Writes::Promptq => Box::new(Everything::new(&setting.url)?),
         };
         let conn = Connection::open(path).with_context(|| format!("open {}", path.display()))?;
-        // As `common/src/broker/sqlite/open.rs` has it.
+        // As `common/src/broker/sqlite/file.rs` has it.
         conn.execute_batch(
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA mmap_size = 0; PRAGMA temp_store = MEMORY;
              PRAGMA cache_size = -16384; PRAGMA wal_autocheckpoint = 4000; PRAGMA journal_size_limit = 67108864; PRAGMA locking_mode = NORMAL;",

@@ -91,12 +91,6 @@ impl Tally {
 /// Windows on their way at once: while one is written, the next is encoded, and one more waits for the broker.
 const AT_ONCE: usize = 3;
 
-/// One where an id may come twice: a broker tells the second of two only when it has the first. And one of rows that
-/// nobody has looked at: those behind a wrong one must not be under way.
-fn at_once(checked: Option<&Checked>) -> usize {
-    if checked.is_some_and(|checked| checked.repeated == 0) { AT_ONCE } else { 1 }
-}
-
 /// Enqueues every row and seals the batch. With `checked`, the input must still be what it was then. `seen` is told
 /// the tally after each window. Dropped in between: the windows confirmed so far stay, and the same call again
 /// enqueues the rest.
@@ -136,6 +130,12 @@ pub async fn enqueue(
     }
     broker.ledger().seal(input.batch(), input.queue()).await?;
     Ok(tally.without_repeats(checked.map_or(0, |checked| checked.repeated)))
+}
+
+/// One where an id may come twice: a broker tells the second of two only when it has the first. And one of rows that
+/// nobody has looked at: those behind a wrong one must not be under way.
+fn at_once(checked: Option<&Checked>) -> usize {
+    if checked.is_some_and(|checked| checked.repeated == 0) { AT_ONCE } else { 1 }
 }
 
 /// What became of a window, as far as it came.

@@ -141,3 +141,19 @@ async fn an_idle_worker_leases_from_an_open_lane_behind_a_thousand_closed_ones()
     let leased = source.next(&Want { total: 5, caps, rest: 5 }).await.unwrap();
     assert_eq!(leased.deliveries.len(), 5);
 }
+
+#[tokio::test]
+async fn the_lease_of_a_job_that_had_a_death_waits_for_a_flush() {
+    let folder = tempfile::tempdir().unwrap();
+    let _sqlite = stocked(folder.path(), 1).await;
+    let (mut conn, terms) = (file::open_writer(&folder.path().join("q.db")).unwrap(), terms());
+    for deaths in [0, 1] {
+        conn.execute("UPDATE job SET deaths = ?1", [deaths]).unwrap();
+        let mut memory = Memory::new(Names::of(&terms).unwrap());
+        let inner = conn.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
+        let mut tx = Tx::new(&inner);
+        tx.kept = Kept::Lightly;
+        assert_eq!(lease(&mut tx, &terms, &want(1), &mut memory).unwrap().jobs.len(), 1);
+        assert_eq!(tx.is_in_vain(), deaths > 0, "{deaths} deaths");
+    }
+}
