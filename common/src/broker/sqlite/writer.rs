@@ -361,7 +361,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let conn = file::open_writer(&folder.path().join("q.db")).unwrap();
         let transactions = Arc::new(AtomicI64::new(0));
-        let request = |n: usize, reply| {
+        let request = |n: usize, reply: oneshot::Sender<Result<()>>| {
             let transactions = Arc::clone(&transactions);
             let work = move |tx: &mut Tx<'_>| -> Result<(), Fault> {
                 // The first of its transaction leaves this mark there.
@@ -371,7 +371,7 @@ mod tests {
                 tx.sql("UPDATE total SET value = value + 1 WHERE name = 'swept'")?.execute([])?;
                 if n == BAD { Err(Error::new(Kind::Config, "test", "bad").into()) } else { Ok(()) }
             };
-            Box::new(Ask { op: "test", is_light: false, bytes: 0, work, made: None, reply: Some(reply) })
+            Box::new(Ask { op: "test", is_light: false, bytes: 0, work, made: None::<()>, reply: Some(reply) })
                 as Box<dyn Request>
         };
         let (group, answers): (Vec<_>, Vec<_>) = (0..64)
