@@ -16,7 +16,7 @@ use crate::redis::{self, RedisServer};
 /// What stands behind the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// An embedded file, every commit synced.
+    /// An embedded file, `synchronous = FULL`.
     Sqlite,
     /// A Redis that writes to its disk every second.
     Redis,

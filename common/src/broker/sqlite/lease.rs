@@ -85,7 +85,7 @@ impl Memory {
     }
 }
 
-/// Leases up to `want.total` jobs for `terms.worker`; nothing in a transaction that comes to nothing.
+/// Leases up to `want.total` jobs for `terms.worker`. A transaction that comes to nothing is left on the way.
 pub(super) fn lease(tx: &mut Tx<'_>, terms: &Terms, want: &Want, memory: &mut Memory) -> Result<Taken, Fault> {
     promote_due(tx)?;
     crate::crash_point!("sqlite.lease.after_promote");
