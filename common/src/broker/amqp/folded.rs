@@ -57,7 +57,11 @@ impl KnownLanes {
             return due;
         }
         if known.len() >= QUEUES {
-            known.clear();
+            known.retain(|_, known| now - known.looked < OLD);
+            // The jobs of the rest go by their own keys.
+            if known.len() >= QUEUES {
+                return false;
+            }
         }
         known.insert(queue.clone(), Known { models: None, since: now, looked: now });
         true
@@ -106,5 +110,26 @@ mod tests {
         ledger.set_note("amqp/lanes/default", Some(note)).await.unwrap();
         lanes.look(ledger, &queue).await;
         assert_eq!(lanes.key(&lane), "default.m.high");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn with_too_many_queues_what_is_known_of_the_first_stays_while_it_is_good() {
+        let broker = crate::broker::Broker::memory();
+        let lanes = KnownLanes::default();
+        let queue = |number: usize| Queue::new(&format!("q{number}")).unwrap();
+        for number in 0..QUEUES {
+            assert!(lanes.is_due(&queue(number)));
+        }
+        lanes.look(broker.ledger(), &queue(0)).await;
+        assert!(!lanes.is_due(&queue(QUEUES)));
+        let lane = |number| Lane { queue: queue(number), model: Some(ModelName::new("m")), band: Band::High };
+        assert_eq!(lanes.key(&lane(0)), "q0._.high");
+        assert_eq!(lanes.key(&lane(QUEUES)), format!("q{QUEUES}.m.high"));
+        tokio::time::advance(AGAIN).await;
+        assert!(lanes.is_due(&queue(0)));
+        tokio::time::advance(OLD.saturating_sub(AGAIN)).await;
+        assert!(lanes.is_due(&queue(QUEUES)), "the others have not been asked about for long");
+        assert_eq!(lanes.key(&lane(0)), "q0.m.high");
+        assert_eq!(lanes.known().len(), 2);
     }
 }
