@@ -60,7 +60,10 @@ pub(super) struct Item {
 #[derive(Debug)]
 pub(super) enum Hand {
     /// The ledger is being asked.
-    Opening,
+    Opening {
+        /// Whether a copy of the message was seen meanwhile.
+        copied: bool,
+    },
     /// It runs here.
     Held(Arc<Held>),
 }
@@ -107,7 +110,7 @@ impl Desk {
             Some(Hand::Held(held)) if held.is_same(copy) && (item.held || held.is_orphan()) => {
                 held.replace(item.receipt)
             }
-            Some(Hand::Held(_) | Hand::Opening) | None => return Some(item),
+            Some(Hand::Held(_) | Hand::Opening { .. }) | None => return Some(item),
         };
         if let Some(old) = old {
             old.ack();
@@ -149,7 +152,7 @@ impl Desk {
     pub(super) fn held(&self, pick: impl Fn(&Held) -> bool) -> Vec<Arc<Held>> {
         let held = |hand: &Hand| match hand {
             Hand::Held(held) if pick(held) => Some(Arc::clone(held)),
-            Hand::Held(_) | Hand::Opening => None,
+            Hand::Held(_) | Hand::Opening { .. } => None,
         };
         self.hands().values().filter_map(held).collect()
     }

@@ -62,10 +62,12 @@ impl Held {
         self.copied.store(true, Ordering::Relaxed);
     }
 
-    /// Whether its message is the first and only one, as far as can be seen here.
-    pub(super) fn is_only(&self) -> bool {
+    /// Whether its message is the first and only one, as far as can be seen here. `receipt` is what answers for it: where
+    /// that is lost, the server has given the message to somebody else, or will.
+    pub(super) fn is_only(&self, receipt: Option<&Receipt>) -> bool {
         let Parcel { envelope, again, .. } = &self.parcel;
-        !again && !self.copied.load(Ordering::Relaxed) && envelope.head.epoch == 0 && envelope.head.attempts == 0
+        let is_first = !again && envelope.head.epoch == 0 && envelope.head.attempts == 0;
+        is_first && !self.copied.load(Ordering::Relaxed) && receipt.is_some_and(Receipt::is_usable)
     }
 
     /// Its claim was extended.
@@ -113,7 +115,12 @@ impl Held {
     pub(super) fn replace(&self, receipt: Receipt) -> Option<Receipt> {
         let mut state = self.state();
         state.swapping = None;
-        state.receipt.replace(receipt)
+        let old = state.receipt.replace(receipt);
+        // Lost, it may be with somebody besides.
+        if old.as_ref().is_some_and(|old| !old.is_usable()) {
+            self.has_copy();
+        }
+        old
     }
 
     /// Takes what answers for its message, if that is still there to be answered for.

@@ -94,7 +94,7 @@ impl AmqpHold {
         }
         // Of a late success another copy is about.
         let is_late = settled != Settled::Applied;
-        let notice = if is_late { Notice::new(record) } else { Notice::of_run(record, &self.held) };
+        let notice = if is_late { Notice::new(record) } else { Notice::of_run(record, &self.held, receipt.as_ref()) };
         let reply = self.held.parcel.reply.clone();
         let ending = Ending { notice, reply, receipt, _room: room };
         if !self.desk.leaving.load(Ordering::Relaxed) {

@@ -39,7 +39,7 @@ struct Entered(Arc<Desk>, JobId);
 impl Drop for Entered {
     fn drop(&mut self) {
         let mut hands = self.0.hands();
-        if matches!(hands.get(&self.1), Some(Hand::Opening)) {
+        if matches!(hands.get(&self.1), Some(Hand::Opening { .. })) {
             hands.remove(&self.1);
         }
     }
@@ -167,10 +167,11 @@ impl Desk {
     /// Notes a message as being opened; `None` when one of its job is in hand already.
     fn enter(self: &Arc<Self>, id: JobId) -> Option<Entered> {
         match self.hands().entry(id) {
-            Entry::Vacant(place) => place.insert(Hand::Opening),
-            Entry::Occupied(hand) => {
-                if let Hand::Held(held) = hand.get() {
-                    held.has_copy();
+            Entry::Vacant(place) => place.insert(Hand::Opening { copied: false }),
+            Entry::Occupied(mut hand) => {
+                match hand.get_mut() {
+                    Hand::Opening { copied } => *copied = true,
+                    Hand::Held(held) => held.has_copy(),
                 }
                 return None;
             }
@@ -255,7 +256,9 @@ impl Desk {
     fn hold(self: &Arc<Self>, item: Item, claim: Claim) -> AmqpHold {
         let Item { parcel, lease, receipt, .. } = item;
         let held = Arc::new(Held::new(parcel, lease, receipt, self.lease));
-        self.hands().insert(held.id(), Hand::Held(Arc::clone(&held)));
+        if let Some(Hand::Opening { copied: true }) = self.hands().insert(held.id(), Hand::Held(Arc::clone(&held))) {
+            held.has_copy();
+        }
         AmqpHold { desk: Arc::clone(self), held, claim, copied: OnceLock::new() }
     }
 }

@@ -68,10 +68,11 @@ impl Notice {
         Self { of: Announced::of(record), text: announcement(record), is_noted: true }
     }
 
-    /// Of a job that ended here. A success whose message is the only one is not noted: the message goes right behind the
-    /// announcement, and should it come again before that, it is announced again and noted then.
-    pub(super) fn of_run(record: &Record, held: &Held) -> Self {
-        Self { is_noted: record.end != End::Succeeded || !held.is_only(), ..Self::new(record) }
+    /// Of a job that ended here, and what answers for its message. A success whose message is the only one is not noted:
+    /// the message goes right behind the announcement, and should it come again before that, it is announced again and
+    /// noted then.
+    pub(super) fn of_run(record: &Record, held: &Held, receipt: Option<&Receipt>) -> Self {
+        Self { is_noted: record.end != End::Succeeded || !held.is_only(receipt), ..Self::new(record) }
     }
 
     fn message(&self, key: String, correlation: Option<&str>) -> Message {

@@ -1,6 +1,7 @@
 //! How a job leaves a worker that is unlucky: too late, too large, for the second time, or through code that breaks.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -14,7 +15,7 @@ use super::stage::{LONG, SOON, Stage, envelope, success};
 use crate::broker::amqp::desk::Item;
 use crate::broker::amqp::opening::Opening;
 use crate::broker::amqp::wire::{self, Parcel};
-use crate::broker::backend::{Claim, Head, LeaseId, Settled, Verdict};
+use crate::broker::backend::{Claim, Head, LeaseId, RawDelivery, Settled, Verdict};
 use crate::job::Queue;
 use crate::ledger::{Claims, Ledger, Raised};
 use crate::outcome::{Attempt, FailureClass, History, Usage};
@@ -205,7 +206,7 @@ async fn opened_together_each_is_asked_about_alone_when_that_breaks() {
     assert_eq!(stage.desk.count(), 2);
 }
 
-fn granted(opening: Opening) -> Option<crate::broker::backend::RawDelivery> {
+fn granted(opening: Opening) -> Option<RawDelivery> {
     if let Opening::Granted(job) = opening { Some(*job) } else { None }
 }
 
@@ -258,4 +259,62 @@ async fn a_message_whose_announcement_breaks_goes_back_until_it_is_announced() {
     stage.publishing.ack(result.channel, 3, false).await;
     assert_eq!(stage.consuming.answered().await, (3, true));
     nothing_is_left(&stage, room).await;
+}
+
+/// Has a job succeed and its announcement, the one of this number, be taken. Whether the ledger is told of that.
+async fn is_noted(stage: &mut Stage, job: RawDelivery, number: u64) -> bool {
+    assert_eq!(job.hold.settle(&success(&job.head, job.lease)).await.unwrap(), Settled::Applied);
+    let result = timeout(SOON, stage.publishing.published()).await.expect("a result is announced");
+    stage.publishing.ack(result.channel, number, false).await;
+    let told = async {
+        while !stage.desk.is_done() {
+            tokio::time::sleep(LEASE / 10).await;
+        }
+    };
+    timeout(SOON, told).await.expect("something stays for ever");
+    stage.ledger.noted().contains(&job.head.id)
+}
+
+#[tokio::test]
+async fn a_success_is_noted_as_announced_unless_its_message_is_the_only_one() {
+    let mut stage = Stage::new(LONG).await;
+    let plain = stage.held().await;
+    assert!(!is_noted(&mut stage, plain, 1).await, "nobody will ask");
+    let again = stage.item_again(&envelope(), true).await;
+    let again = stage.granted(again).await;
+    assert!(is_noted(&mut stage, again, 2).await, "delivered before");
+    // A copy is met while the ledger is asked.
+    let twice = envelope();
+    let items = vec![stage.item(&twice).await, stage.item(&twice).await];
+    let mut opened = Arc::clone(&stage.desk).open_all(items, || ()).await;
+    let place = opened.iter().position(|opening| matches!(opening, Opening::Granted(_))).unwrap();
+    let runs = granted(opened.remove(place)).unwrap();
+    assert!(matches!(opened[..], [Opening::Second(_)]), "{opened:?}");
+    assert!(is_noted(&mut stage, runs, 3).await, "a copy was about");
+}
+
+#[tokio::test]
+async fn a_success_that_has_lost_its_message_is_noted_as_announced() {
+    let mut stage = Stage::new(LONG).await;
+    // Lost for good, or while it ran, and come again.
+    for (number, comes_again) in [(1, false), (2, true)] {
+        let message = envelope();
+        let item = stage.item(&message).await;
+        let job = stage.granted(item).await;
+        std::mem::take(&mut stage.origin.ended).store(true, Ordering::Relaxed);
+        if comes_again {
+            let item = stage.item_again(&message, true).await;
+            assert!(stage.desk.attach(item).is_none());
+        }
+        assert!(is_noted(&mut stage, job, number).await, "another worker may have met it");
+    }
+    let job = stage.held().await;
+    stage.lose_channel().await;
+    let lost = async {
+        while !stage.desk.held(|held| !held.is_orphan()).is_empty() {
+            tokio::time::sleep(LEASE / 10).await;
+        }
+    };
+    timeout(SOON, lost).await.expect("a closed channel is noticed");
+    assert!(is_noted(&mut stage, job, 3).await, "the server has given the message to another worker");
 }

@@ -91,6 +91,11 @@ impl Stage {
         item(envelope, receipt, redelivered)
     }
 
+    /// Has the server close the channel that everything was delivered by.
+    pub(super) async fn lose_channel(&mut self) {
+        self.consuming.close_channel(self.place.0, 406, "PRECONDITION_FAILED - unknown delivery tag 99").await;
+    }
+
     /// A job that runs here.
     pub(super) async fn held(&mut self) -> RawDelivery {
         let item = self.item(&envelope()).await;

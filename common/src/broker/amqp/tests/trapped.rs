@@ -23,6 +23,7 @@ pub(super) struct Trapped {
     inner: Memory,
     trap: Mutex<Option<&'static str>>,
     asked: Mutex<Vec<bool>>,
+    noted: Mutex<Vec<JobId>>,
 }
 
 impl Trapped {
@@ -34,6 +35,11 @@ impl Trapped {
     /// Whether each message that was opened had been delivered before.
     pub(super) fn redelivered(&self) -> Vec<bool> {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Of which jobs it was told that their ends were announced.
+    pub(super) fn noted(&self) -> Vec<JobId> {
+        self.noted.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn pass(&self, call: &str) {
@@ -73,6 +79,7 @@ impl Claims for Trapped {
 
     async fn announced(&self, ends: &[Announced]) -> Result<()> {
         self.pass("announced");
+        self.noted.lock().unwrap_or_else(PoisonError::into_inner).extend(ends.iter().map(|end| end.id));
         self.inner.announced(ends).await
     }
 
