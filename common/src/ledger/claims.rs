@@ -182,7 +182,8 @@ pub enum Registered {
 pub struct Opened {
     /// Whether it may run.
     pub claim: Claim,
-    /// The job has ended and nobody has announced that: fetch its record, announce it, say `announced`.
+    /// The job has ended and nobody has said [`Claims::announced`] of that, whether or not it was announced (a plain
+    /// success is not told of): fetch its record, announce it, say so.
     pub announce: bool,
     /// The job has ended without its payload: hand it over by `keep` before this message is acknowledged.
     pub keep: bool,

@@ -11,7 +11,8 @@ use tokio::time::Instant;
 use super::desk::{Desk, Item};
 use crate::job::JobId;
 
-/// By so long after its end a job's result has been announced: whoever asks the ledger earlier is told to do so again.
+/// By so long after its end a job's result has been announced, and the ledger been told so where there is a copy: whoever
+/// asks earlier may announce it again.
 const ENDING: Duration = Duration::from_secs(1);
 /// However long the server lets a delivery stay unanswered, none is kept for longer.
 const LATEST: Duration = Duration::from_secs(25 * 60);
