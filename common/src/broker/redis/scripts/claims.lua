@@ -20,13 +20,27 @@ local act = {}
 -- The marks with which a waiting job is no plain one: all but that its message is not confirmed or may be missing.
 local NOT_MARKED = bit.bnot(MARKS.unconfirmed + MARKS.raised)
 
--- A job that waits as a message and was never tried: where its base stands, what it begins with up to the moment since
--- when it waits, and what stands between that and the base.
-local AWAY_BASE, AWAY_FRONT, AWAY_WAITS = 20, 'a\41\0\0', string.rep('\0', 9)
--- Where its core begins, and in that what is fixed.
-local AWAY_CORE, AWAY_ITEM = 46, 61
 -- Marks stand second in a base; behind them there is nothing in that of a job that was never tried.
 local UNTRIED = sub(PLAIN, 3)
+-- Where a base stands behind letter, length of trail and what comes ahead of it by this format with empty strings.
+local function behind(format)
+  return 5 + struct.size((string.gsub(format, 'c0', '')))
+end
+
+-- Of a job that waits as a message: where the base stands if there is neither a reason to wait nor a hold key, and
+-- where the lengths of those do.
+local AWAY_BASE = behind(WAITS)
+local AWAY_WHY = AWAY_BASE - struct.size('<BH')
+-- Where the core of one that was never tried begins, and in that what is fixed.
+local AWAY_CORE = AWAY_BASE + #PLAIN
+local AWAY_ITEM = AWAY_CORE + struct.size(CORE)
+-- What that one begins with up to the moment since when it waits, and what stands between that and the base.
+local AWAY_FRONT, AWAY_WAITS = pack('<c1I3', 'a', AWAY_CORE - 5), string.rep('\0', AWAY_BASE - 5 - struct.size('<I6'))
+-- Of one that runs.
+local LEASED_BASE = behind(RUNS)
+-- Of a success whose record a lease wrote, and where the length of that lease stands.
+local DONE_BASE = behind(ENDS) + 16
+local DONE_BY = DONE_BASE - struct.size('<Bc16B')
 
 -- Where the marks of a job stand in its bytes, if nobody has decoded it and that is easily told; then its bytes too.
 local function marks_of(id)
@@ -35,12 +49,12 @@ local function marks_of(id)
   local letter, place = byte(bytes), nil
   if letter == 97 then
     -- Neither a reason to wait nor a hold key stands before them.
-    place = byte(bytes, 17) == 0 and byte(bytes, 18) == 0 and byte(bytes, 19) == 0 and AWAY_BASE + 1
+    place = sub(bytes, AWAY_WHY, AWAY_BASE - 1) == '\0\0\0' and AWAY_BASE + 1
   elseif letter == 108 then
-    place = 28
+    place = LEASED_BASE + 1
   elseif letter == 83 then
-    -- A success by a worker. Behind letter, length of trail, cursors, end and size stands the lease that wrote the record.
-    place = byte(bytes, 27) == 16 and byte(bytes, 44) == 0 and 46
+    -- A success by a worker.
+    place = byte(bytes, DONE_BY) == 16 and byte(bytes, DONE_BASE - 1) == 0 and DONE_BASE + 1
   end
   if place and #bytes >= place + #UNTRIED then return place, bytes end
 end
@@ -48,6 +62,18 @@ end
 -- The same bytes with other marks.
 local function remark(id, bytes, place, marks)
   put(id, sub(bytes, 1, place - 1) .. string.char(marks) .. sub(bytes, place + 1))
+end
+
+-- The bytes of a job that waits as a message from now on and was never tried. `length`: of its item and head.
+local function away_bytes(seq, item, length, marks)
+  return AWAY_FRONT .. pack('<I6', NOW) .. AWAY_WAITS .. '\0' .. string.char(marks) .. UNTRIED
+    .. pack(CORE, 12 + length, AWAY, seq, NOW) .. item
+end
+
+-- What a job in its first lease, from now on, has ahead of its core.
+local function leased(lease, worker)
+  local trail = pack(RUNS, lease, NOW) .. PLAIN .. worker
+  return pack('<c1I3', 'l', #trail) .. trail
 end
 
 -- As `admit`, of the bytes of a job that nobody has heard of and was never tried.
@@ -62,8 +88,7 @@ local function register_new(id, item, length)
   if batch ~= '' then batches[batch].latest = seq end
   enter(seq, deadline)
   jobs[id], states[id] = nil, nil
-  put(id, AWAY_FRONT .. pack('<I6', NOW) .. AWAY_WAITS .. '\0' .. string.char(MARKS.unconfirmed) .. UNTRIED
-    .. pack(CORE, 12 + length, AWAY, seq, NOW) .. item)
+  put(id, away_bytes(seq, item, length, MARKS.unconfirmed))
 end
 
 function act.register(at)
@@ -173,10 +198,10 @@ end
 
 -- As `admit` and `grant`, of the bytes of a new job.
 local function grant_new(m, item, lease, worker, length)
-  local seq, trail = append(COUNTERS, 'seq', ORDER, m.id), pack(RUNS, lease, NOW) .. PLAIN .. worker
+  local seq = append(COUNTERS, 'seq', ORDER, m.id)
   enter(seq, m.deadline)
   jobs[m.id], states[m.id] = nil, nil
-  put(m.id, pack('<c1I3', 'l', #trail) .. trail .. pack(CORE, 12 + m.length, AWAY, seq, NOW) .. sub(item, 1, m.length))
+  put(m.id, leased(lease, worker) .. pack(CORE, 12 + m.length, AWAY, seq, NOW) .. sub(item, 1, m.length))
   leases_until[m.id] = NOW + length
   return 'Y'
 end
@@ -184,8 +209,8 @@ end
 -- As `find` and `grant`, of the bytes of a job that waits as this message and was never tried, if it may have the claim.
 local function grant_waiting(m, lease, worker, length)
   local bytes = jobs[m.id] == nil and raws[m.id]
-  if not bytes or m.epoch > 0 or m.attempts > 0 or sub(bytes, 1, 4) ~= AWAY_FRONT or sub(bytes, 17, 20) ~= '\0\0\0\0'
-    or sub(bytes, AWAY_BASE + 2, AWAY_CORE - 1) ~= UNTRIED then
+  if not bytes or m.epoch > 0 or m.attempts > 0 or sub(bytes, 1, 4) ~= AWAY_FRONT
+    or sub(bytes, AWAY_WHY, AWAY_BASE) ~= '\0\0\0\0' or sub(bytes, AWAY_BASE + 2, AWAY_CORE - 1) ~= UNTRIED then
     return nil
   end
   local found, since = byte(bytes, AWAY_BASE + 1), read('<I6', bytes, 5)
@@ -196,8 +221,7 @@ local function grant_waiting(m, lease, worker, length)
     local counts = of_batch(batch)
     counts.queued, counts.running = counts.queued - 1, counts.running + 1
   end
-  local trail = pack(RUNS, lease, NOW) .. PLAIN .. worker
-  put(m.id, pack('<c1I3', 'l', #trail) .. trail .. sub(bytes, AWAY_CORE))
+  put(m.id, leased(lease, worker) .. sub(bytes, AWAY_CORE))
   leases_until[m.id] = NOW + length
   return 'Y'
 end
