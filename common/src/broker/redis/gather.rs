@@ -169,18 +169,18 @@ mod tests {
     async fn a_call_does_not_wait_for_all_when_one_more_always_comes() {
         let (asks, mut inbox) = mpsc::channel(CALL_REQUESTS);
         let mut callers = JoinSet::new();
-        callers.spawn(async move {
-            loop {
-                let (reply, _) = oneshot::channel();
-                let ask = Ask { key: Arc::from([0_u8].as_slice()), item: Item::default(), reply };
-                if asks.send(ask).await.is_err() {
-                    return;
-                }
-                tokio::task::yield_now().await;
-            }
-        });
+        callers.spawn(ask_for_ever(asks));
         let mut waiting = Vec::new();
         all_that_come(&mut waiting, &mut inbox).await;
         assert!((1..=2 * PASSES).contains(&waiting.len()), "waited for {} callers", waiting.len());
+    }
+
+    async fn ask_for_ever(asks: mpsc::Sender<Ask>) {
+        loop {
+            let (reply, _) = oneshot::channel();
+            let ask = Ask { key: Arc::from([0_u8].as_slice()), item: Item::default(), reply };
+            let Ok(()) = asks.send(ask).await else { return };
+            tokio::task::yield_now().await;
+        }
     }
 }
