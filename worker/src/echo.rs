@@ -6,8 +6,10 @@ use std::collections::HashSet;
 /// the names of parameters and most models, which a useful message does repeat.
 const ECHO: (usize, usize) = (8, 20);
 
-/// Whether the message repeats a piece of the text: all of a short one, or any [`ECHO`] bytes of a longer one.
+/// Whether the message repeats a piece of the text: all of a short one, or any [`ECHO`] bytes of a longer one. How either is
+/// broken into lines does not matter.
 pub(crate) fn echoes(message: &str, text: &str) -> bool {
+    let (message, text) = (folded(message), folded(text));
     let (least, most) = ECHO;
     let piece = text.len().min(most);
     if piece < least {
@@ -15,6 +17,13 @@ pub(crate) fn echoes(message: &str, text: &str) -> bool {
     }
     let pieces: HashSet<&[u8]> = message.as_bytes().windows(piece).collect();
     text.as_bytes().windows(piece).any(|window| pieces.contains(window))
+}
+
+/// The words with one space between them; a line's end may also stand as JSON writes it.
+fn folded(text: &str) -> String {
+    let text = text.replace("\\n", " ").replace("\\r", " ").replace("\\t", " ");
+    let words = text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
+    words.collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
@@ -28,5 +37,9 @@ mod tests {
         assert!(!echoes("near: 'Ada Lovelace'", text));
         assert!(echoes("bad key sk-12345!", "sk-12345") && !echoes("the end", "the end"));
         assert!(!echoes("", text) && !echoes("anything", ""));
+        let lines = "Ada\nis ill\r\n\tand\nin bed\n";
+        for message in ["not 'Ada is ill and in bed'", r"input: Ada\nis ill\r\n\tand\nin bed", "Ada  is\u{a0}ill and in bed"] {
+            assert!(echoes(message, lines), "{message}");
+        }
     }
 }

@@ -7,6 +7,7 @@ use secrecy::SecretString;
 use url::Url;
 
 use super::address::redact_url;
+use super::error::Origin;
 use super::reader::Reader;
 
 /// Above so many output tokens an answer is streamed: at the 128,000 tokens an hour that Anthropic's own clients reckon
@@ -20,7 +21,8 @@ const KNOWN: [(&str, Api); 3] = [("openai", Api::OpenAi), ("anthropic", Api::Ant
 pub struct Provider {
     /// How it is spoken to.
     pub api: Api,
-    /// Up to and including the version, such as `https://api.openai.com/v1`.
+    /// Up to and including the version, such as `https://api.openai.com/v1`. To one of Anthropic or Gemini without a version
+    /// theirs is added, unless it ends in `/`: such a one is taken as it is.
     pub base_url: String,
     /// Its key, sent in the header that the API wants it in.
     pub api_key: Option<SecretString>,
@@ -98,6 +100,10 @@ impl Api {
             Self::Anthropic => "v1",
             Self::Gemini => "v1beta",
         };
+        // Who ends it so means all of it.
+        if base_url.ends_with('/') {
+            return base_url.to_owned();
+        }
         let Ok(mut url) = Url::parse(base_url) else { return base_url.to_owned() };
         let last = url.path_segments().and_then(|parts| parts.rev().find(|part| !part.is_empty()));
         let is_version =
@@ -132,7 +138,13 @@ fn provider(r: &mut Reader<'_>, name: &str) -> Provider {
     let at = |setting: &'static str| ["providers", name, setting];
     let known = KNOWN.iter().find(|(known, _)| *known == name).map(|(_, api)| *api);
     let standard = known.unwrap_or(Api::OpenAi);
-    let api = r.parsed(&at("api"), Some(Word(standard)), |word| {
+    // Its older name.
+    let named = if r.origin(&at("kind")) == Origin::Default || r.origin(&at("api")) != Origin::Default {
+        at("api")
+    } else {
+        at("kind")
+    };
+    let api = r.parsed(&named, Some(Word(standard)), |word| {
         let meant = [Api::OpenAi, Api::Anthropic, Api::Gemini].into_iter().find(|api| api.as_str() == word);
         meant.map(Word).ok_or_else(|| "must be \"openai\", \"anthropic\" or \"gemini\"".to_owned())
     });
@@ -240,7 +252,9 @@ mod tests {
         };
         for (api, said, is) in [
             ("anthropic", "http://127.0.0.1:9", "http://127.0.0.1:9/v1"),
-            ("anthropic", "https://gw.example/anthropic/", "https://gw.example/anthropic/v1"),
+            ("anthropic", "https://gw.example/anthropic", "https://gw.example/anthropic/v1"),
+            ("anthropic", "https://gw.example/anthropic/", "https://gw.example/anthropic/"),
+            ("gemini", "http://127.0.0.1:9/", "http://127.0.0.1:9/"),
             ("anthropic", "https://api.anthropic.com/v1/", "https://api.anthropic.com/v1/"),
             ("gemini", "https://gw.example", "https://gw.example/v1beta"),
             ("gemini", "https://gw.example/v1", "https://gw.example/v1"),
@@ -250,6 +264,18 @@ mod tests {
         }
         let said = given("", &[("ANTHROPIC_BASE_URL", "http://near:8080")]).unwrap();
         assert_eq!(said.providers["anthropic"].base_url, "http://near:8080/v1");
+    }
+
+    #[test]
+    fn kind_is_the_older_name_of_api() {
+        let box_of = |settings: &str| {
+            let text = format!("[providers.box]\nbase_url = \"http://box/v1\"\n{settings}\n");
+            given(&text, &[]).map(|config| config.providers["box"].api)
+        };
+        assert_eq!(box_of("kind = \"openai\""), Ok(Api::OpenAi));
+        assert_eq!(box_of("kind = \"anthropic\""), Ok(Api::Anthropic));
+        assert!(box_of("kind = \"acme\"").unwrap_err().contains("providers.box.kind must be"));
+        assert!(box_of("kind = \"openai\"\napi = \"gemini\"").is_err(), "one of the two is not meant");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use crate::outcome::Body;
 
@@ -56,11 +57,14 @@ struct Choice<'a> {
     message: Option<Item<'a>>,
     #[serde(borrow)]
     text: Option<Said<'a>>,
+    error: Option<IgnoredAny>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Item<'a> {
+    #[serde(borrow, rename = "type")]
+    kind: Option<Said<'a>>,
     #[serde(borrow)]
     content: Option<Content<'a>>,
 }
@@ -89,16 +93,20 @@ struct Said<'a>(#[serde(borrow)] Cow<'a, str>);
 
 impl<'a> Shape<'a> {
     fn text(self) -> Option<Cow<'a, str>> {
-        if let Some(choice) = self.choices.into_iter().next() {
+        if !self.choices.is_empty() {
+            let choice = self.choices.into_iter().find(|choice| choice.error.is_none())?;
             return choice.text.map(|text| text.0).or_else(|| choice.message?.content?.text());
         }
         if let Some(text) = self.output_text {
             return Some(text.0);
         }
-        if let Some(candidate) = self.candidates.into_iter().next() {
-            return Content::Parts(candidate.content?.parts).text();
+        if !self.candidates.is_empty() {
+            // One that was held back has nothing to say.
+            return self.candidates.into_iter().find_map(|candidate| Content::Parts(candidate.content?.parts).text());
         }
-        let parts: Vec<_> = self.output.into_iter().filter_map(|item| item.content?.text()).collect();
+        // Reasoning has content too.
+        let messages = self.output.into_iter().filter(|item| item.kind.as_ref().is_some_and(|kind| kind.0 == "message"));
+        let parts: Vec<_> = messages.filter_map(|item| item.content?.text()).collect();
         if parts.is_empty() { self.content?.text() } else { Some(parts.concat().into()) }
     }
 }
@@ -131,6 +139,14 @@ mod tests {
             (json(r#"{"choices":[{"message":{"role":"assistant","content":"a"}}]}"#), Some("a")),
             (json(r#"{"choices":[{"text":"b"}]}"#), Some("b")),
             (json(r#"{"output":[{"type":"message","content":[{"type":"output_text","text":"c"}]}]}"#), Some("c")),
+            (
+                json(
+                    r#"{"output":[{"type":"reasoning","content":[{"type":"reasoning_text","text":"hm"}]},{"type":"message","content":[{"text":"c"}]}]}"#,
+                ),
+                Some("c"),
+            ),
+            (json(r#"{"choices":[{"error":{"code":5}},{"message":{"content":"a"}}]}"#), Some("a")),
+            (json(r#"{"candidates":[{"finishReason":"SAFETY"},{"content":{"parts":[{"text":"g"}]}}]}"#), Some("g")),
             (json(r#"{"content":[{"type":"text","text":"d"},{"type":"text","text":"e"}]}"#), Some("de")),
             (json(r#"{"content":[{"type":"thinking","thinking":"hm"},{"type":"text","text":"f"}]}"#), Some("f")),
             (

@@ -1,34 +1,52 @@
-//! Pieces of a streamed answer laid over each other: texts grow, lists grow, the rest is replaced.
+//! Pieces of a streamed answer laid over each other: what is told in pieces grows, lists grow, the rest is replaced.
 
 use serde_json::{Map, Value};
 
 /// What names a thing is said once and not continued.
 const NAMES: [&str; 4] = ["role", "id", "type", "name"];
+/// What is told in pieces that follow each other: said and thought, read aloud, asked of a function, sealed.
+const TEXTS: [&str; 13] = [
+    "content",
+    "refusal",
+    "reasoning",
+    "reasoning_content",
+    "thinking",
+    "text",
+    "summary",
+    "transcript",
+    "arguments",
+    "input",
+    "partial_json",
+    "signature",
+    "data",
+];
+/// The most choices or candidates of an answer, and how far back an item of a list is looked for: as many as
+/// `OpenAI` gives choices for one request.
+pub(super) const MOST: usize = 128;
 
-/// Lays `piece` over `whole`: nothing over something changes nothing, texts are joined unless they name something, lists
-/// are joined (items with an `index` meet their equals), objects member by member, the rest is replaced. Adds to `size`
-/// about as many bytes as `whole` grew by.
+/// Lays `piece` over `whole`: nothing over something changes nothing, lists are joined (items with an `index` meet their
+/// equals), objects go member by member, the rest is replaced. Tells `size` by about how many bytes `whole` grew.
 pub(super) fn lay(whole: &mut Value, piece: Value, size: &mut usize) {
     match (whole, piece) {
         (_, Value::Null) => {}
-        (Value::String(text), Value::String(more)) => {
-            *size += more.len();
-            text.push_str(&more);
-        }
         (Value::Array(list), Value::Array(more)) => more.into_iter().for_each(|item| add(list, item, size)),
         (Value::Object(object), Value::Object(more)) => members(object, more, size),
         (whole, piece) => replace(whole, piece, size),
     }
 }
 
-/// Lays each member over its equal.
+/// Lays each member over its equal: texts are joined where they come in pieces, names stay.
 pub(super) fn members(object: &mut Map<String, Value>, more: Map<String, Value>, size: &mut usize) {
     for (key, value) in more {
-        let named = NAMES.contains(&key.as_str());
-        match object.get_mut(&key) {
-            Some(known) if named && !known.is_null() => {}
-            Some(known) => lay(known, value, size),
-            None => {
+        let is = |names: &[&str]| names.contains(&key.as_str());
+        match (object.get_mut(&key), value) {
+            (Some(known), _) if is(&NAMES) && !known.is_null() => {}
+            (Some(Value::String(text)), Value::String(more)) if is(&TEXTS) => {
+                *size += more.len();
+                text.push_str(&more);
+            }
+            (Some(known), value) => lay(known, value, size),
+            (None, value) => {
                 *size += key.len() + bytes(&value);
                 object.insert(key, value);
             }
@@ -39,14 +57,15 @@ pub(super) fn members(object: &mut Map<String, Value>, more: Map<String, Value>,
 /// Puts a value in the place of another, unless it is nothing.
 pub(super) fn replace(whole: &mut Value, piece: Value, size: &mut usize) {
     if !piece.is_null() {
-        *size += bytes(&piece);
+        *size = size.saturating_sub(bytes(whole)) + bytes(&piece);
         *whole = piece;
     }
 }
 
 fn add(list: &mut Vec<Value>, item: Value, size: &mut usize) {
     let index = item.get("index").and_then(Value::as_u64);
-    let known = list.iter_mut().find(|known| index.is_some() && known.get("index").and_then(Value::as_u64) == index);
+    let same = |known: &&mut Value| known.get("index").and_then(Value::as_u64) == index;
+    let known = index.and_then(|_| list.iter_mut().rev().take(MOST).find(same));
     if let Some(known) = known {
         lay(known, item, size);
     } else {
@@ -89,5 +108,17 @@ mod tests {
                 "calls": [{ "index": 1, "id": "b", "f": { "name": "g", "arguments": "{}" } }, { "index": 0, "id": "a" }] })
         );
         assert!(size >= 60, "{size}");
+    }
+
+    #[test]
+    fn only_what_comes_in_pieces_is_joined_and_only_growth_counts() {
+        let (mut whole, mut size) = (json!({}), 0);
+        for _ in 0..1_000 {
+            let piece = json!({ "status": "running", "reasoning": "x", "usage": { "total": 7 }, "logprobs": { "seen": "a" } });
+            lay(&mut whole, piece, &mut size);
+        }
+        assert_eq!(whole["status"], "running");
+        assert_eq!((&whole["logprobs"]["seen"], whole["reasoning"].as_str().unwrap().len()), (&json!("a"), 1_000));
+        assert!((1_000..1_200).contains(&size), "{size}");
     }
 }

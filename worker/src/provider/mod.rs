@@ -17,8 +17,9 @@ use promptq_common::config::Api;
 use promptq_common::line::model_in;
 use promptq_common::outcome::{Failure, Reply};
 use promptq_common::time::Timestamp;
+use serde_json::Value;
 
-pub(crate) use refusal::Refusal;
+pub(crate) use refusal::{Refusal, secrets};
 pub(crate) use stream::{Assembly, Piece};
 
 /// The endpoints served; requests and answers of each have a shape of their own.
@@ -76,6 +77,14 @@ pub(crate) fn read(endpoint: Endpoint, status_code: u16, body: Vec<u8>) -> Read 
         Api::Anthropic => anthropic::answer::read(status_code, body),
         Api::Gemini => gemini::answer::read(status_code, body),
     }
+}
+
+/// The most characters kept of a model's name, an id, a reason or a tier as a provider says it.
+const SAID: usize = 200;
+
+/// A text out of an answer, cut to [`SAID`] characters.
+fn owned(value: &Value) -> Option<String> {
+    value.as_str().map(|text| text.chars().take(SAID).collect())
 }
 
 /// Classes a refusal. `secrets` are texts (prompt, key) that the failure's detail must not repeat.

@@ -1,7 +1,9 @@
 //! What was answered in place of an answer, and the one line about it that people see: never a prompt, never a key.
 
 use promptq_common::outcome::{Failure, FailureClass};
+use promptq_common::work::{Input, Work};
 use reqwest::header::HeaderMap;
+use serde_json::Value;
 
 use crate::echo::echoes;
 
@@ -17,6 +19,34 @@ pub(crate) struct Refusal<'a> {
     pub(crate) headers: &'a HeaderMap,
     /// As much of its body as was read.
     pub(crate) body: &'a [u8],
+}
+
+/// The texts of a job that no failure may repeat. Out of JSON they are taken as they read, for there each letter may be
+/// written in many ways; together they are no longer than it.
+pub(crate) fn secrets(work: &Work) -> Vec<String> {
+    match &work.input {
+        Input::Prompt(prompt) => {
+            vec![prompt.text.clone(), prompt.system.clone().unwrap_or_default(), texts(&prompt.params)]
+        }
+        Input::Request { body, .. } => vec![texts(body)],
+    }
+}
+
+/// Every text of an object one after the other but the model's name; what is none is its own text.
+fn texts(json: &str) -> String {
+    fn gather(value: &Value, texts: &mut String) {
+        match value {
+            Value::String(text) => texts.extend([text, " "]),
+            Value::Array(items) => items.iter().for_each(|item| gather(item, texts)),
+            Value::Object(members) => members.values().for_each(|member| gather(member, texts)),
+            Value::Null | Value::Bool(_) | Value::Number(_) => {}
+        }
+    }
+    let Ok(Value::Object(mut body)) = serde_json::from_str(json) else { return json.to_owned() };
+    body.remove("model");
+    let mut texts = String::new();
+    body.values().for_each(|value| gather(value, &mut texts));
+    texts
 }
 
 /// The failure of a class: status, code and one line with the provider's words, unless they repeat one of the secrets.
@@ -68,6 +98,25 @@ mod tests {
         }
         let plain = failure(400, fatal(), "max_tokens is too large:\n5000", &[prompt]);
         assert_eq!((plain.detail.as_str(), plain.status_code), ("HTTP 400: max_tokens is too large: 5000", Some(400)));
+    }
+
+    #[test]
+    fn a_prompt_is_known_again_however_it_was_written() {
+        let bodies = [
+            (r#"{"model":"m","input":"\u041f\u0430\u0446\u0438\u0435\u043d\u0442 \u0410\u043d\u043d\u0430"}"#, "near 'Пациент Анна'"),
+            (r#"{"input":[{"content":"Ada\nis ill\nin bed\nat home"}]}"#, "near:\nAda\nis ill\nin bed\nat home"),
+        ];
+        for (body, message) in bodies {
+            let input = Input::Request { url: "/v1/responses".into(), body: body.into() };
+            let texts = secrets(&Work { model: None, input });
+            let texts: Vec<_> = texts.iter().map(String::as_str).collect();
+            let failure = failure(400, (FailureClass::Fatal, "bad".to_owned()), message, &texts);
+            assert_eq!(failure.detail, "HTTP 400 bad; the message quotes the request and is left out");
+        }
+        let params = r#"{"stop":["Ada Lovelace is in the room"]}"#.to_owned();
+        let prompt = promptq_common::work::Prompt { text: "Hi".into(), system: None, params };
+        assert!(secrets(&Work { model: None, input: Input::Prompt(prompt) })[2].contains("Ada Lovelace"));
+        assert_eq!(texts(r#"{"model":"claude-3-5-haiku-20241022","max_completion_tokens":5}"#), "");
     }
 
     #[test]

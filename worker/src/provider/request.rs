@@ -1,6 +1,8 @@
 //! From a job's work to the bytes that are sent, and what they will probably consume. What a plain prompt looks like is each
 //! API's own `request.rs`; a ready-made body stays as it is, but for its model's name and, for long answers, `stream`.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use promptq_common::config::Api;
 use promptq_common::line::model_in;
@@ -70,7 +72,8 @@ impl Request {
     /// one of ours, and for `stream` where a long answer may come and the body does not say how it wants it.
     ///
     /// # Errors
-    /// A `fatal` failure: `no_model`, `bad_params`, `invalid_json`, `unknown_url`, `stream_not_supported`.
+    /// A `fatal` failure: `no_model`, `bad_params`, `invalid_json`, `unknown_url`, `stream_not_supported`,
+    /// `background_not_supported`.
     pub(crate) fn new(work: &Work, to: &Target<'_>) -> Result<Self, Failure> {
         let model = work.model.as_deref().map(|model| to.real(model)).or(to.fallback);
         match &work.input {
@@ -122,7 +125,7 @@ fn of_prompt(prompt: &Prompt, model: &str, to: &Target<'_>) -> Result<Request, F
         Api::Anthropic => anthropic::request::draft(prompt, model, params)?,
         Api::Gemini => gemini::request::draft(prompt, params)?,
     };
-    let stream = output_max.is_some_and(|most| most > to.stream_above) && !body.contains_key("stream");
+    let stream = output_max.is_some_and(|most| most > to.stream_above) && body.get("stream").is_none_or(Value::is_null);
     Ok(Request::ready(endpoint, Value::Object(body).to_string(), model, (output_max, stream)))
 }
 
@@ -148,6 +151,10 @@ fn of_body(url: &str, body: &str, model: Option<&str>, to: &Target<'_>) -> Resul
     if limits.stream == true {
         return Err(streamed());
     }
+    if limits.background == true {
+        let detail = "an answer in the background is one nobody would fetch; hint: leave \"background\" out of the request";
+        return Err(fatal("background_not_supported", detail));
+    }
     let output_max = limits.output_max();
     let stream = output_max.is_some_and(|most| most > to.stream_above) && limits.stream.is_null();
     if let Some(model) = model_in(url) {
@@ -162,7 +169,7 @@ fn of_body(url: &str, body: &str, model: Option<&str>, to: &Target<'_>) -> Resul
             let named: String = serde_json::from_str(raw.get()).map_err(|_| invalid())?;
             match to.real(&named) {
                 same if same == named => (body.to_owned(), named),
-                real => (replaced(body, raw.get(), real).ok_or_else(invalid)?, real.to_owned()),
+                real => (replaced(body, raw.get(), &real.into()).ok_or_else(invalid)?, real.to_owned()),
             }
         }
     };
@@ -180,6 +187,7 @@ struct Head<'a> {
 #[serde(default)]
 struct Limits {
     stream: Value,
+    background: Value,
     max_tokens: Value,
     max_completion_tokens: Value,
     max_output_tokens: Value,
@@ -219,20 +227,27 @@ pub(super) fn untaken(params: &Map<String, Value>, taken: &[&str]) -> Result<(),
 fn streaming(endpoint: Endpoint, body: String) -> String {
     match endpoint {
         Endpoint::Generate | Endpoint::Embeddings => body,
-        Endpoint::Responses | Endpoint::Messages => inserted(&body, "\"stream\":true"),
-        Endpoint::Chat
-            if serde_json::from_str::<Options>(&body).is_ok_and(|options| options.stream_options.is_some()) =>
-        {
-            inserted(&body, "\"stream\":true")
+        Endpoint::Responses | Endpoint::Messages => with(&body, "stream", |_| true.into()),
+        Endpoint::Chat => {
+            // Without it nobody says what a streamed chat consumed.
+            let body = with(&body, "stream_options", |known| {
+                let mut options = known.as_object().cloned().unwrap_or_default();
+                options.insert("include_usage".to_owned(), true.into());
+                options.into()
+            });
+            with(&body, "stream", |_| true.into())
         }
-        // Without it nobody says what a streamed chat consumed.
-        Endpoint::Chat => inserted(&body, "\"stream\":true,\"stream_options\":{\"include_usage\":true}"),
     }
 }
 
-#[derive(Deserialize)]
-struct Options {
-    stream_options: Option<serde::de::IgnoredAny>,
+/// An object in which the member `name` is what `change` makes of it, or of null where there is none; the rest stays byte
+/// for byte.
+fn with(body: &str, name: &str, change: impl FnOnce(&Value) -> Value) -> String {
+    let members: BTreeMap<String, &RawValue> = serde_json::from_str(body).unwrap_or_default();
+    let known = members.get(name).map(|raw| raw.get());
+    let value = change(&known.and_then(|known| serde_json::from_str(known).ok()).unwrap_or_default());
+    let replaced = known.and_then(|known| replaced(body, known, &value));
+    replaced.unwrap_or_else(|| inserted(body, &format!("\"{name}\":{value}")))
 }
 
 /// An object with more members behind its first brace.
@@ -242,11 +257,11 @@ fn inserted(body: &str, members: &str) -> String {
     format!("{{{members}{comma}{rest}")
 }
 
-/// `body` with `part`, a slice of it, replaced by `model` as JSON.
-fn replaced(body: &str, part: &str, model: &str) -> Option<String> {
+/// `body` with `part`, a slice of it, replaced by `value`.
+fn replaced(body: &str, part: &str, value: &Value) -> Option<String> {
     let at = (part.as_ptr() as usize).checked_sub(body.as_ptr() as usize)?;
     let (before, after) = (body.get(..at)?, body.get(at + part.len()..)?);
-    Some(format!("{before}{}{after}", Value::from(model)))
+    Some(format!("{before}{value}{after}"))
 }
 
 fn no_model() -> Failure {

@@ -105,6 +105,7 @@ fn a_ready_made_body_is_sent_byte_for_byte() {
         ("/v1/responses", r#"["m"]"#, &OPENAI, "invalid_json"),
         ("/v1/responses", r#"{"model":5}"#, &OPENAI, "invalid_json"),
         ("/v1/responses", r#"{"model":"m","stream":true}"#, &OPENAI, "stream_not_supported"),
+        ("/v1/responses", r#"{"model":"m","background":true}"#, &OPENAI, "background_not_supported"),
     ] {
         assert_eq!(sent(&line(url, body), to).unwrap_err(), code, "{url} {body}");
     }
@@ -157,6 +158,21 @@ fn a_long_answer_is_asked_for_as_a_stream() {
         let request = written(&line(url, body), to);
         assert!(request.stream && request.body.starts_with(starts.as_bytes()), "{url} {:?}", request.body);
     }
+    // What is there already is not said twice.
+    for (body, is) in [
+        (
+            r#"{"model":"m", "stream" : null, "max_tokens":30000,"stream_options": null}"#,
+            r#"{"model":"m", "stream" : true, "max_tokens":30000,"stream_options": {"include_usage":true}}"#,
+        ),
+        (
+            r#"{"model":"m","max_tokens":30000,"x":1.50,"stream_options":{"a":1,"include_usage":false}}"#,
+            r#"{"stream":true,"model":"m","max_tokens":30000,"x":1.50,"stream_options":{"a":1,"include_usage":true}}"#,
+        ),
+    ] {
+        assert_eq!(sent(&line("/v1/chat/completions", body), &OPENAI).unwrap(), is);
+    }
+    let prompt = sent(&prompt(Some("m"), r#"{"max_tokens":20001,"stream":null}"#), &OPENAI).unwrap();
+    assert!(prompt.contains(r#""stream":true"#) && prompt.matches(r#""stream""#).count() == 1, "{prompt}");
     // Who says how it is to come is heard.
     let said = r#"{"model":"m","max_tokens":30000,"stream":false}"#;
     let request = written(&line("/v1/messages", said), &ANTHROPIC);

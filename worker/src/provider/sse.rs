@@ -8,8 +8,10 @@ pub(crate) struct TooLarge;
 #[derive(Debug)]
 pub(crate) struct Events {
     bytes: Vec<u8>,
-    /// Where the first line not looked at yet begins.
+    /// Where the first line not taken yet begins.
     at: usize,
+    /// Up to here there is no end of that line.
+    scanned: usize,
     data: Vec<u8>,
     has_data: bool,
     most: usize,
@@ -18,12 +20,13 @@ pub(crate) struct Events {
 impl Events {
     /// Events of at most `most` bytes.
     pub(crate) fn new(most: usize) -> Self {
-        Self { bytes: Vec::new(), at: 0, data: Vec::new(), has_data: false, most }
+        Self { bytes: Vec::new(), at: 0, scanned: 0, data: Vec::new(), has_data: false, most }
     }
 
     /// Takes more bytes.
     pub(crate) fn push(&mut self, bytes: &[u8]) {
         self.bytes.drain(..self.at);
+        self.scanned = self.scanned.saturating_sub(self.at);
         self.at = 0;
         self.bytes.extend_from_slice(bytes);
     }
@@ -31,13 +34,14 @@ impl Events {
     /// The data of the next whole event; `None` until more bytes came. Comments and events without data are passed over.
     pub(crate) fn next(&mut self) -> Option<Result<Vec<u8>, TooLarge>> {
         loop {
-            let rest = self.bytes.get(self.at..).unwrap_or_default();
-            let Some(end) = rest.iter().position(|byte| *byte == b'\n') else {
-                return (rest.len() + self.data.len() > self.most).then_some(Err(TooLarge));
+            let new = self.bytes.get(self.scanned..).unwrap_or_default();
+            let Some(end) = new.iter().position(|byte| *byte == b'\n').map(|end| self.scanned + end) else {
+                self.scanned = self.bytes.len();
+                return (self.scanned - self.at + self.data.len() > self.most).then_some(Err(TooLarge));
             };
-            let line = rest.get(..end).unwrap_or_default();
+            let line = self.bytes.get(self.at..end).unwrap_or_default();
             let line = line.strip_suffix(b"\r").unwrap_or(line);
-            self.at += end + 1;
+            (self.at, self.scanned) = (end + 1, end + 1);
             if line.is_empty() {
                 if std::mem::take(&mut self.has_data) {
                     return Some(Ok(std::mem::take(&mut self.data)));
@@ -54,6 +58,13 @@ impl Events {
             self.has_data = true;
             self.data.extend_from_slice(data.strip_prefix(b" ").unwrap_or(data));
         }
+    }
+
+    /// The data of an event that the end of the stream has left without its blank line. Only who reads it can tell whether
+    /// it is whole. Asked once `next` has given all.
+    pub(crate) fn rest(&mut self) -> Option<Vec<u8>> {
+        self.push(b"\n\n");
+        self.next().and_then(Result::ok)
     }
 }
 
@@ -82,6 +93,21 @@ mod tests {
         assert_eq!(events(&[text.as_bytes()], 100), whole);
         let bytes: Vec<&[u8]> = text.as_bytes().chunks(1).collect();
         assert_eq!(events(&bytes, 100), whole);
+    }
+
+    #[test]
+    fn the_end_of_the_stream_ends_its_last_event() {
+        for (text, rest) in [
+            ("data: a\n\ndata: b", Some("b")),
+            ("data: a\n\ndata: b\r\n", Some("b")),
+            ("data: a\n\n", None),
+            ("data: a\n\n: bye", None),
+        ] {
+            let mut events = Events::new(100);
+            events.push(text.as_bytes());
+            assert_eq!(events.next(), Some(Ok(b"a".to_vec())), "{text:?}");
+            assert_eq!((events.next(), events.rest().as_deref()), (None, rest.map(str::as_bytes)), "{text:?}");
+        }
     }
 
     #[test]

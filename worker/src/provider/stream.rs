@@ -1,6 +1,7 @@
 //! A streamed answer put together: from its events to the body that a whole answer has. What the events of each API mean
 //! is its own `stream.rs`.
 
+use promptq_common::outcome::Usage;
 use serde_json::Value;
 
 use super::Endpoint;
@@ -66,6 +67,26 @@ impl Assembly {
             Self::Responses(response) => response.size,
             Self::Messages(message) => message.size,
             Self::Generate(content) => content.size,
+        }
+    }
+
+    /// Whether something of the answer's content has come, which is paid for.
+    pub(crate) fn has_content(&self) -> bool {
+        match self {
+            Self::Chat(chat) => chat.has_content,
+            Self::Responses(response) => response.has_content,
+            Self::Messages(message) => message.has_content,
+            Self::Generate(content) => content.has_content,
+        }
+    }
+
+    /// What has been said of the usage so far.
+    pub(crate) fn usage(&self) -> Usage {
+        match self {
+            Self::Chat(chat) => chat.usage(),
+            Self::Responses(_) => Usage::default(),
+            Self::Messages(message) => message.usage(),
+            Self::Generate(content) => content.usage(),
         }
     }
 

@@ -4,7 +4,7 @@ use promptq_common::outcome::{Body, Detail, Reply, Usage};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::provider::Read;
+use crate::provider::{Read, owned};
 
 /// Reads the body of a 2xx answer.
 pub(crate) fn read(status_code: u16, body: Vec<u8>) -> Read {
@@ -44,12 +44,8 @@ struct Shape {
     error: Value,
 }
 
-fn owned(value: &Value) -> Option<String> {
-    value.as_str().map(str::to_owned)
-}
-
 /// Here the input leaves out what was read from the cache and written to it.
-fn usage(said: &Value) -> Usage {
+pub(super) fn usage(said: &Value) -> Usage {
     let count = |name: &str| said[name].as_u64().unwrap_or(0);
     let cached = count("cache_read_input_tokens");
     let details = &said["output_tokens_details"];

@@ -1,5 +1,5 @@
-//! From a refused request to a failure's class: what the message says of an account first, then the error's type, then the
-//! status. One table, row by row tested.
+//! From a refused request to a failure's class: what the message says of an account first, then a status that leaves no
+//! doubt, then the error's type, then any other status. One table, row by row tested.
 
 use std::time::Duration;
 
@@ -16,10 +16,12 @@ use crate::provider::refusal::{self, Refusal};
 /// Classes a refusal, or an error in the middle of a stream. `secrets` are texts that the failure's detail must not repeat.
 pub(crate) fn classify(refusal: Refusal<'_>, secrets: &[&str], now: Timestamp) -> Failure {
     let said = Said::read(refusal.body);
-    let spent = said.spent();
-    let verdict = match spent {
-        Some(code) => (Account, code.to_owned()),
-        None => by_kind(&said).unwrap_or_else(|| by_status(refusal.status, &said)),
+    let spent = said.spent(refusal.status);
+    let verdict = match (spent, refusal.status) {
+        (Some(code), _) => (Account, code.to_owned()),
+        // These mean one thing, whatever stands between us and the API calls it.
+        (None, status @ (401 | 402 | 403 | 503 | 529)) => by_status(status, &said),
+        (None, status) => by_kind(&said).unwrap_or_else(|| by_status(status, &said)),
     };
     let mut failure = refusal::failure(refusal.status, verdict, &said.message, secrets);
     failure.retry_after = delay::asked(refusal.headers, None, &said.message, now)
@@ -51,8 +53,11 @@ impl Said {
         self.message.to_ascii_lowercase().contains(words)
     }
 
-    /// The code of an account that has nothing left, which also comes as a 400 or a 429.
-    fn spent(&self) -> Option<&'static str> {
+    /// The code of an account that has nothing left, which comes as any of these and in streams.
+    fn spent(&self, status: u16) -> Option<&'static str> {
+        if !matches!(status, 200..300 | 400 | 402 | 403 | 429) {
+            return None;
+        }
         if self.code == SPEND_LIMIT {
             return Some(SPEND_LIMIT);
         }
@@ -143,6 +148,8 @@ mod tests {
             (529, &[], &overloaded, Capacity, "overloaded_error", None),
             (529, &[], "", Capacity, "http_529", None),
             (503, &[], "<html>", Capacity, "http_503", None),
+            (503, &[], &error("api_error", "down"), Capacity, "api_error", None),
+            (529, &[], &error("invalid_request_error", "down"), Capacity, "invalid_request_error", None),
             // An error event in a stream, after a 200.
             (200, &[], &overloaded, Capacity, "overloaded_error", None),
             (200, &[], &limited, Throttled, "rate_limit_error", None),
@@ -173,6 +180,11 @@ mod tests {
             (402, &[], "", Account, "billing_error", None),
             (401, &[], "", Account, "authentication_error", None),
             (403, &[], "<html>", Account, "permission_error", None),
+            (403, &[], &error("invalid_request_error", "no"), Account, "invalid_request_error", None),
+            (401, &[], &error("not_found_error", "no"), Account, "not_found_error", None),
+            (402, &[], &error("rate_limit_error", "no"), Account, "rate_limit_error", None),
+            // Another fault that quotes these words is none of the account's.
+            (500, &[], &error("api_error", "Your credit balance is too low"), Transient, "api_error", None),
         ];
         hold(Api::Anthropic, rows);
     }

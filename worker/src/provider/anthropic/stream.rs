@@ -1,9 +1,14 @@
 //! A streamed message, put together.
 
+use promptq_common::outcome::Usage;
 use serde_json::{Map, Value};
 
+use super::answer::usage;
 use crate::provider::merge::{bytes, members, replace};
 use crate::provider::stream::{Piece, error};
+
+/// The most blocks of a message: each cited sentence is one of its own, and an answer of 128,000 tokens has some thousands.
+const MOST: usize = 4_096;
 
 /// A message out of its events.
 #[derive(Debug, Default)]
@@ -11,6 +16,7 @@ pub(crate) struct Messages {
     message: Map<String, Value>,
     blocks: Vec<(u64, Block)>,
     pub(crate) size: usize,
+    pub(crate) has_content: bool,
 }
 
 /// A block of content, and its input as far as it has come in pieces of JSON.
@@ -34,6 +40,7 @@ impl Messages {
                     self.message = message;
                 }
             }
+            "content_block_start" if self.blocks.len() >= MOST => return Piece::Odd,
             "content_block_start" => {
                 if let Some(Value::Object(whole)) = event.remove("content_block") {
                     self.size += whole.values().map(bytes).sum::<usize>();
@@ -41,6 +48,7 @@ impl Messages {
                 }
             }
             "content_block_delta" => {
+                self.has_content = true;
                 if let Some(Value::Object(delta)) = event.remove("delta") {
                     self.delta(index, delta);
                 }
@@ -55,7 +63,7 @@ impl Messages {
     }
 
     fn delta(&mut self, index: u64, mut delta: Map<String, Value>) {
-        let Some((_, block)) = self.blocks.iter_mut().find(|(known, _)| *known == index) else { return };
+        let Some((_, block)) = self.blocks.iter_mut().rev().find(|(known, _)| *known == index) else { return };
         delta.remove("type");
         if let Some(Value::String(more)) = delta.remove("partial_json") {
             self.size += more.len();
@@ -83,6 +91,11 @@ impl Messages {
         }
     }
 
+    /// What has been said of the usage so far.
+    pub(crate) fn usage(&self) -> Usage {
+        self.message.get("usage").map(usage).unwrap_or_default()
+    }
+
     /// The message, once it was said why it stopped.
     pub(crate) fn body(mut self) -> Option<Value> {
         if !self.message.get("stop_reason").is_some_and(Value::is_string) {
@@ -108,6 +121,7 @@ impl Block {
 
 #[cfg(test)]
 mod tests {
+    use super::MOST;
     use crate::provider::{Assembly, Endpoint, Piece};
     use serde_json::{Value, json};
 
@@ -150,6 +164,21 @@ mod tests {
         assert_eq!(body(&EVENTS), Some(whole));
         let stop = Assembly::of(Endpoint::Messages).push(br#"{"type":"message_stop"}"#);
         assert_eq!(stop, Piece::Last);
+    }
+
+    #[test]
+    fn usage_and_content_are_known_on_the_way() {
+        let mut assembly = Assembly::of(Endpoint::Messages);
+        assembly.push(EVENTS[0].as_bytes());
+        assembly.push(EVENTS[1].as_bytes());
+        assert!(!assembly.has_content());
+        assembly.push(EVENTS[2].as_bytes());
+        assert!(assembly.has_content());
+        assert_eq!((assembly.usage().input_tokens, assembly.usage().output_tokens), (30, 1));
+        for _ in 1..MOST {
+            assert_eq!(assembly.push(EVENTS[4].as_bytes()), Piece::Part);
+        }
+        assert_eq!(assembly.push(EVENTS[4].as_bytes()), Piece::Odd);
     }
 
     #[test]

@@ -4,29 +4,29 @@ use promptq_common::outcome::{Body, Detail, Reply, Usage};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::provider::Read;
+use crate::provider::{Read, owned};
 
 /// Reasons to stop that mean: this is not to be answered.
 pub(super) const REFUSING: [&str; 4] = ["SAFETY", "PROHIBITED_CONTENT", "BLOCKLIST", "SPII"];
 
-/// Reads the body of a 2xx answer. A prompt or an answer that was held back for what it says has failed.
+/// Reads the body of a 2xx answer. A prompt that was held back for what it says has failed, and so has an answer all of
+/// whose candidates were.
 pub(crate) fn read(status_code: u16, body: Vec<u8>) -> Read {
     let Ok(body) = String::from_utf8(body) else { return Read::Garbage };
     let Ok(shape) = serde_json::from_str::<Shape>(&body) else { return Read::Garbage };
-    let Some(first) = shape.candidates.get(0).filter(|first| first.is_object()) else {
-        let failed = shape.error.is_object() || shape.prompt_feedback["blockReason"].is_string();
+    let mut candidates = shape.candidates.as_array().into_iter().flatten().filter(|candidate| candidate.is_object());
+    let is_refused = |candidate: &Value| candidate["finishReason"].as_str().is_some_and(|why| REFUSING.contains(&why));
+    let any = candidates.clone().next().is_some();
+    let Some(first) = candidates.find(|candidate| !is_refused(candidate)) else {
+        let failed = any || shape.error.is_object() || shape.prompt_feedback["blockReason"].is_string();
         return if failed { Read::Failed } else { Read::Garbage };
     };
-    let finish_reason = owned(&first["finishReason"]);
-    if finish_reason.as_deref().is_some_and(|reason| REFUSING.contains(&reason)) {
-        return Read::Failed;
-    }
     Read::Answer(Box::new(Reply {
         status_code,
         request_id: owned(&shape.response_id),
         text: text(first),
         model: owned(&shape.model_version),
-        finish_reason,
+        finish_reason: owned(&first["finishReason"]),
         usage: usage(&shape.usage),
         cost: None,
         detail: Detail { service_tier: owned(&shape.usage["serviceTier"]), ..Detail::default() }.kept(),
@@ -56,10 +56,6 @@ struct Shape {
     error: Value,
     #[serde(rename = "usageMetadata")]
     usage: Value,
-}
-
-fn owned(value: &Value) -> Option<String> {
-    value.as_str().map(str::to_owned)
 }
 
 fn text(candidate: &Value) -> Option<String> {
@@ -92,6 +88,16 @@ mod tests {
         assert_eq!(reply.body, Body::Json(body.to_owned()));
         let odd = answer(r#"{"responseId":5,"usageMetadata":"none","candidates":[{"finishReason":"MAX_TOKENS"}]}"#);
         assert_eq!((odd.text, odd.usage, odd.finish_reason.as_deref()), (None, Usage::default(), Some("MAX_TOKENS")));
+    }
+
+    #[test]
+    fn one_candidate_that_was_held_back_throws_away_no_other() {
+        let reply = answer(
+            r#"{"candidates":[{"finishReason":"SAFETY"},{"finishReason":"STOP","content":{"parts":[{"text":"a"}]}}]}"#,
+        );
+        assert_eq!((reply.text.as_deref(), reply.finish_reason.as_deref()), (Some("a"), Some("STOP")));
+        let all = r#"{"candidates":[{"finishReason":"SAFETY"},{"finishReason":"SPII"}]}"#;
+        assert!(matches!(read(200, all.into()), Read::Failed));
     }
 
     #[test]

@@ -83,6 +83,7 @@ impl Said {
             retry_delay: details.iter().find_map(|detail| parse_duration(detail["retryDelay"].as_str()?).ok()),
             blocked: block
                 .map(|reason| format!("prompt_{}", reason.to_ascii_lowercase()))
+                .map(|reason| refusal::name(&[&reason], "prompt_blocked"))
                 .or_else(|| finish.filter(|reason| REFUSING.contains(reason)).map(str::to_ascii_lowercase)),
             usage: body["usageMetadata"].clone(),
         }
@@ -248,6 +249,7 @@ mod tests {
         let rows: &[Row<'_>] = &[
             (200, &[], prompt, Content, "prompt_prohibited_content", None),
             (200, &[], answer, Content, "safety", None),
+            (200, &[], r#"{"promptFeedback":{"blockReason":"because you said so"}}"#, Content, "prompt_blocked", None),
         ];
         hold(Api::Gemini, rows);
         let usage = classed(Api::Gemini, 200, &[], answer).usage;

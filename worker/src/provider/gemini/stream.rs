@@ -1,8 +1,10 @@
 //! Streamed content, put together.
 
+use promptq_common::outcome::Usage;
 use serde_json::{Map, Value, json};
 
-use crate::provider::merge::{bytes, replace};
+use super::answer::usage;
+use crate::provider::merge::{MOST, bytes, replace};
 use crate::provider::stream::{Piece, error};
 
 /// Generated content out of its pieces, each a small answer of its own.
@@ -11,6 +13,7 @@ pub(crate) struct Generate {
     head: Map<String, Value>,
     candidates: Vec<Map<String, Value>>,
     pub(crate) size: usize,
+    pub(crate) has_content: bool,
 }
 
 impl Generate {
@@ -27,6 +30,9 @@ impl Generate {
             for candidate in candidates {
                 let Value::Object(candidate) = candidate else { return Piece::Odd };
                 self.candidate(candidate);
+                if self.candidates.len() > MOST {
+                    return Piece::Odd;
+                }
             }
         }
         Piece::Part
@@ -47,11 +53,17 @@ impl Generate {
                 if !known.is_object() {
                     *known = json!({ "parts": [] });
                 }
+                self.has_content |= content.get("parts").is_some_and(|parts| parts.get(0).is_some());
                 content_over(known, content, &mut self.size);
             } else {
                 replace(known, value, &mut self.size);
             }
         }
+    }
+
+    /// What has been said of the usage so far.
+    pub(crate) fn usage(&self) -> Usage {
+        self.head.get("usageMetadata").map(usage).unwrap_or_default()
     }
 
     /// The content, once every candidate has its end, or the prompt was refused.
@@ -86,7 +98,6 @@ fn content_over(whole: &mut Value, content: Map<String, Value>, size: &mut usize
 /// Text goes on from the text before it, if both are thoughts or none is; everything else is a part of its own.
 fn part_over(whole: &mut Value, part: Value, size: &mut usize) {
     let Some(parts) = whole.get_mut("parts").and_then(Value::as_array_mut) else { return };
-    *size += bytes(&part);
     let plain = |part: &Value| {
         let members = part.as_object();
         members.is_some_and(|members| members.keys().all(|key| key == "text" || key == "thought"))
@@ -97,14 +108,17 @@ fn part_over(whole: &mut Value, part: Value, size: &mut usize) {
         && let Some(Value::String(text)) = parts.last_mut().and_then(|last| last.get_mut("text"))
         && let Some(more) = part["text"].as_str()
     {
+        *size += more.len();
         text.push_str(more);
         return;
     }
+    *size += bytes(&part);
     parts.push(part);
 }
 
 #[cfg(test)]
 mod tests {
+    use crate::provider::merge::MOST;
     use crate::provider::{Assembly, Endpoint, Piece};
     use serde_json::{Value, json};
 
@@ -134,6 +148,22 @@ mod tests {
             "candidates": [{ "content": { "parts": parts, "role": "model" }, "index": 0, "finishReason": "STOP" }],
         });
         assert_eq!(body(&PIECES), Some(whole));
+    }
+
+    #[test]
+    fn usage_and_content_are_known_on_the_way_and_the_size_is_what_is_kept() {
+        let mut assembly = Assembly::of(Endpoint::Generate);
+        assembly.push(br#"{"candidates":[{"content":{"role":"model"}}],"usageMetadata":{"promptTokenCount":4}}"#);
+        assert!(!assembly.has_content());
+        for _ in 0..20_000 {
+            assembly.push(PIECES[2].as_bytes());
+        }
+        assert!(assembly.has_content());
+        assert!((60_000..61_000).contains(&assembly.size()), "{}", assembly.size());
+        assert_eq!(assembly.usage().input_tokens, 4);
+        let many: Vec<_> = (0..=MOST).map(|index| json!({ "index": index })).collect();
+        let many = json!({ "candidates": many }).to_string();
+        assert_eq!(Assembly::of(Endpoint::Generate).push(many.as_bytes()), Piece::Odd);
     }
 
     #[test]

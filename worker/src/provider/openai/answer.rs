@@ -5,21 +5,22 @@ use promptq_common::outcome::{Body, Detail, Reply, Usage, Usd};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::provider::{Endpoint, Read};
+use crate::provider::{Endpoint, Read, owned};
 
 /// Reads the body of a 2xx answer.
 pub(crate) fn read(endpoint: Endpoint, status_code: u16, body: Vec<u8>) -> Read {
     let Ok(body) = String::from_utf8(body) else { return Read::Garbage };
     let Ok(shape) = serde_json::from_str::<Shape>(&body) else { return Read::Garbage };
     let answers = match endpoint {
-        Endpoint::Chat => shape.choices.get(0).is_some_and(|choice| choice.get("error").is_none_or(Value::is_null)),
-        Endpoint::Responses => shape.output.is_array() && shape.status != "failed",
+        Endpoint::Chat => shape.choice().is_some(),
+        Endpoint::Responses => shape.output.is_array() && matches!(shape.status(), "" | "completed" | "incomplete"),
         Endpoint::Embeddings => shape.data.is_some(),
         Endpoint::Messages | Endpoint::Generate => false,
     };
     if !answers {
         let failed = !shape.error.is_null() || shape.choices.pointer("/0/error").is_some();
-        return if failed { Read::Failed } else { Read::Garbage };
+        // A response that was cancelled, or goes on without us, is paid for as far as it came.
+        return if failed && matches!(shape.status(), "" | "failed") { Read::Failed } else { Read::Garbage };
     }
     Read::Answer(Box::new(Reply {
         status_code,
@@ -58,9 +59,19 @@ struct Shape {
 }
 
 impl Shape {
+    /// The first choice that is an answer: one that failed takes no other with it.
+    fn choice(&self) -> Option<&Value> {
+        let answers = |choice: &&Value| choice.is_object() && choice["error"].is_null();
+        self.choices.as_array()?.iter().find(answers)
+    }
+
+    fn status(&self) -> &str {
+        self.status.as_str().unwrap_or_default()
+    }
+
     fn text(&self, endpoint: Endpoint) -> Option<String> {
         match endpoint {
-            Endpoint::Chat => joined(self.choices.pointer("/0/message/content")?),
+            Endpoint::Chat => joined(self.choice()?.pointer("/message/content")?),
             Endpoint::Responses => {
                 let messages = self.output.as_array()?.iter().filter(|item| item["type"] == "message");
                 let texts: Vec<_> = messages.filter_map(|item| joined(item.get("content")?)).collect();
@@ -72,17 +83,13 @@ impl Shape {
 
     fn finish_reason(&self, endpoint: Endpoint) -> Option<String> {
         match endpoint {
-            Endpoint::Chat => self.choices.pointer("/0/finish_reason").and_then(owned),
+            Endpoint::Chat => owned(self.choice()?.get("finish_reason")?),
             Endpoint::Responses => {
                 self.incomplete_details.get("reason").and_then(owned).or_else(|| owned(&self.status))
             }
             Endpoint::Embeddings | Endpoint::Messages | Endpoint::Generate => None,
         }
     }
-}
-
-fn owned(value: &Value) -> Option<String> {
-    value.as_str().map(str::to_owned)
 }
 
 /// A text, or the texts of a list of parts.
@@ -99,7 +106,7 @@ fn joined(content: &Value) -> Option<String> {
 
 /// Chat and embeddings say `prompt_tokens`, responses say `input_tokens`; both counts include the cached and the reasoning
 /// tokens.
-fn usage(said: &Value) -> Usage {
+pub(super) fn usage(said: &Value) -> Usage {
     let count = |paths| count(said, paths);
     Usage {
         input_tokens: count(["/prompt_tokens", "/input_tokens"]),
@@ -184,8 +191,32 @@ mod tests {
     }
 
     #[test]
+    fn one_choice_that_failed_throws_away_no_other() {
+        let reply = answer(
+            Endpoint::Chat,
+            r#"{"choices":[{"error":{"code":502}},{"message":{"content":"a"},"finish_reason":"stop"}]}"#,
+        );
+        assert_eq!((reply.text.as_deref(), reply.finish_reason.as_deref()), (Some("a"), Some("stop")));
+        let long = format!(r#"{{"id":"{0}","choices":[{{"finish_reason":"{0}"}}]}}"#, "é".repeat(300));
+        let reply = answer(Endpoint::Chat, &long);
+        assert_eq!(reply.request_id, Some("é".repeat(200)));
+        assert_eq!(reply.finish_reason, Some("é".repeat(200)));
+    }
+
+    #[test]
+    fn a_response_that_has_not_ended_is_no_answer() {
+        for status in ["queued", "in_progress", "cancelled"] {
+            for error in ["null", r#"{"code":"cancelled"}"#] {
+                let body = format!(r#"{{"status":"{status}","output":[],"error":{error}}}"#);
+                assert!(matches!(read(Endpoint::Responses, 200, body.into()), Read::Garbage), "{status} {error}");
+            }
+        }
+        assert_eq!(answer(Endpoint::Responses, r#"{"output":[]}"#).finish_reason, None);
+    }
+
+    #[test]
     fn what_is_no_answer_is_told_from_a_failure() {
-        for body in ["", "{", "[]", "<html>", "{}", r#"{"choices":[]}"#, r#"{"choices":[{"mess"#, "\u{0}"] {
+        for body in ["", "{", "[]", "<html>", "{}", r#"{"choices":[]}"#, r#"{"choices":[5]}"#, r#"{"choices":[{"mess"#, "\u{0}"] {
             assert!(matches!(read(Endpoint::Chat, 200, body.into()), Read::Garbage), "{body:?}");
         }
         for (endpoint, body) in [

@@ -1,10 +1,11 @@
 //! From a refused request to a failure's class: the error's own code first, then the status. One table, row by row tested.
 
-use promptq_common::outcome::{Failure, FailureClass};
+use promptq_common::outcome::{Failure, FailureClass, Usage};
 use promptq_common::time::Timestamp;
 use serde_json::Value;
 
 use self::FailureClass::{Account, Capacity, Content, Fatal, Throttled, Transient};
+use super::answer::usage;
 use crate::provider::delay;
 use crate::provider::refusal::{self, Refusal};
 
@@ -17,6 +18,7 @@ pub(crate) fn classify(refusal: Refusal<'_>, secrets: &[&str], now: Timestamp) -
     };
     let verdict = by_code(&said).unwrap_or_else(|| by_status(status, &said));
     let mut failure = refusal::failure(status, verdict, &said.message, secrets);
+    failure.usage = said.usage;
     failure.retry_after = delay::asked(refusal.headers, None, &said.message, now);
     failure
 }
@@ -33,6 +35,8 @@ struct Said {
     routed: bool,
     /// Which of its own limits a payment is wanted for.
     limit: String,
+    /// What a response that failed on its way consumed.
+    usage: Usage,
 }
 
 impl Said {
@@ -54,6 +58,7 @@ impl Said {
             number: number.filter(|n| (400..600).contains(n)),
             routed: metadata.is_some(),
             limit,
+            usage: usage(&body["usage"]),
         }
     }
 
@@ -75,6 +80,7 @@ fn by_code(said: &Said) -> Option<(FailureClass, String)> {
             | "organization_spend_limit_exceeded"
             | "project_spend_limit_exceeded"
             | "organization_usage_limit_exceeded"
+            | "billing_not_active"
             | "invalid_api_key" => (Account, code),
             "rate_limit_exceeded" | "slow_down" if too_large(said) => (Fatal, "request_too_large"),
             "rate_limit_exceeded" if said.mentions(&["resource unavailable"]) => (Capacity, "resource_unavailable"),

@@ -3,7 +3,7 @@
 use promptq_common::config::Api;
 
 use super::*;
-use crate::provider::rows::{Row, hold};
+use crate::provider::rows::{Row, classed, hold};
 
 const QUOTA: &str = r#"{"error":{"message":"You exceeded your current quota, please check your plan and billing details.","type":"insufficient_quota","param":null,"code":"insufficient_quota"}}"#;
 const LARGE: &str = r#"{"error":{"message":"Request too large for gpt-4o in organization org-x on tokens per min (TPM): Limit 30000, Requested 46245. The input or output tokens must be reduced in order to run successfully.","type":"tokens","param":null,"code":"rate_limit_exceeded"}}"#;
@@ -88,6 +88,7 @@ fn an_account_without_credit_key_or_right_is_held_whatever_the_status() {
         "organization_spend_limit_exceeded",
         "project_spend_limit_exceeded",
         "organization_usage_limit_exceeded",
+        "billing_not_active",
     ] {
         let body =
             format!(r#"{{"error":{{"message":"You exceeded it","type":"insufficient_quota","code":"{code}"}}}}"#);
@@ -185,6 +186,9 @@ fn server_faults_are_transient() {
     }
     let failed = r#"{"status":"failed","error":{"code":"server_error","message":"Sorry"}}"#;
     hold(Api::OpenAi, &[(200, &[], failed, Transient, "server_error", None)]);
+    let paid = r#"{"status":"failed","error":{"code":"server_error"},"usage":{"input_tokens":5,"output_tokens":2}}"#;
+    let usage = classed(Api::OpenAi, 200, &[], paid).usage;
+    assert_eq!(usage, Usage { input_tokens: 5, output_tokens: 2, ..Usage::default() });
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! Streamed chat completions and responses, put together.
 
+use promptq_common::outcome::Usage;
 use serde_json::{Map, Value, json};
 
-use crate::provider::merge::{lay, members, replace};
+use super::answer::usage;
+use crate::provider::merge::{MOST, lay, members, replace};
 use crate::provider::stream::{Piece, error};
 
 /// A chat completion out of its chunks.
@@ -11,6 +13,7 @@ pub(crate) struct Chat {
     head: Map<String, Value>,
     choices: Vec<Value>,
     pub(crate) size: usize,
+    pub(crate) has_content: bool,
 }
 
 impl Chat {
@@ -26,10 +29,10 @@ impl Chat {
         let Some(Value::Array(choices)) = choices else { return Piece::Part };
         for choice in choices {
             let Value::Object(choice) = choice else { return Piece::Odd };
-            if let Some(said) = choice.get("error").filter(|said| !said.is_null()) {
-                return error(said.clone());
-            }
             self.choice(choice);
+            if self.choices.len() > MOST {
+                return Piece::Odd;
+            }
         }
         Piece::Part
     }
@@ -48,6 +51,7 @@ impl Chat {
                 "delta" => {
                     let message = whole.get_mut("message").and_then(Value::as_object_mut);
                     if let (Some(message), Value::Object(delta)) = (message, value) {
+                        self.has_content |= delta.iter().any(|(name, value)| name != "role" && says(value));
                         members(message, delta, &mut self.size);
                     }
                 }
@@ -57,9 +61,16 @@ impl Chat {
         }
     }
 
-    /// The completion, once every choice has its end. A stream that is cut behind that has lost no more than its usage.
+    /// What has been said of the usage so far.
+    pub(crate) fn usage(&self) -> Usage {
+        self.head.get("usage").map(usage).unwrap_or_default()
+    }
+
+    /// The completion, once every choice has its end, be it a refusal. A stream that is cut behind that has lost no more than
+    /// its usage.
     pub(crate) fn body(mut self) -> Option<Value> {
-        let ended = |choice: &Value| choice.get("finish_reason").is_some_and(Value::is_string);
+        let ended =
+            |choice: &Value| choice["finish_reason"].is_string() || choice.get("error").is_some_and(|said| !said.is_null());
         if self.choices.is_empty() || !self.choices.iter().all(ended) {
             return None;
         }
@@ -76,11 +87,22 @@ impl Chat {
     }
 }
 
+/// Whether a member of a delta holds anything.
+fn says(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::String(text) => !text.is_empty(),
+        Value::Array(items) => !items.is_empty(),
+        Value::Bool(_) | Value::Number(_) | Value::Object(_) => true,
+    }
+}
+
 /// A response: its last event holds all of it.
 #[derive(Debug, Default)]
 pub(crate) struct Responses {
     whole: Option<Value>,
     pub(crate) size: usize,
+    pub(crate) has_content: bool,
 }
 
 impl Responses {
@@ -96,7 +118,10 @@ impl Responses {
                 let nested = event.remove("error").filter(Value::is_object);
                 error(nested.unwrap_or(Value::Object(event)))
             }
-            _ => Piece::Part,
+            kind => {
+                self.has_content |= kind.ends_with(".delta");
+                Piece::Part
+            }
         }
     }
 
@@ -108,6 +133,7 @@ impl Responses {
 
 #[cfg(test)]
 mod tests {
+    use crate::provider::merge::MOST;
     use crate::provider::{Assembly, Endpoint, Piece};
     use serde_json::{Value, json};
 
@@ -148,6 +174,36 @@ mod tests {
         }
         assert!(body(Endpoint::Chat, &CHUNKS[..5]).is_some());
         assert_eq!(body(Endpoint::Chat, &["[DONE]"]), None);
+    }
+
+    #[test]
+    fn a_choice_that_failed_takes_no_other_with_it() {
+        let chunks = [
+            r#"{"choices":[{"index":1,"delta":{"content":"Hi"},"finish_reason":"stop"}]}"#,
+            r#"{"choices":[{"index":0,"delta":{},"error":{"code":502,"message":"gone"}}]}"#,
+        ];
+        assert_eq!(body(Endpoint::Chat, &chunks).unwrap()["choices"][1]["message"]["content"], "Hi");
+        let many: Vec<_> = (0..=MOST).map(|index| json!({ "index": index, "delta": {} })).collect();
+        let many = json!({ "choices": many }).to_string();
+        assert_eq!(Assembly::of(Endpoint::Chat).push(many.as_bytes()), Piece::Odd);
+    }
+
+    #[test]
+    fn a_long_stream_of_small_chunks_is_as_large_as_what_it_says() {
+        let mut assembly = Assembly::of(Endpoint::Chat);
+        assembly.push(CHUNKS[0].as_bytes());
+        assert!(!assembly.has_content());
+        for _ in 0..200_000 {
+            assembly.push(CHUNKS[1].as_bytes());
+        }
+        assert!(assembly.has_content());
+        assert!((600_000..610_000).contains(&assembly.size()), "{}", assembly.size());
+        assembly.push(CHUNKS[4].as_bytes());
+        assembly.push(CHUNKS[5].as_bytes());
+        assert_eq!((assembly.usage().input_tokens, assembly.usage().output_tokens), (3, 2));
+        let body: Value = serde_json::from_slice(&assembly.body().unwrap()).unwrap();
+        assert_eq!(body["choices"][0]["message"]["content"].as_str().unwrap().len(), 600_000);
+        assert_eq!((&body["id"], &body["model"]), (&json!("c"), &json!("m")));
     }
 
     #[test]
