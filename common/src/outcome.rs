@@ -48,7 +48,7 @@ pub struct Detail {
     pub cache_write_tokens: u64,
     /// The service tier that answered (`default`, `batch`, `flex`, `priority`, …), as the provider names it.
     pub service_tier: Option<String>,
-    /// From sending the request to the first piece of a streamed answer.
+    /// From the start of the call to the first event of a streamed answer that holds some of its content.
     pub first_piece: Option<Duration>,
 }
 

@@ -49,7 +49,7 @@ pub(crate) enum Did {
     Dropped,
 }
 
-/// The runner keeps the job's time limit itself; this much later the worker cuts one that does not.
+/// The runner keeps its time limit itself; this much later the worker cuts one that does not.
 const OVERTIME: Duration = Duration::from_secs(5);
 /// How long a job of a paused queue is kept away, as long as a pause takes to be seen everywhere.
 const PAUSED: Duration = Duration::from_secs(5);
@@ -167,7 +167,7 @@ async fn run(job: &Job, runner: &dyn Runner, case: &Case<'_>, lease: &Lease, des
     let attempt = case.head.attempts.saturating_add(1);
     let context = RunContext { attempt, lease: case.lease, worker: case.worker.clone() };
     let running = AssertUnwindSafe(runner.run(job, &context)).catch_unwind();
-    let mut running = std::pin::pin!(timeout(job.policy.timeout.saturating_add(OVERTIME), running));
+    let mut running = std::pin::pin!(timeout(runner.longest(job).saturating_add(OVERTIME), running));
     let mut keeping = std::pin::pin!(heartbeat::keep(lease, rhythm(desk)));
     let mut cutting = std::pin::pin!(cut(desk));
     let mut lost = false;
@@ -285,6 +285,6 @@ fn panicked() -> Outcome {
 
 fn overran(job: &Job, runner: &dyn Runner) -> Outcome {
     let class = if runner.billed() { FailureClass::UnknownBilled } else { FailureClass::TimedOut };
-    let detail = format!("ran longer than {}", promptq_common::time::format_duration(job.policy.timeout));
+    let detail = format!("ran longer than {}", promptq_common::time::format_duration(runner.longest(job)));
     Outcome::Failure(Failure { usage: runner.estimate(job), ..Failure::new(class, "timed_out", &detail) })
 }

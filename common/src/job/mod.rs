@@ -271,7 +271,7 @@ pub struct Policy {
     pub attempts: u32,
     /// The wait between them.
     pub backoff: Backoff,
-    /// The longest one attempt may run.
+    /// The longest one attempt may run; of an answer that is streamed, the longest silence in it.
     pub timeout: Duration,
 }
 

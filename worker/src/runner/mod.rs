@@ -8,6 +8,7 @@ mod settings;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use promptq_common::broker::{LeaseId, WorkerId};
@@ -26,8 +27,13 @@ use crate::provider::Endpoint;
 /// Runs one attempt of a job. Dropping the future stops the work and everything it started.
 #[async_trait]
 pub trait Runner: fmt::Debug + Send + Sync + 'static {
-    /// Runs to an outcome, at most `job.policy.timeout` long. Never panics on anything the job or the other side says.
+    /// Runs to an outcome, at most [`Runner::longest`] long. Never panics on anything the job or the other side says.
     async fn run(&self, job: &Job, cx: &RunContext) -> Outcome;
+
+    /// How long a run may take: a little later it is cut from outside.
+    fn longest(&self, job: &Job) -> Duration {
+        job.policy.timeout
+    }
 
     /// What a lost lease means for a call in flight.
     fn when_lost(&self) -> WhenLost;

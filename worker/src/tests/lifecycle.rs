@@ -64,6 +64,18 @@ async fn a_job_nobody_can_run_or_read_is_dead_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_runner_that_may_take_longer_is_left_to_it() {
+    let mut rig = Rig::new();
+    let runner = Scripted::new("m", |_, _| Play::After(Duration::from_secs(10)));
+    rig.runs("m", Scripted { times: 6, ..runner });
+    let mut slow = job("m", "slow");
+    (slow.policy.timeout, slow.policy.attempts) = (Duration::from_secs(2), 1);
+    rig.broker.enqueue(&[slow.clone()]).await.unwrap();
+    rig.start();
+    assert_eq!(rig.ends(&[slow.id]).await, [End::Succeeded]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_runner_that_does_not_keep_the_time_is_cut() {
     let mut rig = Rig::new();
     rig.runs("m", Scripted { billed: false, ..Scripted::new("m", |_, _| Play::Forever) });

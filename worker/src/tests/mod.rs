@@ -47,6 +47,8 @@ struct Scripted {
     script: Script,
     lost: WhenLost,
     billed: bool,
+    /// How many times a job's time limit a run may take.
+    times: u32,
     key: &'static str,
     started: AtomicU32,
     ended: AtomicU32,
@@ -66,6 +68,7 @@ impl Scripted {
             script: Box::new(script),
             lost: WhenLost::Finish,
             billed: true,
+            times: 1,
             key,
             started: AtomicU32::new(0),
             ended: AtomicU32::new(0),
@@ -108,6 +111,10 @@ impl Runner for Scripted {
             Play::Panic => panic!("as scripted"),
             Play::Forever => std::future::pending().await,
         }
+    }
+
+    fn longest(&self, job: &Job) -> Duration {
+        job.policy.timeout * self.times
     }
 
     fn when_lost(&self) -> WhenLost {

@@ -1,6 +1,6 @@
 //! Calls to each API against a small server: headers and paths, streams and how they end, one connection for many calls.
 
-use promptq_common::outcome::FailureClass::{Account, Capacity, Content, Throttled, Transient, UnknownBilled};
+use promptq_common::outcome::FailureClass::{Account, Capacity, Content, Fatal, Throttled, Transient, UnknownBilled};
 use promptq_common::work::{Prompt, Work};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
@@ -12,6 +12,10 @@ use super::*;
 const LONG: Duration = Duration::from_secs(10);
 const MESSAGE: &str = r#"{"id":"msg_1","model":"claude-x","content":[{"type":"text","text":"Hello"}],"stop_reason":"end_turn","usage":{"input_tokens":3,"output_tokens":1,"cache_read_input_tokens":4,"service_tier":"standard"}}"#;
 const CONTENT: &str = r#"{"candidates":[{"content":{"parts":[{"text":"Hello"}]},"finishReason":"STOP"}],"usageMetadata":{"promptTokenCount":7,"candidatesTokenCount":1},"modelVersion":"g","responseId":"r"}"#;
+
+const START: &str = r#"{"type":"message_start","message":{"id":"m","content":[],"stop_reason":null,"usage":{"input_tokens":3,"output_tokens":1}}}"#;
+const BLOCK: &str = r#"{"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}"#;
+const DELTA: &str = r#"{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"Hi"}}"#;
 
 fn provider(api: Api, base_url: &str, stream_above: u64) -> Chat {
     let settings = ProviderSettings {
@@ -154,14 +158,70 @@ async fn a_stream_that_ends_early_may_have_been_billed_and_an_error_in_it_has_it
         (events(&[start, &error("overloaded_error")]), Capacity, "overloaded_error"),
         (events(&[start, &error("rate_limit_error")]), Throttled, "rate_limit_error"),
         (events(&[&error("api_error")]), Transient, "api_error"),
+        (events(&[start, BLOCK, DELTA, &error("overloaded_error")]), UnknownBilled, "overloaded_error"),
+        (events(&[start, BLOCK, DELTA, &error("invalid_request_error")]), Fatal, "invalid_request_error"),
         (events(&[&error("authentication_error")]), Account, "authentication_error"),
     ] {
         let server = Server::answering(streamed(&body)).await;
         let chat = provider(Api::Anthropic, &server.base_url, 0);
         let failure = call(&chat, work(""), LONG).await.unwrap_err();
         assert_eq!((failure.class, failure.code.as_str()), (class, code), "{body}");
-        assert_eq!(failure.usage.input_tokens > 0, class == UnknownBilled, "{body}");
+        assert_eq!(failure.usage.input_tokens > 0, matches!(class, UnknownBilled | Fatal), "{body}");
     }
+}
+
+/// Gives every connection its pieces one after the other, `pause` apart, and holds it.
+async fn paced(pieces: Vec<String>, pause: Duration) -> (String, JoinSet<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base_url = format!("http://{}/v1", listener.local_addr().unwrap());
+    let mut running = JoinSet::new();
+    running.spawn(async move {
+        let mut kept = Vec::new();
+        while let Ok((mut stream, _)) = listener.accept().await {
+            request(&mut stream).await;
+            let mut paces = tokio::time::interval(pause);
+            for piece in &pieces {
+                paces.tick().await;
+                if stream.write_all(piece.as_bytes()).await.is_err() {
+                    break;
+                }
+            }
+            kept.push(stream);
+        }
+    });
+    (base_url, running)
+}
+
+#[tokio::test]
+async fn a_stream_is_waited_for_while_something_comes_and_not_for_ever() {
+    let begin = streamed(&events(&[START, BLOCK]));
+    let end = events(&[r#"{"type":"message_delta","delta":{"stop_reason":"end_turn"}}"#, r#"{"type":"message_stop"}"#]);
+    let limit = Duration::from_millis(500);
+    let mut long = vec![begin.clone()];
+    long.extend(vec![events(&[DELTA]); 10]);
+    long.push(end);
+    let (base_url, _running) = paced(long, limit / 5).await;
+    let began = tokio::time::Instant::now();
+    let reply = call(&provider(Api::Anthropic, &base_url, 0), work(""), limit).await.unwrap();
+    assert!(reply.text.unwrap().len() == 20 && began.elapsed() > limit * 2, "{:?}", began.elapsed());
+    let silent = vec![begin.clone(), events(&[DELTA])];
+    let pings = [vec![begin], vec![": still here\n".to_owned(); 1_000]].concat();
+    for (pieces, least) in [(silent, limit), (pings, limit * 6)] {
+        let (base_url, _running) = paced(pieces, limit / 10).await;
+        let began = tokio::time::Instant::now();
+        let chat = provider(Api::Anthropic, &base_url, 0);
+        let cut = tokio::time::timeout(LONG, call(&chat, work(""), limit)).await.expect("ends in time").unwrap_err();
+        assert_eq!((cut.class, cut.code.as_str(), cut.usage.input_tokens), (UnknownBilled, "timeout", 3));
+        assert!(began.elapsed() >= least && cut.usage.output_tokens > 1, "{:?} {cut:?}", began.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn a_streams_last_event_needs_no_blank_line() {
+    let events = events(&[START, BLOCK, DELTA, r#"{"type":"message_delta","delta":{"stop_reason":"end_turn"}}"#]);
+    let server = Server::answering(streamed(events.trim_end())).await;
+    let reply = call(&provider(Api::Anthropic, &server.base_url, 0), work(""), LONG).await.unwrap();
+    assert_eq!(reply.text.as_deref(), Some("Hi"));
 }
 
 #[tokio::test]

@@ -17,14 +17,13 @@ use promptq_common::work::Input;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, Response, redirect, retry};
 use secrecy::ExposeSecret;
-use tokio::time::Instant;
 use url::Url;
 
-use self::read::{ANSWER_MAX, Got, Whole};
+use self::read::{ANSWER_MAX, Got, Patience, Whole};
 use self::sent::Sent;
 use super::{ProviderSettings, RunContext, Runner, WhenLost};
 use crate::provider::request::{Request, Target};
-use crate::provider::{Read, Refusal, classify};
+use crate::provider::{Read, Refusal, classify, secrets};
 
 /// The longest wait for a connection with TLS: three SYN retransmissions and a slow handshake.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -33,6 +32,11 @@ const CONNECT: Duration = Duration::from_secs(10);
 const IDLE: Duration = Duration::from_secs(4);
 /// The most bytes of an error's body that are looked at.
 const ERROR_MAX: usize = 64 << 10;
+/// How long they are waited for: its status alone says most of what an error is.
+const REFUSAL: Duration = Duration::from_secs(5);
+/// A stream may take so many times the job's timeout, which for it is the longest silence: with the usual ten minutes an
+/// hour, enough for 128,000 tokens, the most that models answer with, at 36 a second.
+const STREAM_TIMES: u32 = 6;
 
 /// The HTTP client that every provider shares.
 ///
@@ -126,27 +130,24 @@ impl Chat {
 
     async fn call(&self, job: &Job) -> Result<Reply, Failure> {
         let request = Request::new(&job.work, &self.target())?;
-        let (sent, began) = (Sent::default(), Instant::now());
-        let ended = tokio::time::timeout(job.policy.timeout, async {
-            let response = self.send(&request, &sent).await?;
-            let status = response.status().as_u16();
-            let headers = response.headers().clone();
-            if !response.status().is_success() {
-                let got = read::body(response, ERROR_MAX).await;
-                return Err(self.refused(job, Refusal { status, headers: &headers, body: &got.body }));
-            }
-            let got = if request.stream && read::is_stream(&headers) {
-                read::stream(response, request.endpoint, began).await
-            } else {
-                read::body(response, ANSWER_MAX).await
-            };
-            self.answered(job, &request, (status, &headers), &got)
-        })
-        .await;
-        ended.unwrap_or_else(|_| {
-            let waited = format!("no answer from {} within {}", self.place(), format_duration(job.policy.timeout));
+        let (sent, timeout) = (Sent::default(), job.policy.timeout);
+        let patience = Patience::new(timeout, if request.stream { streamed(timeout) } else { timeout });
+        let response = patience.wait(self.send(&request, &sent)).await.unwrap_or_else(|| {
+            let waited = format!("no answer from {} within {}", self.place(), format_duration(timeout));
             Err(cut(&request, &sent, "timeout", &waited))
-        })
+        })?;
+        let status = response.status().as_u16();
+        let headers = response.headers().clone();
+        if !response.status().is_success() {
+            let got = read::body(response, ERROR_MAX, Patience::new(REFUSAL, REFUSAL)).await;
+            return Err(self.refused(job, Refusal { status, headers: &headers, body: &got.body }));
+        }
+        let got = if request.stream && read::is_stream(&headers) {
+            read::stream(response, request.endpoint, patience).await
+        } else {
+            read::body(response, ANSWER_MAX, patience).await
+        };
+        self.answered(job, &request, (status, &headers), &got)
     }
 
     async fn send(&self, request: &Request, sent: &Sent) -> Result<Response, Failure> {
@@ -179,12 +180,24 @@ impl Chat {
         (status, headers): (u16, &HeaderMap),
         got: &Got,
     ) -> Result<Reply, Failure> {
+        let consumed = || told_or(got.seen, request);
         let unknown = |class, code: &str, what: &str| {
             let detail = format!("{what} from {} after HTTP {}", self.place(), status);
-            let usage = request.estimate();
-            Failure { status_code: Some(status), usage, ..Failure::new(class, code, &detail) }
+            Failure { status_code: Some(status), usage: consumed(), ..Failure::new(class, code, &detail) }
         };
-        let refused = |body: &[u8]| self.refused(job, Refusal { status, headers, body });
+        let refused = |body: &[u8]| {
+            let mut failure = self.refused(job, Refusal { status, headers, body });
+            // What came of the answer before has probably been paid for.
+            if got.first_piece.is_some() {
+                if !matches!(failure.class, FailureClass::Fatal | FailureClass::Content) {
+                    failure.class = FailureClass::UnknownBilled;
+                }
+                if failure.usage == Usage::default() {
+                    failure.usage = consumed();
+                }
+            }
+            failure
+        };
         // It was probably worked on and paid for, so it may not be tried as often as a plain fault.
         let garbage = || unknown(FailureClass::UnknownBilled, "invalid_answer", "something else than an answer came");
         match got.whole {
@@ -194,6 +207,11 @@ impl Chat {
             Whole::Cut => {
                 return Err(unknown(FailureClass::UnknownBilled, "answer_cut", "the answer was cut"));
             }
+            Whole::Late => {
+                let waited = format_duration(job.policy.timeout);
+                let what = format!("no end of the answer came in time (nothing for {waited}, or not all of it)");
+                return Err(unknown(FailureClass::UnknownBilled, "timeout", &what));
+            }
             Whole::TooLarge => {
                 return Err(unknown(FailureClass::Fatal, "output_too_large", "an answer of more than 16 MiB came"));
             }
@@ -202,6 +220,9 @@ impl Chat {
             Read::Answer(mut reply) => {
                 if let Some(id) = request_id(headers) {
                     reply.request_id = Some(id);
+                }
+                if reply.usage == Usage::default() {
+                    reply.usage = request.estimate();
                 }
                 if got.first_piece.is_some() {
                     reply.detail.get_or_insert_default().first_piece = got.first_piece;
@@ -215,11 +236,9 @@ impl Chat {
 
     fn refused(&self, job: &Job, refusal: Refusal<'_>) -> Failure {
         let key = self.settings.api_key.as_ref().map_or("", ExposeSecret::expose_secret);
-        let [text, system] = match &job.work.input {
-            Input::Prompt(prompt) => [prompt.text.as_str(), prompt.system.as_deref().unwrap_or("")],
-            Input::Request { body, .. } => [body.as_str(), ""],
-        };
-        classify(self.settings.api, refusal, &[text, system, key], Timestamp::now())
+        let texts = secrets(&job.work);
+        let secrets: Vec<_> = texts.iter().map(String::as_str).chain([key]).collect();
+        classify(self.settings.api, refusal, &secrets, Timestamp::now())
     }
 
     /// Scheme, host and port: all of an address that an error may show.
@@ -246,6 +265,10 @@ impl Runner for Chat {
 
     fn when_lost(&self) -> WhenLost {
         WhenLost::Finish
+    }
+
+    fn longest(&self, job: &Job) -> Duration {
+        streamed(job.policy.timeout)
     }
 
     fn estimate(&self, job: &Job) -> Usage {
@@ -276,6 +299,21 @@ fn family(model: &str) -> &str {
         }
     }
     undated
+}
+
+/// How long a stream may take.
+fn streamed(timeout: Duration) -> Duration {
+    timeout.saturating_mul(STREAM_TIMES)
+}
+
+/// What a stream has said that it consumed, or what the request says. What it says of its output on the way is at times said
+/// before it was made.
+fn told_or(told: Usage, request: &Request) -> Usage {
+    let guess = request.estimate();
+    if told == Usage::default() {
+        return guess;
+    }
+    Usage { output_tokens: told.output_tokens.max(guess.output_tokens), ..told }
 }
 
 /// A call that ended without an answer: nobody's doing before the body was sent, perhaps paid for afterwards.

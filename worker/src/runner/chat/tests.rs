@@ -198,6 +198,23 @@ async fn a_refusal_is_not_waited_for_to_its_end() {
 }
 
 #[tokio::test]
+async fn a_refusal_that_stalls_keeps_its_class() {
+    let whole = http("429 Too Many Requests", "retry-after: 2\r\n", "{\"error\":{}}");
+    let server = Server::stalling(whole.trim_end_matches('}')).await;
+    let call = run(&server.base_url, Work::prompt(None, "Hi"), Duration::from_millis(300));
+    let failure = tokio::time::timeout(Duration::from_secs(20), call).await.expect("ends in time").unwrap_err();
+    assert_eq!((failure.class, failure.retry_after), (Throttled, Some(Duration::from_secs(2))));
+}
+
+#[tokio::test]
+async fn usage_that_nobody_told_is_estimated() {
+    let silent = HELLO.replace(r#","usage":{"prompt_tokens":3,"completion_tokens":1}"#, "");
+    let server = Server::answering(http("200 OK", "", &silent)).await;
+    let usage = ask(&server.base_url).await.unwrap().usage;
+    assert!(usage.input_tokens > 10 && usage.output_tokens > 0, "{usage:?}");
+}
+
+#[tokio::test]
 async fn a_redirect_is_refused_and_not_followed() {
     let mut elsewhere = Server::answering(http("200 OK", "", HELLO)).await;
     let location = format!("location: {}\r\n", elsewhere.base_url);
