@@ -38,7 +38,9 @@ mod tests {
         assert!(echoes("bad key sk-12345!", "sk-12345") && !echoes("the end", "the end"));
         assert!(!echoes("", text) && !echoes("anything", ""));
         let lines = "Ada\nis ill\r\n\tand\nin bed\n";
-        for message in ["not 'Ada is ill and in bed'", r"input: Ada\nis ill\r\n\tand\nin bed", "Ada  is\u{a0}ill and in bed"] {
+        for message in
+            ["not 'Ada is ill and in bed'", r"input: Ada\nis ill\r\n\tand\nin bed", "Ada  is\u{a0}ill and in bed"]
+        {
             assert!(echoes(message, lines), "{message}");
         }
     }

@@ -105,7 +105,8 @@ impl<'a> Shape<'a> {
             return self.candidates.into_iter().find_map(|candidate| Content::Parts(candidate.content?.parts).text());
         }
         // Reasoning has content too.
-        let messages = self.output.into_iter().filter(|item| item.kind.as_ref().is_some_and(|kind| kind.0 == "message"));
+        let messages =
+            self.output.into_iter().filter(|item| item.kind.as_ref().is_some_and(|kind| kind.0 == "message"));
         let parts: Vec<_> = messages.filter_map(|item| item.content?.text()).collect();
         if parts.is_empty() { self.content?.text() } else { Some(parts.concat().into()) }
     }

@@ -114,7 +114,8 @@ mod tests {
     fn only_what_comes_in_pieces_is_joined_and_only_growth_counts() {
         let (mut whole, mut size) = (json!({}), 0);
         for _ in 0..1_000 {
-            let piece = json!({ "status": "running", "reasoning": "x", "usage": { "total": 7 }, "logprobs": { "seen": "a" } });
+            let piece =
+                json!({ "status": "running", "reasoning": "x", "usage": { "total": 7 }, "logprobs": { "seen": "a" } });
             lay(&mut whole, piece, &mut size);
         }
         assert_eq!(whole["status"], "running");

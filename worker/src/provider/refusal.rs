@@ -103,7 +103,10 @@ mod tests {
     #[test]
     fn a_prompt_is_known_again_however_it_was_written() {
         let bodies = [
-            (r#"{"model":"m","input":"\u041f\u0430\u0446\u0438\u0435\u043d\u0442 \u0410\u043d\u043d\u0430"}"#, "near 'Пациент Анна'"),
+            (
+                r#"{"model":"m","input":"\u041f\u0430\u0446\u0438\u0435\u043d\u0442 \u0410\u043d\u043d\u0430"}"#,
+                "near 'Пациент Анна'",
+            ),
             (r#"{"input":[{"content":"Ada\nis ill\nin bed\nat home"}]}"#, "near:\nAda\nis ill\nin bed\nat home"),
         ];
         for (body, message) in bodies {

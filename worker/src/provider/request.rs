@@ -152,7 +152,8 @@ fn of_body(url: &str, body: &str, model: Option<&str>, to: &Target<'_>) -> Resul
         return Err(streamed());
     }
     if limits.background == true {
-        let detail = "an answer in the background is one nobody would fetch; hint: leave \"background\" out of the request";
+        let detail =
+            "an answer in the background is one nobody would fetch; hint: leave \"background\" out of the request";
         return Err(fatal("background_not_supported", detail));
     }
     let output_max = limits.output_max();

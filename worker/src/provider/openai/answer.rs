@@ -216,7 +216,9 @@ mod tests {
 
     #[test]
     fn what_is_no_answer_is_told_from_a_failure() {
-        for body in ["", "{", "[]", "<html>", "{}", r#"{"choices":[]}"#, r#"{"choices":[5]}"#, r#"{"choices":[{"mess"#, "\u{0}"] {
+        for body in
+            ["", "{", "[]", "<html>", "{}", r#"{"choices":[]}"#, r#"{"choices":[5]}"#, r#"{"choices":[{"mess"#, "\u{0}"]
+        {
             assert!(matches!(read(Endpoint::Chat, 200, body.into()), Read::Garbage), "{body:?}");
         }
         for (endpoint, body) in [

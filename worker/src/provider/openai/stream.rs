@@ -69,8 +69,9 @@ impl Chat {
     /// The completion, once every choice has its end, be it a refusal. A stream that is cut behind that has lost no more than
     /// its usage.
     pub(crate) fn body(mut self) -> Option<Value> {
-        let ended =
-            |choice: &Value| choice["finish_reason"].is_string() || choice.get("error").is_some_and(|said| !said.is_null());
+        let ended = |choice: &Value| {
+            choice["finish_reason"].is_string() || choice.get("error").is_some_and(|said| !said.is_null())
+        };
         if self.choices.is_empty() || !self.choices.iter().all(ended) {
             return None;
         }
