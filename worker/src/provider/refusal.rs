@@ -36,7 +36,7 @@ pub(crate) fn secrets(work: &Work) -> Vec<String> {
 fn texts(json: &str) -> String {
     fn gather(value: &Value, texts: &mut String) {
         match value {
-            Value::String(text) => texts.extend([text, " "]),
+            Value::String(text) => texts.extend([text.as_str(), " "]),
             Value::Array(items) => items.iter().for_each(|item| gather(item, texts)),
             Value::Object(members) => members.values().for_each(|member| gather(member, texts)),
             Value::Null | Value::Bool(_) | Value::Number(_) => {}

@@ -120,7 +120,7 @@ impl Responses {
                 error(nested.unwrap_or(Value::Object(event)))
             }
             kind => {
-                self.has_content |= kind.ends_with(".delta");
+                self.has_content |= kind.rsplit('.').next() == Some("delta");
                 Piece::Part
             }
         }

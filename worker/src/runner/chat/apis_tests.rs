@@ -194,18 +194,18 @@ async fn paced(pieces: Vec<String>, pause: Duration) -> (String, JoinSet<()>) {
 
 #[tokio::test]
 async fn a_stream_is_waited_for_while_something_comes_and_not_for_ever() {
-    let begin = streamed(&events(&[START, BLOCK]));
+    let opening = streamed(&events(&[START, BLOCK]));
     let end = events(&[r#"{"type":"message_delta","delta":{"stop_reason":"end_turn"}}"#, r#"{"type":"message_stop"}"#]);
     let limit = Duration::from_millis(500);
-    let mut long = vec![begin.clone()];
+    let mut long = vec![opening.clone()];
     long.extend(vec![events(&[DELTA]); 10]);
     long.push(end);
     let (base_url, _running) = paced(long, limit / 5).await;
     let began = tokio::time::Instant::now();
     let reply = call(&provider(Api::Anthropic, &base_url, 0), work(""), limit).await.unwrap();
     assert!(reply.text.unwrap().len() == 20 && began.elapsed() > limit * 2, "{:?}", began.elapsed());
-    let silent = vec![begin.clone(), events(&[DELTA])];
-    let pings = [vec![begin], vec![": still here\n".to_owned(); 1_000]].concat();
+    let silent = vec![opening.clone(), events(&[DELTA])];
+    let pings = [vec![opening], vec![": still here\n".to_owned(); 1_000]].concat();
     for (pieces, least) in [(silent, limit), (pings, limit * 6)] {
         let (base_url, _running) = paced(pieces, limit / 10).await;
         let began = tokio::time::Instant::now();
@@ -237,7 +237,7 @@ async fn a_stream_over_the_limit_is_refused() {
     let body = begin + &format!("{part}\n\n").repeat(17);
     let server = Server::answering(streamed(&body)).await;
     let failure = call(&provider(Api::Anthropic, &server.base_url, 0), work(""), LONG).await.unwrap_err();
-    assert_eq!((failure.class, failure.code.as_str()), (FailureClass::Fatal, "output_too_large"));
+    assert_eq!((failure.class, failure.code.as_str()), (Fatal, "output_too_large"));
 }
 
 /// Answers every request on every connection, and says how many connections there were.

@@ -172,5 +172,5 @@ async fn drain(mut response: Response) {
     /// The end of a chunked body comes with its last event or right behind it.
     const END: Duration = Duration::from_millis(50);
     let rest = async { while let Ok(Some(_)) = response.chunk().await {} };
-    drop(tokio::time::timeout(END, rest).await);
+    drop(timeout(END, rest).await);
 }
