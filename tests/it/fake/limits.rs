@@ -39,6 +39,24 @@ async fn openai_tells_its_limits_and_charges_what_a_call_may_come_to() {
 }
 
 #[tokio::test]
+async fn a_call_that_is_none_counts_where_failed_ones_do() {
+    let listed = "only_listed_models = true\n[[models]]\nname = \"gpt-4o*\"\n[[models]]\nname = \"claude-*\"\n";
+    let fake = fake(&format!("{listed}[accounts]\nk = \"k\"\n[[limits]]\nminute = {{ requests = 2 }}"));
+    let (empty, mut unlisted) = (serde_json::json!({ "model": "gpt-4o" }), chat("x"));
+    unlisted["model"] = "gpt-5".into();
+    assert_eq!(statuses(&fake, CHAT, "wrong", &unlisted, 3).await, [401; 3], "nobody's");
+    assert_eq!(statuses(&fake, CHAT, "k", &unlisted, 3).await, [404, 404, 429]);
+    assert_eq!(statuses(&fake, CHAT, "k", &empty, 3).await, [400, 400, 429]);
+    assert_eq!(statuses(&fake, CHAT, "k", &"no object".into(), 3).await, [400; 3], "no model's");
+    let nothing = serde_json::json!({ "model": "claude-sonnet-4" });
+    assert_eq!(statuses(&fake, MESSAGES, "k", &nothing, 3).await, [400; 3]);
+    let (calls, bill) = (fake.calls(0), fake.bill());
+    assert_eq!((calls.len(), bill.total.calls, bill.total.by_end["refused"]), (15, 15, 15));
+    assert_eq!((calls[5].model.as_str(), calls[5].limit.unwrap().0), ("gpt-5", Dimension::Requests));
+    assert_eq!((calls[6].model.as_str(), calls[6].limit), ("gpt-4o", None));
+}
+
+#[tokio::test]
 async fn anthropic_counts_what_it_reads_and_what_it_writes() {
     let config = "[answer]\noutput = { fixed = 30 }\n[[limits]]\nminute = { requests = 9, input_tokens = 5, output_tokens = 60 }";
     let fake = fake(config);

@@ -1,6 +1,7 @@
 //! The fake provider: what it says in each API, how it refuses, breaks and counts.
 
 mod bill;
+mod clients;
 mod faults;
 mod limits;
 mod program;
@@ -14,6 +15,8 @@ use serde_json::{Value, json};
 
 const CHAT: &str = "/v1/chat/completions";
 const MESSAGES: &str = "/v1/messages";
+/// 40 tokens, of which 10 are reasoning, and half of the input from a cache.
+const SPLIT: &str = "[answer]\noutput = { fixed = 40 }\ncached = 0.5\nreasoning = 0.25";
 
 /// One with this configuration, as TOML.
 fn fake(config: &str) -> Fake {

@@ -16,7 +16,7 @@ use super::ledger::{Call, End};
 use super::limits::{Charge, Denied};
 use super::random::{Dice, times};
 use super::refusal::{About, Refusal};
-use super::shape::{Api, Ask, Route, family};
+use super::shape::{Api, Ask, Route, Unread, family};
 use super::state::{Shared, State, Ticket};
 use super::wire::Request;
 
@@ -42,42 +42,58 @@ pub(super) struct Work {
     pub(super) ticket: Ticket,
 }
 
+/// Why a call is turned away whatever the limits are.
+#[derive(Debug)]
+struct Turned {
+    kind: Kind,
+    /// For people, in place of what the kind says.
+    why: Option<String>,
+    /// The model asked for; empty where none can be found.
+    model: String,
+}
+
 /// Decides on a call that has just come.
 pub(super) fn decide(shared: &Arc<Shared>, request: &Request, route: &Route) -> Decision {
+    let turned = |unread: Unread| Turned { kind: Kind::InvalidRequest, why: Some(unread.why), model: unread.model };
+    judge(shared, request, route, Ask::read(route, &request.body).map_err(turned))
+}
+
+/// The same for a call whose body is too large to be read.
+pub(super) fn too_large(shared: &Arc<Shared>, request: &Request, route: &Route) -> Decision {
+    let model = route.model.clone().unwrap_or_default();
+    judge(shared, request, route, Err(Turned { kind: Kind::BodyTooLarge, why: None, model }))
+}
+
+fn judge(shared: &Arc<Shared>, request: &Request, route: &Route, asked: Result<Ask, Turned>) -> Decision {
     let api = route.endpoint.api();
-    let asked = Ask::read(route, &request.body);
     let mut state = shared.lock();
     state.calls += 1;
     let nth = state.calls;
     let config = Arc::clone(&state.config);
     let account = account(&config, request);
-    let call = blank(shared, route, request, account.as_deref(), asked.as_ref().ok());
+    let call = blank(shared, route, request, account.as_deref(), &asked);
     let ticket = Ticket::begin(shared, &mut state, call);
     let id = Dice::new(shared.seed, nth).bits(0);
     let request_id = format!("req_{id:016x}");
-    let model = asked.as_ref().map_or("", |ask| &ask.model).to_owned();
-    let about = About { model: &model, request_id: &request_id, unix_ms: shared.clock.unix() };
-    let ask = match asked {
-        _ if account.is_none() => Err((Kind::InvalidKey, None)),
-        Err(why) => Err((Kind::InvalidRequest, Some(why))),
-        Ok(_) if config.only_listed_models && config.model(&model).is_none() => Err((Kind::ModelNotFound, None)),
-        Ok(ask) => Ok(ask),
-    };
-    let ask = match ask {
-        Ok(ask) => ask,
-        Err((kind, why)) => {
-            let mut refusal = Refusal::of_kind(api, kind, why.as_deref(), None, about);
-            refusal.headers.extend(id_header(api, &request_id));
-            return Decision::Refuse(Box::new(refusal), Box::new(ticket));
-        }
+    let model = ticket.call.model.clone();
+    let about = About { model: &model, request_id: &request_id, unix_ms: ticket.call.started_ms };
+    let turned = |kind| Turned { kind, why: None, model: model.clone() };
+    let asked = match asked {
+        _ if account.is_none() => Err(turned(Kind::InvalidKey)),
+        Ok(_) if config.only_listed_models && config.model(&model).is_none() => Err(turned(Kind::ModelNotFound)),
+        asked => asked,
     };
     let now = shared.clock.now();
-    match admit(&mut state, now, &ask, ticket, about) {
+    let admission = match asked {
+        Ok(ask) => admit(&mut state, now, ask, ticket, about),
+        Err(turned) => turn_away(&mut state, now, &turned, ticket, about),
+    };
+    match admission {
         Admission::Refused(mut refusal, ticket) => {
             refusal.headers.extend(id_header(api, &request_id));
             Decision::Refuse(refusal, Box::new(ticket))
         }
-        Admission::In { fault, mut headers, mut ticket } => {
+        Admission::In { ask, fault, mut headers, mut ticket } => {
             drop(state);
             headers.extend(id_header(api, &request_id));
             let created = ticket.call.started_ms.div_euclid(1_000);
@@ -95,29 +111,21 @@ pub(super) fn decide(shared: &Arc<Shared>, request: &Request, route: &Route) -> 
 
 enum Admission {
     Refused(Box<Refusal>, Ticket),
-    In { fault: Option<Arc<FaultRule>>, headers: Vec<(String, String)>, ticket: Ticket },
+    In { ask: Ask, fault: Option<Arc<FaultRule>>, headers: Vec<(String, String)>, ticket: Ticket },
 }
 
 /// Faults, money, limits, in this order.
-fn admit(state: &mut State, now: u64, ask: &Ask, mut ticket: Ticket, about: About<'_>) -> Admission {
-    let (api, account) = (ask.endpoint.api(), ticket.call.account.clone());
-    let config = Arc::clone(&state.config);
-    let applies = |rule: &&LimitRule| rule.account.fits(&account) && rule.model.fits(&ask.model);
-    let unlimited = LimitRule::default();
-    let rule = config.limits.iter().find(applies).unwrap_or(&unlimited);
-    let group = state.limits.group(rule, &account, family(&ask.model));
-    let counts_failed = rule.count_failed.unwrap_or(api == Api::OpenAi);
-    let fault = state.faults.strike(now, &account, ask);
+fn admit(state: &mut State, now: u64, ask: Ask, mut ticket: Ticket, about: About<'_>) -> Admission {
+    let terms = Terms::of(state, now, &ticket.call, about);
+    let (api, rule, config) = (terms.api, &terms.rule, Arc::clone(&state.config));
+    let fault = state.faults.strike(now, &ticket.call.account, &ask);
     ticket.call.fault = fault.as_ref().map(|fault| fault.called());
     let refused = match &fault {
-        Some(fault) if fault.kind.stage() == Stage::Refused => {
-            let in_time = if counts_failed { state.limits.requests(now, &group, rule) } else { Ok(()) };
-            Some(in_time.map_or_else(
-                |denied| deny(&mut ticket, api, rule, denied, about),
-                |()| Refusal::of_fault(api, fault, about),
-            ))
-        }
-        _ if rule.usd.is_some_and(|cap| state.book.spent(&account) >= cap) => {
+        Some(fault) if fault.kind.stage() == Stage::Refused => Some(match terms.over(state) {
+            Some(denied) => terms.deny(&mut ticket, denied),
+            None => Refusal::of_fault(api, fault, about),
+        }),
+        _ if rule.usd.is_some_and(|cap| state.book.spent(&ticket.call.account) >= cap) => {
             let kind = if api == Api::OpenAi { Kind::InsufficientQuota } else { Kind::SpendLimit };
             Some(Refusal::of_kind(api, kind, None, None, about))
         }
@@ -125,33 +133,87 @@ fn admit(state: &mut State, now: u64, ask: &Ask, mut ticket: Ticket, about: Abou
             let input = ask.input_tokens(config.bytes_per_token);
             let cached = times(input, config.answer(&ask.model).cached).min(input);
             let charge = Charge::of(api, input, cached, ask.most.unwrap_or(ASSUMED));
-            let admitted = state.limits.admit(now, &group, rule, charge);
-            admitted.err().map(|denied| deny(&mut ticket, api, rule, denied, about))
+            let admitted = state.limits.admit(now, &terms.group, rule, charge);
+            admitted.err().map(|denied| terms.deny(&mut ticket, denied))
         }
     };
-    if refused.is_some() && counts_failed {
-        state.limits.failed(now, &group);
+    if let Some(refusal) = refused {
+        return terms.refuse(state, refusal, ticket);
     }
-    let standings = state.limits.standings(now, &group, rule);
-    let told = headers::of(api, rule.headers, &standings, about.unix_ms);
-    if let Some(mut refusal) = refused {
-        refusal.headers.extend(told);
+    let headers = terms.told(state);
+    ticket.let_in(terms.group);
+    Admission::In { ask, fault, headers, ticket }
+}
+
+/// Refuses a call for what it is. It may count as a request all the same, where its account and model are known.
+fn turn_away(state: &mut State, now: u64, turned: &Turned, mut ticket: Ticket, about: About<'_>) -> Admission {
+    let refusal = Refusal::of_kind(ticket.call.api, turned.kind, turned.why.as_deref(), None, about);
+    if turned.kind == Kind::InvalidKey || turned.model.is_empty() {
         return Admission::Refused(Box::new(refusal), ticket);
     }
-    ticket.let_in(group);
-    Admission::In { fault, headers: told, ticket }
+    let terms = Terms::of(state, now, &ticket.call, about);
+    let denied = terms.over(state);
+    let refusal = denied.map_or(refusal, |denied| terms.deny(&mut ticket, denied));
+    terms.refuse(state, refusal, ticket)
 }
 
-fn deny(ticket: &mut Ticket, api: Api, rule: &LimitRule, denied: Denied, about: About<'_>) -> Refusal {
-    ticket.call.limit = Some((denied.dimension, denied.per));
-    ticket.call.fault = None;
-    Refusal::denied(api, &denied, rule.retry_after, about)
+/// What a call is measured by, now.
+struct Terms<'a> {
+    now: u64,
+    api: Api,
+    about: About<'a>,
+    rule: LimitRule,
+    group: String,
+    counts_failed: bool,
 }
 
-fn blank(shared: &Shared, route: &Route, request: &Request, account: Option<&str>, ask: Option<&Ask>) -> Call {
+impl<'a> Terms<'a> {
+    fn of(state: &State, now: u64, call: &Call, about: About<'a>) -> Self {
+        let applies = |rule: &&LimitRule| rule.account.fits(&call.account) && rule.model.fits(&call.model);
+        let rule = state.config.limits.iter().find(applies).cloned().unwrap_or_default();
+        let group = state.limits.group(&rule, &call.account, family(&call.model));
+        let counts_failed = rule.count_failed.unwrap_or(call.api == Api::OpenAi);
+        Self { now, api: call.api, about, rule, group, counts_failed }
+    }
+
+    /// What is in the way of a call that fails, where such calls count.
+    fn over(&self, state: &mut State) -> Option<Denied> {
+        let counted = self.counts_failed.then(|| state.limits.requests(self.now, &self.group, &self.rule));
+        counted.and_then(Result::err)
+    }
+
+    fn deny(&self, ticket: &mut Ticket, denied: Denied) -> Refusal {
+        ticket.call.limit = Some((denied.dimension, denied.per));
+        ticket.call.fault = None;
+        Refusal::denied(self.api, &denied, self.rule.retry_after, self.about)
+    }
+
+    fn refuse(&self, state: &mut State, mut refusal: Refusal, ticket: Ticket) -> Admission {
+        if self.counts_failed {
+            state.limits.failed(self.now, &self.group);
+        }
+        refusal.headers.extend(self.told(state));
+        Admission::Refused(Box::new(refusal), ticket)
+    }
+
+    /// The headers that tell how limits stand.
+    fn told(&self, state: &mut State) -> Vec<(String, String)> {
+        let standings = state.limits.standings(self.now, &self.group, &self.rule);
+        headers::of(self.api, self.rule.headers, &standings, self.about.unix_ms)
+    }
+}
+
+fn blank(
+    shared: &Shared,
+    route: &Route,
+    request: &Request,
+    account: Option<&str>,
+    asked: &Result<Ask, Turned>,
+) -> Call {
     let caller = route.caller.as_deref().or_else(|| request.header("x-client-request-id"));
     let caller = caller.or_else(|| request.header("idempotency-key"));
     let now = shared.clock.unix();
+    let ask = asked.as_ref().ok();
     Call {
         n: 0,
         started_ms: now,
@@ -159,7 +221,7 @@ fn blank(shared: &Shared, route: &Route, request: &Request, account: Option<&str
         account: account.unwrap_or("(unknown)").to_owned(),
         api: route.endpoint.api(),
         endpoint: route.endpoint.path().to_owned(),
-        model: ask.map_or_else(String::new, |ask| ask.model.clone()),
+        model: asked.as_ref().map_or_else(|turned| turned.model.clone(), |ask| ask.model.clone()),
         caller: caller.map(|caller| caller.chars().take(64).collect()),
         prompt: ask.map_or_else(String::new, |ask| ask.hash.clone()),
         stream: ask.is_some_and(|ask| ask.stream),

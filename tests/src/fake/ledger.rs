@@ -32,7 +32,7 @@ pub struct Call {
     pub api: Api,
     /// Such as `/v1/messages`.
     pub endpoint: String,
-    /// The model asked for.
+    /// The model asked for; empty where none can be told.
     pub model: String,
     /// Who called: what stands before the version in the path, else `x-client-request-id`, else `idempotency-key`.
     pub caller: Option<String>,

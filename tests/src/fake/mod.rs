@@ -37,12 +37,11 @@ use self::allowance::LimitRule;
 use self::bill::Bill;
 use self::config::Config;
 use self::fault::FaultRule;
-use self::kind::Kind;
 use self::ledger::Call;
-use self::refusal::{About, Refusal};
-use self::shape::{Api, Route};
+use self::refusal::Refusal;
+use self::shape::Route;
 use self::state::Shared;
-use self::wire::{NoRequest, Wire};
+use self::wire::{NoRequest, Request, Wire};
 
 /// Connections that may wait to be let in, at once.
 const WAITING: u32 = 16_384;
@@ -179,10 +178,12 @@ async fn serve(mut wire: Wire, shared: Arc<Shared>) {
                 deliver::refuse(&stray(400, "this is not HTTP/1.1"), &mut wire).await;
                 return;
             }
-            Err(NoRequest::TooLarge(path)) => {
-                let api = Route::of(&path).map_or(Api::OpenAi, |route| route.endpoint.api());
-                let about = About { model: "", request_id: "", unix_ms: 0 };
-                deliver::refuse(&Refusal::of_kind(api, Kind::BodyTooLarge, None, None, about), &mut wire).await;
+            Err(NoRequest::TooLarge(request)) => {
+                if let Some(route) = route_of(&request) {
+                    deliver::deliver(call::too_large(&shared, &request, &route), false, &mut wire).await;
+                } else {
+                    deliver::refuse(&stray(413, "the body is too large"), &mut wire).await;
+                }
                 tokio::time::timeout(PARTING, wire.drain()).await.ok();
                 return;
             }
@@ -190,7 +191,7 @@ async fn serve(mut wire: Wire, shared: Arc<Shared>) {
         let is_last = request.is_last();
         let goes_on = if let Some(told) = admin::answer(&shared, &request) {
             deliver::refuse(&told, &mut wire).await
-        } else if let Some(route) = Route::of(&request.path).filter(|_| request.method == "POST") {
+        } else if let Some(route) = route_of(&request) {
             let in_array = route.stream && request.parameter("alt") != Some("sse");
             deliver::deliver(call::decide(&shared, &request, &route), in_array, &mut wire).await
         } else {
@@ -200,6 +201,10 @@ async fn serve(mut wire: Wire, shared: Arc<Shared>) {
             return;
         }
     }
+}
+
+fn route_of(request: &Request) -> Option<Route> {
+    Route::of(&request.path).filter(|_| request.method == "POST")
 }
 
 fn stray(status: u16, message: &str) -> Refusal {

@@ -83,8 +83,8 @@ impl Shared {
     }
 
     pub(super) fn set_faults(&self, rules: &[FaultRule]) {
-        let now = self.clock.now();
-        self.lock().faults = Faults::new(self.seed, now, rules);
+        let mut state = self.lock();
+        state.faults = Faults::new(self.seed, self.clock.now(), rules);
     }
 
     pub(super) fn set_limits(&self, rules: Vec<LimitRule>) {
@@ -95,10 +95,10 @@ impl Shared {
 
     /// As at the start; calls in flight end without being counted, and the ledger's numbers go on.
     pub(super) fn reset(&self) {
-        let (config, now) = (self.at_start.clone(), self.clock.now());
+        let config = self.at_start.clone();
         let mut state = self.lock();
         state.limits = Limits::new(config.minute.as_millis(), config.day.as_millis());
-        state.faults = Faults::new(self.seed, now, &config.faults);
+        state.faults = Faults::new(self.seed, self.clock.now(), &config.faults);
         state.config = Arc::new(config);
         state.book = Book::default();
         state.ledger.forget();
@@ -106,9 +106,8 @@ impl Shared {
     }
 
     pub(super) fn bill(&self) -> Bill {
-        let now = self.clock.now();
         let mut state = self.lock();
-        let (uses, trouble) = (state.limits.uses(now), state.ledger.trouble.clone());
+        let (uses, trouble) = (state.limits.uses(self.clock.now()), state.ledger.trouble.clone());
         state.book.bill(uses, trouble)
     }
 }
@@ -141,9 +140,10 @@ impl Ticket {
     pub(super) fn appeared(&mut self, tokens: u64) {
         self.call.output_tokens += tokens;
         if let (Some(group), false) = (&self.group, self.call.api == Api::OpenAi) {
-            let now = self.shared.clock.now();
             let mut state = self.shared.lock();
             if state.epoch == self.epoch {
+                // Behind the lock, or charges were told out of their order.
+                let now = self.shared.clock.now();
                 state.limits.appeared(now, group, self.call.api, tokens);
             }
         }
@@ -158,10 +158,10 @@ impl Ticket {
         if std::mem::replace(&mut self.has_ended, true) {
             return;
         }
-        self.call.ended_ms = self.shared.clock.unix();
-        (self.call.status, self.call.end) = (status, end);
         let mut state = self.shared.lock();
         let call = &mut self.call;
+        call.ended_ms = self.shared.clock.unix();
+        (call.status, call.end) = (status, end);
         let tokens = (call.input_tokens, call.cached_tokens, call.output_tokens);
         let tokens = if is_billed { tokens } else { (0, 0, 0) };
         call.usd = price(&state.config, &call.model, tokens);

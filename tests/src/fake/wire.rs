@@ -35,14 +35,14 @@ pub(super) struct Request {
 }
 
 /// Why there is no request.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum NoRequest {
     /// The connection is over.
     Over,
     /// What came is not HTTP/1.1.
     Malformed,
-    /// Its body is too large; the path it was for.
-    TooLarge(String),
+    /// Its body is too large; the request without it.
+    TooLarge(Box<Request>),
 }
 
 /// The other side has hung up.
@@ -87,11 +87,13 @@ impl Wire {
         if request.header("expect").is_some_and(|expect| expect.eq_ignore_ascii_case("100-continue")) {
             self.write(b"HTTP/1.1 100 Continue\r\n\r\n").await.map_err(|Gone| NoRequest::Over)?;
         }
-        request.body = match length {
-            Some(length) if length > BODY_MAX => return Err(NoRequest::TooLarge(request.path)),
-            Some(length) => self.exactly(length).await?,
-            None => self.chunks().await?.ok_or(NoRequest::TooLarge(request.path.clone()))?,
+        let body = match length {
+            Some(length) if length > BODY_MAX => None,
+            Some(length) => Some(self.exactly(length).await?),
+            None => self.chunks().await?,
         };
+        let Some(body) = body else { return Err(NoRequest::TooLarge(Box::new(request))) };
+        request.body = body;
         Ok(request)
     }
 

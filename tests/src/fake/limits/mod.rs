@@ -29,13 +29,14 @@ const METERS: [(Dimension, Per); 8] = [
 pub struct Charge {
     /// Input tokens that count.
     pub input: u64,
-    /// The most output it may have; `None` where output is charged as it appears, or not at all.
+    /// The most output it may have; `None` where output is charged as it appears.
     pub output: Option<u64>,
 }
 
 impl Charge {
     /// The way of an API: `OpenAI` charges what the call may come to (`assumed` where it says no maximum), Anthropic the
-    /// input that was not cached and then output as it appears, Gemini the input.
+    /// input that was not cached and then output as it appears, Gemini the input and then output as it appears, against a
+    /// limit of output alone.
     pub fn of(api: Api, input: u64, cached: u64, most: u64) -> Self {
         match api {
             Api::OpenAi => Self { input, output: Some(most) },

@@ -59,10 +59,22 @@ pub(super) const OTHERWISE: &[(Kind, Kind)] = &[
 ];
 
 /// In the envelope.
-pub(super) fn body(said: Said, message: &str, wait: Option<u64>, about: About<'_>) -> Value {
+pub(super) fn body(said: Said, kind: Kind, message: &str, wait: Option<u64>, about: About<'_>) -> Value {
     let limit = if message.contains("limit: 0") { 0 } else { 15 };
-    let quota = (!said.code.is_empty()).then(|| (said.code.to_owned(), limit));
-    envelope(said.status, (said.kind, message), quota, wait, about)
+    let mut details = Vec::new();
+    if !said.code.is_empty() {
+        details.push(quota(said.code, limit, about));
+    }
+    if kind == Kind::InvalidKey {
+        let metadata = json!({ "service": "generativelanguage.googleapis.com" });
+        details.push(json!({
+            "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+            "reason": "API_KEY_INVALID",
+            "domain": "googleapis.com",
+            "metadata": metadata,
+        }));
+    }
+    envelope(said.status, (said.kind, message), details, wait)
 }
 
 /// A limit is used up.
@@ -73,28 +85,22 @@ pub(super) fn denied(denied: &Denied, told: Option<u64>, about: About<'_>) -> Va
         Dimension::OutputTokens => "ContentOutputTokens",
     };
     let per = if denied.per == Per::Minute { "Minute" } else { "Day" };
-    let quota = format!("Generate{what}Per{per}PerProjectPerModel");
-    let message =
-        format!("{QUOTA} Quota exceeded for metric: {quota}, limit: {}, model: {}", denied.limit, about.model);
-    envelope(429, (EXHAUSTED, &message), Some((quota, denied.limit)), told, about)
+    let id = format!("Generate{what}Per{per}PerProjectPerModel");
+    let message = format!("{QUOTA} Quota exceeded for metric: {id}, limit: {}, model: {}", denied.limit, about.model);
+    envelope(429, (EXHAUSTED, &message), vec![quota(&id, denied.limit, about)], told)
 }
 
-fn envelope(
-    status: u16,
-    (kind, message): (&str, &str),
-    quota: Option<(String, u64)>,
-    wait: Option<u64>,
-    about: About<'_>,
-) -> Value {
-    let mut details = Vec::new();
-    if let Some((id, limit)) = quota {
-        let dimensions = json!({ "location": "global", "model": about.model });
-        let metric = "generativelanguage.googleapis.com/generate_content_requests";
-        details.push(json!({
-            "@type": "type.googleapis.com/google.rpc.QuotaFailure",
-            "violations": [{ "quotaMetric": metric, "quotaId": id, "quotaDimensions": dimensions, "quotaValue": limit.to_string() }],
-        }));
-    }
+/// The quota that is used up.
+fn quota(id: &str, limit: u64, about: About<'_>) -> Value {
+    let dimensions = json!({ "location": "global", "model": about.model });
+    let metric = "generativelanguage.googleapis.com/generate_content_requests";
+    json!({
+        "@type": "type.googleapis.com/google.rpc.QuotaFailure",
+        "violations": [{ "quotaMetric": metric, "quotaId": id, "quotaDimensions": dimensions, "quotaValue": limit.to_string() }],
+    })
+}
+
+fn envelope(status: u16, (kind, message): (&str, &str), mut details: Vec<Value>, wait: Option<u64>) -> Value {
     if let Some(wait) = wait {
         let (seconds, rest) = (wait / 1_000, wait % 1_000);
         let delay = if rest == 0 { format!("{seconds}s") } else { format!("{seconds}.{rest:03}s") };

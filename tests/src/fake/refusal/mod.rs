@@ -118,7 +118,7 @@ pub fn said(api: Api, kind: Kind, message: Option<&str>, wait: Option<u64>, abou
     let body = match api {
         Api::OpenAi => openai::body(said, kind, &message),
         Api::Anthropic => anthropic::body(said, &message, about),
-        Api::Gemini => gemini::body(said, &message, wait, about),
+        Api::Gemini => gemini::body(said, kind, &message, wait, about),
     };
     (said.status, body)
 }

@@ -77,6 +77,7 @@ fn the_rows_of_the_table_of_failure_classes_are_there() {
         (Api::Gemini, Kind::NoSuchTier, 429, "limit: 0"),
         (Api::Gemini, Kind::Region, 400, "FAILED_PRECONDITION"),
         (Api::Gemini, Kind::InvalidRequest, 400, "INVALID_ARGUMENT"),
+        (Api::Gemini, Kind::InvalidKey, 400, "\"reason\":\"API_KEY_INVALID\""),
         (Api::Gemini, Kind::Overloaded, 503, "UNAVAILABLE"),
     ] {
         let (said, body) = refused(api, kind);

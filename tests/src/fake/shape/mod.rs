@@ -147,6 +147,15 @@ impl Route {
     }
 }
 
+/// A body that is no call of its endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unread {
+    /// The model asked for; empty where none can be found.
+    pub model: String,
+    /// What is wrong with it, for people.
+    pub why: String,
+}
+
 /// What a call asks for.
 #[derive(Clone, Debug)]
 pub struct Ask {
@@ -178,12 +187,16 @@ impl Ask {
     /// Reads a body.
     ///
     /// # Errors
-    /// What is wrong with it, for people.
-    pub fn read(route: &Route, body: &[u8]) -> Result<Self, String> {
-        let body: Value =
-            serde_json::from_slice(body).map_err(|_| "We could not parse the JSON body of your request.".to_owned())?;
-        let model = route.model.clone().or_else(|| body.get("model")?.as_str().map(str::to_owned));
-        let model = model.filter(|model| !model.is_empty()).ok_or("you must provide a model parameter")?;
+    /// What is wrong with it.
+    pub fn read(route: &Route, body: &[u8]) -> Result<Self, Unread> {
+        let body: Result<Value, _> = serde_json::from_slice(body);
+        let named = body.as_ref().ok().and_then(|body| body.get("model")?.as_str());
+        let model = route.model.as_deref().or(named).unwrap_or_default().to_owned();
+        let unread = |why: &str| Unread { model: model.clone(), why: why.to_owned() };
+        let body = body.map_err(|_| unread("We could not parse the JSON body of your request."))?;
+        if model.is_empty() {
+            return Err(unread("you must provide a model parameter"));
+        }
         let part = |name: &str| body.get(name).unwrap_or(&Value::Null);
         let (texts, wanted): (&[&str], &str) = match route.endpoint {
             Endpoint::Chat => (&["messages", "tools"], "messages"),
@@ -193,7 +206,7 @@ impl Ask {
             Endpoint::Generate => (&["systemInstruction", "contents", "tools"], "contents"),
         };
         if part(wanted).is_null() {
-            return Err(format!("Missing required parameter: '{wanted}'."));
+            return Err(unread(&format!("Missing required parameter: '{wanted}'.")));
         }
         let mut prompt = String::new();
         for name in texts {
@@ -207,7 +220,7 @@ impl Ask {
             Endpoint::Embeddings => Some(0),
         };
         if route.endpoint == Endpoint::Messages && most.is_none() {
-            return Err("max_tokens: Field required".to_owned());
+            return Err(unread("max_tokens: Field required"));
         }
         let digest: [u8; 32] = Sha256::digest(prompt.as_bytes()).into();
         let inputs = part("input").as_array().filter(|_| route.endpoint == Endpoint::Embeddings).map_or(1, Vec::len);
@@ -284,7 +297,7 @@ pub fn family(model: &str) -> &str {
 mod tests {
     use super::*;
 
-    fn ask(path: &str, body: &str) -> Result<Ask, String> {
+    fn ask(path: &str, body: &str) -> Result<Ask, Unread> {
         Ask::read(&Route::of(path).unwrap(), body.as_bytes())
     }
 
@@ -331,13 +344,15 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_told() {
-        for (path, body, says) in [
-            ("/v1/responses", "{", "JSON"),
-            ("/v1/responses", r#"{"input":""}"#, "model"),
-            ("/v1/responses", r#"{"model":"m"}"#, "'input'"),
-            ("/v1/messages", r#"{"model":"m","messages":[]}"#, "max_tokens"),
+        for (path, body, says, model) in [
+            ("/v1/responses", "{", "JSON", ""),
+            ("/v1/responses", r#"{"input":""}"#, "model", ""),
+            ("/v1/responses", r#"{"model":"m"}"#, "'input'", "m"),
+            ("/v1/messages", r#"{"model":"m","messages":[]}"#, "max_tokens", "m"),
+            ("/v1beta/models/m:generateContent", "{", "JSON", "m"),
         ] {
-            assert!(ask(path, body).unwrap_err().contains(says), "{body}");
+            let unread = ask(path, body).unwrap_err();
+            assert!(unread.why.contains(says) && unread.model == model, "{body}: {unread:?}");
         }
     }
 
