@@ -177,12 +177,11 @@ async fn each_fault_has_its_class_whole_and_streamed() {
     let (clients, mut wrong) = (Clients::of(&fake), Vec::new());
     for (kind, classes) in CLASSES {
         fake.set_faults(&[FaultRule::new(kind)]).unwrap();
-        for (api, class) in APIS.into_iter().zip(classes) {
-            for streamed in [false, true] {
-                let came = clients.call(streamed, prompt(api, 100)).await;
-                if !came.as_ref().is_err_and(|failure| failure.class == class) {
-                    wrong.push(format!("{kind:?} of {api:?}, streamed: {streamed}, is not {class:?}: {came:?}"));
-                }
+        let calls = APIS.into_iter().zip(classes).flat_map(|(api, class)| [(api, class, false), (api, class, true)]);
+        for (api, class, streamed) in calls {
+            let came = clients.call(streamed, prompt(api, 100)).await;
+            if !came.as_ref().is_err_and(|failure| failure.class == class) {
+                wrong.push(format!("{kind:?} of {api:?}, streamed: {streamed}, is not {class:?}: {came:?}"));
             }
         }
     }
