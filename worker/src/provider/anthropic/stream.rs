@@ -43,6 +43,8 @@ impl Messages {
             "content_block_start" if self.blocks.len() >= MOST => return Piece::Odd,
             "content_block_start" => {
                 if let Some(Value::Object(whole)) = event.remove("content_block") {
+                    self.has_content |=
+                        whole.get("text").is_some_and(|text| text.as_str().is_some_and(|text| !text.is_empty()));
                     self.size += whole.values().map(bytes).sum::<usize>();
                     self.blocks.push((index, Block { whole, input: String::new() }));
                 }
