@@ -1,18 +1,27 @@
-//! The table of failure classes as tests have it: what a provider sends, row by row, and what becomes of it.
+//! What tests of every provider share: the reading of an answer, and the table of failure classes, row by row.
 
 use std::time::Duration;
 
 use promptq_common::config::Api;
-use promptq_common::outcome::{Failure, FailureClass};
+use promptq_common::outcome::{Failure, FailureClass, Reply};
 use promptq_common::time::Timestamp;
 
-use super::{Refusal, classify};
+use super::{Endpoint, Read, Refusal, classify, read};
 
 /// The moment at which every row is read.
 pub(super) const NOW: &str = "2026-11-21T09:14:07.000Z";
 
 /// One row: status, headers and body as they come, then class, code and the seconds asked for.
 pub(super) type Row<'a> = (u16, &'a [(&'static str, &'a str)], &'a str, FailureClass, &'a str, Option<f64>);
+
+/// The reply that a 200 with this body is.
+#[track_caller]
+pub(super) fn answered(endpoint: Endpoint, body: &str) -> Reply {
+    match read(endpoint, 200, body.as_bytes().to_vec()) {
+        Read::Answer(reply) => *reply,
+        odd @ (Read::Failed | Read::Garbage) => panic!("{odd:?}"),
+    }
+}
 
 /// What becomes of an answer with these headers and this body.
 pub(super) fn classed(api: Api, status: u16, headers: &[(&'static str, &str)], body: &str) -> Failure {

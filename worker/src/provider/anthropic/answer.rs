@@ -68,12 +68,11 @@ fn written(said: &Value) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::provider::Endpoint;
+    use crate::provider::rows::answered;
 
     fn answer(body: &str) -> Reply {
-        match read(200, body.as_bytes().to_vec()) {
-            Read::Answer(reply) => *reply,
-            odd @ (Read::Failed | Read::Garbage) => panic!("{odd:?}"),
-        }
+        answered(Endpoint::Messages, body)
     }
 
     #[test]

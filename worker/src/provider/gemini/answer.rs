@@ -67,12 +67,11 @@ fn text(candidate: &Value) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::provider::Endpoint;
+    use crate::provider::rows::answered;
 
     fn answer(body: &str) -> Reply {
-        match read(200, body.as_bytes().to_vec()) {
-            Read::Answer(reply) => *reply,
-            odd @ (Read::Failed | Read::Garbage) => panic!("{odd:?}"),
-        }
+        answered(Endpoint::Generate, body)
     }
 
     #[test]

@@ -132,20 +132,14 @@ fn cost(usage: &Value) -> Option<Usd> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn answer(endpoint: Endpoint, body: &str) -> Reply {
-        match read(endpoint, 200, body.as_bytes().to_vec()) {
-            Read::Answer(reply) => *reply,
-            odd @ (Read::Failed | Read::Garbage) => panic!("{odd:?}"),
-        }
-    }
+    use crate::provider::rows::answered;
 
     #[test]
     fn a_chat_is_read_with_its_usage_and_cost() {
         let body = r#"{"id":"chatcmpl-1","model":"m-2026","choices":[{"finish_reason":"length","message":{"content":"Hello"}}],
             "usage":{"prompt_tokens":22,"completion_tokens":9,"cost":0.00014,"prompt_tokens_details":{"cached_tokens":5},
             "completion_tokens_details":{"reasoning_tokens":4}}}"#;
-        let reply = answer(Endpoint::Chat, body);
+        let reply = answered(Endpoint::Chat, body);
         assert_eq!(reply.usage, Usage { input_tokens: 22, output_tokens: 9, cached_tokens: 5, reasoning_tokens: 4 });
         assert_eq!(reply.cost, Some(Usd::from_nanos(140_000)));
         assert_eq!((reply.text.as_deref(), reply.finish_reason.as_deref()), (Some("Hello"), Some("length")));
@@ -155,7 +149,7 @@ mod tests {
 
     #[test]
     fn a_response_is_read_with_its_usage() {
-        let reply = answer(
+        let reply = answered(
             Endpoint::Responses,
             r#"{"id":"resp_1","status":"incomplete","incomplete_details":{"reason":"max_output_tokens"},"error":null,
             "output":[{"type":"reasoning","summary":[]},{"type":"message","content":[{"type":"output_text","text":"Hel"},
@@ -174,7 +168,7 @@ mod tests {
         for (endpoint, body, tier, written) in
             [(Endpoint::Chat, chat, "flex", 7), (Endpoint::Responses, response, "priority", 8)]
         {
-            let detail = *answer(endpoint, body).detail.unwrap();
+            let detail = *answered(endpoint, body).detail.unwrap();
             assert_eq!((detail.service_tier.as_deref(), detail.cache_write_tokens), (Some(tier), written));
         }
     }
@@ -182,23 +176,24 @@ mod tests {
     #[test]
     fn odd_side_fields_lose_no_answer() {
         let reply =
-            answer(Endpoint::Chat, r#"{"id":5,"usage":"none","choices":[{"message":{"content":[{"text":"a"}]}}]}"#);
+            answered(Endpoint::Chat, r#"{"id":5,"usage":"none","choices":[{"message":{"content":[{"text":"a"}]}}]}"#);
         assert_eq!((reply.text.as_deref(), reply.usage, reply.cost), (Some("a"), Usage::default(), None));
-        let tool = answer(Endpoint::Chat, r#"{"choices":[{"message":{"content":null},"finish_reason":"tool_calls"}]}"#);
+        let tool =
+            answered(Endpoint::Chat, r#"{"choices":[{"message":{"content":null},"finish_reason":"tool_calls"}]}"#);
         assert_eq!((tool.text, tool.finish_reason.as_deref()), (None, Some("tool_calls")));
-        let vectors = answer(Endpoint::Embeddings, r#"{"data":[{"embedding":[0.5]}],"usage":{"prompt_tokens":2}}"#);
+        let vectors = answered(Endpoint::Embeddings, r#"{"data":[{"embedding":[0.5]}],"usage":{"prompt_tokens":2}}"#);
         assert_eq!(vectors.usage.input_tokens, 2);
     }
 
     #[test]
     fn one_choice_that_failed_throws_away_no_other() {
-        let reply = answer(
+        let reply = answered(
             Endpoint::Chat,
             r#"{"choices":[{"error":{"code":502}},{"message":{"content":"a"},"finish_reason":"stop"}]}"#,
         );
         assert_eq!((reply.text.as_deref(), reply.finish_reason.as_deref()), (Some("a"), Some("stop")));
         let long = format!(r#"{{"id":"{0}","choices":[{{"finish_reason":"{0}"}}]}}"#, "é".repeat(300));
-        let reply = answer(Endpoint::Chat, &long);
+        let reply = answered(Endpoint::Chat, &long);
         assert_eq!(reply.request_id, Some("é".repeat(200)));
         assert_eq!(reply.finish_reason, Some("é".repeat(200)));
     }
@@ -211,7 +206,7 @@ mod tests {
                 assert!(matches!(read(Endpoint::Responses, 200, body.into()), Read::Garbage), "{status} {error}");
             }
         }
-        assert_eq!(answer(Endpoint::Responses, r#"{"output":[]}"#).finish_reason, None);
+        assert_eq!(answered(Endpoint::Responses, r#"{"output":[]}"#).finish_reason, None);
     }
 
     #[test]
