@@ -7,6 +7,7 @@ pub mod contest;
 pub mod goals;
 pub mod library;
 pub mod limit;
+pub mod limits;
 mod machine;
 mod process;
 mod provider;

@@ -52,6 +52,7 @@ pub fn record(head: &Head, lease: LeaseId, answer: &str) -> Record {
         finish_reason: Some("stop".to_owned()),
         output: Output::Inline(Body::Text(answer.to_owned())),
         detail: None,
+        origin: None,
     });
     record
 }

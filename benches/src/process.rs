@@ -43,9 +43,21 @@ impl Home {
 
     /// Starts one of the programs built beside this one.
     pub(crate) fn start(&self, name: &str, arguments: &[&str]) -> anyhow::Result<Running> {
+        self.start_as(name, name, arguments, &[])
+    }
+
+    /// The same as one of several: with a name for its log, and with more in its environment.
+    pub(crate) fn start_as(
+        &self,
+        called: &str,
+        name: &str,
+        arguments: &[&str],
+        more: &[(String, String)],
+    ) -> anyhow::Result<Running> {
         let mut command = Command::new(built(name)?);
         command.args(arguments).env_clear().env("HOME", self.path()).envs(self.environment.iter().cloned());
-        self.begin(name, command)
+        command.envs(more.iter().cloned());
+        self.begin(called, command)
     }
 
     /// Starts a program in the environment of this one; its log goes to `NAME.log` in the home.
@@ -67,7 +79,11 @@ impl Home {
 /// Where a program is that was built beside this one.
 pub(crate) fn built(name: &str) -> anyhow::Result<PathBuf> {
     let path = std::env::current_exe()?.with_file_name(name);
-    ensure!(path.exists(), "{} is not built\n  hint: benches/run builds what it needs", path.display());
+    ensure!(
+        path.exists(),
+        "{} is not built\n  hint: benches/run and benches/limits build what they need",
+        path.display()
+    );
     Ok(path)
 }
 

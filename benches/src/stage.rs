@@ -142,6 +142,14 @@ impl Stage {
         }
     }
 
+    /// Its Redis, for measures that do something to it.
+    pub(crate) fn redis(&mut self) -> Option<&mut RedisServer> {
+        match &mut self.place {
+            Place::Redis(redis) | Place::Rabbit { ledger: redis, .. } => Some(&mut redis.server),
+            Place::File(_) => None,
+        }
+    }
+
     /// Which queues RabbitMQ is to make, as programs are told.
     pub(crate) fn queue(&self) -> Option<&'static str> {
         self.kind.is_rabbit().then(|| self.kind.name())

@@ -1,5 +1,5 @@
 //! The one error type of this crate. It answers two questions apart: may I retry, and what do I tell a person.
-//! A job's failure is never an `Error`; it is data (`outcome.rs`).
+//! A job's failure is never an `Error`; it is data (`outcome/mod.rs`).
 
 use std::error::Error as StdError;
 use std::fmt;

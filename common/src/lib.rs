@@ -11,6 +11,7 @@ pub mod ledger;
 pub mod limits;
 pub mod line;
 pub mod outcome;
+pub mod price;
 pub mod record;
 pub mod result_line;
 pub mod store;

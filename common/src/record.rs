@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::broker::{Head, LeaseId};
 use crate::job::{BatchName, JobId, Queue};
-use crate::outcome::{Body, Detail, FailureClass, History};
+use crate::outcome::{Body, Detail, FailureClass, History, Origin};
 use crate::time::Timestamp;
 
 /// How a job ended, what it gave and what it took. A success is never replaced by anything.
@@ -140,10 +140,12 @@ pub struct Answer {
     pub finish_reason: Option<String>,
     /// The body, here or in object storage.
     pub output: Output,
-    /// What else the provider said of it. Follows the rest of the record in its bytes (`codec`); a ledger in object storage
-    /// does not keep it.
+    /// What else the provider said of it. Follows the rest of the record in its bytes (`codec`).
     #[serde(skip)]
     pub detail: Option<Box<Detail>>,
+    /// Where it and its cost are from; kept as `detail` is.
+    #[serde(skip)]
+    pub origin: Option<Box<Origin>>,
 }
 
 /// Where an answer's body is.

@@ -77,3 +77,41 @@ impl Work {
         }
     }
 }
+
+/// A model without the date or `-latest` at its end: its versions share one limit, and mostly one price.
+pub fn family(model: &str) -> &str {
+    let undated = model.strip_suffix("-latest").unwrap_or(model);
+    for digits in [&[4, 2, 2][..], &[8][..]] {
+        let mut rest = undated;
+        let dated = digits.iter().rev().all(|&count| match rest.rsplit_once('-') {
+            Some((before, last)) if last.len() == count && last.bytes().all(|b| b.is_ascii_digit()) => {
+                rest = before;
+                true
+            }
+            _ => false,
+        });
+        if dated {
+            return rest;
+        }
+    }
+    undated
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_of_a_model_share_a_family() {
+        for (model, is) in [
+            ("gpt-4o-2024-08-06", "gpt-4o"),
+            ("claude-3-5-haiku-20241022", "claude-3-5-haiku"),
+            ("claude-3-5-haiku-latest", "claude-3-5-haiku"),
+            ("gpt-4o-mini", "gpt-4o-mini"),
+            ("o3-08-06", "o3-08-06"),
+            ("", ""),
+        ] {
+            assert_eq!(family(model), is);
+        }
+    }
+}

@@ -31,7 +31,7 @@ pub struct Cli {
 const EXIT_CODES: &str = "Exit codes:
   0 ok   1 failed   2 usage, settings or input wrong   3 done, but some jobs did not succeed
   4 not allowed   5 not found   6 conflict   7 unreachable   8 still pending
-  9 stopped by --max-errors   130 interrupted   141 the reader of a run's results has gone";
+  9 stopped by --max-errors or for want of money   130 interrupted   141 the reader of a run's results has gone";
 
 /// Flags of every command.
 #[derive(Clone, Debug, Args)]
@@ -152,6 +152,8 @@ pub enum Command {
     Dead(command::dead::Args),
     /// Who has reported within the last minute
     Workers(command::workers::Args),
+    /// What may be used of accounts: list it, set it, end a freeze
+    Limits(command::limits::Args),
     /// Move what waits in one broker to another
     Broker(command::broker::Args),
     /// Settings: check them, show them
@@ -173,11 +175,64 @@ impl Command {
             Self::Queues(args) => args.format(),
             Self::Dead(args) => args.format(),
             Self::Workers(args) => args.format(),
+            Self::Limits(args) => args.format(),
             Self::Submit(args) => args.format(),
             Self::Broker(args) => args.format(),
             Self::Config(args) => args.format(),
             Self::Doctor(args) => args.output.format(),
             Self::Run(_) | Self::Results(_) | Self::Completions(_) => Format::Table,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// The words of a line as a shell has them, up to where it is given to another program.
+    fn words(line: &str) -> Vec<String> {
+        let (mut words, mut word, mut quoted, mut is_word) = (Vec::new(), String::new(), false, false);
+        for c in line.chars() {
+            match c {
+                '\'' => (quoted, is_word) = (!quoted, true),
+                ' ' | '|' | '>' | '<' if !quoted => {
+                    words.extend(is_word.then(|| std::mem::take(&mut word)));
+                    is_word = false;
+                    if c != ' ' {
+                        break;
+                    }
+                }
+                c => {
+                    word.push(c);
+                    is_word = true;
+                }
+            }
+        }
+        words.extend(is_word.then_some(word));
+        words
+    }
+
+    /// The examples of a command and of those below it.
+    fn examples(command: &clap::Command) -> Vec<String> {
+        let own = command.get_before_help().map(ToString::to_string).unwrap_or_default();
+        let lines = own.lines().map(str::trim).filter(|line| line.starts_with("promptq ")).map(str::to_owned);
+        lines.chain(command.get_subcommands().flat_map(examples)).collect()
+    }
+
+    #[test]
+    fn every_example_of_the_help_can_be_said() {
+        let command = Cli::command();
+        let examples = examples(&command);
+        assert!(examples.len() > 20, "{examples:?}");
+        for example in examples {
+            if let Err(error) = Cli::try_parse_from(words(&example)) {
+                panic!("{example}\n{error}");
+            }
+        }
+        for command in command.get_subcommands() {
+            assert!(command.get_before_help().is_some(), "{} has no example", command.get_name());
         }
     }
 }

@@ -2,12 +2,15 @@
 //!
 //! Read in this order: `cli` (what may be said), `settings` and `context` (what it means), `command` (what is done).
 
+mod budget;
 pub mod cli;
 pub mod command;
 pub mod confirm;
 pub mod context;
 pub mod filter;
+pub mod forecast;
 pub mod input;
+pub mod limits;
 pub mod list;
 pub mod moving;
 pub mod pace;

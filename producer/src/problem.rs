@@ -28,7 +28,7 @@ pub enum Exit {
     Unreachable,
     /// 8: still pending when the wait ran out.
     Pending,
-    /// 9: `--max-errors` stopped it.
+    /// 9: `--max-errors`, `--max-cost` or a budget stopped it.
     Stopped,
     /// 130: interrupted.
     Interrupted,

@@ -135,8 +135,8 @@ impl Progress {
             Mode::Jsonl => {
                 let elapsed = self.began.elapsed().as_secs_f64();
                 let event = json!({ "event": "progress", "batch": view.name, "total": total, "counts": view.counts,
-                    "usage": view.usage, "cost_usd": view.cost, "blocked": blocked, "elapsed_s": elapsed,
-                    "eta_s": eta.map(|eta| eta.as_secs()) });
+                    "usage": view.usage, "cost_usd": view.cost, "cost_unknown": view.cost_unknown, "blocked": blocked,
+                    "elapsed_s": elapsed, "eta_s": eta.map(|eta| eta.as_secs()) });
                 self.printer.event(&event);
             }
             Mode::Auto | Mode::Bar | Mode::None => {}
@@ -184,9 +184,12 @@ fn text(view: &BatchView, total: u64, eta: Option<Duration>, blocked: Option<&st
             parts.push(format!("{} {what}", grouped(count)));
         }
     }
-    if let Some(cost) = view.cost {
-        parts.push(format!("${cost}"));
-    }
+    parts.extend(match (view.cost, view.cost_unknown) {
+        (None, 0) => None,
+        (None, _) => Some("cost ?".to_owned()),
+        (Some(cost), 0) => Some(format!("${cost}")),
+        (Some(cost), _) => Some(format!("${cost} + ?")),
+    });
     parts.push(format!("{} elapsed", format_duration(Duration::from_secs(elapsed.as_secs().max(1)))));
     parts.extend(eta.map(|eta| format!("ETA {}", format_duration(Duration::from_secs(eta.as_secs().max(1))))));
     parts.extend(blocked.map(|reason| format!("held back: {reason}")));
@@ -196,4 +199,37 @@ fn text(view: &BatchView, total: u64, eta: Option<Duration>, blocked: Option<&st
 #[expect(clippy::cast_precision_loss, reason = "an estimate for people")]
 fn to_f64(number: u64) -> f64 {
     number as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use promptq_common::job::{BatchName, Queue};
+    use promptq_common::ledger::{Counts, Cursor};
+    use promptq_common::outcome::{Usage, Usd};
+    use promptq_common::time::Timestamp;
+
+    use super::*;
+
+    #[test]
+    fn a_cost_that_is_not_all_known_says_so() {
+        let shown = |cost: Option<i64>, cost_unknown| {
+            let view = BatchView {
+                name: BatchName::new("b").unwrap(),
+                queue: Queue::standard(),
+                created_at: Timestamp::now(),
+                sealed: true,
+                cancelled: false,
+                counts: Counts { total: 9, succeeded: 3, ..Counts::default() },
+                usage: Usage::default(),
+                cost: cost.map(Usd::from_nanos),
+                cost_unknown,
+                last: Cursor(0),
+            };
+            text(&view, 9, None, None, Duration::from_secs(2))
+        };
+        assert_eq!(shown(Some(240_000_000), 0), "3/9 · $0.24 · 2s elapsed");
+        assert_eq!(shown(Some(240_000_000), 1), "3/9 · $0.24 + ? · 2s elapsed");
+        assert_eq!(shown(None, 3), "3/9 · cost ? · 2s elapsed");
+        assert_eq!(shown(None, 0), "3/9 · 2s elapsed");
+    }
 }

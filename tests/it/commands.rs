@@ -70,6 +70,10 @@ async fn looking_makes_nothing() {
         &["cancel", "--batch", "nov", "--yes"],
         &["retry", &id],
         &["workers", "list"],
+        &["limits", "list"],
+        &["limits", "show", "openai"],
+        &["limits", "set", "openai", "requests=9"],
+        &["limits", "release", "openai"],
     ] {
         home.promptq(arguments).ends(5).says(&[
             "error[not-found]: there is no queue at /",

@@ -165,12 +165,18 @@ fn the_configuration_is_one() {
     machine.succeed("promptq config check && promptq doctor");
     // What is to be filled in is right as well.
     let path = machine.home.path().join("promptq.toml");
-    let filled = std::fs::read_to_string(&path).unwrap().replace("# store", "store");
+    let filled = std::fs::read_to_string(&path).unwrap().replace("# store", "store").replace("# reuse", "reuse");
     let filled = filled.replace("# [prov", "[prov").replace("# base", "base").replace("# api", "api");
     let filled =
         filled.replace("# [models", "[models").replace("# model", "model").replace("# provider =", "provider =");
+    let filled = filled.replace("# [prices", "[prices").replace("# input", "input").replace("# output", "output");
+    let filled = filled.replace("# cached", "cached").replace("# as_of", "as_of");
+    let filled = filled.replace("# [limits", "[limits").replace("# requests", "requests").replace("# tokens", "tokens");
     std::fs::write(&path, filled).unwrap();
     let shown = machine.succeed("export OPENAI_API_KEY=none; promptq config check && promptq config show");
     assert!(shown.contains("s3://BUCKET") && shown.contains("api.openai.com"), "{shown}");
+    assert!(shown.contains("queues.default.reuse"), "{shown}");
     assert!(shown.contains("claude-haiku-4-5") && shown.contains("api.anthropic.com"), "{shown}");
+    assert!(shown.contains("prices.acme/fast-2.cache_write") && shown.contains("2026-11-03"), "{shown}");
+    assert!(shown.contains("500/min") && shown.contains("150000/min"), "{shown}");
 }

@@ -111,6 +111,7 @@ pub fn answer(text: &str) -> Answer {
         finish_reason: Some("stop".to_owned()),
         output: Output::Inline(Body::Text(text.to_owned())),
         detail: None,
+        origin: None,
     }
 }
 

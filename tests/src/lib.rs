@@ -11,6 +11,7 @@ pub mod farm;
 pub mod fixture;
 pub mod llm;
 pub mod messages;
+pub mod metered;
 pub mod process;
 pub mod provider;
 pub mod proxy;

@@ -92,11 +92,8 @@ impl Site {
             .env("OPENAI_BASE_URL", self.provider.base_url(number))
             .env("OPENAI_API_KEY", "not-a-key")
             .envs(setup.environment.iter().cloned())
-            .current_dir(self.folder.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(File::create(&log).expect("a log"));
-        Hand { child: Some(command.spawn().expect("a worker starts")), log }
+            .current_dir(self.folder.path());
+        Hand::start(command, log)
     }
 
     /// `promptq` on this broker.
@@ -109,6 +106,16 @@ impl Site {
 }
 
 impl Hand {
+    /// Starts one whose log goes into a file.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn start(mut command: Command, log: PathBuf) -> Self {
+        let file = File::create(&log).expect("a log");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
+        Self { child: Some(command.spawn().expect("a worker starts")), log }
+    }
+
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
         let child = self.child.as_ref().expect("it runs");

@@ -29,6 +29,11 @@ pub fn settings(config: &Config) -> Settings {
         give_up: worker.give_up,
         inline_limit: config.store.inline_up_to,
         retention: config.retention,
+        reuse_kept: config.reuse_kept,
+        limits: config.limits.clone(),
+        budgets: config.queues.iter().filter_map(|(name, queue)| Some((name.clone(), queue.budget?))).collect(),
+        limit_share: worker.limit_share,
+        prices: config.prices.clone(),
         disks: disks.collect(),
         ..Settings::standard(identity, worker.queues.clone())
     }

@@ -86,8 +86,9 @@ async fn let_go(intake: &mut Intake, mut closing: JoinSet<()>, within: Duration)
     intake.chores.shutdown().await;
     let end = Instant::now() + within;
     let closed = timeout_at(end, async { while closing.join_next().await.is_some() {} }).await;
+    let given_back = timeout_at(end, intake.desk.limits.stop_asking(intake.broker.ledger())).await;
     let left = timeout_at(end, upkeep::leave(&intake.broker, &intake.desk.settings.worker)).await;
-    if closed.is_err() || left.is_err() {
+    if closed.is_err() || left.is_err() || given_back.is_err() {
         tracing::warn!("the broker did not take back the subscription in time; its leases run out");
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use promptq_common::broker::{Claim, Delivery, Lease, Settled, Verdict};
 use promptq_common::job::Job;
-use promptq_common::limits::{Limits, Pass};
+use promptq_common::limits::{Denied, Expected, Limits, Pass, Turned};
 use promptq_common::outcome::{Failure, FailureClass, Outcome};
 use promptq_common::record::End;
 use promptq_common::store::Store;
@@ -16,12 +16,16 @@ use promptq_common::time::Timestamp;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use crate::cost::Bill;
 use crate::heartbeat::{self, Fate, Rhythm};
 use crate::judge::{Decision, Past, judge};
+use crate::money::{Money, money};
 use crate::output;
+use crate::reuse::{self, Fresh, Shelf};
 use crate::runner::{RunContext, Runner, Runners, WhenLost};
 use crate::settings::Settings;
-use crate::verdict::{Case, release};
+use crate::size::size;
+use crate::verdict::{Case, hold, release};
 
 /// What every job of a worker shares.
 #[derive(Debug)]
@@ -30,6 +34,7 @@ pub(crate) struct Desk {
     pub(crate) runners: Arc<Runners>,
     pub(crate) store: Option<Store>,
     pub(crate) limits: Limits,
+    pub(crate) shelf: Shelf,
     /// True once running jobs are to be given up: the drain time is over.
     pub(crate) cut: watch::Receiver<bool>,
 }
@@ -55,7 +60,7 @@ const OVERTIME: Duration = Duration::from_secs(5);
 const PAUSED: Duration = Duration::from_secs(5);
 
 /// Takes a delivery to its end. Panics in the runner are failures; nothing here fails for what a job says.
-pub(crate) async fn execute(delivery: Delivery, desk: Arc<Desk>) -> Did {
+pub(crate) async fn execute(delivery: Delivery, expected: Option<Expected>, desk: Arc<Desk>) -> Did {
     let opened = delivery.open();
     let Delivery { head, payload, lease } = delivery;
     drop(payload);
@@ -63,13 +68,20 @@ pub(crate) async fn execute(delivery: Delivery, desk: Arc<Desk>) -> Did {
     let case = Case { head: &head, lease: lease.id(), worker: &desk.settings.worker, started_at };
     let step = match opened {
         Ok(job) => match claim(&case, &lease, &desk).await {
-            Step::Go => Box::pin(work(Box::new(job), &case, &lease, &desk)).await,
-            stop @ (Step::Settle(_) | Step::Cut(_) | Step::Drop) => stop,
+            Step::Go => Box::pin(work(Box::new(job), expected, &case, &lease, &desk)).await,
+            stop @ (Step::Settle(_) | Step::Share(..) | Step::Cut(_) | Step::Drop) => stop,
         },
         Err(error) => Step::Settle(case.dead(FailureClass::Fatal, "undecodable", &error.to_string())),
     };
     match step {
         Step::Settle(verdict) => settle(lease, verdict, false).await,
+        Step::Share(verdict, fresh) => {
+            let did = settle(lease, verdict, false).await;
+            if did == Did::Ended(End::Succeeded) {
+                tokio::select! { () = Box::pin(desk.shelf.keep(*fresh)) => {}, () = cut(&desk) => {} }
+            }
+            did
+        }
         Step::Cut(verdict) => settle(lease, verdict, true).await,
         Step::Go | Step::Drop => Did::Dropped,
     }
@@ -81,6 +93,8 @@ enum Step {
     Go,
     /// The end of the lease.
     Settle(Verdict),
+    /// The end of the lease by an answer, which is then kept for jobs that ask the same.
+    Share(Verdict, Box<Fresh>),
     /// The end of the lease, because the drain time is over.
     Cut(Verdict),
     /// Nothing: the job is somebody else's, or has ended.
@@ -121,7 +135,7 @@ async fn claim(case: &Case<'_>, lease: &Lease, desk: &Desk) -> Step {
 }
 
 /// Runs the job, and turns what came of it into a verdict.
-async fn work(job: Box<Job>, case: &Case<'_>, lease: &Lease, desk: &Desk) -> Step {
+async fn work(job: Box<Job>, expected: Option<Expected>, case: &Case<'_>, lease: &Lease, desk: &Desk) -> Step {
     if desk.settings.own_batch.as_ref().is_some_and(|own| case.head.batch.as_ref() != Some(own)) {
         let detail = "this worker runs only the jobs of its own batch";
         return Step::Settle(case.dead(FailureClass::Fatal, "other_batch", detail));
@@ -130,19 +144,44 @@ async fn work(job: Box<Job>, case: &Case<'_>, lease: &Lease, desk: &Desk) -> Ste
         Ok(runner) => runner,
         Err(failure) => return Step::Settle(case.dead(failure.class, &failure.code, &failure.detail)),
     };
+    if let Some(step) = reused(&job, std::slice::from_ref(&runner), case, lease, desk).await {
+        return step;
+    }
     let key = runner.limit_key(&job);
-    let pass = match desk.limits.admit(&case.head.lane, &key) {
+    let lane = &case.head.lane;
+    let admitted = match runner.endpoint() {
+        Some(counts) => desk.limits.admit_call(lane, &key, counts),
+        None => desk.limits.admit(lane, &key),
+    };
+    let pass = match admitted {
         Ok(pass) => pass,
         Err(refused) => return Step::Settle(release(refused.wait, Some(&key))),
     };
-    match run(&job, &*runner, case, lease, desk).await {
-        Ran::Done { outcome, lost } => Box::pin(finish(outcome, lost, &job, pass, case, lease, desk)).await,
+    // From here on the job itself stands in line.
+    drop(expected);
+    let pass = match reserve(&job, pass, &*runner, case, lease, desk).await {
+        Ok(pass) => pass,
+        Err(step) => return step,
+    };
+    let attempt = case.head.attempts.saturating_add(1);
+    let context = RunContext { attempt, lease: case.lease, worker: case.worker.clone(), ear: pass.ear() };
+    let bill = Bill { prices: &desk.settings.prices, runner: &*runner, job: &job };
+    match run(&job, &*runner, &context, lease, desk).await {
+        Ran::Done { outcome, lost } => {
+            match Box::pin(finish(bill.outcome(outcome), lost, &job, pass, case, lease, desk)).await {
+                Step::Settle(verdict) => match reuse::fresh(&job, &*runner, &verdict) {
+                    Some(fresh) => Step::Share(verdict, fresh),
+                    None => Step::Settle(verdict),
+                },
+                step @ (Step::Go | Step::Share(..) | Step::Cut(_) | Step::Drop) => step,
+            }
+        }
         Ran::Cancelled => {
-            let cut = runner.billed().then(|| cut_call("cancelled while the call was running", &*runner, &job));
+            let cut = runner.billed().then(|| cut_call("cancelled while the call was running", bill));
             Step::Settle(case.cancelled(cut.as_ref()))
         }
         Ran::Cut if runner.billed() => {
-            let failure = cut_call("the worker had to leave while the call was running", &*runner, &job);
+            let failure = cut_call("the worker had to leave while the call was running", bill);
             Step::Cut(after(&failure, &job, case, None))
         }
         Ran::Cut => Step::Cut(release(Duration::ZERO, None)),
@@ -150,7 +189,61 @@ async fn work(job: Box<Job>, case: &Case<'_>, lease: &Lease, desk: &Desk) -> Ste
     }
 }
 
+/// Ends a job with a stored answer, if it takes one and there is one: nothing is called, and no limit is asked.
+async fn reused(job: &Job, runners: &[Arc<dyn Runner>], case: &Case<'_>, lease: &Lease, desk: &Desk) -> Option<Step> {
+    job.extras.as_ref()?.reuse?;
+    let finding = Box::pin(reuse::found(job, runners, case, desk));
+    tokio::select! {
+        found = heartbeat::during(lease, rhythm(desk), finding) => found.map(Step::Settle),
+        () = cut(desk) => Some(Step::Cut(release(Duration::ZERO, None))),
+    }
+}
+
+/// Waits in line, under heartbeat, until there is money for the job's call and the limits of its key have room.
+#[expect(clippy::too_many_arguments, reason = "one of a row of steps: each argument is what an earlier one gave")]
+async fn reserve(
+    job: &Job,
+    pass: Pass,
+    runner: &dyn Runner,
+    case: &Case<'_>,
+    lease: &Lease,
+    desk: &Desk,
+) -> Result<Pass, Step> {
+    let size = size(&job.work);
+    let (worst, budgets) = match money(job, runner, &size, (case, desk, &pass)) {
+        Money::Costs(worst, budgets) => (worst, budgets),
+        Money::Never(code, detail) => return Err(Step::Settle(case.dead(FailureClass::Fatal, code, &detail))),
+        Money::Waits(key, detail) => {
+            let wait = desk.limits.complain(&key.to_string(), &detail);
+            return Err(Step::Settle(hold(wait, key)));
+        }
+    };
+    let reserving = desk.limits.reserve_all(pass, &case.head.lane, size, (worst, &budgets));
+    let denied = tokio::select! {
+        biased;
+        reserved = reserving => match reserved {
+            Ok(pass) => return Ok(pass),
+            Err(denied) => denied,
+        },
+        fate = heartbeat::keep(lease, rhythm(desk)) => return Err(match fate {
+            Fate::Cancelled => Step::Settle(case.cancelled(None)),
+            Fate::Ended | Fate::Lost => Step::Drop,
+        }),
+        () = cut(desk) => return Err(Step::Cut(release(Duration::ZERO, None))),
+    };
+    Err(Step::Settle(match denied {
+        Turned::Short { hold: key, wait } => hold(wait, key),
+        Turned::Limit(Denied::Later(wait), key) => release(wait, Some(&key)),
+        Turned::Limit(Denied::Never(cap), key) => {
+            let detail =
+                format!("it needs more than {cap}, all that {key} may use; hint: make it smaller, or raise the limit");
+            case.dead(FailureClass::Fatal, "larger_than_limit", &detail)
+        }
+    }))
+}
+
 /// How a run ended.
+#[expect(clippy::large_enum_variant, reason = "one at a time, and nearly all are the large one")]
 enum Ran {
     /// By itself; the lease may be lost meanwhile.
     Done { outcome: Outcome, lost: bool },
@@ -163,10 +256,8 @@ enum Ran {
 }
 
 /// Runs under heartbeat. Returning drops the runner's future, which stops the work.
-async fn run(job: &Job, runner: &dyn Runner, case: &Case<'_>, lease: &Lease, desk: &Desk) -> Ran {
-    let attempt = case.head.attempts.saturating_add(1);
-    let context = RunContext { attempt, lease: case.lease, worker: case.worker.clone() };
-    let running = AssertUnwindSafe(runner.run(job, &context)).catch_unwind();
+async fn run(job: &Job, runner: &dyn Runner, context: &RunContext, lease: &Lease, desk: &Desk) -> Ran {
+    let running = AssertUnwindSafe(runner.run(job, context)).catch_unwind();
     let mut running = std::pin::pin!(timeout(runner.longest(job).saturating_add(OVERTIME), running));
     let mut keeping = std::pin::pin!(heartbeat::keep(lease, rhythm(desk)));
     let mut cutting = std::pin::pin!(cut(desk));
@@ -274,9 +365,10 @@ fn rhythm(desk: &Desk) -> Rhythm {
     Rhythm { every: desk.settings.heartbeat, lease: desk.settings.lease }
 }
 
-/// A call that may have been paid for, with what it has probably consumed.
-fn cut_call(detail: &str, runner: &dyn Runner, job: &Job) -> Failure {
-    Failure { usage: runner.estimate(job), ..Failure::new(FailureClass::UnknownBilled, "call_cut", detail) }
+/// A call that may have been paid for, with what it has probably consumed and cost.
+fn cut_call(detail: &str, bill: Bill<'_>) -> Failure {
+    let failure = Failure::new(FailureClass::UnknownBilled, "call_cut", detail);
+    bill.failure(Failure { usage: bill.runner.estimate(bill.job), ..failure })
 }
 
 fn panicked() -> Outcome {

@@ -5,17 +5,21 @@
 mod admission;
 pub mod cli;
 pub mod configured;
+mod cost;
 mod drain;
 mod echo;
 mod execute;
 mod heartbeat;
 mod intake;
 pub mod judge;
+pub mod money;
 mod output;
 mod provider;
+mod reuse;
 pub mod rollup;
 pub mod runner;
 pub mod settings;
+pub mod size;
 pub mod status;
 pub mod stop;
 #[cfg(test)]

@@ -1,11 +1,14 @@
 //! What a worker is told: names, numbers and places, checked as a whole. Where they come from is the caller's business.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use promptq_common::broker::{Retention, WorkerId};
 use promptq_common::error::{Error, Kind};
 use promptq_common::job::{BatchName, Queue};
+use promptq_common::limits::{Cap, Rule};
+use promptq_common::price::Prices;
 
 /// What a worker is told. There is no default on purpose: every caller says what it means, from [`Settings::standard`].
 #[derive(Clone, Debug)]
@@ -30,7 +33,8 @@ pub struct Settings {
     pub exit_when_idle: Option<Duration>,
     /// Leave after this many jobs were run; given back ones do not count.
     pub max_jobs: Option<u64>,
-    /// Leave as soon as nothing is ready.
+    /// Leave as soon as nothing is ready, or what is ready may not run for longer: for an account, an outage, a day's
+    /// limit. What a minute's limit or a rate limit holds back for less than a minute it stays for.
     pub once: bool,
     /// Leave after the broker was out of reach for this long.
     pub give_up: Duration,
@@ -42,11 +46,21 @@ pub struct Settings {
     pub store_all: bool,
     /// How long ended jobs are kept; given to each sweep.
     pub retention: Retention,
+    /// How long answers are kept to be given again.
+    pub reuse_kept: Duration,
     /// Whether batches are rolled up into the store; `promptq run` does so only when a store was named.
     pub roll_up: bool,
     /// Run only jobs of this batch: others in its queues are made dead (`other_batch`). For `promptq run`, whose
     /// workers may start programs for their own jobs alone.
     pub own_batch: Option<BatchName>,
+    /// What may be used of accounts, by the key that shares it.
+    pub limits: Vec<Rule>,
+    /// What all jobs of a queue may cost together.
+    pub budgets: BTreeMap<Queue, Cap>,
+    /// The share of every limit that this worker keeps to where its ledger cannot share them, above 0 to 1.
+    pub limit_share: f64,
+    /// What models cost.
+    pub prices: Prices,
     /// Folders whose file systems must not run full: the embedded database's, a local store's.
     pub disks: Vec<PathBuf>,
 }
@@ -73,8 +87,13 @@ impl Settings {
             inline_max: 8 * 1024 * 1024,
             store_all: false,
             retention: Retention::standard(),
+            reuse_kept: Retention::standard().succeeded,
             roll_up: true,
             own_batch: None,
+            limits: Vec::new(),
+            budgets: BTreeMap::new(),
+            limit_share: 0.125,
+            prices: Prices::default(),
             disks: Vec::new(),
         }
     }

@@ -57,6 +57,8 @@ pub struct Status {
     pub draining: bool,
     /// When a job last ended or spent an attempt here.
     pub progress_at: Option<Timestamp>,
+    /// The keys of money that is spent, or may not be: only a person, or another day, helps jobs that wait for it.
+    pub spent: Vec<String>,
     /// Until when a job that spent an attempt here waits for its next one, at the latest.
     pub retries_until: Option<Timestamp>,
 }
@@ -77,6 +79,19 @@ impl Status {
             return None;
         }
         self.blocked.iter().filter(hard).find(|blocked| now.since(blocked.since) >= length)
+    }
+}
+
+impl Status {
+    /// What has no money for the jobs that wait, when this worker runs nothing and has got nowhere for `length`.
+    pub fn broke(&self, length: Duration, now: Timestamp) -> Option<&Blocked> {
+        let waits = self.retries_until.is_none_or(|until| until < now);
+        let idle = self.running == 0 && self.progress_at.is_none_or(|at| now.since(at) >= length);
+        let is_spent = |blocked: &&Blocked| {
+            matches!(&blocked.by, BlockedBy::Limit { key, .. } if self.spent.contains(key))
+                && now.since(blocked.since) >= length
+        };
+        self.blocked.iter().find(is_spent).filter(|_| idle && waits)
     }
 }
 
@@ -168,6 +183,10 @@ mod tests {
         not(|status| status.retries_until = Some(at(70)));
         not(|status| status.blocked.push(blocked(FailureClass::Throttled)));
         not(|status| status.blocked.clear());
+        let broke = |spent: &str| Status { spent: vec![spent.into()], ..stuck.clone() }.broke(minute, at(60)).is_some();
+        assert!(broke("k") && !broke("other"), "money is what it waits for");
+        let running = Status { running: 1, spent: vec!["k".into()], ..stuck.clone() };
+        assert!(running.broke(minute, at(60)).is_none());
         let probing = Status { running: 1, probing: 1, ..stuck };
         assert!(probing.stuck(minute, at(60)).is_some(), "a probe is no progress");
     }

@@ -1,15 +1,18 @@
 //! What a worker does beside its jobs: readings of the machine, reports of itself, and sweeps by one worker at a time.
 
 use std::collections::BTreeSet;
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use promptq_common::broker::{Broker, HoldKey, WorkerId};
 use promptq_common::config;
-use promptq_common::error::Result;
-use promptq_common::ledger::{JobFilter, WorkerReport};
+use promptq_common::error::{Kind, Result};
+use promptq_common::ledger::{HELD_KEYS, HELD_LANES, HeldKey, JobFilter, WorkerReport};
+use promptq_common::limits::{CapView, Held, Limits, look};
+use promptq_common::outcome::FailureClass;
 use promptq_common::record::State;
-use promptq_common::store::Store;
+use promptq_common::store::{REUSE_FOLDER, Store};
 use promptq_common::time::Timestamp;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
@@ -17,7 +20,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::admission::{self, Shortage};
 use crate::rollup;
 use crate::settings::Settings;
-use crate::status::{BlockedBy, Board, Status};
+use crate::status::{Blocked, BlockedBy, Board, Status};
 
 const DAY: Duration = Duration::from_secs(86_400);
 /// Forgotten answers deleted in one go: their names are about 1 MB.
@@ -30,6 +33,8 @@ const LOCK: Duration = Duration::from_secs(75);
 /// Waiting jobs looked at for hold keys, a queue: a key that holds jobs back holds many.
 const HELD: usize = 1_000;
 const LOCK_NAME: &str = "upkeep";
+/// The most characters reported of what the other side said of a held key.
+const DETAIL: usize = 300;
 /// Sweeps in a row while there is more to do, so that reports of others are not held up.
 const ROUNDS: u32 = 100;
 
@@ -51,17 +56,61 @@ pub(crate) async fn sample(disks: Vec<PathBuf>, shortage: watch::Sender<Option<S
     }
 }
 
-/// Tells the ledger every few seconds that this worker lives, and what it does.
-#[expect(clippy::infinite_loop, reason = "ends with the JoinSet that holds it")]
-pub(crate) async fn reports(broker: Broker, settings: Settings, board: Board) {
+/// Tells the ledger every few seconds that this worker lives, and what it does; sooner when a provider or an account
+/// fails or works again, as only people may mend that.
+pub(crate) async fn reports(broker: Broker, limits: Limits, settings: Settings, board: Board) {
     let (mut tick, started_at, host) = (every(REPORT), Timestamp::now(), config::host());
+    let (mut shown, mut told) = (board.watch(), BTreeSet::new());
     loop {
-        tick.tick().await;
-        let report = report(&settings, &board.now(), started_at, &host);
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = turned(&mut shown, &told) => {}
+        }
+        let status = board.now();
+        told = failing(&status);
+        let held = limits.held().into_iter().take(HELD_KEYS).map(|held| held_key(held, &limits)).collect();
+        let report = WorkerReport { held, ..report(&settings, &status, started_at, &host) };
         if let Err(error) = broker.ledger().report(&report).await {
             tracing::debug!(%error, "reporting failed; trying again");
         }
+        // What fails and works again all the time is told once a second.
+        tokio::time::sleep(READ).await;
     }
+}
+
+/// Waits until other keys fail than were told of. Cancel-safe.
+async fn turned(shown: &mut watch::Receiver<Status>, told: &BTreeSet<String>) {
+    // An error means that nothing is shown any more.
+    if shown.wait_for(|status| failing(status) != *told).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// The keys whose provider or account does not work.
+fn failing(status: &Status) -> BTreeSet<String> {
+    let key = |blocked: &Blocked| match &blocked.by {
+        BlockedBy::Limit { key, class: FailureClass::Account | FailureClass::Capacity } => Some(key.clone()),
+        BlockedBy::Limit { .. } | BlockedBy::Memory | BlockedBy::Disk | BlockedBy::Settling | BlockedBy::Broker => None,
+    };
+    status.blocked.iter().filter_map(key).collect()
+}
+
+fn held_key(held: Held, limits: &Limits) -> HeldKey {
+    let lanes = limits.lanes_behind(&held.key, HELD_LANES).into_iter();
+    HeldKey {
+        lanes: lanes.map(|(queue, model)| (queue, model.map(|model| model.as_str().to_owned()))).collect(),
+        class: held.class,
+        detail: held.detail.chars().take(DETAIL).collect(),
+        since: held.since,
+        until: held.until,
+        probing: held.probing,
+        key: held.key,
+    }
+}
+
+/// Asks for this worker's parts of the limits, and for what people have released.
+pub(crate) async fn limits(broker: Broker, limits: Limits, share: f64) {
+    tokio::join!(limits.keep_asking(broker.ledger(), share), limits.keep_opening(broker.ledger()));
 }
 
 fn report(settings: &Settings, status: &Status, started_at: Timestamp, host: &str) -> WorkerReport {
@@ -80,28 +129,39 @@ fn report(settings: &Settings, status: &Status, started_at: Timestamp, host: &st
             BlockedBy::Limit { key, class } => format!("{class} {key}: {}", blocked.detail),
             BlockedBy::Memory | BlockedBy::Disk | BlockedBy::Settling | BlockedBy::Broker => blocked.detail.clone(),
         }),
+        held: Vec::new(),
     }
 }
 
 /// Wakes what earlier workers held back under a limit key: this one knows nothing against any key, and it may have been
 /// started because a person has mended the account. What it finds shut all the same it holds back anew.
 pub(crate) async fn wake_held(broker: Broker, settings: Settings) {
-    let mut keys = BTreeSet::new();
+    let mut keys = HashSet::new();
     for (queue, _) in &settings.queues {
         let filter = JobFilter { queue: Some(queue.clone()), states: vec![State::Queued], ..JobFilter::default() };
         match broker.ledger().list(&filter, None, HELD).await {
-            Ok(page) => keys.extend(page.items.into_iter().filter_map(|job| match job.hold {
-                Some(HoldKey::Limit(key)) => Some(key),
-                Some(HoldKey::Batch(_) | HoldKey::Budget(_)) | None => None,
-            })),
+            Ok(page) => keys.extend(page.items.into_iter().filter_map(|job| job.hold)),
             Err(error) => tracing::debug!(%error, %queue, "looking for held jobs failed; they wake by themselves"),
         }
     }
     for key in keys {
-        if let Err(error) = broker.wake(&HoldKey::Limit(key)).await {
+        if is_spent(&broker, &key).await {
+            continue;
+        }
+        if let Err(error) = broker.wake(&key).await {
             tracing::debug!(%error, "waking held jobs failed; they wake by themselves");
         }
     }
+}
+
+/// Whether next to nothing is left of the money that jobs wait for: they would all be leased in vain.
+async fn is_spent(broker: &Broker, hold: &HoldKey) -> bool {
+    if matches!(hold, HoldKey::Limit(_)) {
+        return false;
+    }
+    let Ok(Some(view)) = look(broker.ledger(), &hold.to_string()).await else { return false };
+    let most = |cap: &CapView| cap.cap.most.saturating_sub(cap.cap.most / 20);
+    view.caps.iter().any(|cap| cap.used.saturating_add(cap.held) >= most(cap))
 }
 
 /// Sweeps, rolls batches up and deletes forgotten outputs, whenever this worker holds the lock.
@@ -120,8 +180,8 @@ pub(crate) async fn sweeps(broker: Broker, store: Option<Store>, settings: Setti
     }
 }
 
-/// Once a day, deletes stored answers that no record can name any more: what a death between storing an answer and its
-/// record has left, or one between forgetting a record and deleting its answer.
+/// Once a day, deletes stored answers that no record can name any more (what a death between storing an answer and its
+/// record has left, or one between forgetting a record and deleting its answer), and those too old to be given again.
 #[expect(clippy::infinite_loop, reason = "ends with the JoinSet that holds it")]
 pub(crate) async fn orphans(broker: Broker, store: Store, settings: Settings) {
     let mut tick = every(DAY);
@@ -140,6 +200,42 @@ async fn delete_orphans(broker: &Broker, store: &Store, settings: &Settings) -> 
     }
     let before = Timestamp::now() - settings.retention.tombstones;
     while store.delete_older("out", before, ORPHANS).await? >= ORPHANS {}
+    let before = Timestamp::now() - settings.reuse_kept;
+    while store.delete_older(REUSE_FOLDER, before, ORPHANS).await? >= ORPHANS {}
+    Ok(())
+}
+
+/// Once a day, forgets the caps on what batches cost that are past their retention.
+#[expect(clippy::infinite_loop, reason = "ends with the JoinSet that holds it")]
+pub(crate) async fn caps(broker: Broker, settings: Settings) {
+    let mut tick = every(DAY);
+    loop {
+        tick.tick().await;
+        if let Err(error) = forget_caps(&broker, &settings).await {
+            tracing::debug!(%error, "forgetting the caps of old batches failed; trying again tomorrow");
+        }
+    }
+}
+
+async fn forget_caps(broker: &Broker, settings: &Settings) -> Result<()> {
+    let ledger = broker.ledger();
+    let capped = match ledger.limits().await {
+        Err(error) if error.kind() == Kind::Unsupported => return Ok(()),
+        keys => keys?.into_iter().filter_map(|key| match key.parse() {
+            Ok(HoldKey::Batch(name)) => Some((key, name)),
+            _ => None,
+        }),
+    };
+    // Kept until it runs out: other workers need not look again today.
+    if !ledger.lock("caps", &settings.worker, DAY.mul_f64(0.9)).await? {
+        return Ok(());
+    }
+    for (key, name) in capped {
+        if ledger.batch(&name).await?.is_none() {
+            let kept = ledger.limit(&key).await?;
+            ledger.swap_limit(&key, &kept.bytes, &[]).await?;
+        }
+    }
     Ok(())
 }
 
@@ -178,12 +274,49 @@ fn every(length: Duration) -> tokio::time::Interval {
 #[cfg(test)]
 mod tests {
     use promptq_common::broker::LeaseId;
-    use promptq_common::error::Kind;
     use promptq_common::job::{JobId, Queue};
     use promptq_common::outcome::Body;
     use tokio::time::Instant;
 
     use super::*;
+
+    #[tokio::test]
+    async fn the_cap_of_a_batch_goes_with_it() {
+        let broker = Broker::memory();
+        let settings = Settings::standard(WorkerId::random("w"), vec![(Queue::standard(), 1)]);
+        let (gone, here) = ("batch:gone", "batch:here");
+        for key in [gone, here, "acme"] {
+            assert!(broker.ledger().swap_limit(key, &[], &[1]).await.unwrap());
+        }
+        let name = promptq_common::job::BatchName::new("here").unwrap();
+        broker.ledger().seal(&name, &Queue::standard()).await.unwrap();
+        forget_caps(&broker, &settings).await.unwrap();
+        assert_eq!(broker.ledger().limits().await.unwrap(), ["acme", here]);
+        broker.ledger().swap_limit(gone, &[], &[1]).await.unwrap();
+        let other = Settings { worker: WorkerId::random("v"), ..settings };
+        forget_caps(&broker, &other).await.unwrap();
+        assert_eq!(broker.ledger().limits().await.unwrap().len(), 3, "somebody has looked today");
+    }
+
+    #[tokio::test]
+    async fn answers_kept_for_others_go_by_their_own_age() {
+        let (broker, store) = (Broker::memory(), Store::memory());
+        store.put("reuse/x", Vec::new()).await.unwrap();
+        let settings = |reuse_kept| {
+            let settings = Settings::standard(WorkerId::random("w"), vec![(Queue::standard(), 1)]);
+            Settings { reuse_kept, ..settings }
+        };
+        let first = settings(DAY);
+        delete_orphans(&broker, &store, &first).await.unwrap();
+        let old = Settings { worker: first.worker, ..settings(Duration::ZERO) };
+        let there = async || store.get("reuse/x", 1).await.unwrap().is_some();
+        assert!(there().await, "young enough");
+        let begun = Instant::now();
+        while there().await {
+            assert!(begun.elapsed() < Duration::from_secs(5), "it stays");
+            delete_orphans(&broker, &store, &old).await.unwrap();
+        }
+    }
 
     #[tokio::test]
     async fn answers_that_no_record_can_name_go_by_age_once_a_day() {

@@ -30,6 +30,7 @@ impl Case<'_> {
             finish_reason: reply.finish_reason,
             output,
             detail: reply.detail,
+            origin: reply.origin,
         });
         Verdict::End(Box::new(record))
     }
@@ -89,6 +90,11 @@ impl Case<'_> {
             cost: failure.and_then(|failure| failure.cost),
         }
     }
+}
+
+/// Back to its lane until there is money for it, spending nothing.
+pub(crate) fn hold(after: Duration, hold: HoldKey) -> Verdict {
+    Verdict::Release { after, hold: Some(hold) }
 }
 
 /// Back to its lane, spending nothing.

@@ -119,7 +119,8 @@ fn maker(args: &InputArgs) -> anyhow::Result<Maker> {
 }
 
 fn destination() -> anyhow::Result<Destination> {
-    Ok(Destination { queue: Queue::standard(), policy: None, batch: BatchName::new("reviews")?, named: true })
+    let batch = BatchName::new("reviews")?;
+    Ok(Destination { queue: Queue::standard(), policy: None, batch, named: true, reusable_for: None })
 }
 
 fn arguments(input: &str, id_field: Option<&str>, template: Option<&str>) -> InputArgs {
@@ -155,7 +156,7 @@ fn working(job: Job) -> anyhow::Result<Vec<Step>> {
         exec: ExecSettings { named: [].into(), allow_inline: false, environment: Vec::new(), max_output: 1_000 },
         mock: MockSettings { latency: (Duration::ZERO, Duration::ZERO), ..MockSettings::standard() },
     })?;
-    let cx = RunContext { attempt: 1, lease: LeaseId::random(), worker: WorkerId::random("bench") };
+    let cx = RunContext { attempt: 1, lease: LeaseId::random(), worker: WorkerId::random("bench"), ear: None };
     let past = Past::default();
     let first = policy.clone();
     Ok(vec![
@@ -194,6 +195,7 @@ fn reply() -> Reply {
         usage: Usage { input_tokens: 70, output_tokens: 60, cached_tokens: 0, reasoning_tokens: 0 },
         cost: Some(Usd::from_nanos(1_250)),
         detail: None,
+        origin: None,
     }
 }
 

@@ -153,6 +153,7 @@ fn record(job: &Job) -> Record {
             finish_reason: Some("stop".to_owned()),
             output: Output::Inline(Body::Json(body.to_string())),
             detail: None,
+            origin: None,
         }),
         cause: None,
         attempts: 1,

@@ -14,6 +14,7 @@ pub use super::answer::{
     Beat, Cancel, CancelCounts, Claim, Declared, Depth, Enqueued, Leased, QueueView, Redriven, Refusal, Remark,
     Settled, Swept,
 };
+pub(super) use super::hold::HoldKey;
 use crate::error::{Error, Kind, Result};
 use crate::job::{BatchName, Fingerprint, JobId, Lane, ModelName, Priority, Queue};
 use crate::ledger::Page;
@@ -340,40 +341,6 @@ pub enum Verdict {
         /// What it waits for, so that all such jobs can be woken in one step.
         hold: Option<HoldKey>,
     },
-}
-
-/// What a released job waits for.
-#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
-pub enum HoldKey {
-    /// A limit key.
-    Limit(String),
-    /// A paused or exhausted batch.
-    Batch(BatchName),
-    /// A budget.
-    Budget(String),
-}
-
-impl fmt::Display for HoldKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Limit(key) => write!(f, "limit:{key}"),
-            Self::Batch(name) => write!(f, "batch:{name}"),
-            Self::Budget(key) => write!(f, "budget:{key}"),
-        }
-    }
-}
-
-impl std::str::FromStr for HoldKey {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once(':') {
-            Some(("limit", key)) => Ok(Self::Limit(key.to_owned())),
-            Some(("budget", key)) => Ok(Self::Budget(key.to_owned())),
-            Some(("batch", name)) => BatchName::new(name).map(Self::Batch).map_err(|bad| bad.to_string()),
-            _ => Err(format!("{text:?} is not a hold key")),
-        }
-    }
 }
 
 /// How long ended jobs are kept.

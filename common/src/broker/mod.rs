@@ -7,6 +7,7 @@ mod answer;
 mod backend;
 mod connect;
 mod foreign;
+mod hold;
 mod lease;
 pub mod memory;
 pub mod redis;
@@ -20,12 +21,13 @@ use std::time::Duration;
 pub use access::{Access, Beside, Durability, Section};
 pub use amqp::{Health, Hop, QueueType, Settings, examine, examine_ledger, renew_ledger};
 pub use backend::{
-    Backend, Beat, Cancel, CancelCounts, Claim, Declared, Depth, Enqueued, Envelope, Head, Hold, HoldKey, LEASE_BYTES,
-    LeaseId, Leased, MAX_BATCH, PAGE_BYTES, QueueView, RawDelivery, Redriven, Refusal, Remark, Retention, Settled,
-    Source, Swept, Terms, Verdict, Want, WorkerId,
+    Backend, Beat, Cancel, CancelCounts, Claim, Declared, Depth, Enqueued, Envelope, Head, Hold, LEASE_BYTES, LeaseId,
+    Leased, MAX_BATCH, PAGE_BYTES, QueueView, RawDelivery, Redriven, Refusal, Remark, Retention, Settled, Source,
+    Swept, Terms, Verdict, Want, WorkerId,
 };
 pub(crate) use connect::sqlite_path;
 pub use connect::{default_path, embedded_file, is_local, lacking, ledger, look, survey};
+pub use hold::HoldKey;
 pub use lease::{Consumer, Deliveries, Delivery, Lease};
 pub use redis::{Fsync, Survey};
 pub use sqlite::FileState;

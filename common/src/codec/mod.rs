@@ -4,10 +4,11 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind, Result};
-use crate::job::{Job, Queue};
+use crate::job::{Extras, Job, Queue};
+use crate::limits::Pool;
 use crate::line::Line;
-use crate::outcome::{Detail, History};
-use crate::record::Record;
+use crate::outcome::{Detail, History, Origin};
+use crate::record::{Answer, Record};
 use crate::time::Timestamp;
 
 /// The largest encoded job or record, in bytes: 16 MiB, the smallest message limit among current brokers.
@@ -19,39 +20,67 @@ const USUAL_BYTES: usize = 512;
 pub(crate) const UNREADABLE: u8 = 0;
 
 const JOB_V1: u8 = 1;
+/// As the first, followed by what only some jobs ask for; written only for those.
+const JOB_V2: u8 = 2;
 const RECORD_V1: u8 = 1;
 /// As the first, followed by what else the provider said of the answer; written only where it said something.
 const RECORD_V2: u8 = 2;
+/// As the first, followed by what was said of the answer, if anything was, and where it is from; written only where that is known.
+const RECORD_V3: u8 = 3;
 const HISTORY_V1: u8 = 1;
 const PART_V1: u8 = 1;
+/// As the first, followed by what its record says beside the rest of its answer.
+const PART_V2: u8 = 2;
+const POOL_V1: u8 = 1;
 
 /// A job as bytes. `TooLarge` above [`MAX_BYTES`].
 pub fn encode_job(job: &Job) -> Result<Vec<u8>> {
-    encode("encode a job", JOB_V1, job)
+    const OP: &str = "encode a job";
+    let mut bytes = encode(OP, JOB_V1, job)?;
+    if let Some(extras) = job.extras.as_deref() {
+        bytes[0] = JOB_V2;
+        append(OP, extras, &mut bytes)?;
+    }
+    Ok(bytes)
 }
 
 /// A job from bytes. `Corrupt` for anything that is not one, `TooLarge` above [`MAX_BYTES`]; never panics and takes
 /// no more memory than a few times the limit. A payload that begins with `{` is read as a job line in the standard
 /// queue; its id is fresh unless it has a key, so whoever carried it knows the id better.
 pub fn decode_job(bytes: &[u8]) -> Result<Job> {
+    const OP: &str = "decode a job";
     if bytes.first() == Some(&b'{') {
         return decode_line(bytes);
     }
     if bytes.first() == Some(&UNREADABLE) {
         let why =
             "it came from a foreign client as a line that nobody could read; push a mended line and drop this job";
-        return Err(Error::new(Kind::Corrupt, "decode a job", why));
+        return Err(Error::new(Kind::Corrupt, OP, why));
     }
-    decode("decode a job", JOB_V1, bytes)
+    if bytes.first() != Some(&JOB_V2) {
+        return decode(OP, JOB_V1, bytes);
+    }
+    check_size(OP, bytes.len())?;
+    let (mut job, rest): (Job, _) = part_of(OP, &bytes[1..])?;
+    let extras: Extras = last_part(OP, rest)?;
+    job.extras = Some(Box::new(extras));
+    Ok(job)
 }
 
 /// A record as bytes. `TooLarge` above [`MAX_BYTES`].
 pub fn encode_record(record: &Record) -> Result<Vec<u8>> {
     const OP: &str = "encode a record";
     let mut bytes = encode(OP, RECORD_V1, record)?;
-    if let Some(detail) = record.answer.as_ref().and_then(|answer| answer.detail.as_deref()) {
-        bytes[0] = RECORD_V2;
-        append(OP, detail, &mut bytes)?;
+    match record.answer.as_ref().map(|answer| (answer.detail.as_deref(), answer.origin.as_deref())) {
+        None | Some((None, None)) => {}
+        Some((Some(detail), None)) => {
+            bytes[0] = RECORD_V2;
+            append(OP, detail, &mut bytes)?;
+        }
+        Some((detail, Some(origin))) => {
+            bytes[0] = RECORD_V3;
+            append(OP, &(detail, origin), &mut bytes)?;
+        }
     }
     Ok(bytes)
 }
@@ -59,15 +88,21 @@ pub fn encode_record(record: &Record) -> Result<Vec<u8>> {
 /// A record from bytes; errors as [`decode_job`].
 pub fn decode_record(bytes: &[u8]) -> Result<Record> {
     const OP: &str = "decode a record";
-    if bytes.first() != Some(&RECORD_V2) {
-        return decode(OP, RECORD_V1, bytes);
-    }
+    let version = match bytes.first() {
+        Some(version @ &(RECORD_V2 | RECORD_V3)) => *version,
+        _ => return decode(OP, RECORD_V1, bytes),
+    };
     check_size(OP, bytes.len())?;
     let (mut record, rest): (Record, _) = part_of(OP, &bytes[1..])?;
-    let (detail, left): (Detail, _) = part_of(OP, rest)?;
-    match record.answer.as_mut().filter(|_| left.is_empty()) {
-        Some(answer) => answer.detail = Some(Box::new(detail)),
-        None => return Err(Error::new(Kind::Corrupt, OP, "bytes left over")),
+    let Some(answer) = record.answer.as_mut() else {
+        return Err(Error::new(Kind::Corrupt, OP, "bytes left over"));
+    };
+    if version == RECORD_V2 {
+        let detail: Detail = last_part(OP, rest)?;
+        answer.detail = Some(Box::new(detail));
+    } else {
+        let (detail, origin): (Option<Detail>, Origin) = last_part(OP, rest)?;
+        (answer.detail, answer.origin) = (detail.map(Box::new), Some(Box::new(origin)));
     }
     Ok(record)
 }
@@ -96,6 +131,50 @@ pub(crate) fn encode_part<T: Serialize>(op: &'static str, part: &T) -> Result<Ve
 /// Such a part from bytes; errors as [`decode_job`].
 pub(crate) fn decode_part<T: for<'de> Deserialize<'de>>(op: &'static str, bytes: &[u8]) -> Result<T> {
     decode(op, PART_V1, bytes)
+}
+
+/// A part that holds a record, as bytes that keep all of its answer.
+pub(crate) fn encode_account<T: Serialize>(op: &'static str, part: &T, record: Option<&Record>) -> Result<Vec<u8>> {
+    let mut bytes = encode(op, PART_V1, part)?;
+    if let Some(Answer { detail, origin, .. }) = record.and_then(|record| record.answer.as_ref())
+        && (detail.is_some() || origin.is_some())
+    {
+        bytes[0] = PART_V2;
+        append(op, &(detail, origin), &mut bytes)?;
+    }
+    Ok(bytes)
+}
+
+/// Such a part from bytes; `answer` finds its record's. Errors as [`decode_job`].
+pub(crate) fn decode_account<T: for<'de> Deserialize<'de>>(
+    op: &'static str,
+    bytes: &[u8],
+    answer: impl FnOnce(&mut T) -> Option<&mut Answer>,
+) -> Result<T> {
+    if bytes.first() != Some(&PART_V2) {
+        return decode(op, PART_V1, bytes);
+    }
+    check_size(op, bytes.len())?;
+    let (mut part, rest): (T, _) = part_of(op, &bytes[1..])?;
+    let (detail, origin): (Option<Box<Detail>>, Option<Box<Origin>>) = last_part(op, rest)?;
+    let Some(answer) = answer(&mut part) else {
+        return Err(Error::new(Kind::Corrupt, op, "bytes left over"));
+    };
+    (answer.detail, answer.origin) = (detail, origin);
+    Ok(part)
+}
+
+/// The shared state of a limit key as bytes.
+pub(crate) fn encode_pool(pool: &Pool) -> Result<Vec<u8>> {
+    encode("encode a limit", POOL_V1, pool)
+}
+
+/// The shared state of a limit key from bytes, a fresh one from none; errors as [`decode_job`].
+pub(crate) fn decode_pool(bytes: &[u8]) -> Result<Pool> {
+    if bytes.is_empty() {
+        return Ok(Pool::default());
+    }
+    decode("decode a limit", POOL_V1, bytes)
 }
 
 fn decode_line(bytes: &[u8]) -> Result<Job> {
@@ -127,6 +206,11 @@ fn decode<T: for<'de> Deserialize<'de>>(op: &'static str, version: u8, bytes: &[
     if found != version {
         return Err(Error::new(Kind::Corrupt, op, format!("version {found} is not known to this release")));
     }
+    last_part(op, body)
+}
+
+/// A value that all of `body` is.
+fn last_part<T: for<'de> Deserialize<'de>>(op: &'static str, body: &[u8]) -> Result<T> {
     match part_of(op, body)? {
         (value, []) => Ok(value),
         (_, _) => Err(Error::new(Kind::Corrupt, op, "bytes left over")),

@@ -7,8 +7,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::broker::LeaseId;
-use crate::job::{BatchName, JobId, Priority};
-use crate::outcome::{Attempt, Body, Detail, FailureClass, Usage, Usd};
+use crate::job::{BatchName, Extras, JobId, Priority};
+use crate::outcome::{Attempt, Body, CostSource, Detail, FailureClass, Origin, Usage, Usd};
 use crate::record::{Answer, Cause, End, Output, Stored};
 use crate::work::{Input, Prompt, Work};
 
@@ -75,6 +75,7 @@ fn record(end: End, output: Option<Output>) -> Record {
             finish_reason: Some("stop".into()),
             output,
             detail: None,
+            origin: None,
         }),
         attempts: 2,
         history: history(),
@@ -155,6 +156,49 @@ fn what_else_was_said_of_an_answer_follows_a_record_of_the_first_version() {
 }
 
 #[test]
+fn where_an_answer_is_from_follows_with_or_without_what_else_was_said_of_it() {
+    let origin = Origin {
+        route: Some("acme/fast-2".into()),
+        cost_source: Some(CostSource::PriceTable),
+        price_as_of: Some("2026-11-03".into()),
+        reused_from: Some(JobId::from_bytes([7; 16])),
+    };
+    let mut whole = detailed();
+    whole.answer.as_mut().unwrap().origin = origin.kept();
+    let mut bare = whole.clone();
+    bare.answer.as_mut().unwrap().detail = None;
+    let bytes = encode_record(&whole).unwrap();
+    let golden = include_str!("../../golden/record-v3-origin.hex");
+    assert_eq!(hex(&bytes), golden.trim(), "a change of shape needs a new version byte");
+    for record in [whole, bare] {
+        let bytes = encode_record(&record).unwrap();
+        assert_eq!(decode_record(&bytes).unwrap(), record);
+        assert_eq!(decode_record(&bytes[..bytes.len() - 1]).unwrap_err().kind(), Kind::Corrupt);
+        assert_eq!(decode_record(&[&bytes[..], &[0]].concat()).unwrap_err().kind(), Kind::Corrupt);
+    }
+}
+
+#[test]
+fn what_only_some_jobs_ask_for_follows_a_job_of_the_first_version() {
+    let mut asking = job();
+    let extras = Extras {
+        reuse: Some(Duration::from_secs(86_400)),
+        max_cost: Some(Usd::from_nanos(10_000_000)),
+        batch_max_cost: Some(Usd::from_nanos(25_000_000_000)),
+    };
+    asking.extras = extras.kept();
+    let (bytes, plain) = (encode_job(&asking).unwrap(), encode_job(&job()).unwrap());
+    assert_eq!(decode_job(&bytes).unwrap(), asking);
+    assert_eq!(asking.fingerprint(), job().fingerprint(), "it asks for the same");
+    let golden = include_str!("../../golden/job-v2-extras.hex");
+    assert_eq!(hex(&bytes), golden.trim(), "a change of shape needs a new version byte");
+    assert_eq!((plain[0], &plain[1..]), (1, &bytes[1..plain.len()]), "nothing more where nothing is asked");
+    for wrong in [&bytes[..bytes.len() - 1], &[&bytes[..], &[0]].concat(), &bytes[..plain.len()]] {
+        assert_eq!(decode_job(wrong).unwrap_err().kind(), Kind::Corrupt);
+    }
+}
+
+#[test]
 fn a_payload_in_json_is_a_job_line() {
     let job = decode_job(br#"{"prompt":"Hi","promptq":{"priority":1}}"#).unwrap();
     assert_eq!((job.queue.as_str(), job.priority.get()), ("default", 1));
@@ -168,8 +212,8 @@ fn a_wrong_version_an_excess_byte_and_a_giant_are_refused() {
     let mut bytes = encode_job(&job()).unwrap();
     bytes.push(0);
     assert_eq!(decode_job(&bytes).unwrap_err().kind(), Kind::Corrupt);
-    bytes[0] = 2;
-    assert!(decode_job(&bytes).unwrap_err().to_string().contains("version 2"));
+    bytes[0] = 3;
+    assert!(decode_job(&bytes).unwrap_err().to_string().contains("version 3"));
     assert_eq!(decode_job(&[]).unwrap_err().kind(), Kind::Corrupt);
     assert_eq!(decode_job(&vec![1; MAX_BYTES + 1]).unwrap_err().kind(), Kind::TooLarge);
     let mut giant = job();

@@ -5,6 +5,7 @@ use super::reader::Reader;
 use super::{Address, Config, Ledger, Store};
 use crate::broker::{Durability, QueueType, Retention};
 use crate::config::error::ConfigError;
+use crate::limits::Measure;
 
 /// Adds what does not fit together to the reader's errors.
 pub(super) fn check(config: &Config, r: &mut Reader<'_>) {
@@ -20,6 +21,9 @@ pub(super) fn check(config: &Config, r: &mut Reader<'_>) {
         if policy.backoff.first > policy.backoff.max {
             r.wrong(&["queues", name.as_str(), "backoff", "first"], "must be at most its max");
         }
+        if policy.reuse.is_some_and(|age| age > config.reuse_kept) {
+            r.wrong(&["queues", name.as_str(), "reuse"], "must be at most retention.reuse, for which answers are kept");
+        }
     }
     if config.mock.errors + config.mock.throttled > 1.0 {
         r.wrong(&["mock", "errors"], "and mock.throttled together must be at most 1");
@@ -28,6 +32,7 @@ pub(super) fn check(config: &Config, r: &mut Reader<'_>) {
         r.wrong(&["models", name, "provider"], &format!("cannot be: [runners.{name}] has the name"));
     }
     ledger(config, r);
+    money(config, r);
     shared(config, r);
     if worker.allow_exec && !config.broker.local {
         let at = r.origin(&["worker", "allow_exec"]);
@@ -36,6 +41,19 @@ pub(super) fn check(config: &Config, r: &mut Reader<'_>) {
                 .slug("exec-not-allowed")
                 .hint("name the commands instead: [runners.NAME] argv = [\"program\"]"),
         );
+    }
+}
+
+/// A cap on what a fleet spends is kept by a ledger that can share it, or by none.
+fn money(config: &Config, r: &mut Reader<'_>) {
+    if config.ledger != Some(Ledger::Store) {
+        return;
+    }
+    let budgets = config.queues.iter().filter(|(_, queue)| queue.budget.is_some());
+    let limits = config.limits.iter().filter(|rule| rule.caps.iter().any(|cap| cap.measure == Measure::Usd));
+    let all = budgets.map(|(name, _)| ["queues", name.as_str(), "budget"]);
+    for path in all.chain(limits.map(|rule| ["limits", rule.key.as_str(), "usd"])) {
+        r.wrong(&path, "cannot be kept: a ledger in object storage cannot share limits; name redis:// or sqlite://");
     }
 }
 

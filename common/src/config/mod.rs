@@ -6,7 +6,9 @@ mod check;
 mod environment;
 mod error;
 mod layer;
+mod limits;
 mod places;
+mod prices;
 mod provider;
 mod reader;
 mod resolve;
@@ -19,11 +21,14 @@ use std::time::Duration;
 
 use crate::broker::{Access, Beside, Durability, Retention, Section, amqp};
 use crate::job::{Backoff, ModelName, Queue};
+use crate::limits::{Cap, Rule};
+use crate::price::Prices;
 
 pub use address::{Address, redact_url};
 pub use environment::{Environment, actor, environment, host, load};
 pub use error::{ConfigError, ConfigErrors, Origin};
 pub use layer::{Flag, Sources};
+pub use limits::{Change, change_of, spending};
 pub use provider::{Api, Model, Provider};
 pub use reader::Setting;
 pub use resolve::resolve;
@@ -41,12 +46,18 @@ pub struct Config {
     pub worker: Worker,
     /// How long ended jobs are kept.
     pub retention: Retention,
+    /// How long answers are kept to be given again (`retention.reuse`); as long as successes unless said.
+    pub reuse_kept: Duration,
     /// Policies of the queues that have one of their own, by name.
     pub queues: BTreeMap<Queue, QueuePolicy>,
     /// Whose models there are, by name.
     pub providers: BTreeMap<String, Provider>,
     /// Names of one's own for models.
     pub models: BTreeMap<String, Model>,
+    /// What may be used of accounts, by the key that shares it.
+    pub limits: Vec<Rule>,
+    /// What models cost.
+    pub prices: Prices,
     /// Commands by name: the program and its arguments.
     pub runners: BTreeMap<String, Vec<String>>,
     /// What commands see and may print.
@@ -120,6 +131,8 @@ pub struct Worker {
     pub max_deaths: u32,
     /// How long the broker may be away before the worker ends with code 7.
     pub give_up: Duration,
+    /// The share of every limit that this worker keeps to where limits cannot be shared.
+    pub limit_share: f64,
     /// Whether jobs may bring their own `exec:ARGV`.
     pub allow_exec: bool,
     /// The first part of its identity; the host's name unless given.
@@ -141,6 +154,10 @@ pub struct QueuePolicy {
     pub protected: bool,
     /// Models that have lanes of their own on RabbitMQ.
     pub models: Vec<ModelName>,
+    /// What all its jobs may cost together.
+    pub budget: Option<Cap>,
+    /// The oldest stored answer that will do.
+    pub reuse: Option<Duration>,
 }
 
 /// Section `exec`.
@@ -206,6 +223,11 @@ impl Config {
         Access { url, tls_ca, durability, amqp, beside, section: Section::Broker }
     }
 
+    /// The oldest answer that can be given again; `None` where there is no store to keep any in.
+    pub fn reusable_for(&self) -> Option<Duration> {
+        self.store.url.is_some().then_some(self.reuse_kept)
+    }
+
     /// The policy of a queue: its own, or the standard one.
     pub fn queue(&self, name: &Queue) -> QueuePolicy {
         self.queues.get(name).cloned().unwrap_or_else(QueuePolicy::standard)
@@ -213,7 +235,7 @@ impl Config {
 }
 
 impl QueuePolicy {
-    /// As [`crate::job::Policy::standard`], 7 days to run, not protected, no lanes for models.
+    /// As [`crate::job::Policy::standard`], 7 days to run, not protected, no lanes for models, no budget, no stored answers.
     pub const fn standard() -> Self {
         let policy = crate::job::Policy::standard();
         Self {
@@ -223,6 +245,8 @@ impl QueuePolicy {
             deadline: crate::job::Job::DEADLINE,
             protected: false,
             models: Vec::new(),
+            budget: None,
+            reuse: None,
         }
     }
 }

@@ -155,6 +155,13 @@ impl<'a> Reader<'a> {
         self.read(path, default, |raw| parse(&text_of(raw)?).map(Some), shown)
     }
 
+    /// As [`Reader::parsed`], without a default; a whole number may stand without quotes.
+    pub(super) fn amount<T: Display>(&mut self, path: &[&str], parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+        let shown = |value: &Option<T>| value.as_ref().map(ToString::to_string).into();
+        let text = |raw: &Raw| if let Raw::Integer(number) = raw { Ok(number.to_string()) } else { text_of(raw) };
+        self.read(path, None, |raw| parse(&text(raw)?).map(Some), shown)
+    }
+
     /// Plain text, `{ env = "NAME" }` or `{ file = "path" }`.
     pub(super) fn secret(&mut self, path: &[&str]) -> Option<SecretString> {
         let below = |last: &str| owned(path).into_iter().chain([last.to_owned()]).collect::<Path>();

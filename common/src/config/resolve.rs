@@ -9,10 +9,12 @@ use tracing::level_filters::LevelFilter;
 use super::environment::host_of;
 use super::error::ConfigErrors;
 use super::layer::{Sources, merge};
+use super::limits::{limits, spending};
+use super::prices::prices;
 use super::reader::Reader;
 use super::{Config, Exec, LogFormat, Mock, QueuePolicy, Telemetry, Worker, check, places, provider};
 use crate::broker::Retention;
-use crate::job::{Backoff, ModelName, Queue};
+use crate::job::{Backoff, ModelName, Queue, Reuse};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -28,12 +30,18 @@ pub fn resolve(sources: &Sources<'_>) -> Result<Config, ConfigErrors> {
     let r = &mut r;
     let (broker, ledger, store) = places::places(r, sources);
     let models = provider::models(r);
+    let providers = provider::providers(r, &models);
+    let retention = retention(r);
     let config = Config {
         worker: worker(r, sources),
-        retention: retention(r),
+        retention,
+        // By then the job that an answer came from is forgotten.
+        reuse_kept: r.duration(&["retention", "reuse"], SECOND..=LONGEST, retention.succeeded),
         queues: queues(r),
-        providers: provider::providers(r, &models),
+        prices: prices(r, &providers),
+        providers,
         models,
+        limits: limits(r),
         runners: runners(r),
         exec: Exec {
             environment: r.list(&["exec", "environment"]).unwrap_or_default(),
@@ -72,6 +80,8 @@ fn worker(r: &mut Reader<'_>, sources: &Sources<'_>) -> Worker {
         max_deaths: r.integer(&at("max_deaths"), 1..=1_000, 3),
         // A broker's upgrade takes a minute or two; an orchestrator should see a worker that is cut off for longer.
         give_up: r.duration(&at("give_up"), SECOND..=DAY, 300 * SECOND),
+        // A fleet of eight stays within what all of it may use.
+        limit_share: r.float(&at("limit_share"), 0.001..=1.0, 0.125),
         allow_exec: r.boolean(&at("allow_exec"), false),
         name,
     }
@@ -130,6 +140,8 @@ fn queues(r: &mut Reader<'_>) -> BTreeMap<Queue, QueuePolicy> {
             deadline: r.duration(&at("deadline"), SECOND..=LONGEST, standard.deadline),
             protected: r.boolean(&at("protected"), standard.protected),
             models: models(r, &at("models")),
+            budget: r.amount(&at("budget"), spending),
+            reuse: r.parsed(&at("reuse"), None, str::parse::<Reuse>).and_then(Reuse::age),
         };
         match Queue::new(&name) {
             Ok(queue) => drop(queues.insert(queue, policy)),

@@ -197,6 +197,7 @@ fn settings_must_fit_each_other() {
         ("worker.lease = \"20s\"", "at most a third of worker.lease"),
         ("retention.dead = \"90d\"", "at least as long as"),
         ("queues.a.backoff = { first = \"2m\", max = \"1m\" }", "at most its max"),
+        ("queues.a.reuse = \"8d\"", "at most retention.reuse"),
         ("mock = { errors = 0.6, throttled = 0.6 }", "together must be at most 1"),
         ("ledger = \"redis://localhost\"", "keeps its own records"),
         ("ledger = \"store\"", "keeps its own records"),
@@ -206,6 +207,7 @@ fn settings_must_fit_each_other() {
             "broker = \"amqp://far\"\nledger = \"store\"\nstore = \"s3://b\"\nretention.bytes = \"1GiB\"",
             "retention.bytes is of no use",
         ),
+        ("broker = \"amqp://far\"\nstore = \"s3://b\"\nqueues.a.budget = \"20/day\"", "queues.a.budget cannot be kept"),
         ("broker = \"amqp://far\"\nledger = \"amqp://far\"", "cannot be RabbitMQ"),
         ("broker = \"amqp://far\"\nledger = \"s3://bucket\"", "cannot be s3://"),
         ("broker = \"amqp://localhost\"\nledger = \"memory:\"", "ends with each process"),
@@ -379,9 +381,11 @@ fn what_a_brokers_confirmation_must_be_worth_is_a_setting() {
 
 #[test]
 fn a_queues_policy_is_its_own_where_said_and_the_standard_elsewhere() {
-    let config = file("[queues.vision]\nattempts = 2\nprotected = true\nbackoff = { first = \"3s\" }").unwrap();
+    let text = "[queues.vision]\nattempts = 2\nprotected = true\nbackoff = { first = \"3s\" }\nreuse = \"24h\"\nbudget = \"20/day\"";
+    let config = file(text).unwrap();
     let policy = config.queue(&Queue::new("vision").unwrap());
     assert_eq!((policy.attempts, policy.protected, policy.backoff.first), (2, true, Duration::from_secs(3)));
-    assert_eq!(policy.timeout, QueuePolicy::standard().timeout);
+    assert_eq!((policy.timeout, policy.reuse), (QueuePolicy::standard().timeout, Some(Duration::from_secs(86_400))));
+    assert_eq!(policy.budget.unwrap().to_string(), "$20/day");
     assert_eq!(config.queue(&Queue::standard()), QueuePolicy::standard());
 }

@@ -10,9 +10,13 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
+mod extras;
 mod name;
+mod reuse;
 
+pub use extras::Extras;
 pub use name::{BadName, BatchName, ModelName, Queue};
+pub use reuse::Reuse;
 
 use crate::time::Timestamp;
 use crate::work::Work;
@@ -48,6 +52,9 @@ pub struct Job {
     pub created_at: Timestamp,
     /// Whether the id was derived from a key, so that a resubmission is the same job.
     pub keyed: bool,
+    /// What only some jobs ask for. Follows the rest of the job in its bytes (`codec`).
+    #[serde(skip)]
+    pub extras: Option<Box<Extras>>,
 }
 
 impl Job {
@@ -72,6 +79,7 @@ impl Job {
             policy: Policy::standard(),
             created_at: now,
             keyed: false,
+            extras: None,
         }
     }
 

@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::broker::{HoldKey, WorkerId};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::job::{BatchName, Fingerprint, JobId, Queue};
 use crate::outcome::{FailureClass, Usage, Usd};
 use crate::record::{Record, State};
@@ -74,6 +74,41 @@ pub trait Ledger: fmt::Debug + Send + Sync + 'static {
 
     /// Keeps a small value (at most 64 KiB) under a key; `None` removes it.
     async fn set_note(&self, key: &str, value: Option<&str>) -> Result<()>;
+
+    /// What all workers share of a limit key, with this ledger's clock. `Unsupported` where nothing can be compared
+    /// before it is replaced.
+    async fn limit(&self, _key: &str) -> Result<KeptLimit> {
+        Err(unshared("read a limit"))
+    }
+
+    /// Replaces that by `new` (at most [`LIMIT_BYTES`]; empty: nothing is kept any more) if it is `old` still; says
+    /// whether it was. Kept until it is replaced. After an `Err` nobody knows; `Unsupported` as [`Ledger::limit`].
+    async fn swap_limit(&self, _key: &str, _old: &[u8], _new: &[u8]) -> Result<bool> {
+        Err(unshared("change a limit"))
+    }
+
+    /// Every limit key that something is kept of, by name. `Unsupported` as [`Ledger::limit`].
+    async fn limits(&self) -> Result<Vec<String>> {
+        Err(unshared("list limits"))
+    }
+}
+
+fn unshared(op: &'static str) -> Error {
+    let why =
+        "this ledger cannot compare before it replaces: limits are shared by Redis and SQLite, as broker or ledger";
+    Error::new(Kind::Unsupported, op, why)
+}
+
+/// The most bytes kept of one limit key: 500 workers have it.
+pub const LIMIT_BYTES: usize = 128 << 10;
+
+/// What is kept of a limit key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptLimit {
+    /// As [`Ledger::swap_limit`] was given it; empty when there is nothing.
+    pub bytes: Vec<u8>,
+    /// The ledger's clock when it was read.
+    pub now: Timestamp,
 }
 
 /// What is known of an id before an enqueue.
@@ -298,4 +333,31 @@ pub struct WorkerReport {
     pub draining: bool,
     /// Why it takes no jobs now, if something holds it back.
     pub blocked: Option<String>,
+    /// The limit keys that hold jobs back here, longest first, at most [`HELD_KEYS`].
+    #[serde(default)]
+    pub held: Vec<HeldKey>,
+}
+
+/// The most limit keys that a worker reports as held: a report is read by everybody who asks how work stands.
+pub const HELD_KEYS: usize = 20;
+/// The most lanes reported of each.
+pub const HELD_LANES: usize = 20;
+
+/// A limit key that holds jobs back at a worker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldKey {
+    /// The key: of a rule, or of provider and model.
+    pub key: String,
+    /// `throttled`, `capacity` or `account`.
+    pub class: FailureClass,
+    /// What the other side said, or which limit it is.
+    pub detail: String,
+    /// Since when.
+    pub since: Timestamp,
+    /// When it is tried again, or opens.
+    pub until: Timestamp,
+    /// Whether a job tries it now.
+    pub probing: bool,
+    /// Queue and model (as submitted) of jobs behind it, at most [`HELD_LANES`].
+    pub lanes: Vec<(Queue, Option<String>)>,
 }

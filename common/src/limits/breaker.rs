@@ -1,11 +1,12 @@
 //! One limit key's gate, as pure arithmetic on given moments: what shuts it, for how long, and who may try it.
-//! Who asks, and which lanes lie behind it, is `mod.rs`.
+//! Who asks, and which lanes lie behind it, is `mod.rs`; how many an open gate lets through at once, `aimd.rs`.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::job::JobId;
+use super::aimd::{Aimd, Sign};
+use crate::job::{JobId, Lane};
 use crate::outcome::{Failure, FailureClass, Outcome};
 use crate::time::Timestamp;
 
@@ -29,6 +30,8 @@ pub(super) struct Gate {
     throttle_pause: Option<Duration>,
     /// One more with each shutting, so that calls begun before are told apart.
     turn: u64,
+    /// How many calls go at once, for those over a network.
+    pub(super) endpoint: Option<Box<Aimd>>,
 }
 
 /// A gate that is shut.
@@ -37,6 +40,8 @@ pub(super) struct Shut {
     pub(super) class: FailureClass,
     pub(super) detail: String,
     pub(super) since: Timestamp,
+    /// The same by this process's own clock.
+    pub(super) began: Instant,
     /// When a throttled gate opens, and when the others let a probe through.
     pub(super) until: Instant,
     pause: Duration,
@@ -48,6 +53,8 @@ pub(super) struct Shut {
 pub(super) struct Ticket {
     pub(super) probe: bool,
     turn: u64,
+    /// When its call began, if it goes over a network.
+    pub(super) called: Option<Instant>,
 }
 
 /// What a report came to.
@@ -59,6 +66,8 @@ pub struct Ruling {
     pub wait: Option<Duration>,
     /// The gate was shut before this report and is open now: what was held back may go on.
     pub opened: bool,
+    /// The endpoint has too much to do: only so many calls go there at once from now on.
+    pub at_once: Option<u32>,
 }
 
 impl Gate {
@@ -71,29 +80,72 @@ impl Gate {
         over
     }
 
-    /// How many jobs may pass now: none, one (a probe), or any number.
+    /// How many jobs may pass now: none, one (a probe), as many as go at once, or any number.
     pub(super) fn room(&self, now: Instant) -> u32 {
         match &self.shut {
-            None => u32::MAX,
+            None => self.endpoint.as_ref().map_or(u32::MAX, |endpoint| endpoint.room()),
             Some(shut) => u32::from(!shut.probing && shut.class != FailureClass::Throttled && now >= shut.until),
         }
     }
 
-    /// Lets a job pass, or says how long it should wait and why.
-    pub(super) fn admit(&mut self, now: Instant) -> Result<Ticket, (Duration, FailureClass)> {
-        let room = self.room(now);
-        match &mut self.shut {
-            None => Ok(Ticket { probe: false, turn: self.turn }),
-            Some(shut) if room > 0 => {
-                shut.probing = true;
-                Ok(Ticket { probe: true, turn: self.turn })
-            }
-            Some(shut) => Err((shut.wait(now), shut.class)),
+    /// The same for one of the lanes behind it.
+    pub(super) fn room_of(&self, lane: &Lane, now: Instant) -> u32 {
+        match self.endpoint.as_ref().filter(|_| self.shut.is_none()) {
+            Some(endpoint) => endpoint.room_of(lane, now),
+            None => self.room(now),
         }
     }
 
+    /// Whether any number of jobs may pass.
+    pub(super) fn is_open(&self) -> bool {
+        self.shut.is_none() && self.endpoint.as_ref().is_none_or(|endpoint| endpoint.most().is_none())
+    }
+
+    /// Lets a job pass, or says how long it should wait and why. A job that was leased runs although others got the room
+    /// meanwhile: giving it back would cost more than one call too many.
+    pub(super) fn admit(&mut self, now: Instant, is_call: bool) -> Result<Ticket, (Duration, FailureClass)> {
+        let room = self.room(now);
+        let probe = match &mut self.shut {
+            None => false,
+            Some(shut) if room > 0 => {
+                shut.probing = true;
+                true
+            }
+            Some(shut) => return Err((shut.wait(now), shut.class)),
+        };
+        if is_call {
+            self.endpoint.get_or_insert_default().begun(now);
+        }
+        Ok(Ticket { probe, turn: self.turn, called: is_call.then_some(now) })
+    }
+
+    /// A job that passed never came to anything.
+    pub(super) fn leave(&mut self, now: Instant, ticket: Ticket) {
+        self.call_ended(now, ticket, |_| Sign::Nothing);
+        self.give_back(ticket);
+    }
+
+    /// Opens it, whatever is known: a person knows better. Says whether it was shut, or bounded.
+    pub(super) fn release(&mut self) -> bool {
+        let was_open = self.is_open();
+        self.shut = None;
+        self.streak.clear();
+        self.throttle_pause = None;
+        if let Some(endpoint) = &mut self.endpoint {
+            endpoint.release();
+        }
+        !was_open
+    }
+
+    /// How many go at once from now on, if that is fewer for it.
+    fn call_ended(&mut self, now: Instant, ticket: Ticket, sign: impl FnOnce(Duration) -> Sign) -> Option<u32> {
+        let (began, endpoint) = ticket.called.zip(self.endpoint.as_mut())?;
+        let took = now.saturating_duration_since(began);
+        if endpoint.ended(now, began, sign(took)) { endpoint.most() } else { None }
+    }
+
     /// A job that passed came to nothing that says anything about the other side.
-    pub(super) fn give_back(&mut self, ticket: Ticket) {
+    fn give_back(&mut self, ticket: Ticket) {
         if let Some(shut) = self.shut.as_mut().filter(|_| ticket.probe && ticket.turn == self.turn) {
             shut.probing = false;
         }
@@ -102,6 +154,7 @@ impl Gate {
     /// Takes note of what a job that passed came to.
     pub(super) fn report(&mut self, now: Instant, ticket: Ticket, job: JobId, outcome: &Outcome) -> Ruling {
         let before = self.shut.is_some();
+        let at_once = self.call_ended(now, ticket, |took| Sign::of(outcome, took));
         let mut outage = false;
         match outcome {
             Outcome::Success(_) => self.answered(ticket, true),
@@ -125,7 +178,7 @@ impl Gate {
             },
         }
         let wait = self.shut.as_ref().map(|shut| shut.wait(now));
-        Ruling { outage, wait, opened: before && self.shut.is_none() }
+        Ruling { outage, wait, opened: before && self.shut.is_none(), at_once }
     }
 
     /// The other side works: an outage is over; an account only when the call began after it was shut.
@@ -201,14 +254,18 @@ impl Gate {
         let since = Timestamp::now();
         let pause = if class == FailureClass::Account { ACCOUNT_PAUSE } else { PAUSE.0 };
         let detail = format!("{}: {}", failure.code, failure.detail);
-        self.shut = Some(Shut { class, detail, since, until: now + wait, pause, probing: false });
+        self.shut = Some(Shut { class, detail, since, began: now, until: now + wait, pause, probing: false });
+        if let Some(endpoint) = self.endpoint.as_mut().filter(|_| class == FailureClass::Capacity) {
+            endpoint.outage(now);
+        }
         self.streak.clear();
         self.turn += 1;
     }
 
     /// Whether nothing would be lost by forgetting it.
     pub(super) fn is_plain(&self) -> bool {
-        self.shut.is_none() && self.streak.is_empty() && self.throttle_pause.is_none()
+        let idle = self.endpoint.as_ref().is_none_or(|endpoint| endpoint.is_plain());
+        self.shut.is_none() && self.streak.is_empty() && self.throttle_pause.is_none() && idle
     }
 }
 
@@ -229,148 +286,5 @@ impl Shut {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::outcome::Reply;
-
-    const SECOND: Duration = Duration::from_secs(1);
-
-    fn failure(class: FailureClass) -> Outcome {
-        let mut failure = Failure::new(class, "code", "said so");
-        failure.status_code = (class != FailureClass::Capacity).then_some(500);
-        Outcome::Failure(failure)
-    }
-
-    fn success() -> Outcome {
-        Outcome::Success(Reply::default())
-    }
-
-    /// Sends one job through and reports what it came to.
-    fn send(gate: &mut Gate, now: Instant, outcome: &Outcome) -> Ruling {
-        let ticket = gate.admit(now).expect("the gate lets it pass");
-        gate.report(now, ticket, JobId::fresh(), outcome)
-    }
-
-    fn tripped(now: Instant) -> Gate {
-        let mut gate = Gate::default();
-        for n in 1..=TRIP {
-            assert_eq!(gate.room(now), u32::MAX, "open before failure {n}");
-            let ruling = send(&mut gate, now, &failure(FailureClass::Transient));
-            assert_eq!(ruling.outage, n == TRIP, "the failure that trips it spends no attempt either");
-        }
-        assert_eq!(gate.room(now), 0);
-        gate
-    }
-
-    #[test]
-    fn five_failures_in_a_row_shut_the_gate_and_one_probe_opens_it() {
-        let now = Instant::now();
-        let mut gate = tripped(now);
-        let probe_at = now + SECOND;
-        assert_eq!(gate.room(probe_at), 1);
-        let probe = gate.admit(probe_at).unwrap();
-        assert!(probe.probe && gate.admit(probe_at).is_err(), "one at a time");
-        assert!(gate.report(probe_at, probe, JobId::fresh(), &success()).opened);
-        assert_eq!(gate.room(probe_at), u32::MAX);
-    }
-
-    #[test]
-    fn failed_probes_come_further_apart_up_to_a_minute() {
-        let mut now = Instant::now();
-        let mut gate = tripped(now);
-        let mut waits = Vec::new();
-        for _ in 0..8 {
-            now = gate.shut.as_ref().unwrap().until;
-            let ruling = send(&mut gate, now, &failure(FailureClass::Transient));
-            assert!(ruling.outage);
-            waits.push(ruling.wait.unwrap().as_secs());
-        }
-        assert_eq!(waits, [2, 4, 8, 16, 32, 60, 60, 60]);
-    }
-
-    #[test]
-    fn one_job_alone_does_not_shut_the_gate_but_nobody_reached_does() {
-        let (now, job) = (Instant::now(), JobId::fresh());
-        let mut gate = Gate::default();
-        for _ in 0..20 {
-            let ticket = gate.admit(now).unwrap();
-            gate.report(now, ticket, job, &failure(FailureClass::Transient));
-        }
-        assert_eq!(gate.room(now), u32::MAX);
-        for _ in 0..TRIP {
-            let ticket = gate.admit(now).unwrap();
-            gate.report(now, ticket, job, &failure(FailureClass::Capacity));
-            if gate.shut.is_some() {
-                break;
-            }
-        }
-        assert_eq!(gate.room(now), 0);
-    }
-
-    #[test]
-    fn an_answer_between_failures_begins_the_count_again() {
-        let now = Instant::now();
-        let mut gate = Gate::default();
-        for n in 0..40 {
-            let class = if n % 4 == 3 { FailureClass::Fatal } else { FailureClass::Transient };
-            send(&mut gate, now, &failure(class));
-        }
-        assert_eq!(gate.room(now), u32::MAX);
-    }
-
-    #[test]
-    fn programs_that_fail_hold_nobody_back() {
-        let now = Instant::now();
-        let mut gate = Gate::default();
-        for _ in 0..20 {
-            let outcome = Outcome::Failure(Failure::new(FailureClass::Transient, "exit_1", ""));
-            assert!(!send(&mut gate, now, &outcome).outage);
-        }
-        assert_eq!(gate.room(now), u32::MAX);
-    }
-
-    #[test]
-    fn a_rate_limit_shuts_until_its_time_and_grows_without_one() {
-        let now = Instant::now();
-        let mut gate = Gate::default();
-        let mut named = Failure::new(FailureClass::Throttled, "rate_limit", "");
-        named.retry_after = Some(SECOND * 7);
-        assert_eq!(send(&mut gate, now, &Outcome::Failure(named)).wait, Some(SECOND * 7));
-        assert_eq!((gate.room(now + SECOND * 6), gate.pass_time(now + SECOND * 6)), (0, false));
-        assert!(gate.pass_time(now + SECOND * 7));
-        let mut gate = Gate::default();
-        let mut at = now;
-        for seconds in [1, 2, 4] {
-            let (first, late) = (gate.admit(at).unwrap(), gate.admit(at).unwrap());
-            let ruling = gate.report(at, first, JobId::fresh(), &failure(FailureClass::Throttled));
-            assert_eq!(ruling.wait, Some(SECOND * seconds));
-            let same = gate.report(at, late, JobId::fresh(), &failure(FailureClass::Throttled));
-            assert_eq!(same.wait, ruling.wait, "a call begun before says nothing new");
-            at += SECOND * seconds;
-            assert!(gate.pass_time(at));
-        }
-    }
-
-    #[test]
-    fn an_account_is_probed_every_ten_minutes_and_not_opened_by_older_calls() {
-        let now = Instant::now();
-        let mut gate = Gate::default();
-        let older = gate.admit(now).unwrap();
-        send(&mut gate, now, &failure(FailureClass::Account));
-        assert!(!gate.report(now, older, JobId::fresh(), &success()).opened);
-        assert_eq!((gate.room(now + SECOND * 599), gate.room(now + SECOND * 600)), (0, 1));
-        let wait = send(&mut gate, now + SECOND * 600, &failure(FailureClass::Account)).wait;
-        assert_eq!(wait, Some(SECOND * 600));
-        assert!(send(&mut gate, now + SECOND * 1_200, &success()).opened);
-    }
-
-    #[test]
-    fn a_probe_given_back_lets_the_next_one_through() {
-        let now = Instant::now();
-        let mut gate = tripped(now);
-        let probe = gate.admit(now + SECOND).unwrap();
-        assert_eq!(gate.room(now + SECOND), 0);
-        gate.give_back(probe);
-        assert_eq!(gate.room(now + SECOND), 1);
-    }
-}
+#[path = "tests/breaker.rs"]
+mod tests;

@@ -1,9 +1,37 @@
 //! How much of each lane a worker may take now: the lanes behind a limit key, and each key's gate (`breaker.rs`).
-//! Which jobs share a key is the runner's word; what becomes of a held-back job is the worker's.
+//! Which jobs share a key is the runner's word; what becomes of a held-back job is the worker's. What a fleet may use of
+//! an account is `pool.rs`, kept in a ledger by `shared.rs`; a worker's part of it is `quota.rs`, asked for by `asking.rs`.
 
+mod aimd;
+mod amount;
+mod asking;
+mod behind;
+mod brake;
 mod breaker;
+mod budget;
+mod call;
+mod ear;
+mod estimate;
+mod meter;
+mod need;
+mod part;
+mod pool;
+mod purse;
+mod quota;
+mod release;
+mod shared;
+#[cfg(test)]
+mod sharing;
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
+mod till;
+mod view;
+mod window;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,7 +43,22 @@ use crate::outcome::{FailureClass, Outcome};
 use crate::time::Timestamp;
 use breaker::{Gate, Ticket};
 
+pub use amount::{Amounts, Cap, Measure, Per};
 pub use breaker::Ruling;
+pub use budget::{Budget, Ceiling, DOLLARS, Turned, dollars_of};
+pub use call::{Counts, Expected, Size};
+pub use ear::Ear;
+pub use estimate::{Asks, Estimates};
+pub use need::{Doubt, Need, Portion};
+pub use pool::{Ask, Grant, Heard, Money, Pool, VOID_AFTER};
+pub use purse::{Came, Purse, Reservation};
+pub use quota::{Denied, Rule, covers};
+pub use shared::{change, look};
+pub use view::{CapView, PoolView};
+
+use budget::Paid;
+use call::Reserved;
+use quota::{PATIENCE, Quotas};
 
 /// The most lanes and keys remembered; beyond that, those that nothing is known against are forgotten.
 const REMEMBERED: usize = 10_000;
@@ -28,6 +71,9 @@ pub struct Limits(Arc<Shared>);
 struct Shared {
     table: Mutex<Table>,
     changed: Notify,
+    quotas: Quotas,
+    /// Whether any endpoint was ever given fewer calls at once: before that nobody counts what is leased.
+    slowed: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -54,6 +100,8 @@ pub struct Held {
     pub until: Timestamp,
     /// Whether a job tries it now.
     pub probing: bool,
+    /// Whether it is money that is spent, or may not be: waiting alone does not help soon.
+    pub spent: bool,
 }
 
 /// Why a job may not run now.
@@ -71,37 +119,119 @@ impl Limits {
         Self::default()
     }
 
-    /// How many jobs of a lane may be taken now: 0 while its key is shut, 1 when a probe is due, else any number.
+    /// Nothing is held back but by these rules, once [`Limits::keep_asking`] runs.
+    pub fn ruled(rules: Vec<Rule>) -> Self {
+        Self(Arc::new(Shared { quotas: Quotas::new(rules), ..Shared::default() }))
+    }
+
+    /// Whether it wants to be told which lanes hold jobs: it has rules, or an endpoint that gets fewer calls at once.
+    pub fn wants_lanes(&self) -> bool {
+        !self.0.quotas.is_empty() || self.is_slowed()
+    }
+
+    fn is_slowed(&self) -> bool {
+        self.0.slowed.load(Ordering::Relaxed)
+    }
+
+    fn quotas(&self) -> &Quotas {
+        &self.0.quotas
+    }
+
+    /// How many jobs of a lane may be taken now: 0 while its key is shut, 1 when a probe is due, else as many as its limits
+    /// have room for, or any number.
     pub fn room(&self, lane: &Lane) -> u32 {
         let table = self.table();
         let gate = table.keys.get(lane).and_then(|key| table.gates.get(key));
-        gate.map_or(u32::MAX, |gate| gate.room(Instant::now()))
+        let room = gate.map_or(u32::MAX, |gate| gate.room_of(lane, Instant::now()));
+        let room = room.min(self.quotas().room(lane).unwrap_or(u32::MAX));
+        if self.broke_queues().contains(&lane.queue) { 0 } else { room }
     }
 
-    /// Every lane with less than all the room in the world, by name.
+    /// Every lane with less than all the room in the world, by name; with rules every lane that is known.
     pub fn caps(&self) -> Vec<(Lane, u32)> {
         let (table, now) = (self.table(), Instant::now());
-        if table.gates.values().all(|gate| gate.shut.is_none()) {
+        let (ruled, broke) = (!self.quotas().is_empty(), self.broke_queues());
+        if !ruled && broke.is_empty() && table.gates.values().all(Gate::is_open) {
             return Vec::new();
         }
-        let room = |key| table.gates.get(key).map_or(u32::MAX, |gate| gate.room(now));
-        let mut caps: Vec<_> = table.keys.iter().map(|(lane, key)| (lane.clone(), room(key))).collect();
-        caps.retain(|(_, room)| *room < u32::MAX);
+        let room = |lane: &Lane, key| {
+            if broke.contains(&lane.queue) {
+                return 0;
+            }
+            let room = table.gates.get(key).map_or(u32::MAX, |gate| gate.room_of(lane, now));
+            if room > 0 && ruled { room.min(self.quotas().room(lane).unwrap_or(u32::MAX)) } else { room }
+        };
+        let mut caps: Vec<_> = table.keys.iter().map(|(lane, key)| (lane.clone(), room(lane, key))).collect();
+        caps.retain(|(_, room)| ruled || *room < u32::MAX);
         caps.sort_unstable();
         caps
     }
 
-    /// Lets a job run, to be reported with what it came to, or says how long it should wait. Remembers the lane's key.
+    /// How many jobs may be taken from a lane that [`Limits::caps`] does not name, of `total` in all: with rules one, since
+    /// nobody knows yet which is the lane's.
+    pub fn rest(&self, total: u32) -> u32 {
+        self.quotas().set_slots(total);
+        if self.quotas().is_empty() { total } else { total.min(1) }
+    }
+
+    /// These lanes hold ready jobs. `key_of` says which limit key a lane's jobs have, where it can be known.
+    pub fn seen<'a>(&self, lanes: impl Iterator<Item = &'a Lane>, key_of: impl Fn(&Lane) -> Option<String>) {
+        if !self.wants_lanes() {
+            return;
+        }
+        for lane in lanes {
+            let known = self.table().seen(lane);
+            let key = known.or_else(|| key_of(lane).map(|key| self.table().remember(lane, &key)));
+            if let Some(key) = key {
+                self.quotas().seen(lane, &key);
+            }
+        }
+    }
+
+    /// Whether some of these lanes, whose jobs are ready, are closed only for a moment: by a limit that is used up within
+    /// its window, or a rate limit whose time is soon over. Not for an account, an outage or a day's limit.
+    pub fn opens_soon(&self, lanes: &[Lane]) -> bool {
+        let now = Instant::now();
+        lanes.iter().any(|lane| {
+            let table = self.table();
+            let gate = table.keys.get(lane).and_then(|key| table.gates.get(key));
+            let shut = gate.and_then(|gate| gate.shut.as_ref());
+            let soon = shut.map(|shut| shut.class == FailureClass::Throttled && shut.until <= now + PATIENCE);
+            drop(table);
+            soon.unwrap_or_else(|| self.quotas().opens_soon(lane))
+        })
+    }
+
+    /// More was granted of a key, or less.
+    fn granted(&self, key: &Arc<str>, opens: bool) {
+        if opens {
+            self.table().opened.push(key.to_string());
+        }
+        self.0.changed.notify_one();
+    }
+
+    /// Lets a job run here, to be reported with what it came to, or says how long it should wait. Remembers the lane's key.
     pub fn admit(&self, lane: &Lane, key: &str) -> Result<Pass, Refused> {
+        self.pass(lane, key, None)
+    }
+
+    /// The same for a call to an endpoint over a network, which gets fewer at once when it has too much to do.
+    pub fn admit_call(&self, lane: &Lane, key: &str, counts: Counts) -> Result<Pass, Refused> {
+        self.pass(lane, key, Some(counts))
+    }
+
+    fn pass(&self, lane: &Lane, key: &str, counts: Option<Counts>) -> Result<Pass, Refused> {
         let now = Instant::now();
         let mut table = self.table();
         let key = table.remember(lane, key);
         let gate = table.gates.entry(Arc::clone(&key)).or_default();
-        let ticket = gate.admit(now).map_err(|(wait, class)| Refused { wait, class });
-        if ticket.is_ok_and(|ticket| ticket.probe) {
+        let ticket = gate.admit(now, counts.is_some()).map_err(|(wait, class)| Refused { wait, class })?;
+        if ticket.probe {
             self.0.changed.notify_one();
         }
-        ticket.map(|ticket| Pass { limits: self.clone(), key, ticket, used: false })
+        drop(table);
+        let (limits, counts) = (self.clone(), counts.unwrap_or_default());
+        Ok(Pass { limits, key, ticket, counts, used: false, reserved: None, money: Paid::default() })
     }
 
     /// The keys that hold jobs back now, longest first.
@@ -111,9 +241,14 @@ impl Limits {
             let shut = gate.shut.as_ref()?;
             let until = Timestamp::now() + shut.until.saturating_duration_since(now);
             let (class, detail, since) = (shut.class, shut.detail.clone(), shut.since);
-            Some(Held { key: key.to_string(), class, detail, since, until, probing: shut.probing })
+            Some(Held { key: key.to_string(), class, detail, since, until, probing: shut.probing, spent: false })
         };
         let mut all: Vec<_> = table.gates.iter().filter_map(held).collect();
+        drop(table);
+        let (book, moment) = (self.quotas().book(), Timestamp::now());
+        all.extend(book.parts.iter().filter_map(|(key, part)| part.held(key)));
+        all.extend(book.complaints.values().filter(|held| held.until > moment).cloned());
+        drop(book);
         all.sort_by(|a, b| (a.since, &a.key).cmp(&(b.since, &b.key)));
         all
     }
@@ -157,6 +292,28 @@ impl Limits {
 }
 
 impl Table {
+    /// Jobs of this lane are ready. Its key, if it is known.
+    fn seen(&mut self, lane: &Lane) -> Option<Arc<str>> {
+        let key = Arc::clone(self.keys.get(lane)?);
+        if let Some(endpoint) = self.gates.get_mut(&key).and_then(|gate| gate.endpoint.as_mut()) {
+            endpoint.seen(lane, Instant::now());
+        }
+        Some(key)
+    }
+
+    /// A job of this lane was leased. The key of its endpoint, if that has one.
+    fn expect(&mut self, lane: &Lane) -> Option<Arc<str>> {
+        let key = self.keys.get(lane)?;
+        self.gates.get_mut(key)?.endpoint.as_mut()?.expect();
+        Some(Arc::clone(key))
+    }
+
+    fn unexpect(&mut self, key: &str) {
+        if let Some(endpoint) = self.gates.get_mut(key).and_then(|gate| gate.endpoint.as_mut()) {
+            endpoint.unexpect();
+        }
+    }
+
     fn remember(&mut self, lane: &Lane, key: &str) -> Arc<str> {
         if let Some(known) = self.keys.get(lane).filter(|known| &***known == key) {
             return Arc::clone(known);
@@ -166,7 +323,7 @@ impl Table {
         }
         if self.keys.len() >= REMEMBERED {
             let gates = &self.gates;
-            self.keys.retain(|_, key| gates.get(key).is_some_and(|gate| gate.shut.is_some()));
+            self.keys.retain(|_, key| gates.get(key).is_some_and(|gate| !gate.is_open()));
         }
         let shared = self.gates.get_key_value(key).map_or_else(|| Arc::from(key), |(shared, _)| Arc::clone(shared));
         self.keys.insert(lane.clone(), Arc::clone(&shared));
@@ -180,7 +337,10 @@ pub struct Pass {
     limits: Limits,
     key: Arc<str>,
     ticket: Ticket,
+    counts: Counts,
     used: bool,
+    reserved: Option<Reserved>,
+    money: Paid,
 }
 
 impl Pass {
@@ -201,12 +361,22 @@ impl Pass {
             let mut table = self.limits.table();
             let gate = table.gates.entry(Arc::clone(&self.key)).or_default();
             let ruling = gate.report(Instant::now(), self.ticket, job, outcome);
+            if gate.endpoint.as_ref().is_some_and(|endpoint| endpoint.most().is_some()) {
+                self.limits.0.slowed.store(true, Ordering::Relaxed);
+            }
             if ruling.opened {
                 table.opened.push(self.key.to_string());
             }
             ruling
         };
-        if ruling.opened || ruling.wait.is_some() {
+        self.money.settle(self.limits.quotas(), Some(outcome));
+        if let Some(reserved) = self.reserved.take() {
+            reserved.settle(outcome, ruling.wait);
+        }
+        if let Some(at_once) = ruling.at_once {
+            tracing::info!(key = &*self.key, at_once, "an endpoint has too much to do; it gets fewer calls at once");
+        }
+        if ruling.opened || ruling.wait.is_some() || ruling.at_once.is_some() {
             self.limits.0.changed.notify_one();
         }
         ruling
@@ -218,67 +388,12 @@ impl Drop for Pass {
         if self.used {
             return;
         }
+        self.money.settle(self.limits.quotas(), None);
         if let Some(gate) = self.limits.table().gates.get_mut(&self.key) {
-            gate.give_back(self.ticket);
+            gate.leave(Instant::now(), self.ticket);
         }
         if self.ticket.probe {
             self.limits.0.changed.notify_one();
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::job::{Band, ModelName, Queue};
-    use crate::outcome::{Failure, Reply};
-
-    fn lane(model: &str, band: Band) -> Lane {
-        Lane { queue: Queue::standard(), model: Some(ModelName::new(model)), band }
-    }
-
-    fn throttled(seconds: u64) -> Outcome {
-        let mut failure = Failure::new(FailureClass::Throttled, "rate_limit", "slow down");
-        failure.retry_after = Some(Duration::from_secs(seconds));
-        Outcome::Failure(failure)
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_rate_limit_closes_the_lanes_of_its_key_alone_and_opens_them_in_time() {
-        let limits = Limits::new();
-        let (a, b) = (lane("a", Band::Normal), lane("b", Band::Normal));
-        let a_high = lane("a", Band::High);
-        for (lane, key) in [(&a, "acme"), (&a_high, "acme"), (&b, "other")] {
-            let pass = limits.admit(lane, key).unwrap();
-            pass.report(JobId::fresh(), &Outcome::Success(Reply::default()));
-        }
-        limits.admit(&a, "acme").unwrap().report(JobId::fresh(), &throttled(9));
-        assert_eq!((limits.room(&a), limits.room(&a_high), limits.room(&b)), (0, 0, u32::MAX));
-        assert_eq!(limits.caps(), [(a_high.clone(), 0), (a.clone(), 0)]);
-        assert_eq!(limits.admit(&a, "acme").unwrap_err().wait, Duration::from_secs(9));
-        assert_eq!((limits.held()[0].key.as_str(), limits.held().len()), ("acme", 1));
-        limits.changed().await;
-        let before = Instant::now();
-        limits.changed().await;
-        assert_eq!(before.elapsed().as_secs(), 9);
-        assert_eq!(limits.take_opened(), ["acme"]);
-        assert_eq!((limits.room(&a), limits.take_opened().len(), limits.caps().len()), (u32::MAX, 0, 0));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_probe_that_vanishes_makes_way_for_another() {
-        let limits = Limits::new();
-        let a = lane("a", Band::Normal);
-        let down = Outcome::Failure(Failure::new(FailureClass::Capacity, "connect", "refused"));
-        for _ in 0..breaker::TRIP {
-            limits.admit(&a, "acme").unwrap().report(JobId::fresh(), &down);
-        }
-        assert_eq!(limits.room(&a), 0);
-        tokio::time::advance(Duration::from_secs(1)).await;
-        assert_eq!(limits.room(&a), 1);
-        let probe = limits.admit(&a, "acme").unwrap();
-        assert!(probe.is_probe() && limits.room(&a) == 0);
-        drop(probe);
-        assert_eq!(limits.room(&a), 1);
     }
 }

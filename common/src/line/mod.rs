@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::job::{Job, Priority, Queue};
+use crate::job::{Job, Priority, Queue, Reuse};
+use crate::limits::dollars_of;
+use crate::outcome::Usd;
 use crate::time::{Timestamp, parse_duration};
 use crate::work::{Input, Prompt, Work};
 use fields::Fields;
@@ -57,6 +59,10 @@ pub struct LineTerms {
     pub backoff: Option<Duration>,
     /// The longest one attempt may run.
     pub timeout: Option<Duration>,
+    /// The most that all its attempts may cost.
+    pub max_cost: Option<Usd>,
+    /// Whether a stored answer will do.
+    pub reuse: Option<Reuse>,
 }
 
 /// A moment, or a length of time from now.
@@ -164,6 +170,12 @@ impl Line {
         if let Some(timeout) = terms.timeout {
             job.policy.timeout = timeout;
         }
+        if terms.max_cost.is_some() {
+            job.extras.get_or_insert_default().max_cost = terms.max_cost;
+        }
+        if let Some(age) = terms.reuse.and_then(Reuse::age) {
+            job.extras.get_or_insert_default().reuse = Some(age);
+        }
         match terms.key {
             Some(key) => job.with_key(&key),
             None => job,
@@ -186,6 +198,8 @@ const EXTRA_KEYS: &[&str] = &[
     "attempts",
     "backoff",
     "timeout",
+    "max_cost_usd",
+    "reuse",
 ];
 /// Keys of the format that this version does not act on: refused, since acting as if they were not there would lie.
 const LATER_KEYS: &[&str] = &[
@@ -193,8 +207,6 @@ const LATER_KEYS: &[&str] = &[
     "vars",
     "metadata",
     "no_output_timeout",
-    "max_cost_usd",
-    "reuse",
     "lane",
     "route",
     "output",
@@ -299,7 +311,9 @@ fn terms(fields: &Fields<'_>) -> Result<LineTerms, BadLine> {
         return Err(extras.fault("delay", "\"delay\" and \"not_before\" say the same thing; give one"));
     }
     let delay = length("delay")?.map(When::In);
+    let dollars = |text: String| dollars_of(&text).map_err(|what| extras.fault("max_cost_usd", &what));
     let queue = read("queue")?.map(|name| Queue::new(&name).map_err(|bad| extras.fault("queue", &bad.to_string())));
+    let reuse = read("reuse")?.map(|text| text.parse::<Reuse>().map_err(|what| extras.fault("reuse", &what)));
     Ok(LineTerms {
         queue: queue.transpose()?,
         priority: extras.number("priority", 0, 9)?.and_then(|number| Priority::new(u8::try_from(number).ok()?).ok()),
@@ -311,6 +325,8 @@ fn terms(fields: &Fields<'_>) -> Result<LineTerms, BadLine> {
         attempts: extras.number("attempts", 1, MAX_ATTEMPTS)?,
         backoff: length("backoff")?,
         timeout: length("timeout")?,
+        max_cost: read("max_cost_usd")?.map(dollars).transpose()?,
+        reuse: reuse.transpose()?,
     })
 }
 

@@ -66,8 +66,16 @@ fn what_is_wrong_is_said_with_its_place_and_a_way_out() {
         ),
         (r#"{"prompt":"a","prompt":"b"}"#, "24: \"prompt\" is there twice"),
         (r#"{"prompt":"a","promptq":{"callback":"x"}}"#, "37: \"callback\" is not supported by this version"),
+        (
+            r#"{"prompt":"a","promptq":{"reuse":"always"}}"#,
+            "34: \"always\" is neither an age such as 24h or 7d nor off",
+        ),
         (r#"{"prompt":"a","promptq":{"priority":10}}"#, "37: \"priority\" is not a whole number of 0 to 9"),
         (r#"{"prompt":"a","promptq":{"attempts":0}}"#, "37: \"attempts\" is not a whole number of 1 to 1000"),
+        (
+            r#"{"prompt":"a","promptq":{"max_cost_usd":"0"}}"#,
+            "41: \"0\" is no sum of dollars above 0 such as 25 or 0.50",
+        ),
         (r#"{"prompt":""}"#, "11: the prompt is empty"),
         (
             r#"{"url":"/v1/audio","body":{}}"#,
@@ -80,6 +88,27 @@ fn what_is_wrong_is_said_with_its_place_and_a_way_out() {
         assert_eq!(refusal(text), says, "{text}");
     }
     assert!(refusal("[1]").starts_with("-: invalid type: sequence"), "{}", refusal("[1]"));
+}
+
+#[test]
+fn what_a_job_may_cost_travels_with_it() {
+    let job = parse(r#"{"prompt":"a","promptq":{"max_cost_usd":"0.01"}}"#).unwrap();
+    let job = job.into_job(&Queue::standard(), Timestamp::from_millis(0));
+    assert_eq!(job.extras.unwrap().max_cost.map(Usd::as_nanos), Some(10_000_000));
+}
+
+#[test]
+fn a_line_may_take_a_stored_answer_or_none() {
+    let job = |reuse: &str| {
+        let line = parse(&format!(r#"{{"prompt":"a","promptq":{{"reuse":{reuse}}}}}"#)).unwrap();
+        let said = line.terms.reuse;
+        (said, line.into_job(&Queue::standard(), Timestamp::from_millis(0)).extras)
+    };
+    let day = Duration::from_secs(86_400);
+    let (said, extras) = job("\"24h\"");
+    assert_eq!((said, extras.unwrap().reuse), (Some(Reuse::Within(day)), Some(day)));
+    assert_eq!(job("\"off\""), (Some(Reuse::Off), None));
+    assert_eq!(job("null"), (None, None));
 }
 
 #[test]

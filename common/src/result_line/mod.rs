@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 
 use crate::job::{BatchName, JobId, Queue};
-use crate::outcome::{Attempt, Body, FailureClass, Usage, Usd};
+use crate::outcome::{Attempt, Body, CostSource, FailureClass, Usage, Usd};
 use crate::record::{Answer, End, Output, Record};
 use crate::time::Timestamp;
 
@@ -60,6 +60,7 @@ fn line(record: &Record, body: Option<&Body>) -> String {
 fn account<'a>(record: &'a Record, body: Option<&'a Body>) -> Account<'a> {
     let answer = record.answer.as_ref();
     let detail = answer.and_then(|answer| answer.detail.as_deref());
+    let origin = answer.and_then(|answer| answer.origin.as_deref());
     let seconds = |from: Timestamp, to: Timestamp| to.since(from).as_secs_f64();
     Account {
         job_id: record.id,
@@ -88,6 +89,10 @@ fn account<'a>(record: &'a Record, body: Option<&'a Body>) -> Account<'a> {
         usage: record.history.usage,
         cache_write_tokens: detail.map(|detail| detail.cache_write_tokens).filter(|tokens| *tokens > 0),
         cost_usd: record.history.cost,
+        cost_source: origin.and_then(|origin| origin.cost_source),
+        price_as_of: origin.and_then(|origin| origin.price_as_of.as_deref()),
+        route: origin.and_then(|origin| origin.route.as_deref()),
+        reused_from: origin.and_then(|origin| origin.reused_from),
     }
 }
 
@@ -177,6 +182,14 @@ struct Account<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     cache_write_tokens: Option<u64>,
     cost_usd: Option<Usd>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cost_source: Option<CostSource>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    price_as_of: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    route: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reused_from: Option<JobId>,
 }
 
 #[derive(Serialize)]
@@ -268,6 +281,7 @@ mod tests {
             finish_reason: Some("stop".into()),
             output,
             detail: None,
+            origin: None,
         }
     }
 
@@ -301,6 +315,24 @@ mod tests {
         let account = &line["promptq"];
         assert_eq!((&account["service_tier"], &account["cache_write_tokens"]), (&"flex".into(), &700.into()));
         assert_eq!(account["timing"]["time_to_first_chunk_s"], 0.25);
+    }
+
+    #[test]
+    fn where_an_answer_and_its_cost_are_from_is_told_where_it_is_known() {
+        let origin = crate::outcome::Origin {
+            route: Some("acme/fast-2".into()),
+            cost_source: Some(CostSource::PriceTable),
+            price_as_of: Some("2026-11-03".into()),
+            reused_from: Some(JobId::from_bytes([7; 16])),
+        };
+        let answer = Answer { origin: origin.kept(), ..answer(Body::Text("a".into())) };
+        let line: serde_json::Value = serde_json::from_str(&result_line(&record(Some(answer), None), None)).unwrap();
+        let account = &line["promptq"];
+        assert_eq!((&account["route"], &account["cost_source"]), (&"acme/fast-2".into(), &"price_table".into()));
+        assert_eq!(
+            (&account["price_as_of"], account["reused_from"].as_str().unwrap().len()),
+            (&"2026-11-03".into(), 36)
+        );
     }
 
     #[test]

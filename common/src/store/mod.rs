@@ -1,4 +1,4 @@
-//! Object storage for answers too large for a record and for batch roll-ups, behind one URL.
+//! Object storage for answers too large for a record or kept to be given again, and for batch roll-ups, behind one URL.
 //! Which URL is which service is `connect.rs`; how a local folder is written durably is `folder.rs`.
 
 mod connect;
@@ -6,9 +6,11 @@ mod connect;
 pub(crate) mod faulty;
 mod folder;
 mod list;
+mod reuse;
 mod upload;
 
 pub use list::{Listed, Tagged};
+pub use reuse::{Kept, REUSE_BYTES, REUSE_FOLDER, ReuseKey};
 
 use std::fmt::Write as _;
 use std::path::Path as FilePath;

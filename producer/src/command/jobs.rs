@@ -8,6 +8,7 @@ use serde_json::json;
 use super::why;
 use crate::cli::{ListOutput, Output};
 use crate::context::Context;
+use crate::limits::Standing;
 use crate::list::Pages;
 use crate::pick::Pick;
 use crate::printer::Format;
@@ -99,9 +100,10 @@ pub async fn run(cx: &Context, args: &Args) -> Result<Exit> {
             let job = find(cx, id).await?;
             let why = why::explain(cx, &job).await?;
             if cx.printer.is_json() {
-                cx.printer.json(&json!({ "id": job.id, "state": job.state, "why": why }))?;
+                let limit = why.limit.as_ref().map(Standing::object);
+                cx.printer.json(&json!({ "id": job.id, "state": job.state, "why": why.says, "limit": limit }))?;
             } else {
-                cx.printer.line(&why)?;
+                cx.printer.line(&why.says)?;
             }
         }
     }
@@ -163,12 +165,14 @@ pub(super) fn show(cx: &Context, job: &JobView) -> Result<()> {
     say("submitted", ago(job.created_at))?;
     say("attempts", format!("{}  deaths {}  epoch {}", job.attempts, job.deaths, job.epoch))?;
     maybe("due", job.due.map(|due| format!("{due} (in {})", format_duration(due.since(now)))))?;
+    maybe("held by", job.hold.as_ref().map(ToString::to_string))?;
     maybe("worker", job.worker.clone())?;
     let Some(record) = &job.record else { return Ok(()) };
     say("ended", ago(record.ended_at))?;
     maybe("cause", record.cause.as_ref().map(|cause| format!("{}: {}", cause.code, cause.detail)))?;
     let usage = record.history.usage;
-    let cost = record.history.cost.map_or_else(|| "?".to_owned(), |cost| format!("${cost}"));
+    let more = if record.history.is_cost_unknown() { " + ?" } else { "" };
+    let cost = record.history.cost.map_or_else(|| "?".to_owned(), |cost| format!("${cost}{more}"));
     say("consumed", format!("{} tokens in / {} out  cost {cost}", usage.input_tokens, usage.output_tokens))?;
     record.history.recent.iter().try_for_each(|attempt| {
         let took = format_duration(attempt.ended_at.since(attempt.started_at));

@@ -8,6 +8,7 @@ pub mod dead;
 mod declare;
 pub mod doctor;
 pub mod jobs;
+pub mod limits;
 pub mod queues;
 pub mod results;
 pub mod retry;
@@ -43,6 +44,7 @@ async fn one(cx: &Context, command: Command) -> Result<Exit> {
         Command::Queues(args) => queues::run(cx, &args).await,
         Command::Dead(args) => dead::run(cx, &args).await,
         Command::Workers(args) => workers::run(cx, &args).await,
+        Command::Limits(args) => limits::run(cx, &args).await,
         Command::Broker(args) => broker::run(cx, &args).await,
         Command::Doctor(args) => doctor::run(cx, &args).await,
         Command::Config(args) => config::run(cx, &args),

@@ -1,5 +1,7 @@
 //! `promptq queues`: list them, pause and resume one, purge one. Declaring them is `declare`.
 
+use std::collections::BTreeMap;
+
 use promptq_common::broker::QueueView;
 use promptq_common::job::Queue;
 use promptq_common::telemetry::{Act, audit};
@@ -10,6 +12,7 @@ use super::declare;
 use crate::cli::{Confirm, ListOutput, Output};
 use crate::confirm::{Deed, allowed};
 use crate::context::Context;
+use crate::limits::waits::{line, objects, of_queues};
 use crate::list::{Column, List, ago, cell, thousands};
 use crate::printer::Format;
 use crate::problem::{Exit, Problem, Result};
@@ -119,10 +122,22 @@ async fn list(cx: &Context, all: bool, fields: &[String]) -> Result<()> {
         ("dead", |item| count(item, "dead")),
         ("oldest", |item| ago(item, "oldest_ready")),
         ("reason", |item| cell(item, "reason")),
+        ("blocked", |item| cell(item, "blocked_by")),
     ];
-    let queues = cx.existing().await?.queues().await?;
-    let shown = queues.iter().filter(|view| all || !idle_scratch(view));
-    List::whole(shown.map(object).collect()).print(cx, COLUMNS, fields)?;
+    let broker = cx.existing().await?;
+    let queues = broker.queues().await?;
+    let shown: Vec<_> = queues.iter().filter(|view| all || !idle_scratch(view)).collect();
+    let waiting = shown.iter().filter(|view| view.depth.ready + view.depth.delayed > 0);
+    let waiting: Vec<Queue> = waiting.map(|view| view.queue.clone()).collect();
+    let waits = if waiting.is_empty() { BTreeMap::new() } else { of_queues(broker.ledger(), &waiting).await? };
+    let item = |view: &&QueueView| {
+        let (mut item, none) = (object(view), Vec::new());
+        let waits = waits.get(&view.queue).unwrap_or(&none);
+        item["blocked"] = objects(waits);
+        item["blocked_by"] = line(waits).into();
+        item
+    };
+    List::whole(shown.iter().map(item).collect()).print(cx, COLUMNS, fields)?;
     if cx.keeps_messages_apart() && queues.iter().any(|view| view.depth.delayed > 0) {
         cx.printer.say(
             "delayed counts messages at RabbitMQ: those of jobs that have ended since are among them until they come due",

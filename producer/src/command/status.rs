@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::cli::Output;
 use crate::context::Context;
+use crate::limits::{Standing, waits};
 use crate::list::{Column, List, ago, cell, thousands};
 use crate::printer::Format;
 use crate::problem::{Exit, Problem, Result};
@@ -35,7 +36,8 @@ const LOOKED_AT: usize = 1_000;
 const NEWEST: usize = 20;
 
 enum Seen {
-    Batch(Box<BatchView>, Vec<(String, u64)>),
+    /// With its causes, and the limits that it waits for.
+    Batch(Box<BatchView>, Vec<(String, u64)>, Vec<Standing>),
     Job(Box<JobView>),
 }
 
@@ -60,7 +62,10 @@ pub async fn run(cx: &Context, args: &Args) -> Result<Exit> {
     }
     for one in &seen {
         match one {
-            Seen::Batch(batch, causes) => show_batch(cx, batch, causes, now)?,
+            Seen::Batch(batch, causes, waits) => {
+                show_batch(cx, batch, causes, now)?;
+                waits::line(waits).map_or(Ok(()), |line| cx.printer.line(&line))?;
+            }
             Seen::Job(job) => command::jobs::show(cx, job)?,
         }
     }
@@ -69,7 +74,11 @@ pub async fn run(cx: &Context, args: &Args) -> Result<Exit> {
 
 fn object(seen: &Seen, now: Timestamp) -> Value {
     match seen {
-        Seen::Batch(batch, causes) => view::batch(batch, causes, now),
+        Seen::Batch(batch, causes, waits) => {
+            let mut item = view::batch(batch, causes, now);
+            item["blocked"] = waits::objects(waits);
+            item
+        }
         Seen::Job(job) => view::job(job),
     }
 }
@@ -130,7 +139,9 @@ async fn look(cx: &Context, name: &str) -> Result<Seen> {
     let mut causes: Vec<(String, u64)> = causes.into_iter().collect();
     causes.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
     causes.truncate(CAUSES);
-    Ok(Seen::Batch(Box::new(batch), causes))
+    let waiting = !batch.cancelled && batch.counts.queued + batch.counts.delayed > 0;
+    let waits = if waiting { waits::of_batch(ledger, &batch.queue, &batch.name).await? } else { Vec::new() };
+    Ok(Seen::Batch(Box::new(batch), causes, waits))
 }
 
 fn show_batch(cx: &Context, batch: &BatchView, causes: &[(String, u64)], now: Timestamp) -> Result<()> {

@@ -10,10 +10,13 @@ use serde_json::json;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::budget;
 use crate::cli::Output;
 use crate::context::Context;
+use crate::forecast::{Forecast, Forecaster};
 use crate::input::args::length;
 use crate::input::{Destination, Input, InputArgs, Source};
+use crate::limits::follow::Waits;
 use crate::patience::outlast;
 use crate::printer::Format;
 use crate::problem::{Exit, Problem, Result};
@@ -63,21 +66,30 @@ pub async fn run(cx: &Context, args: &SubmitArgs) -> Result<Exit> {
     };
     let queue = job.queue.clone().unwrap_or_else(Queue::standard);
     let policy = cx.config.queues.get(&queue).cloned();
-    let to = Destination { queue, policy, batch: batch.clone(), named: job.batch.is_some() };
+    let reusable_for = cx.config.reusable_for();
+    let to = Destination { queue, policy, batch: batch.clone(), named: job.batch.is_some(), reusable_for };
     let input = Arc::new(Input::new(&args.input, sources, to)?);
     let terms =
         Terms { skip_invalid: args.input.skip_invalid, on_conflict: job.on_conflict, republish: args.republish };
     let broker = cx.broker().await?;
-    let checked = if args.input.stream { None } else { Some(submit::check(&input, broker, terms).await?) };
+    let forecaster = if args.input.dry_run { Some(Forecaster::new(&cx.config)?) } else { None };
+    let checked = if args.input.stream { None } else { Some(submit::check(&input, broker, terms, forecaster).await?) };
     if args.input.dry_run {
         let Some(checked) = checked else {
             return Err(Problem::usage("--dry-run reads the whole input first; leave out --stream"));
         };
         return dry_run(cx, &input, &checked);
     }
+    let capped = match job.max_cost {
+        Some(most) => Some(budget::cap(broker, &batch, most).await?),
+        None => None,
+    };
     let tally = submit::enqueue(&input, broker, terms, checked.as_ref(), |_| {})
         .await
         .map_err(|problem| resumable(problem, job.batch.is_some()))?;
+    if capped == Some(false) && tally.known > 0 {
+        cx.printer.warn("--max-cost holds for the new jobs alone: the others were enqueued without one");
+    }
     let Some(longest) = args.wait else {
         told(cx, &input, &tally, None)?;
         cx.printer.say(&format!("next: promptq status {}", quoted(&batch)));
@@ -110,7 +122,8 @@ pub(crate) fn dry_run(cx: &Context, input: &Input, checked: &Checked) -> Result<
     if cx.printer.is_json() {
         cx.printer.json(&json!({ "dry_run": true, "batch": input.batch(), "queue": input.queue(),
             "rows": checked.rows, "known": checked.known, "invalid": checked.invalid, "repeated": checked.repeated,
-            "conflicts": checked.conflicts, "first": checked.first.as_ref().map(|first| &first.text) }))?;
+            "conflicts": checked.conflicts, "first": checked.first.as_ref().map(|first| &first.text),
+            "forecast": checked.forecast.as_ref().map(Forecast::json) }))?;
         return Ok(Exit::Done);
     }
     let queue = input.queue();
@@ -123,6 +136,8 @@ pub(crate) fn dry_run(cx: &Context, input: &Input, checked: &Checked) -> Result<
             (grouped(checked.invalid), grouped(checked.repeated), grouped(checked.conflicts));
         cx.printer.line(&format!("left out: {invalid} invalid, {repeated} repeated, {conflicts} conflicting"))?;
     }
+    let mut forecast = checked.forecast.iter().flat_map(Forecast::lines);
+    forecast.try_for_each(|line| cx.printer.line(&format!("  {line}")))?;
     if let Some(first) = &checked.first {
         let id = first.custom_id.as_ref().map(|id| format!(", id {id}")).unwrap_or_default();
         cx.printer.line(&format!("first prompt (row 1{id}): {:?}", first.text))?;
@@ -136,7 +151,8 @@ fn told(cx: &Context, input: &Input, tally: &Tally, view: Option<&BatchView>) ->
         return cx.printer.json(&json!({ "batch": input.batch(), "queue": input.queue(), "new": tally.new,
             "known": tally.known, "republished": tally.again, "invalid": tally.invalid,
             "conflicts": tally.conflicts, "repeated": tally.repeated,
-            "counts": view.map(|view| view.counts), "cost_usd": view.and_then(|view| view.cost) }));
+            "counts": view.map(|view| view.counts), "cost_usd": view.and_then(|view| view.cost),
+            "cost_unknown": view.map(|view| view.cost_unknown) }));
     }
     cx.printer.line(input.batch().as_str())?;
     match view {
@@ -159,14 +175,18 @@ async fn wait(
     longest: Option<Duration>,
 ) -> Result<(BatchView, bool)> {
     let until = longest.map(|longest| Instant::now() + longest);
-    let mut progress = Progress::new(mode, cx.printer);
+    let (mut progress, mut waits) = (Progress::new(mode, cx.printer), Waits::default());
     loop {
         let Some(view) = outlast(&cx.printer, async || broker.ledger().batch(batch).await).await? else {
             return Err(Problem::new(Exit::NotFound, "not-found", format!("batch {batch} is gone")));
         };
-        progress.show(&view, 0, None);
+        let blocked = waits.line(broker.ledger(), &view, None).await;
+        progress.show(&view, 0, blocked.as_deref());
         if view.counts.ended() >= view.counts.total {
             return Ok((view, false));
+        }
+        if let Some(problem) = outlast(&cx.printer, async || budget::spent(broker, &view).await).await? {
+            return Err(problem);
         }
         if until.is_some_and(|until| Instant::now() >= until) {
             return Ok((view, true));

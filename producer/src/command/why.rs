@@ -1,4 +1,5 @@
-//! Why a job has not run yet, in one sentence: from its state, hold and pause, and the queue and workers around it.
+//! Why a job has not run yet, in a sentence or two: from its state, hold and pause, the queue and workers around it, and
+//! the limits that it waits for.
 
 use std::time::Duration;
 
@@ -8,21 +9,34 @@ use promptq_common::record::State;
 use promptq_common::time::{Timestamp, format_duration};
 
 use crate::context::Context;
+use crate::limits::{Standing, waits, words};
 use crate::list::thousands;
 use crate::problem::Result;
 
+/// Why a job has not run yet.
+#[derive(Debug)]
+pub(super) struct Why {
+    /// For people.
+    pub(super) says: String,
+    /// The limit it waits for.
+    pub(super) limit: Option<Standing>,
+}
+
 /// Looks around the job and says why.
-pub(super) async fn explain(cx: &Context, job: &JobView) -> Result<String> {
+pub(super) async fn explain(cx: &Context, job: &JobView) -> Result<Why> {
     let broker = cx.existing().await?;
     let workers = broker.ledger().workers().await?;
     let depth = broker.depth(&job.queue).await?;
+    let waits = matches!(job.state, State::Scheduled | State::Queued | State::Retrying) && job.paused.is_none();
+    let limit = if waits { waits::of_job(cx, job, &workers).await? } else { None };
     let now = Timestamp::now();
     if cx.keeps_messages_apart()
+        && limit.is_none()
         && let Some(gone) = without_message(job, &workers, depth, now)
     {
-        return Ok(gone);
+        return Ok(Why { says: gone, limit });
     }
-    Ok(sentence(job, &workers, depth, now))
+    Ok(Why { says: sentence(job, limit.as_ref(), (&workers, depth), now), limit })
 }
 
 /// Of a job that could start, while the broker has no message that any job of its queue could start by.
@@ -47,7 +61,12 @@ fn without_message(job: &JobView, workers: &[WorkerReport], depth: Depth, now: T
     ))
 }
 
-fn sentence(job: &JobView, workers: &[WorkerReport], depth: Depth, now: Timestamp) -> String {
+fn sentence(
+    job: &JobView,
+    limit: Option<&Standing>,
+    (workers, depth): (&[WorkerReport], Depth),
+    now: Timestamp,
+) -> String {
     match job.state {
         State::Succeeded | State::Dead | State::Cancelled | State::Expired => ended(job, now),
         State::Running if job.cancel_requested => "It runs, and its worker has been told to stop it.".to_owned(),
@@ -60,7 +79,7 @@ fn sentence(job: &JobView, workers: &[WorkerReport], depth: Depth, now: Timestam
             }
             lost(job, worker, since, workers)
         }
-        State::Scheduled | State::Queued | State::Retrying => waiting(job, workers, depth, now),
+        State::Scheduled | State::Queued | State::Retrying => waiting(job, limit, (workers, depth), now),
     }
 }
 
@@ -98,14 +117,24 @@ fn past(state: State) -> &'static str {
     }
 }
 
-fn waiting(job: &JobView, workers: &[WorkerReport], depth: Depth, now: Timestamp) -> String {
+fn waiting(
+    job: &JobView,
+    limit: Option<&Standing>,
+    (workers, depth): (&[WorkerReport], Depth),
+    now: Timestamp,
+) -> String {
+    let in_the_way = limit.and_then(words::sentence);
     if let Some(reason) = &job.paused {
         let reason = if reason.is_empty() { String::new() } else { format!(" ({reason})") };
         return format!("Its queue {} is paused{reason}: promptq queues resume {}.", job.queue, job.queue);
     }
     if let Some(hold) = &job.hold {
         let until = job.due.map(|due| format!(", at the longest {}", format_duration(due.since(now))));
-        return format!("It is held back by {}{}.", held_by(hold), until.unwrap_or_default());
+        let held = format!("It is held back by {}{}.", held_by(hold, limit), until.unwrap_or_default());
+        return match in_the_way {
+            Some(more) => format!("{held} {more}"),
+            None => held,
+        };
     }
     if let Some(due) = job.due.filter(|due| *due > now) {
         let left = format_duration(due.since(now));
@@ -125,7 +154,10 @@ fn waiting(job: &JobView, workers: &[WorkerReport], depth: Depth, now: Timestamp
     if serving.is_empty() {
         return "Every worker of its queue is draining and takes no more jobs.".to_owned();
     }
-    if let Some(reason) = serving.iter().map(|worker| worker.blocked.as_deref()).collect::<Option<Vec<_>>>() {
+    if let Some((limit, more)) = limit.zip(in_the_way) {
+        return format!("It waits for {}. {more}", limit.key);
+    }
+    if let Some(reason) = serving.iter().map(|worker| blocked(worker)).collect::<Option<Vec<_>>>() {
         return format!(
             "Every worker of its queue takes no jobs now: {}.",
             reason.first().copied().unwrap_or("blocked")
@@ -144,12 +176,22 @@ fn waiting(job: &JobView, workers: &[WorkerReport], depth: Depth, now: Timestamp
     format!("It can start at any moment: {} of {} slots are free, {ahead} jobs wait beside it.", slots - running, slots)
 }
 
-fn held_by(hold: &HoldKey) -> String {
+fn held_by(hold: &HoldKey, limit: Option<&Standing>) -> String {
     match hold {
         HoldKey::Limit(key) => format!("the limit of {key}"),
+        HoldKey::Batch(name) if limit.is_some_and(|limit| limit.shared.is_some()) => {
+            format!("the budget of its batch {name}")
+        }
         HoldKey::Batch(name) => format!("its batch {name}, which is paused"),
-        HoldKey::Budget(key) => format!("the budget {key}"),
+        HoldKey::Budget(queue) => format!("the budget of queue {queue}"),
     }
+}
+
+/// Why a worker takes no jobs at all: a limit keeps those of its key alone.
+fn blocked(worker: &WorkerReport) -> Option<&str> {
+    let reason = worker.blocked.as_deref()?;
+    let is_limit = worker.held.iter().any(|held| reason.starts_with(&format!("{} {}: ", held.class, held.key)));
+    (!is_limit).then_some(reason)
 }
 
 /// Workers report what they serve as `name:weight`.
@@ -161,10 +203,11 @@ fn serves(worker: &WorkerReport, job: &JobView) -> bool {
 mod tests {
     use std::collections::BTreeMap;
 
-    use promptq_common::broker::WorkerId;
     use promptq_common::job::{JobId, Queue};
+    use promptq_common::outcome::FailureClass;
 
     use super::*;
+    use crate::limits::tests::{standing, told, view};
 
     const NOW: Timestamp = Timestamp::from_millis(100_000);
 
@@ -197,19 +240,7 @@ mod tests {
     }
 
     fn worker(running: u32) -> WorkerReport {
-        WorkerReport {
-            id: WorkerId::known("w"),
-            host: "h".into(),
-            pid: 1,
-            version: "0".into(),
-            started_at: NOW,
-            seen_at: NOW,
-            slots: 4,
-            running,
-            queues: vec!["default:2".into()],
-            draining: false,
-            blocked: None,
-        }
+        WorkerReport { running, ..crate::limits::tests::worker("w", Vec::new()) }
     }
 
     #[test]
@@ -266,8 +297,40 @@ mod tests {
             (JobView { worker: Some("w-1".into()), ..job(State::Running) }, vec![], "runs on w-1"),
         ];
         for (job, workers, part) in cases {
-            let said = sentence(&job, &workers, Depth { ready: 3, ..Depth::default() }, NOW);
+            let said = sentence(&job, None, (&workers, Depth { ready: 3, ..Depth::default() }), NOW);
             assert!(said.contains(part), "{part}: {said}");
         }
+    }
+
+    #[test]
+    fn a_limit_in_the_way_is_told_with_what_is_used_of_it() {
+        let account = told("acme/gpt", FailureClass::Account, "no credit");
+        let blocked = Some("account acme/gpt: no credit".to_owned());
+        let stuck = WorkerReport { blocked, held: vec![account], ..worker(1) };
+        let said = |job: &JobView, limit: &Standing| {
+            sentence(job, Some(limit), (std::slice::from_ref(&stuck), Depth::default()), NOW)
+        };
+        let queued = job(State::Queued);
+        let (full, low) = (standing(Some(view((490, 7), (0, 0))), &[]), standing(Some(view((1, 0), (0, 0))), &[]));
+        let lane = said(&queued, &full);
+        assert!(lane.starts_with("It waits for acme/gpt. 497 of 500 requests/min of acme/gpt are used"), "{lane}");
+        let refused = said(&queued, &standing(None, std::slice::from_ref(&stuck)));
+        assert!(refused.contains("The account of acme/gpt has been refused for 10s (no credit)"), "{refused}");
+        let other = sentence(&queued, None, (std::slice::from_ref(&stuck), Depth::default()), NOW);
+        assert!(other.contains("3 of 4 slots are free"), "its worker is held back for another key: {other}");
+        let held = |hold| JobView { hold: Some(hold), due: Some(Timestamp::from_millis(130_000)), ..queued.clone() };
+        let limit = held(HoldKey::Limit("acme/gpt".into()));
+        let begins = "It is held back by the limit of acme/gpt, at the longest 30s.";
+        assert!(said(&limit, &full).starts_with(&format!("{begins} 497 of 500")), "{}", said(&limit, &full));
+        assert_eq!(said(&limit, &low), begins, "it is open by now");
+        let batch = held(HoldKey::Batch(promptq_common::job::BatchName::new("nov").unwrap()));
+        let money = Standing { key: "batch:nov".into(), ..full };
+        let spent = said(&batch, &money);
+        assert!(
+            spent.starts_with("It is held back by the budget of its batch nov") && spent.contains("usd="),
+            "{spent}"
+        );
+        let paused = said(&batch, &Standing { shared: None, ..money });
+        assert!(paused.contains("its batch nov, which is paused"), "{paused}");
     }
 }

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use promptq_common::job::{BatchName, Priority, Queue};
+use promptq_common::job::{BatchName, Priority, Queue, Reuse};
 use promptq_common::line::When;
+use promptq_common::outcome::Usd;
 use promptq_common::time::{format_duration, parse_duration};
 
 /// What to read, and what becomes of each row.
@@ -93,7 +94,11 @@ pub struct JobArgs {
     /// The longest one attempt may run (10m)
     #[arg(long, value_name = "LENGTH", value_parser = length)]
     pub timeout: Option<Duration>,
-    /// A label for budgets
+    /// Takes the stored answer to the same question (model, parameters, prompt) for free, if there is one no older than
+    /// this, such as 24h; a new answer is then stored for others. off: asks anew, whatever the queue says
+    #[arg(long, value_name = "AGE|off")]
+    pub reuse: Option<Reuse>,
+    /// A label for budgets; answers are never given to another
     #[arg(long)]
     pub tenant: Option<String>,
     /// A label, echoed in the results
@@ -102,6 +107,9 @@ pub struct JobArgs {
     /// The most tokens of an answer
     #[arg(long, value_name = "N")]
     pub max_tokens: Option<u32>,
+    /// The most that all jobs of the batch may cost together, in dollars; a job that might cost more waits until it is raised
+    #[arg(long, value_name = "USD", value_parser = promptq_common::limits::dollars_of)]
+    pub max_cost: Option<Usd>,
     /// The sampling temperature
     #[arg(long, value_name = "N")]
     pub temperature: Option<f64>,

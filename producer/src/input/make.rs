@@ -1,11 +1,13 @@
 //! A row and the flags become a job. Pure: reading rows is `rows.rs`, sending jobs is `submit.rs`.
 
+use std::time::Duration;
+
 use minijinja::Value as Cell;
 use minijinja::value::Serde;
 use promptq_common::config::QueuePolicy;
-use promptq_common::job::{BatchName, Job, JobId, Policy, Queue};
+use promptq_common::job::{BatchName, Job, JobId, Policy, Queue, Reuse};
 use promptq_common::line::{BadLine, Line, LineTerms, MAX_TAGS, When, check_name, closest, params_text};
-use promptq_common::time::Timestamp;
+use promptq_common::time::{Timestamp, format_duration};
 use promptq_common::work::{Input, Prompt, Work};
 use serde_json::{Map, Value};
 
@@ -31,6 +33,7 @@ pub struct Maker {
     /// Whether a row's id follows from the batch's name, so that the same row is the same job.
     pub named: bool,
     policy: Option<QueuePolicy>,
+    reusable_for: Option<Duration>,
     now: Timestamp,
 }
 
@@ -45,6 +48,8 @@ pub struct Destination {
     pub batch: BatchName,
     /// Whether a row's id follows from the batch's name, so that the same row is the same job.
     pub named: bool,
+    /// The oldest answer that can be given again; `None` where there is no store to keep any in.
+    pub reusable_for: Option<Duration>,
 }
 
 /// A job, and what must be unique among the jobs of its submission.
@@ -75,6 +80,12 @@ impl Maker {
         for (name, value) in &flags.tags {
             check_name("--tag", name).and_then(|()| check_name("--tag", value)).map_err(Problem::usage)?;
         }
+        let reuse = flags.reuse.or(by_queue(to.policy.as_ref()));
+        if let Some(bad) = reuse.and_then(|reuse| unfit(reuse, to.reusable_for)) {
+            let whose = if flags.reuse.is_some() { "--reuse".to_owned() } else { format!("queues.{}.reuse", to.queue) };
+            let problem = Problem::usage(format!("{whose}: {}", bad.what)).detail("nothing was enqueued");
+            return Err(bad.hint.into_iter().fold(problem, Problem::hint));
+        }
         Ok(Self {
             template: compile("-t", &args.template)?,
             system: compile("--system", &args.system)?,
@@ -87,6 +98,7 @@ impl Maker {
             batch: to.batch,
             named: to.named,
             policy: to.policy,
+            reusable_for: to.reusable_for,
             now: Timestamp::now(),
         })
     }
@@ -123,6 +135,9 @@ impl Maker {
         }
         job.batch = Some(self.batch.clone());
         job.row = Some(n);
+        if let Some(most) = self.flags.max_cost {
+            job.extras.get_or_insert_default().batch_max_cost = Some(most);
+        }
         if job.queue != self.queue {
             return Err(Fault::new(format!("goes to queue {:?}, the batch to {:?}", job.queue, self.queue))
                 .hint("a batch belongs to one queue: split the file, or pass -Q"));
@@ -238,8 +253,29 @@ impl Maker {
         terms.timeout = flags.timeout.or(terms.timeout);
         terms.tenant = flags.tenant.clone().or(terms.tenant.take());
         terms.tags.extend(flags.tags.iter().cloned());
-        Ok(())
+        terms.reuse = flags.reuse.or(terms.reuse).or(by_queue(self.policy.as_ref()));
+        terms.reuse.and_then(|reuse| unfit(reuse, self.reusable_for)).map_or(Ok(()), Err)
     }
+}
+
+fn by_queue(policy: Option<&QueuePolicy>) -> Option<Reuse> {
+    policy?.reuse.map(Reuse::Within)
+}
+
+/// Why stored answers of this age cannot be had.
+fn unfit(reuse: Reuse, reusable_for: Option<Duration>) -> Option<Fault> {
+    let age = reuse.age()?;
+    let Some(most) = reusable_for else {
+        return Some(
+            Fault::new("there is no store that answers could be kept in")
+                .hint("name the one of the workers, as in --store s3://BUCKET/promptq; or leave reuse out"),
+        );
+    };
+    (age > most).then(|| {
+        let (age, most) = (format_duration(age), format_duration(most));
+        Fault::new(format!("an answer {age} old is gone: they are kept for {most}"))
+            .hint(format!("ask for {most} at most, or raise retention.reuse here and for the workers"))
+    })
 }
 
 fn filled(template: &Template, columns: &Map<String, Value>) -> Result<String, Fault> {

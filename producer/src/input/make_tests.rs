@@ -5,6 +5,8 @@ use promptq_common::job::Priority;
 
 use super::*;
 
+const DAY: Duration = Duration::from_secs(86_400);
+
 #[derive(Parser)]
 struct Cli {
     #[command(flatten)]
@@ -12,9 +14,16 @@ struct Cli {
 }
 
 fn maker(flags: &[&str]) -> Maker {
+    maker_to(flags, |_| {}).unwrap()
+}
+
+fn maker_to(flags: &[&str], change: impl FnOnce(&mut Destination)) -> Result<Maker> {
     let cli = Cli::parse_from(["test", "-"].iter().chain(flags));
     let batch = BatchName::new("nov").unwrap();
-    Maker::new(&cli.input, Destination { queue: Queue::standard(), policy: None, batch, named: true }).unwrap()
+    let mut to =
+        Destination { queue: Queue::standard(), policy: None, batch, named: true, reusable_for: Some(DAY * 7) };
+    change(&mut to);
+    Maker::new(&cli.input, to)
 }
 
 fn columns(text: &str) -> Row {
@@ -54,6 +63,48 @@ fn flags_win_over_lines_and_leave_the_rest() {
     assert_eq!(made.job.work.model.as_deref(), Some("slow"));
     assert_eq!(prompt(&made).params, r#"{"max_tokens":5,"top_p":1}"#);
     assert_eq!((made.job.priority, made.job.policy.attempts), (Priority::new(8).unwrap(), 2));
+}
+
+#[test]
+fn a_stored_answer_is_taken_as_flag_line_and_queue_say_in_this_order() {
+    let by_queue = |to: &mut Destination| {
+        to.policy = Some(QueuePolicy { reuse: Some(DAY * 2), ..QueuePolicy::standard() });
+    };
+    let asked = |flags: &[&str], line: &str, change: fn(&mut Destination)| {
+        let row = Row::Json(format!(r#"{{"prompt":"x","promptq":{{{line}}}}}"#));
+        maker_to(flags, change).unwrap().make(1, row).unwrap().job.extras.and_then(|extras| extras.reuse)
+    };
+    let line = r#""reuse":"3d""#;
+    assert_eq!(asked(&[], "", |_| {}), None);
+    assert_eq!(asked(&["--reuse", "24h"], line, by_queue), Some(DAY));
+    assert_eq!(asked(&["--reuse", "off"], line, by_queue), None);
+    assert_eq!(asked(&[], line, by_queue), Some(DAY * 3));
+    assert_eq!(asked(&[], r#""reuse":"off""#, by_queue), None);
+    assert_eq!(asked(&[], "", by_queue), Some(DAY * 2));
+}
+
+#[test]
+fn stored_answers_that_cannot_be_had_are_refused() {
+    let no_store = |to: &mut Destination| to.reusable_for = None;
+    let problem = maker_to(&["--reuse", "24h"], no_store).unwrap_err();
+    assert_eq!(problem.what, "--reuse: there is no store that answers could be kept in");
+    assert!(maker_to(&["--reuse", "off"], no_store).is_ok());
+    let by_queue = |to: &mut Destination| {
+        to.policy = Some(QueuePolicy { reuse: Some(DAY), ..QueuePolicy::standard() });
+        to.reusable_for = None;
+    };
+    assert!(maker_to(&[], by_queue).unwrap_err().what.starts_with("queues.default.reuse: there is no store"));
+    assert!(maker_to(&["--reuse", "off"], by_queue).is_ok());
+    assert_eq!(
+        maker_to(&["--reuse", "8d"], |_| {}).unwrap_err().what,
+        "--reuse: an answer 8d old is gone: they are kept for 7d"
+    );
+    let line = |change: fn(&mut Destination)| {
+        let row = Row::Json(r#"{"prompt":"x","promptq":{"reuse":"8d"}}"#.into());
+        maker_to(&[], change).unwrap().make(1, row).map(|_| ()).unwrap_err().what
+    };
+    assert_eq!(line(|_| {}), "an answer 8d old is gone: they are kept for 7d");
+    assert_eq!(line(no_store), "there is no store that answers could be kept in");
 }
 
 #[test]

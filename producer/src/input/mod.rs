@@ -12,6 +12,8 @@ use std::sync::Arc;
 
 use promptq_common::codec::{self, MAX_BYTES};
 use promptq_common::job::{BatchName, Job, Queue};
+use promptq_common::price::Prices;
+use promptq_worker::money;
 use promptq_worker::runner::Runners;
 use sha2::{Digest, Sha256};
 
@@ -31,6 +33,7 @@ pub struct Input {
     maker: Maker,
     limit: u64,
     runners: Option<Arc<Runners>>,
+    prices: Prices,
 }
 
 impl Input {
@@ -45,12 +48,13 @@ impl Input {
     /// The jobs of these sources.
     pub fn new(args: &InputArgs, sources: Vec<Source>, to: Destination) -> Result<Self> {
         let maker = Maker::new(args, to)?;
-        Ok(Self { sources, maker, limit: args.limit.unwrap_or(u64::MAX), runners: None })
+        Ok(Self { sources, maker, limit: args.limit.unwrap_or(u64::MAX), runners: None, prices: Prices::default() })
     }
 
-    /// The same, where rows that none of these runners can run are faults.
-    pub fn run_by(mut self, runners: Option<Arc<Runners>>) -> Self {
-        self.runners = runners;
+    /// The same, where rows that none of these runners can run are faults, and under a cap on what they may cost those of
+    /// which nobody knows that.
+    pub fn run_by(mut self, runners: Option<Arc<Runners>>, prices: Prices) -> Self {
+        (self.runners, self.prices) = (runners, prices);
         self
     }
 
@@ -149,6 +153,13 @@ impl Reading {
             can_run(runners, &made.job)?;
             self.known.clone_from(model);
         }
+        let is_capped = made.job.extras.as_ref().is_some_and(|of| of.max_cost.is_some() || of.batch_max_cost.is_some());
+        if is_capped
+            && let Ok(runner) = runners.pick(&made.job)
+            && let Some(missing) = money::missing(&made.job, &*runner, &self.input.prices)
+        {
+            return Err(fault(missing));
+        }
         Ok(made)
     }
 
@@ -162,10 +173,14 @@ impl Reading {
 /// Whether one of these runners can run the job, by the model it names.
 pub(crate) fn can_run(runners: &Runners, job: &Job) -> Result<(), Fault> {
     let Err(failure) = runners.pick(job) else { return Ok(()) };
-    Err(match failure.detail.split_once("; hint: ") {
+    Err(fault(&failure.detail))
+}
+
+fn fault(detail: &str) -> Fault {
+    match detail.split_once("; hint: ") {
         Some((what, hint)) => Fault::new(what).hint(hint),
-        None => Fault::new(failure.detail),
-    })
+        None => Fault::new(detail),
+    }
 }
 
 fn small_enough(made: Made) -> Result<Made, Fault> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use promptq_common::broker::{Broker, WorkerId};
-use promptq_common::error::{Error, Kind};
+use promptq_common::error::Kind;
 use promptq_common::job::{BatchName, Queue};
 use promptq_common::ledger::BatchView;
 use promptq_common::outcome::FailureClass;
@@ -14,14 +14,17 @@ use promptq_common::time::Timestamp;
 use promptq_worker::rollup;
 use promptq_worker::status::{Blocked, BlockedBy, Board, Status};
 use promptq_worker::stop::{Phase, Stop};
-use promptq_worker::{Drained, Parts, StopReason};
+use promptq_worker::{Drained, Parts};
 use tokio::task::JoinSet;
 
+use super::ends::{broke_off, left};
 use super::follow::{Copied, Follower};
 use super::summary::{causes, summary};
+use crate::budget;
 use crate::command::run::RunArgs;
 use crate::context::Context;
 use crate::input::Input;
+use crate::limits::follow::{Waits, reason};
 use crate::problem::{Exit, Problem, Result};
 use crate::progress::Progress;
 use crate::submit::{self, Checked, Tally, Terms};
@@ -30,6 +33,8 @@ use crate::submit::{self, Checked, Tally, Terms};
 const LOOK: Duration = Duration::from_millis(200);
 /// How long nothing may move for a reason only a person can change (protocol of `run`).
 const STUCK: Duration = Duration::from_secs(60);
+/// How long it may not have moved for want of money: that does not come by itself.
+const BROKE: Duration = Duration::from_secs(2);
 /// How long the ledger may be out of reach before the run gives up.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -57,6 +62,7 @@ pub(super) struct Drive<'a> {
     failing: Option<Instant>,
     /// Limit keys whose account does not work, and was told of.
     refused: BTreeSet<String>,
+    waits: Waits,
 }
 
 /// Why a run leaves.
@@ -66,6 +72,8 @@ enum Leave {
     Interrupted,
     TooManyDead,
     Stuck(Blocked),
+    /// For want of money; what a worker of this process says of it.
+    Broke(Option<Blocked>),
     WorkersLeft(Problem),
     Failed(Problem),
 }
@@ -93,6 +101,7 @@ impl<'a> Drive<'a> {
             looked_with: None,
             failing: None,
             refused: BTreeSet::new(),
+            waits: Waits::default(),
         }
     }
 
@@ -215,11 +224,18 @@ impl<'a> Drive<'a> {
         let status = self.board.as_ref().map(Board::now).unwrap_or_default();
         self.tell_refusals(&status);
         let Some(view) = &self.view else { return Ok(None) };
-        let blocked = status.blocked.first().map(reason);
+        let own = self.board.is_some().then_some(&status);
+        let blocked = self.waits.line(broker.ledger(), view, own).await;
         self.progress.show(view, self.total, blocked.as_deref());
         let dead = view.counts.dead.saturating_sub(self.dead_before.unwrap_or_default());
         if self.args.max_errors.is_some_and(|most| most.reached(dead, self.total.max(view.counts.total))) {
             return Ok(Some(Leave::TooManyDead));
+        }
+        if let Some(blocked) = status.broke(BROKE, Timestamp::now()) {
+            return Ok(Some(Leave::Broke(Some(blocked.clone()))));
+        }
+        if !self.is_own && self.tally.is_some() && budget::spent(broker, view).await?.is_some() {
+            return Ok(Some(Leave::Broke(None)));
         }
         Ok(status.stuck(STUCK, Timestamp::now()).cloned().map(Leave::Stuck))
     }
@@ -311,7 +327,7 @@ impl<'a> Drive<'a> {
         }
         let how = if finished { "done" } else { "stopped" };
         let say = |line: &str| self.cx.printer.say(line);
-        say(&summary(how, &view, self.progress.elapsed(), &self.args.output));
+        say(&summary(how, &view, self.follower.reused(), self.progress.elapsed(), &self.args.output));
         let lines = self.follower.position().lines;
         if finished && lines < view.counts.ended() {
             let gone = submit::grouped(view.counts.ended() - lines);
@@ -337,6 +353,7 @@ impl<'a> Drive<'a> {
                 let what = format!("--max-errors stopped the run at {} dead", submit::grouped(view.counts.dead));
                 Err(Problem::new(Exit::Stopped, "max-errors", what).hint(go_on))
             }
+            Leave::Broke(blocked) => Err(budget::stopped(broker, &view, blocked.as_ref()).await?),
             Leave::Stuck(blocked) => Err(stuck(&blocked).hint(go_on)),
             Leave::WorkersLeft(problem) | Leave::Failed(problem) => Err(problem.hint(go_on)),
         }
@@ -351,13 +368,6 @@ async fn reader_gone(cx: &Context, broker: &Broker, batch: &BatchName) -> Result
     Ok(Exit::ReaderGone)
 }
 
-fn reason(blocked: &Blocked) -> String {
-    match &blocked.by {
-        BlockedBy::Limit { key, class } => format!("{key} ({class}): {}", blocked.detail),
-        BlockedBy::Memory | BlockedBy::Disk | BlockedBy::Settling | BlockedBy::Broker => blocked.detail.clone(),
-    }
-}
-
 fn stuck(blocked: &Blocked) -> Problem {
     let (exit, slug) = match &blocked.by {
         BlockedBy::Limit { class: FailureClass::Account, .. } => (Exit::NotAllowed, "account"),
@@ -366,31 +376,4 @@ fn stuck(blocked: &Blocked) -> Problem {
         BlockedBy::Memory | BlockedBy::Disk => (Exit::Failed, "no-room"),
     };
     Problem::new(exit, slug, format!("nothing has moved for {} s: {}", STUCK.as_secs(), reason(blocked)))
-}
-
-fn left(ended: Result<anyhow::Result<Drained>, tokio::task::JoinError>) -> Problem {
-    match ended {
-        Ok(Ok(drained)) if drained.reason == StopReason::BackendLost => {
-            Problem::new(Exit::Unreachable, "unreachable", "the workers lost the broker")
-        }
-        Ok(Ok(drained)) if drained.reason == StopReason::Refused => {
-            Problem::new(Exit::NotAllowed, "not-allowed", "the workers may not take jobs; the log says why")
-        }
-        Ok(Ok(_)) => Problem::new(Exit::Failed, "failed", "the workers left before the work was done"),
-        Ok(Err(error)) => {
-            let kind = error.downcast_ref::<Error>().map(Error::kind);
-            let exit = match promptq_worker::error_code(&error) {
-                _ if kind == Some(Kind::Denied) => Exit::NotAllowed,
-                2 => Exit::Usage,
-                7 => Exit::Unreachable,
-                _ => Exit::Failed,
-            };
-            Problem::new(exit, "worker", format!("{error:#}"))
-        }
-        Err(_) => broke_off("a worker"),
-    }
-}
-
-fn broke_off(what: &str) -> Problem {
-    Problem::new(Exit::Failed, "failed", format!("{what} broke off"))
 }

@@ -79,12 +79,15 @@ pub(super) struct Follower {
     sink: Sink,
     page: usize,
     saved: bool,
+    /// Stored answers among what it has copied; `None` where an earlier run has copied some of it.
+    reused: Option<u64>,
 }
 
 impl Follower {
     /// Goes on where `sink` stands; positions are saved in the ledger under `note`.
     pub(super) fn new(broker: Broker, store: Option<Store>, batch: BatchName, note: String, sink: Sink) -> Self {
-        Self { broker, store, batch, note, sink, page: PAGE / 10, saved: false }
+        let reused = (sink.position().lines == 0).then_some(0);
+        Self { broker, store, batch, note, sink, page: PAGE / 10, saved: false, reused }
     }
 
     /// The positions saved under `note`.
@@ -99,6 +102,11 @@ impl Follower {
     /// How far the sink is.
     pub(super) fn position(&self) -> &Position {
         self.sink.position()
+    }
+
+    /// How many of the batch's results were stored answers; 0 where that is not known.
+    pub(super) fn reused(&self) -> u64 {
+        self.reused.unwrap_or_default()
     }
 
     /// Copies what comes next. Cancel-safe: what was read is appended whole or not at all, and a position that was not saved is
@@ -122,6 +130,7 @@ impl Follower {
         self.page = (self.page * pages * PAGE_BYTES / read.bytes.len().max(1)).clamp(1, PAGE);
         self.saved = false;
         tokio::task::block_in_place(|| self.sink.append(&read.bytes, read.lines, read.last))?;
+        self.reused = self.reused.map(|reused| reused + read.reused);
         self.save().await?;
         Ok(if read.more { Copied::Full } else { Copied::Some })
     }
@@ -173,6 +182,8 @@ async fn save(broker: &Broker, note: &str, positions: &[&Position]) -> Result<()
 struct Read {
     bytes: Vec<u8>,
     lines: u64,
+    /// Stored answers among them.
+    reused: u64,
     last: Cursor,
     /// Whether there was more.
     more: bool,
@@ -181,7 +192,7 @@ struct Read {
 impl Read {
     fn append(&mut self, next: &Self) {
         self.bytes.extend_from_slice(&next.bytes);
-        self.lines += next.lines;
+        (self.lines, self.reused) = (self.lines + next.lines, self.reused + next.reused);
         (self.last, self.more) = (next.last, next.more);
     }
 }
@@ -199,7 +210,7 @@ async fn page(
         return Ok(None);
     }
     let current = if newest { replaced(broker, &records).await? } else { Vec::new() };
-    let (mut bytes, mut lines) = (Vec::new(), 0);
+    let (mut bytes, mut lines, mut reused) = (Vec::new(), 0, 0);
     for (n, (_, record)) in records.iter().enumerate() {
         if current.get(n) == Some(&true) {
             continue;
@@ -208,8 +219,10 @@ async fn page(
         bytes.extend_from_slice(result_line(record, body.as_ref()).as_bytes());
         bytes.push(b'\n');
         lines += 1;
+        let origin = record.answer.as_ref().and_then(|answer| answer.origin.as_ref());
+        reused += u64::from(origin.is_some_and(|origin| origin.reused_from.is_some()));
     }
-    Ok(Some(Read { bytes, lines, last, more }))
+    Ok(Some(Read { bytes, lines, reused, last, more }))
 }
 
 /// For each record, whether the job's account is another one by now.
@@ -309,6 +322,7 @@ mod tests {
             finish_reason: None,
             output: Output::Stored(place),
             detail: None,
+            origin: None,
         };
         ended(&broker, &batch, Some(answer)).await;
         let home = tempfile::tempdir().unwrap();

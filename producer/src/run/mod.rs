@@ -2,6 +2,7 @@
 //! Enqueueing is `submit.rs`, working is promptq-worker's, the output `follow.rs` and `output.rs`.
 
 mod drive;
+mod ends;
 mod follow;
 mod lock;
 mod output;
@@ -25,6 +26,7 @@ use promptq_worker::{Parts, configured};
 use crate::command::run::RunArgs;
 use crate::command::submit::{dry_run, sources};
 use crate::context::Context;
+use crate::forecast::Forecaster;
 use crate::input::{Destination, Input, can_run};
 use crate::problem::{Exit, Problem, Result};
 use crate::sink;
@@ -51,18 +53,22 @@ pub(crate) async fn run(cx: &Context, args: &RunArgs) -> Result<Exit> {
 
     let to = destination(cx, args, &name)?;
     let (queue, batch) = (to.queue.clone(), to.batch.clone());
-    let input = Arc::new(Input::new(&args.input, sources, to)?.run_by(runners.clone()));
+    let input = Arc::new(Input::new(&args.input, sources, to)?.run_by(runners.clone(), cx.config.prices.clone()));
     let broker = cx.broker().await?;
-    if let Some(predecessor) = lock.predecessor.as_ref().filter(|_| !fleet) {
+    if let Some(predecessor) = lock.predecessor.as_ref().filter(|_| !fleet && !args.input.dry_run) {
         broker.recover(predecessor).await?;
     }
     let terms = Terms { skip_invalid: args.input.skip_invalid, on_conflict: job.on_conflict, ..Terms::default() };
-    let checked = if args.input.stream { None } else { Some(submit::check(&input, broker, terms).await?) };
+    let forecaster = if args.input.dry_run { Some(Forecaster::new(&cx.config)?) } else { None };
+    let checked = if args.input.stream { None } else { Some(submit::check(&input, broker, terms, forecaster).await?) };
     if args.input.dry_run {
         let Some(checked) = checked else {
             return Err(Problem::usage("--dry-run reads the whole input first; leave out --stream"));
         };
         return dry_run(cx, &input, &checked);
+    }
+    if let Some(most) = job.max_cost {
+        crate::budget::cap(broker, &batch, most).await?;
     }
     let store = if cx.config.store.url.is_some() { Some(cx.store().await?.clone()) } else { None };
     let follower = follower(cx, args, output, &name, (broker, store.clone(), &batch)).await?;
@@ -87,7 +93,7 @@ fn destination(cx: &Context, args: &RunArgs, name: &str) -> Result<Destination> 
     let batch = job.batch.clone().map_or_else(|| BatchName::new(name), Ok).map_err(failed)?;
     let queue = job.queue.clone().map_or_else(|| Queue::new(name), Ok).map_err(failed)?;
     let policy = cx.config.queues.get(&queue).cloned();
-    Ok(Destination { queue, policy, batch, named: true })
+    Ok(Destination { queue, policy, batch, named: true, reusable_for: cx.config.reusable_for() })
 }
 
 async fn follower(

@@ -12,10 +12,11 @@ use promptq_common::record::State;
 use crate::problem::Result;
 use crate::submit::{grouped, jobs};
 
-/// `done: 4,992 succeeded, 8 dead, $0.24, 10:04 → out.jsonl`; a cost that nobody knows is called so.
-pub(super) fn summary(how: &str, view: &BatchView, elapsed: Duration, output: &Path) -> String {
+/// `done: 4,992 succeeded (3,000 reused), 8 dead, $0.24, 10:04 → out.jsonl`; a cost that nobody knows is called so.
+pub(super) fn summary(how: &str, view: &BatchView, reused: u64, elapsed: Duration, output: &Path) -> String {
     let counts = &view.counts;
-    let mut parts = vec![format!("{} succeeded", grouped(counts.succeeded))];
+    let reused = if reused == 0 { String::new() } else { format!(" ({} reused)", grouped(reused)) };
+    let mut parts = vec![format!("{} succeeded{reused}", grouped(counts.succeeded))];
     for (count, what) in [(counts.dead, "dead"), (counts.cancelled, "cancelled"), (counts.expired, "expired")] {
         if count > 0 {
             parts.push(format!("{} {what}", grouped(count)));
@@ -101,7 +102,9 @@ mod tests {
             cost_unknown: 0,
             last: Cursor(0),
         };
-        let line = |view: &BatchView| summary("done", view, Duration::from_secs(604), Path::new("out.jsonl"));
+        let line = |view: &BatchView| summary("done", view, 0, Duration::from_secs(604), Path::new("out.jsonl"));
+        let reused = summary("done", &view, 3_000, Duration::ZERO, Path::new("-"));
+        assert_eq!(reused, "done: 4,992 succeeded (3,000 reused), 8 dead, $0.24, 0:00");
         assert_eq!(line(&view), "done: 4,992 succeeded, 8 dead, $0.24, 10:04 → out.jsonl");
         view.cost = None;
         assert_eq!(line(&view), "done: 4,992 succeeded, 8 dead, cost unknown, 10:04 → out.jsonl");

@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::{Faults, OnConflict, Terms, conflict, grouped};
+use crate::forecast::{Forecast, Forecaster, Share};
 use crate::input::{Distinct, Input, Item, Made, Print, Reading};
 use crate::problem::{Exit, Problem, Result};
 
@@ -28,6 +29,8 @@ pub struct Checked {
     pub conflicts: u64,
     /// The first job.
     pub first: Option<Sample>,
+    /// What the jobs that are not there yet will probably take, where that was asked for.
+    pub forecast: Option<Forecast>,
     /// What the files were.
     pub(super) prints: Vec<Print>,
 }
@@ -46,33 +49,23 @@ const SHOWN: usize = 20;
 /// Rows asked about at once, and such windows read ahead.
 const AHEAD: usize = 4;
 
-/// Reads the whole input in flat memory. Safe to drop at any point.
+/// Reads the whole input in flat memory, and guesses at its jobs with a `forecaster`. Safe to drop at any point.
 ///
 /// # Errors
 /// Rows that are wrong or repeat an id, unless skipped (exit 2); ids that stand for other content already, unless
 /// skipped (exit 6); an input without rows (exit 2).
-pub async fn check(input: &Arc<Input>, broker: &Broker, terms: Terms) -> Result<Checked> {
+pub async fn check(
+    input: &Arc<Input>,
+    broker: &Broker,
+    terms: Terms,
+    forecaster: Option<Forecaster>,
+) -> Result<Checked> {
     let ask_all = input.named() && broker.ledger().batch(input.batch()).await?.is_some();
-    let (sender, mut asked) = mpsc::channel(AHEAD);
-    let reading = input.read();
+    let (sender, rows) = mpsc::channel(AHEAD);
+    let (reading, forecast) = (input.read(), forecaster.as_ref().map(Forecaster::forecast));
     let mut reader = JoinSet::new();
-    reader.spawn_blocking(move || read_all(reading, ask_all, &sender));
-    let (mut known, mut conflicts, mut conflict_rows, mut counted) = (0, 0, Vec::new(), false);
-    while let Some(window) = asked.recv().await {
-        let keys: Vec<_> = window.iter().map(|(id, fingerprint, ..): &Ask| (*id, *fingerprint)).collect();
-        let answers = broker.ledger().known(&keys).await?;
-        for ((.., row, by_row), answer) in window.iter().zip(answers) {
-            match answer {
-                Known::New => {}
-                Known::Same(_) => known += 1,
-                Known::Conflict(_) => {
-                    conflicts += 1;
-                    counted |= by_row;
-                    conflict_rows.extend((conflict_rows.len() < SHOWN).then_some(*row));
-                }
-            }
-        }
-    }
+    reader.spawn_blocking(move || read_all(reading, ask_all, forecaster.as_ref(), &sender));
+    let met = meet(broker, rows, forecast).await?;
     let seen = match reader.join_next().await {
         Some(Ok(seen)) => seen?,
         Some(Err(_)) | None => return Err(Problem::new(Exit::Failed, "failed", "reading the input broke off")),
@@ -95,18 +88,63 @@ pub async fn check(input: &Arc<Input>, broker: &Broker, terms: Terms) -> Result<
     if repeated > 0 && !terms.skip_invalid {
         return Err(repeats(input, repeated, &pairs)?.detail(nothing));
     }
-    if conflicts > 0 && terms.on_conflict == OnConflict::Fail && !terms.skip_invalid {
-        return Err(conflict(conflicts, &conflict_rows, counted).detail(nothing));
+    if met.conflicts > 0 && terms.on_conflict == OnConflict::Fail && !terms.skip_invalid {
+        return Err(conflict(met.conflicts, &met.conflict_rows, met.counted).detail(nothing));
     }
     if seen.rows == 0 {
         return Err(Problem::new(Exit::Usage, "no-rows", "there are no rows to submit"));
     }
     let (prints, first, invalid) = (seen.prints, seen.first, seen.faults.count());
-    Ok(Checked { rows: seen.rows, invalid, repeated, known, conflicts, first, prints })
+    let Met { known, conflicts, forecast, .. } = met;
+    Ok(Checked { rows: seen.rows, invalid, repeated, known, conflicts, first, forecast, prints })
 }
 
-/// A job, its row, and whether only that number names it.
-type Ask = (JobId, Fingerprint, u64, bool);
+/// A job on its way to be asked about.
+#[derive(Debug)]
+struct Ask {
+    /// What the ledger may know it by.
+    key: Option<(JobId, Fingerprint)>,
+    row: u64,
+    /// Whether only that number names it.
+    by_row: bool,
+    share: Option<Share>,
+}
+
+/// What the ledger knows of the jobs, and what the others will take.
+#[derive(Debug, Default)]
+struct Met {
+    known: u64,
+    conflicts: u64,
+    conflict_rows: Vec<u64>,
+    /// Whether one of those has nothing but its row to name it.
+    counted: bool,
+    forecast: Option<Forecast>,
+}
+
+async fn meet(broker: &Broker, mut rows: mpsc::Receiver<Vec<Ask>>, forecast: Option<Forecast>) -> Result<Met> {
+    let mut met = Met { forecast, ..Met::default() };
+    while let Some(window) = rows.recv().await {
+        let keys: Vec<_> = window.iter().filter_map(|ask| ask.key).collect();
+        let answers = if keys.is_empty() { Vec::new() } else { broker.ledger().known(&keys).await? };
+        let mut answers = answers.into_iter();
+        for ask in window {
+            match ask.key.and_then(|_| answers.next()) {
+                None | Some(Known::New) => {
+                    if let (Some(forecast), Some(share)) = (&mut met.forecast, ask.share) {
+                        forecast.add(share);
+                    }
+                }
+                Some(Known::Same(_)) => met.known += 1,
+                Some(Known::Conflict(_)) => {
+                    met.conflicts += 1;
+                    met.counted |= ask.by_row;
+                    met.conflict_rows.extend((met.conflict_rows.len() < SHOWN).then_some(ask.row));
+                }
+            }
+        }
+    }
+    Ok(met)
+}
 
 /// What one reading saw.
 #[derive(Debug)]
@@ -118,7 +156,12 @@ struct Seen {
     prints: Vec<Print>,
 }
 
-fn read_all(mut reading: Reading, ask_all: bool, sender: &mpsc::Sender<Vec<Ask>>) -> Result<Seen> {
+fn read_all(
+    mut reading: Reading,
+    ask_all: bool,
+    forecaster: Option<&Forecaster>,
+    sender: &mpsc::Sender<Vec<Ask>>,
+) -> Result<Seen> {
     let spill = |error: std::io::Error| {
         Problem::new(Exit::Failed, "spool", format!("cannot keep the ids in a temporary file: {error}"))
             .hint("set TMPDIR to a folder with room")
@@ -138,8 +181,12 @@ fn read_all(mut reading: Reading, ask_all: bool, sender: &mpsc::Sender<Vec<Ask>>
         if let Some(id) = made.unique {
             distinct.add(id, row).map_err(spill)?;
         }
-        if made.job.keyed && (ask_all || made.own_key) {
-            window.push((made.job.id, made.job.fingerprint(), row, made.job.custom_id.is_none() && !made.own_key));
+        let is_asked = made.job.keyed && (ask_all || made.own_key);
+        if is_asked || forecaster.is_some() {
+            let key = is_asked.then(|| (made.job.id, made.job.fingerprint()));
+            let by_row = made.job.custom_id.is_none() && !made.own_key;
+            let share = forecaster.map(|forecaster| forecaster.share(&made.job));
+            window.push(Ask { key, row, by_row, share });
         }
         if window.len() >= MAX_BATCH && sender.blocking_send(std::mem::take(&mut window)).is_err() {
             break;

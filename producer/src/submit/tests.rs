@@ -1,9 +1,11 @@
 //! Submissions against the broker in memory.
 
 use clap::Parser;
+use promptq_common::config::{Sources, resolve};
 use promptq_common::job::{BatchName, Queue};
 
 use super::*;
+use crate::forecast::Forecaster;
 use crate::input::{Destination, InputArgs};
 
 #[derive(Parser)]
@@ -28,15 +30,13 @@ impl Fixture {
         let cli = Cli::parse_from(["test", path.to_str().unwrap()].iter().chain(flags));
         let sources = Input::open(&cli.input).unwrap();
         let batch = BatchName::new("nov").unwrap();
-        Arc::new(
-            Input::new(&cli.input, sources, Destination { queue: Queue::standard(), policy: None, batch, named: true })
-                .unwrap(),
-        )
+        let to = Destination { queue: Queue::standard(), policy: None, batch, named: true, reusable_for: None };
+        Arc::new(Input::new(&cli.input, sources, to).unwrap())
     }
 
     async fn submit(&self, content: &str, terms: Terms) -> Result<Tally> {
         let input = self.input(content, &[]);
-        let checked = check(&input, &self.broker, terms).await?;
+        let checked = check(&input, &self.broker, terms, None).await?;
         enqueue(&input, &self.broker, terms, Some(&checked), |_| {}).await
     }
 }
@@ -120,7 +120,7 @@ async fn windows_go_together_only_where_no_id_comes_twice() {
     let skip = Terms { skip_invalid: true, ..Terms::default() };
     assert_eq!(at_once(None), 1);
     for (content, windows) in [(rows(1..=3), AT_ONCE), (rows(1..=3) + &rows(2..=2), 1)] {
-        let checked = check(&fixture.input(&content, &[]), &fixture.broker, skip).await.unwrap();
+        let checked = check(&fixture.input(&content, &[]), &fixture.broker, skip, None).await.unwrap();
         assert_eq!(at_once(Some(&checked)), windows, "{} repeated", checked.repeated);
     }
 }
@@ -135,7 +135,7 @@ async fn nothing_offers_to_skip_every_row() {
 async fn a_file_that_changes_after_the_check_is_noticed() {
     let fixture = Fixture::new();
     let input = fixture.input(&rows(1..=3), &[]);
-    let checked = check(&input, &fixture.broker, Terms::default()).await.unwrap();
+    let checked = check(&input, &fixture.broker, Terms::default(), None).await.unwrap();
     let input = fixture.input(&rows(5..=7), &[]);
     let problem = enqueue(&input, &fixture.broker, Terms::default(), Some(&checked), |_| {}).await.unwrap_err();
     assert_eq!((problem.exit, problem.slug), (Exit::Conflict, "changed"));
@@ -155,4 +155,21 @@ async fn nothing_to_submit_is_an_error() {
 fn numbers_are_grouped() {
     assert_eq!([grouped(0), grouped(999), grouped(1_000), grouped(1_234_567)], ["0", "999", "1,000", "1,234,567"]);
     assert_eq!([jobs(1), jobs(2)], ["1 job", "2 jobs"]);
+}
+
+#[tokio::test]
+async fn a_forecast_is_of_the_jobs_that_are_not_there_yet() {
+    let fixture = Fixture::new();
+    fixture.submit(&rows(1..=1_500), Terms::default()).await.unwrap();
+    let read = |_: &std::path::Path| Err(std::io::ErrorKind::NotFound.into());
+    let environment = [("HOME".to_owned(), "/home/me".to_owned())].into();
+    let (files, flags, folder) = (Vec::new(), Vec::new(), "/run".into());
+    let config = resolve(&Sources { files, environment, flags, folder, read: &read }).unwrap();
+    let forecaster = Some(Forecaster::new(&config).unwrap());
+    let input = fixture.input(&rows(1_000..=2_700), &[]);
+    let checked = check(&input, &fixture.broker, Terms::default(), forecaster).await.unwrap();
+    assert_eq!((checked.rows, checked.known), (1_701, 501));
+    assert_eq!(checked.forecast.unwrap().json()["jobs"], 1_200);
+    let batch = fixture.broker.ledger().batch(&BatchName::new("nov").unwrap()).await.unwrap().unwrap();
+    assert_eq!(batch.counts.total, 1_500, "nothing was enqueued");
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 use promptq_common::broker::{Verdict, WorkerId};
 use promptq_common::error::Kind;
 use promptq_common::job::{Job, Queue};
-use promptq_common::ledger::{Cursor, JobFilter, RESULT_BYTES, Scope, WorkerReport};
+use promptq_common::ledger::{Cursor, HeldKey, JobFilter, LIMIT_BYTES, RESULT_BYTES, Scope, WorkerReport};
+use promptq_common::outcome::FailureClass;
 use promptq_common::record::{End, State};
 use promptq_common::time::Timestamp;
 use promptq_tests::backends::{Fixture, SHORT};
@@ -55,6 +56,29 @@ pub(crate) async fn a_list_names_each_job_once_while_jobs_are_added(f: Fixture) 
     }
     let newest_first: Vec<_> = old.iter().rev().map(|job| job.id).collect();
     assert_eq!(seen, newest_first);
+}
+
+pub(crate) async fn a_limit_is_replaced_by_who_has_seen_the_last_one_alone(f: Fixture) {
+    let second = f.second().await;
+    let (ours, theirs) = (f.ledger(), second.ledger());
+    assert_eq!(ours.limit("acme/fast").await.unwrap().bytes, b"");
+    assert!(ours.swap_limit("acme/fast", b"", b"one\0\xff").await.unwrap());
+    assert!(!theirs.swap_limit("acme/fast", b"", b"two").await.unwrap());
+    assert!(!theirs.swap_limit("acme/fast", b"one", b"two").await.unwrap());
+    let kept = theirs.limit("acme/fast").await.unwrap();
+    assert_eq!(kept.bytes, b"one\0\xff");
+    assert!(theirs.swap_limit("acme/fast", &kept.bytes, b"two").await.unwrap());
+    assert!(ours.swap_limit("acme", b"", b"x").await.unwrap());
+    assert_eq!(ours.limit("acme/fast").await.unwrap().bytes, b"two");
+    assert_eq!(theirs.limits().await.unwrap(), ["acme", "acme/fast"]);
+    assert_eq!(ours.limit("other").await.unwrap().bytes, b"");
+    assert!(!theirs.swap_limit("acme/fast", b"one", b"").await.unwrap());
+    assert!(theirs.swap_limit("acme/fast", b"two", b"").await.unwrap());
+    assert_eq!(ours.limit("acme/fast").await.unwrap().bytes, b"");
+    assert_eq!(ours.limits().await.unwrap(), ["acme"]);
+    let large = vec![7; LIMIT_BYTES + 1];
+    assert_eq!(ours.swap_limit("acme", b"x", &large).await.unwrap_err().kind(), Kind::TooLarge);
+    assert!(kept.now.since(Timestamp::now()) < Duration::from_secs(60), "{}", kept.now);
 }
 
 pub(crate) async fn results_come_in_order_without_a_gap_from_any_cursor(f: Fixture) {
@@ -215,7 +239,17 @@ pub(crate) async fn workers_that_report_are_known(f: Fixture) {
     f.ledger().report(&report).await.unwrap();
     report.running = 5;
     f.ledger().report(&report).await.unwrap();
-    let second = WorkerReport { id: WorkerId::random("v"), blocked: Some("disk".into()), ..report.clone() };
+    let held = HeldKey {
+        key: "acme/m".into(),
+        class: FailureClass::Account,
+        detail: "no credit".into(),
+        since: report.seen_at,
+        until: report.seen_at + Duration::from_secs(600),
+        probing: true,
+        lanes: vec![(queue("default"), Some("m".into())), (queue("default"), None)],
+    };
+    let blocked = Some("disk".into());
+    let second = WorkerReport { id: WorkerId::random("v"), blocked, held: vec![held], ..report.clone() };
     f.ledger().report(&second).await.unwrap();
     let known = f.second().await.ledger().workers().await.unwrap();
     assert_eq!(known.len(), 2);
@@ -248,5 +282,6 @@ fn report(name: &str) -> WorkerReport {
         queues: vec!["default:1".into()],
         draining: false,
         blocked: None,
+        held: Vec::new(),
     }
 }

@@ -290,6 +290,7 @@ cases! {
     ledger {
         a_list_is_narrowed_by_every_filter
         a_list_names_each_job_once_while_jobs_are_added
+        a_limit_is_replaced_by_who_has_seen_the_last_one_alone
         results_come_in_order_without_a_gap_from_any_cursor
         a_page_of_results_that_ends_with_the_last_record_says_so
         a_page_of_results_is_bounded_in_bytes

@@ -43,7 +43,7 @@ impl Clients {
     async fn call_within(&self, streamed: bool, work: Work, timeout: Duration) -> Result<Reply, Failure> {
         let mut job = Job::new(Queue::standard(), work);
         job.policy.timeout = timeout;
-        let cx = RunContext { attempt: 1, lease: LeaseId::random(), worker: WorkerId::random("fake") };
+        let cx = RunContext { attempt: 1, lease: LeaseId::random(), worker: WorkerId::random("fake"), ear: None };
         match self.0[usize::from(streamed)].pick(&job)?.run(&job, &cx).await {
             Outcome::Success(reply) => Ok(reply),
             Outcome::Failure(failure) => Err(failure),
@@ -134,13 +134,14 @@ async fn embeddings_and_ids_are_read() {
 
 /// What each kind of fault is to `OpenAI`'s client, Anthropic's and Gemini's. An API without such a fault answers with what
 /// comes nearest, and that is classed.
-const CLASSES: [(Kind, [FailureClass; 3]); 34] = [
+const CLASSES: [(Kind, [FailureClass; 3]); 35] = [
     (Kind::RateLimited, [Throttled; 3]),
     (Kind::SlowDown, [Throttled, Capacity, Capacity]),
     (Kind::DailyLimit, [Throttled, Throttled, Account]),
     (Kind::RequestTooLarge, [Fatal, Throttled, Throttled]),
     (Kind::NoSuchTier, [Fatal; 3]),
     (Kind::Overloaded, [Capacity; 3]),
+    (Kind::Unavailable, [Capacity; 3]),
     (Kind::FlexUnavailable, [Capacity; 3]),
     (Kind::CapacityExceeded, [Capacity; 3]),
     (Kind::InsufficientQuota, [Account; 3]),

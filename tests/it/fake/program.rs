@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use promptq_tests::binary::binary;
 use promptq_tests::fake::config::Config;
+use promptq_tests::site::until;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
@@ -28,8 +29,8 @@ fn blocks(language: &str) -> Vec<&'static str> {
     PAGE.split(&format!("```{language}\n")).skip(1).map(|rest| rest.split("```").next().unwrap()).collect()
 }
 
-#[test]
-fn it_says_where_it_is_and_writes_its_ledger() {
+#[tokio::test]
+async fn it_says_where_it_is_and_writes_its_ledger() {
     let folder = TempDir::new().unwrap();
     let ledger = folder.path().join("calls.jsonl");
     let child = Command::new(binary("fake-provider")).arg("--ledger").arg(&ledger).stdout(Stdio::piped()).spawn();
@@ -40,7 +41,9 @@ fn it_says_where_it_is_and_writes_its_ledger() {
     let url = format!("{}/v1/responses", line.trim());
     let said = Command::new("curl").args(["-sS", "-d", body, &url]).output().unwrap();
     assert!(String::from_utf8_lossy(&said.stdout).contains("\"object\":\"response\""), "{line} {said:?}");
-    assert_eq!(std::fs::read_to_string(&ledger).unwrap().lines().count(), 1);
+    // A call is written down once its answer has been sent.
+    let calls = || std::fs::read_to_string(&ledger).unwrap().lines().count();
+    until("the call is in the ledger", async || (calls() == 1).then_some(())).await;
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod ends;
 mod mistakes;
+mod reuse;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, Write as _};

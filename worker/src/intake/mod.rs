@@ -1,9 +1,10 @@
 //! THE loop: takes jobs as there is room, and leaves when told to. It owns all that changes in a worker.
 //! What one job goes through is `execute.rs`; leaving is `drain.rs`; when nothing is left to wait for, `idle.rs`; what is shown
-//! meanwhile, `show.rs`.
+//! meanwhile, `show.rs`; how much there is room for, `want.rs`.
 
 mod idle;
 mod show;
+mod want;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -20,13 +21,12 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 
 use crate::admission::Shortage;
 use crate::execute::{Desk, Did, execute};
+use crate::reuse::Shelf;
 use crate::status::{Board, Finished};
 use crate::stop::{Phase, Stop};
 use crate::upkeep::{self, sample};
 use crate::{Parts, StopReason};
 
-/// Settling that has failed for longer than this stops the taking: what is done must be stored first.
-const TROUBLE: Duration = Duration::from_secs(5);
 /// The waits between tries to reach the broker.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 /// The status is shown at most this often.
@@ -99,13 +99,17 @@ impl Intake {
         let (readings, shortage) = watch::channel(None);
         let mut chores = JoinSet::new();
         chores.spawn(sample(settings.disks.clone(), readings));
-        chores.spawn(upkeep::reports(broker.clone(), settings.clone(), board.clone()));
+        let limits = Limits::ruled(settings.limits.clone());
+        chores.spawn(upkeep::reports(broker.clone(), limits.clone(), settings.clone(), board.clone()));
         chores.spawn(upkeep::sweeps(broker.clone(), store.clone(), settings.clone()));
         if let Some(store) = store.clone() {
             chores.spawn(upkeep::orphans(broker.clone(), store, settings.clone()));
         }
         chores.spawn(upkeep::wake_held(broker.clone(), settings.clone()));
-        let desk = Arc::new(Desk { settings, runners, store, limits: Limits::new(), cut });
+        chores.spawn(upkeep::caps(broker.clone(), settings.clone()));
+        chores.spawn(upkeep::limits(broker.clone(), limits.clone(), settings.limit_share));
+        let shelf = Shelf::new(store.clone());
+        let desk = Arc::new(Desk { settings, runners, store, limits, shelf, cut });
         let mut tick = interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
@@ -254,12 +258,14 @@ impl Intake {
     fn start(&mut self, answer: Deliveries) -> Next {
         self.failing = None;
         let Deliveries { deliveries, lanes_seen } = answer;
+        self.note_lanes(&lanes_seen, &deliveries);
         if !deliveries.is_empty() {
             self.idle_since = None;
             self.dirty = true;
             (self.has_taken, self.said_at) = (true, None);
             for delivery in deliveries {
-                self.running.spawn(execute(delivery, Arc::clone(&self.desk)));
+                let expected = self.desk.limits.expect(&delivery.head.lane);
+                self.running.spawn(execute(delivery, expected, Arc::clone(&self.desk)));
             }
             return Next::Ask;
         }
@@ -267,7 +273,8 @@ impl Intake {
             self.idle_since = None;
             return Next::Ask;
         }
-        if self.desk.settings.once {
+        // What is ready and closed for a moment alone is no reason to leave it.
+        if self.desk.settings.once && !self.desk.limits.opens_soon(&lanes_seen) {
             return Next::Leave(StopReason::Once);
         }
         // Jobs behind a shut limit are work to wait for.
@@ -281,37 +288,6 @@ impl Intake {
             Some(length) if idle >= length => Next::Idle(idle),
             _ => Next::Ask,
         }
-    }
-
-    /// How much there is room for now.
-    fn want(&self) -> Want {
-        let settings = &self.desk.settings;
-        let running = u32::try_from(self.running.len()).unwrap_or(u32::MAX);
-        let mut total = settings.concurrency.saturating_sub(running);
-        if let Some(most) = settings.max_jobs {
-            let left = most.saturating_sub(self.ran() + u64::from(running));
-            total = total.min(u32::try_from(left).unwrap_or(u32::MAX));
-        }
-        if self.held_back() {
-            total = 0;
-        }
-        let mut caps = self.desk.limits.caps();
-        for (_, cap) in &mut caps {
-            *cap = (*cap).min(total);
-        }
-        Want { total, caps, rest: total }
-    }
-
-    /// Whether the broker may answer an earlier question with more than there is room for now, or would not answer it
-    /// with what there is room for. More free slots alone are no reason: an answer that can come is there at once.
-    fn outgrown(&self, asked: &Want) -> bool {
-        let now = self.want();
-        let open = |want: &Want| -> Vec<_> { want.caps.iter().map(|(lane, cap)| (lane.clone(), *cap > 0)).collect() };
-        now.total < asked.total || (asked.total == 0 && now.total > 0) || open(&now) != open(asked)
-    }
-
-    fn held_back(&self) -> bool {
-        self.shortage.borrow().is_some() || self.broker.settle_trouble().is_some_and(|since| since > TROUBLE)
     }
 
     /// Jobs that were run here, as `max_jobs` counts them.
@@ -368,7 +344,7 @@ impl Intake {
         for key in self.desk.limits.take_opened() {
             let broker = self.broker.clone();
             self.chores.spawn(async move {
-                if let Err(error) = broker.wake(&HoldKey::Limit(key)).await {
+                if let Err(error) = broker.wake(&HoldKey::of_limit(&key)).await {
                     tracing::debug!(%error, "waking held jobs failed; they wake by themselves");
                 }
             });

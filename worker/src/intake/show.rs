@@ -3,7 +3,8 @@
 use promptq_common::time::Timestamp;
 use tokio::time::Instant;
 
-use super::{Intake, SHOW, TROUBLE};
+use super::want::TROUBLE;
+use super::{Intake, SHOW};
 use crate::admission::Shortage;
 use crate::status::{Blocked, BlockedBy, Status};
 
@@ -21,6 +22,7 @@ impl Intake {
         self.dirty = false;
         let held = self.desk.limits.held();
         let probing = u32::try_from(held.iter().filter(|held| held.probing).count()).unwrap_or(u32::MAX);
+        let spent = held.iter().filter(|held| held.spent).map(|held| held.key.clone()).collect();
         let mut blocked: Vec<_> = held
             .into_iter()
             .map(|held| {
@@ -37,6 +39,7 @@ impl Intake {
             blocked,
             draining: self.draining,
             progress_at: self.progress_at,
+            spent,
             retries_until: self.retries_until,
         });
     }

@@ -1,6 +1,7 @@
 //! What each provider's API looks like: how a request is written, an answer read, a stream put together and a failure
 //! classed. Nothing here touches the network; `runner/chat` does.
 
+pub(crate) mod allowance;
 mod anthropic;
 mod delay;
 mod gemini;

@@ -13,9 +13,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use promptq_common::broker::{LeaseId, WorkerId};
 use promptq_common::config::Api;
-use promptq_common::job::Job;
+use promptq_common::job::{Job, Lane, ModelName};
+use promptq_common::limits::{Counts, Ear};
 use promptq_common::outcome::{Failure, FailureClass, Outcome, Usage};
-use promptq_common::work::Input;
+use promptq_common::store::ReuseKey;
+use promptq_common::work::{Input, Work};
 
 pub use chat::Chat;
 pub use exec::Exec;
@@ -23,6 +25,7 @@ pub use mock::Mock;
 pub use settings::{ExecSettings, MockSettings, ProviderSettings, RunnerSettings};
 
 use crate::provider::Endpoint;
+use crate::reuse::plain_key;
 
 /// Runs one attempt of a job. Dropping the future stops the work and everything it started.
 #[async_trait]
@@ -48,8 +51,30 @@ pub trait Runner: fmt::Debug + Send + Sync + 'static {
         Usage::default()
     }
 
+    /// The most tokens that a call for this job may be answered with, as it is sent; `None` where nothing bounds it.
+    fn most_output(&self, _job: &Job) -> Option<u64> {
+        None
+    }
+
+    /// How calls count where they go to a provider over a network, which may have too much to do and then gets fewer of
+    /// them at once; `None` for what runs here.
+    fn endpoint(&self) -> Option<Counts> {
+        None
+    }
+
     /// What shares this job's limits and breaker: provider account and model family, or the runner's name.
     fn limit_key(&self, job: &Job) -> String;
+
+    /// The provider and its model that a call for this job is paid for at; `None` where nothing is, or nobody knows.
+    fn priced_as(&self, _job: &Job) -> Option<(String, String)> {
+        None
+    }
+
+    /// What an answer to this job is kept under: the same where the same is asked of the same. `None` where nothing can be
+    /// asked.
+    fn reuse_key(&self, job: &Job) -> Option<ReuseKey> {
+        Some(plain_key(job))
+    }
 }
 
 /// What becomes of a call in flight when its lease is lost.
@@ -70,6 +95,8 @@ pub struct RunContext {
     pub lease: LeaseId,
     /// The worker it runs in.
     pub worker: WorkerId,
+    /// Who is told what the answer's headers say of the account's limits; nobody where those are not limited.
+    pub ear: Option<Ear>,
 }
 
 /// Every runner a worker has.
@@ -169,6 +196,13 @@ impl Runners {
             self.known()
         );
         fatal("no_provider", &detail)
+    }
+
+    /// The limit key of a lane's jobs, where its model alone says so.
+    pub(crate) fn key_of(&self, lane: &Lane) -> Option<String> {
+        let model = lane.model.as_ref().map(ModelName::as_str);
+        let job = Job::new(lane.queue.clone(), Work::prompt(model, ""));
+        self.pick(&job).ok().map(|runner| runner.limit_key(&job))
     }
 
     fn inline(&self, line: &str) -> Result<Exec, Failure> {

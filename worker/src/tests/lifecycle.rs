@@ -1,6 +1,7 @@
 //! What becomes of one job: answers, failures, deaths, cancels, lost leases.
 
 use promptq_common::broker::Verdict;
+use promptq_common::price::{Price, Prices};
 use promptq_common::record::{Output, State};
 use promptq_common::time::Timestamp;
 
@@ -119,6 +120,29 @@ async fn a_cancelled_job_is_stopped_within_a_heartbeat() {
     assert_eq!(rig.ends(&ids).await, [End::Cancelled]);
     let history = rig.record(ids[0]).await.history;
     assert_eq!((history.unknown_billed, history.usage.input_tokens), (1, 7), "the cut call may have been billed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_run_cost_is_in_its_record_however_it_ended() {
+    let mut rig = Rig::new();
+    let price = Price::flat("2".parse().unwrap(), "10".parse().unwrap());
+    rig.settings.prices = Prices::new([("acme/m".to_owned(), price)], BTreeMap::new());
+    let mut refused = Failure::new(FailureClass::Content, "refused", "as scripted");
+    refused.usage = Usage { input_tokens: 30, output_tokens: 4, ..Usage::default() };
+    rig.runs("fails", Scripted::new("acme/m", move |_, _| Play::Fail(refused.clone())));
+    let cut = rig.runs("cut", Scripted::new("acme/m", |_, _| Play::Forever));
+    let ids = [rig.submit("fails", 1).await, rig.submit("cut", 1).await].concat();
+    rig.start();
+    rig.until(async || cut.running() == 1).await;
+    rig.broker.cancel(&ids[1..]).await.unwrap();
+    assert_eq!(rig.ends(&ids).await, [End::Dead, End::Cancelled]);
+    for (id, cost) in ids.iter().zip(["0.0001", "0.000014"]) {
+        assert_eq!(
+            rig.record(*id).await.history.cost,
+            Some(cost.parse().unwrap()),
+            "30 x 2 + 4 x 10, and a guess of 7 x 2"
+        );
+    }
 }
 
 #[tokio::test(start_paused = true)]

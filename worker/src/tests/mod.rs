@@ -4,6 +4,9 @@ mod faulty;
 mod leaving;
 mod lifecycle;
 mod limits;
+mod money;
+mod reports;
+mod reuse;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,7 +18,8 @@ use async_trait::async_trait;
 use promptq_common::broker::{Broker, Delivery, Terms, Want, WorkerId};
 use promptq_common::job::{Job, JobId, Queue};
 use promptq_common::ledger::JobView;
-use promptq_common::outcome::{Body, Failure, FailureClass, Outcome, Reply, Usage};
+use promptq_common::limits::Counts;
+use promptq_common::outcome::{Body, Failure, FailureClass, Outcome, Reply, Usage, Usd};
 use promptq_common::record::{End, Record};
 use promptq_common::store::Store;
 use promptq_common::work::Work;
@@ -36,6 +40,8 @@ enum Play {
     Fail(Failure),
     /// Answers after this long.
     After(Duration),
+    /// Answers after a second, and costs so much.
+    Costs(Usd),
     Panic,
     Forever,
 }
@@ -50,6 +56,8 @@ struct Scripted {
     /// How many times a job's time limit a run may take.
     times: u32,
     key: &'static str,
+    /// An endpoint that turns away what is more than so many at once.
+    takes: Option<u32>,
     started: AtomicU32,
     ended: AtomicU32,
     most: AtomicU32,
@@ -70,6 +78,7 @@ impl Scripted {
             billed: true,
             times: 1,
             key,
+            takes: None,
             started: AtomicU32::new(0),
             ended: AtomicU32::new(0),
             most: AtomicU32::new(0),
@@ -101,12 +110,20 @@ impl Runner for Scripted {
         self.most.fetch_max(self.running(), Ordering::SeqCst);
         self.jobs.lock().unwrap().push(job.id);
         let _ended = Ended(&self.ended);
+        if self.takes.is_some_and(|takes| self.running() > takes) {
+            let full = Failure::new(FailureClass::Capacity, "overloaded", "as scripted");
+            return Outcome::Failure(Failure { status_code: Some(529), ..full });
+        }
         match (self.script)(job, cx) {
             Play::Answer(text) => answer(text),
             Play::Fail(failure) => Outcome::Failure(failure),
             Play::After(wait) => {
                 sleep(wait).await;
                 answer("later".to_owned())
+            }
+            Play::Costs(cost) => {
+                sleep(Duration::from_secs(1)).await;
+                Outcome::Success(Reply { status_code: 200, cost: Some(cost), ..Reply::default() })
             }
             Play::Panic => panic!("as scripted"),
             Play::Forever => std::future::pending().await,
@@ -129,8 +146,17 @@ impl Runner for Scripted {
         Usage { input_tokens: 7, ..Usage::default() }
     }
 
+    fn endpoint(&self) -> Option<Counts> {
+        self.takes.map(|_| Counts::default())
+    }
+
     fn limit_key(&self, _job: &Job) -> String {
         self.key.to_owned()
+    }
+
+    fn priced_as(&self, _job: &Job) -> Option<(String, String)> {
+        let (provider, model) = self.key.split_once('/')?;
+        Some((provider.to_owned(), model.to_owned()))
     }
 }
 
@@ -252,6 +278,11 @@ impl Rig {
         let seen = timeout(Duration::from_secs(3_600), watch.wait_for(fits)).await.expect("the status comes");
         seen.expect("the board is there").clone()
     }
+}
+
+/// A broker in memory, with its ledger.
+pub(crate) fn broker() -> Broker {
+    Faulty::broker().0
 }
 
 fn job(model: &str, text: &str) -> Job {

@@ -12,7 +12,8 @@ use crate::codec;
 use crate::error::{Error, Kind, Result};
 use crate::job::{BatchName, Fingerprint, JobId, Queue};
 use crate::ledger::{
-    BatchView, Cursor, DeadGroup, JobFilter, JobView, Known, Ledger, Page, RESULT_BYTES, Results, Scope, WorkerReport,
+    BatchView, Cursor, DeadGroup, JobFilter, JobView, KeptLimit, Known, LIMIT_BYTES, Ledger, Page, RESULT_BYTES,
+    Results, Scope, WorkerReport,
 };
 use crate::outcome::FailureClass;
 use crate::record::Record;
@@ -36,6 +37,7 @@ pub(super) struct Aside {
     workers: BTreeMap<WorkerId, (Timestamp, WorkerReport)>,
     locks: BTreeMap<String, (WorkerId, Timestamp)>,
     notes: BTreeMap<String, String>,
+    limits: BTreeMap<String, Vec<u8>>,
 }
 
 #[async_trait]
@@ -181,6 +183,30 @@ impl Ledger for Memory {
             None => book.aside.notes.remove(key),
         };
         Ok(())
+    }
+
+    async fn limit(&self, key: &str) -> Result<KeptLimit> {
+        let (now, book) = self.look();
+        Ok(KeptLimit { bytes: book.aside.limits.get(key).cloned().unwrap_or_default(), now })
+    }
+
+    async fn swap_limit(&self, key: &str, old: &[u8], new: &[u8]) -> Result<bool> {
+        if new.len() > LIMIT_BYTES {
+            return Err(Error::new(Kind::TooLarge, "change a limit", format!("over {LIMIT_BYTES} bytes")));
+        }
+        let (_, mut book) = self.look();
+        let same = book.aside.limits.get(key).map_or(&[][..], Vec::as_slice) == old;
+        if same && new.is_empty() {
+            book.aside.limits.remove(key);
+        } else if same {
+            book.aside.limits.insert(key.to_owned(), new.to_owned());
+        }
+        Ok(same)
+    }
+
+    async fn limits(&self) -> Result<Vec<String>> {
+        let (_, book) = self.look();
+        Ok(book.aside.limits.keys().cloned().collect())
     }
 }
 

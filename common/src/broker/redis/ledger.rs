@@ -17,8 +17,10 @@ use crate::broker::WorkerId;
 use crate::error::{Error, Kind, Result};
 use crate::job::{BatchName, Fingerprint, JobId, Queue};
 use crate::ledger::{
-    BatchView, Cursor, DeadGroup, JobFilter, JobView, Known, Ledger, Page, RESULT_BYTES, Results, Scope, WorkerReport,
+    BatchView, Cursor, DeadGroup, JobFilter, JobView, KeptLimit, Known, LIMIT_BYTES, Ledger, Page, RESULT_BYTES,
+    Results, Scope, WorkerReport,
 };
+use crate::time::Timestamp;
 
 pub(super) static READ: LazyLock<Script> = book_script!("read");
 
@@ -181,7 +183,30 @@ impl Ledger for Redis {
             None => self.link.query::<()>(OP, cmd("DEL").arg(note_key(key))).await,
         }
     }
+
+    async fn limit(&self, key: &str) -> Result<KeptLimit> {
+        let mut found = Places::of(act(&self.link, "read a limit", vec!["limit".into(), key.into()]).await?)?;
+        let now: i64 = found.text()?.parse().map_err(|_| strange("a time"))?;
+        Ok(KeptLimit { now: Timestamp::from_millis(now), bytes: found.bytes()? })
+    }
+
+    async fn swap_limit(&self, key: &str, old: &[u8], new: &[u8]) -> Result<bool> {
+        const OP: &str = "change a limit";
+        if new.len() > LIMIT_BYTES {
+            return Err(Error::new(Kind::TooLarge, OP, format!("it is above {LIMIT_BYTES} bytes")));
+        }
+        one(act(&self.link, OP, vec!["swap".into(), key.into(), old.into(), new.into()]).await?)?.flag()
+    }
+
+    async fn limits(&self) -> Result<Vec<String>> {
+        let mut keys: Vec<String> = self.link.query("list limits", cmd("HKEYS").arg(LIMITS)).await?;
+        keys.sort_unstable();
+        Ok(keys)
+    }
 }
+
+/// What is kept of each limit key.
+const LIMITS: &str = "{pq}:limits";
 
 fn note_key(key: &str) -> String {
     format!("{{pq}}:note:{key}")

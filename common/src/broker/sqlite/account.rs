@@ -217,6 +217,37 @@ pub(super) fn first_note(tx: &Tx<'_>, key: &str, value: &str) -> Result<String, 
     Ok(tx.sql("SELECT value FROM note WHERE key = ?1")?.query_row([key], |row| row.get(0))?)
 }
 
+/// What a note's key begins with that holds the shared state of a limit key, as a blob.
+const LIMIT: &str = "limit:";
+
+/// What is kept of a limit key.
+pub(super) fn limit(conn: &Connection, key: &str) -> Result<Vec<u8>, Fault> {
+    let mut found = conn.prepare_cached("SELECT value FROM note WHERE key = ?1")?;
+    Ok(found.query_row([format!("{LIMIT}{key}")], |row| row.get(0)).optional()?.unwrap_or_default())
+}
+
+/// Replaces that if it is `old`, by nothing if `new` is empty; whether it was.
+pub(super) fn swap_limit(tx: &Tx<'_>, key: &str, old: &[u8], new: &[u8]) -> Result<bool, Fault> {
+    let key = format!("{LIMIT}{key}");
+    let changed = if new.is_empty() {
+        tx.sql("DELETE FROM note WHERE key = ?1 AND value = ?2")?.execute(params![key, old])?
+    } else if old.is_empty() {
+        tx.sql("INSERT OR IGNORE INTO note (key, value) VALUES (?1, ?2)")?.execute(params![key, new])?
+    } else {
+        tx.sql("UPDATE note SET value = ?2 WHERE key = ?1 AND value = ?3")?.execute(params![key, new, old])?
+    };
+    Ok(changed > 0)
+}
+
+/// Every limit key, by name.
+pub(super) fn limits(conn: &Connection) -> Result<Vec<String>, Fault> {
+    let mut found = conn.prepare_cached(
+        "SELECT substr(key, length(?1) + 1) FROM note WHERE key >= ?1 AND key < 'limit;' ORDER BY key",
+    )?;
+    let keys = found.query_map([LIMIT], |row| row.get(0))?;
+    Ok(keys.collect::<Result<_, _>>()?)
+}
+
 /// Keeps or removes the value under a key.
 pub(super) fn set_note(tx: &Tx<'_>, key: &str, value: Option<&str>) -> Result<(), Fault> {
     match value {

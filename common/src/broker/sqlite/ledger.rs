@@ -3,14 +3,17 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use rusqlite::Connection;
 
 use super::{Sqlite, account, check_count, query};
 use crate::broker::WorkerId;
 use crate::error::{Error, Kind, Result};
 use crate::job::{BatchName, Fingerprint, JobId, Queue};
 use crate::ledger::{
-    BatchView, Cursor, DeadGroup, JobFilter, JobView, Known, Ledger, Page, Results, Scope, WorkerReport,
+    BatchView, Cursor, DeadGroup, JobFilter, JobView, KeptLimit, Known, LIMIT_BYTES, Ledger, Page, Results, Scope,
+    WorkerReport,
 };
+use crate::time::Timestamp;
 
 /// The longest name of a lock, in characters.
 const LOCK_NAME: usize = 200;
@@ -107,5 +110,24 @@ impl Ledger for Sqlite {
         }
         let (key, value) = (key.to_owned(), value.map(str::to_owned));
         self.writer.write("keep a note", 0, move |tx| account::set_note(tx, &key, value.as_deref())).await
+    }
+
+    async fn limit(&self, key: &str) -> Result<KeptLimit> {
+        let key = key.to_owned();
+        let read = move |conn: &Connection| Ok(KeptLimit { bytes: account::limit(conn, &key)?, now: Timestamp::now() });
+        self.queries.read("read a limit", read).await
+    }
+
+    async fn swap_limit(&self, key: &str, old: &[u8], new: &[u8]) -> Result<bool> {
+        const OP: &str = "change a limit";
+        if new.len() > LIMIT_BYTES {
+            return Err(Error::new(Kind::TooLarge, OP, format!("it is above {LIMIT_BYTES} bytes")));
+        }
+        let (key, old, new) = (key.to_owned(), old.to_owned(), new.to_owned());
+        self.writer.write(OP, 0, move |tx| account::swap_limit(tx, &key, &old, &new)).await
+    }
+
+    async fn limits(&self) -> Result<Vec<String>> {
+        self.queries.read("list limits", account::limits).await
     }
 }

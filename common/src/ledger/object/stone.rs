@@ -52,11 +52,14 @@ impl Stone {
     }
 
     pub(super) fn bytes(&self) -> Result<Vec<u8>> {
-        codec::encode_part("write the end of a job", self)
+        codec::encode_account("write the end of a job", self, self.record())
     }
 
     pub(super) fn read(bytes: &[u8]) -> Result<Self> {
-        codec::decode_part(OP, bytes)
+        codec::decode_account(OP, bytes, |stone: &mut Self| match &mut stone.what {
+            What::Ended { record, .. } => record.answer.as_mut(),
+            What::Stopped | What::Spared { .. } | What::Forgotten { .. } => None,
+        })
     }
 
     /// The record, where there is one.
@@ -118,4 +121,46 @@ pub(super) fn raised(head: &Head, since: Timestamp) -> Head {
 /// Until when a job may run that waits anew since then.
 pub(super) fn renewed(head: &Head, since: Timestamp) -> Timestamp {
     head.deadline.max(since + head.deadline.since(head.created_at))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::envelope;
+    use crate::job::{Job, Queue};
+    use crate::outcome::{Body, CostSource, Detail, Origin};
+    use crate::record::{Answer, Output};
+    use crate::work::Work;
+
+    fn stone(detail: Detail, origin: Origin) -> Stone {
+        let head = envelope(&Job::new(Queue::standard(), Work::prompt(None, "hi"))).unwrap().head;
+        let mut record = Record::unrun(&head, End::Succeeded, None, Timestamp::from_millis(9));
+        record.answer = Some(Answer {
+            status_code: 200,
+            request_id: None,
+            model: None,
+            finish_reason: None,
+            output: Output::Inline(Body::default()),
+            detail: detail.kept(),
+            origin: origin.kept(),
+        });
+        Stone::ended(&head, &record, Timestamp::from_millis(10))
+    }
+
+    #[test]
+    fn all_of_an_answer_is_kept_and_nothing_more_where_there_is_nothing_more() {
+        let detail = Detail { cache_write_tokens: 7, ..Detail::default() };
+        let origin = Origin { cost_source: Some(CostSource::Provider), ..Origin::default() };
+        for (detail, origin, version) in [
+            (Detail::default(), Origin::default(), 1),
+            (detail.clone(), Origin::default(), 2),
+            (Detail::default(), origin.clone(), 2),
+            (detail, origin, 2),
+        ] {
+            let stone = stone(detail, origin);
+            let bytes = stone.bytes().unwrap();
+            assert_eq!((bytes[0], Stone::read(&bytes).unwrap()), (version, stone));
+            assert!(Stone::read(&bytes[..bytes.len() - 1]).is_err());
+        }
+    }
 }

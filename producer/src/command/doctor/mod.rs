@@ -1,8 +1,10 @@
 //! `promptq doctor`: tries everything the settings name, at no cost, and leaves nothing behind: broker, store, providers,
 //! workers, clock, disk. RabbitMQ and its ledger are `rabbitmq`'s, what is not there yet is `place`'s, providers are
-//! `provider`'s.
+//! `provider`'s, rules of limits `limits`'s, what models cost `price`'s.
 
+mod limits;
 mod place;
+mod price;
 mod provider;
 mod rabbitmq;
 
@@ -72,15 +74,18 @@ pub async fn run(cx: &Context, _args: &Args) -> Result<Exit> {
         findings.push(found);
         is_there
     };
-    if is_there && findings.iter().all(|finding| finding.health != Health::Failed) {
+    let is_well = is_there && findings.iter().all(|finding| finding.health != Health::Failed);
+    if is_well {
         findings.push(workers(cx).await);
     }
+    findings.extend(limits::checks(cx, is_well).await);
     findings.extend(server(cx).await);
     findings.extend(disk(cx));
     findings.push(store.0);
     for (name, provider) in &cx.config.providers {
         findings.push(provider::reach(name, provider).await);
     }
+    findings.extend(price::check(&cx.config));
     let healthy = findings.iter().all(|finding| finding.health != Health::Failed);
     if cx.printer.is_json() {
         cx.printer.json(&json!({ "healthy": healthy, "checks": findings }))?;

@@ -29,6 +29,7 @@ pub(crate) fn read(status_code: u16, body: Vec<u8>) -> Read {
             first_piece: None,
         }
         .kept(),
+        origin: None,
         body: Body::Json(body),
     }))
 }

@@ -30,6 +30,7 @@ pub(crate) fn read(status_code: u16, body: Vec<u8>) -> Read {
         usage: usage(&shape.usage),
         cost: None,
         detail: Detail { service_tier: owned(&shape.usage["serviceTier"]), ..Detail::default() }.kept(),
+        origin: None,
         body: Body::Json(body),
     }))
 }

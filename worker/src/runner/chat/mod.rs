@@ -10,10 +10,12 @@ use anyhow::{Context, bail};
 use async_trait::async_trait;
 use promptq_common::config::{Api, Model};
 use promptq_common::job::Job;
-use promptq_common::outcome::{Failure, FailureClass, Outcome, Reply, Usage};
+use promptq_common::limits::{Counts, Ear};
+use promptq_common::outcome::{CostSource, Failure, FailureClass, Outcome, Reply, Usage};
+use promptq_common::store::ReuseKey;
 use promptq_common::time::{Timestamp, format_duration};
 use promptq_common::tls;
-use promptq_common::work::Input;
+use promptq_common::work::{Input, family};
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, Response, redirect, retry};
 use secrecy::ExposeSecret;
@@ -23,7 +25,8 @@ use self::read::{ANSWER_MAX, Got, Patience, Whole};
 use self::sent::Sent;
 use super::{ProviderSettings, RunContext, Runner, WhenLost};
 use crate::provider::request::{Request, Target};
-use crate::provider::{Read, Refusal, classify, secrets};
+use crate::provider::{Read, Refusal, allowance, classify, secrets};
+use crate::reuse::canonical;
 
 /// The longest wait for a connection with TLS: three SYN retransmissions and a slow handshake.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -128,7 +131,7 @@ impl Chat {
         Ok(headers)
     }
 
-    async fn call(&self, job: &Job) -> Result<Reply, Failure> {
+    async fn call(&self, job: &Job, ear: Option<&Ear>) -> Result<Reply, Failure> {
         let request = Request::new(&job.work, &self.target())?;
         let (sent, timeout) = (Sent::default(), job.policy.timeout);
         let patience = Patience::new(timeout, if request.stream { streamed(timeout) } else { timeout });
@@ -138,6 +141,9 @@ impl Chat {
         })?;
         let status = response.status().as_u16();
         let headers = response.headers().clone();
+        if let Some(ear) = ear {
+            ear.hear(allowance::heard(&headers, Timestamp::now()));
+        }
         if !response.status().is_success() {
             let got = read::body(response, ERROR_MAX, Patience::new(REFUSAL, REFUSAL)).await;
             return Err(self.refused(job, Refusal { status, headers: &headers, body: &got.body }));
@@ -223,6 +229,7 @@ impl Chat {
                 }
                 if reply.usage == Usage::default() {
                     reply.usage = request.estimate();
+                    reply.origin.get_or_insert_default().cost_source = Some(CostSource::Estimate);
                 }
                 if got.first_piece.is_some() {
                     reply.detail.get_or_insert_default().first_piece = got.first_piece;
@@ -256,8 +263,8 @@ impl std::fmt::Debug for Chat {
 
 #[async_trait]
 impl Runner for Chat {
-    async fn run(&self, job: &Job, _cx: &RunContext) -> Outcome {
-        match self.call(job).await {
+    async fn run(&self, job: &Job, cx: &RunContext) -> Outcome {
+        match self.call(job, cx.ear.as_ref()).await {
             Ok(reply) => Outcome::Success(reply),
             Err(failure) => Outcome::Failure(failure),
         }
@@ -275,30 +282,33 @@ impl Runner for Chat {
         Request::new(&job.work, &self.target()).map(|request| request.estimate()).unwrap_or_default()
     }
 
+    fn most_output(&self, job: &Job) -> Option<u64> {
+        Request::new(&job.work, &self.target()).ok()?.output_max
+    }
+
+    fn endpoint(&self) -> Option<Counts> {
+        Some(allowance::counts(self.settings.api))
+    }
+
     fn limit_key(&self, job: &Job) -> String {
         let target = self.target();
         let model = job.work.model.as_deref().map(|model| target.real(model)).or(target.fallback).unwrap_or("_");
         format!("{}/{}", self.name, family(model))
     }
-}
 
-/// A model without the date or `-latest` at its end: its versions share one limit.
-fn family(model: &str) -> &str {
-    let undated = model.strip_suffix("-latest").unwrap_or(model);
-    for digits in [&[4, 2, 2][..], &[8][..]] {
-        let mut rest = undated;
-        let dated = digits.iter().rev().all(|&count| match rest.rsplit_once('-') {
-            Some((before, last)) if last.len() == count && last.bytes().all(|b| b.is_ascii_digit()) => {
-                rest = before;
-                true
-            }
-            _ => false,
-        });
-        if dated {
-            return rest;
-        }
+    /// What would be sent, and where to; whether its answer comes as a stream makes no other one of it.
+    fn reuse_key(&self, job: &Job) -> Option<ReuseKey> {
+        let request = Request::new(&job.work, &Target { stream_above: u64::MAX, ..self.target() }).ok()?;
+        let body = canonical(std::str::from_utf8(&request.body).ok()?);
+        let (api, base) = (self.settings.api.as_str(), self.base_url.as_str().trim_end_matches('/'));
+        Some(ReuseKey::new(job.tenant.as_deref(), &["chat", api, base, &request.path.join("/"), &body]))
     }
-    undated
+
+    fn priced_as(&self, job: &Job) -> Option<(String, String)> {
+        let target = self.target();
+        let model = job.work.model.as_deref().map(|model| target.real(model)).or(target.fallback)?;
+        Some((self.name.clone(), model.to_owned()))
+    }
 }
 
 /// How long a stream may take.

@@ -1,7 +1,8 @@
 //! Calls against a small HTTP server played by the test: what is sent, and what becomes of every way a call can end.
 
 use promptq_common::broker::{LeaseId, WorkerId};
-use promptq_common::job::Queue;
+use promptq_common::job::{Band, Lane, Queue};
+use promptq_common::limits::{Cap, Limits, Measure, Per, Rule, Size, look};
 use promptq_common::outcome::FailureClass::{Account, Capacity, Fatal, Throttled, Transient, UnknownBilled};
 use promptq_common::work::Work;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -91,7 +92,7 @@ async fn run(base_url: &str, work: Work, timeout: Duration) -> Result<Reply, Fai
 pub(super) async fn call(chat: &Chat, work: Work, timeout: Duration) -> Result<Reply, Failure> {
     let mut job = Job::new(Queue::standard(), work);
     job.policy.timeout = timeout;
-    let cx = RunContext { attempt: 1, lease: LeaseId::random(), worker: WorkerId::random("w") };
+    let cx = RunContext { attempt: 1, lease: LeaseId::random(), worker: WorkerId::random("w"), ear: None };
     match chat.run(&job, &cx).await {
         Outcome::Success(reply) => Ok(reply),
         Outcome::Failure(failure) => Err(failure),
@@ -210,8 +211,24 @@ async fn a_refusal_that_stalls_keeps_its_class() {
 async fn usage_that_nobody_told_is_estimated() {
     let silent = HELLO.replace(r#","usage":{"prompt_tokens":3,"completion_tokens":1}"#, "");
     let server = Server::answering(http("200 OK", "", &silent)).await;
-    let usage = ask(&server.base_url).await.unwrap().usage;
+    let Reply { usage, origin, .. } = ask(&server.base_url).await.unwrap();
     assert!(usage.input_tokens > 10 && usage.output_tokens > 0, "{usage:?}");
+    assert_eq!(origin.unwrap().cost_source, Some(CostSource::Estimate));
+}
+
+#[test]
+fn a_job_is_paid_for_at_the_provider_and_model_it_goes_to() {
+    let plain = chat("https://example.com/v1");
+    let alias = plain.called("fast", &Model { provider: "local".into(), model: "claude-x-20260101".into() });
+    for (chat, model, paid) in [
+        (&plain, Some("local/m-2026-09-01"), "m-2026-09-01"),
+        (&plain, Some("meta/m"), "meta/m"),
+        (&plain, None, "small"),
+        (&alias, Some("fast"), "claude-x-20260101"),
+    ] {
+        let job = Job::new(Queue::standard(), Work::prompt(model, "Hi"));
+        assert_eq!(chat.priced_as(&job), Some(("local".to_owned(), paid.to_owned())), "{model:?}");
+    }
 }
 
 #[tokio::test]
@@ -248,16 +265,48 @@ fn a_provider_never_shows_its_key() {
     assert_eq!(format!("{chat:?}"), r#"Chat { name: "local", at: "https://example.com", .. }"#);
 }
 
-#[test]
-fn versions_of_a_model_share_a_family() {
-    for (model, is) in [
-        ("gpt-4o-2024-08-06", "gpt-4o"),
-        ("claude-3-5-haiku-20241022", "claude-3-5-haiku"),
-        ("claude-3-5-haiku-latest", "claude-3-5-haiku"),
-        ("gpt-4o-mini", "gpt-4o-mini"),
-        ("o3-08-06", "o3-08-06"),
-        ("", ""),
-    ] {
-        assert_eq!(family(model), is);
+/// What the fleet takes for the limit after a call to that server, which need not have ended.
+async fn learned(server: &Server) -> Option<i64> {
+    let (broker, chat) = (crate::tests::broker(), chat(&server.base_url));
+    let caps = vec![Cap { measure: Measure::Requests, per: Per::Minute, most: 600 }];
+    let limits = Limits::ruled(vec![Rule { key: "local".into(), caps, adaptive: false }]);
+    let lane = Lane { queue: Queue::standard(), model: None, band: Band::Normal };
+    let called = async {
+        let pass = limits.admit_call(&lane, "local/m", chat.endpoint().unwrap()).unwrap();
+        let pass = limits.reserve(pass, &lane, Size { bytes: 9, max_tokens: None }).await.unwrap();
+        let job = Job::new(Queue::standard(), Work::prompt(Some("local/m"), "Hi"));
+        let worker = WorkerId::random("w");
+        let cx = RunContext { attempt: 1, lease: LeaseId::random(), worker, ear: pass.ear() };
+        drop(chat.run(&job, &cx).await);
+        std::future::pending::<()>().await;
+    };
+    let told = async {
+        loop {
+            let view = look(broker.ledger(), "local").await.unwrap();
+            if let Some(most) = view.and_then(|view| view.caps[0].learned) {
+                return most;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        told = tokio::time::timeout(Duration::from_secs(10), told) => told.ok(),
+        () = called => None,
+        () = limits.keep_asking(broker.ledger(), 1.0) => None,
     }
+}
+
+#[tokio::test]
+async fn what_headers_say_of_a_limit_is_heard_whatever_becomes_of_the_answer() {
+    let headers = "x-ratelimit-limit-requests: 70\r\nx-ratelimit-remaining-requests: 69\r\n";
+    for answer in [
+        http("200 OK", headers, HELLO),
+        http("429 Too Many Requests", headers, "{}"),
+        http("400 Bad Request", headers, "{}"),
+        http("500 Internal Server Error", headers, ""),
+    ] {
+        assert_eq!(learned(&Server::answering(answer.clone()).await).await, Some(70), "{answer}");
+    }
+    let unfinished = format!("HTTP/1.1 200 OK\r\ncontent-length: 900\r\n{headers}\r\n");
+    assert_eq!(learned(&Server::stalling(&unfinished).await).await, Some(70), "before the body comes");
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use promptq_common::job::Job;
 use promptq_common::outcome::{Body, Failure, FailureClass, Outcome, Reply};
+use promptq_common::store::ReuseKey;
 use promptq_common::work::{Input, Work};
 use rustix::io::Errno;
 use tokio::process::Command;
@@ -219,6 +220,13 @@ impl Runner for Exec {
     fn limit_key(&self, _job: &Job) -> String {
         let program = self.program();
         format!("exec:{}", program.rsplit('/').next().unwrap_or(program))
+    }
+
+    /// The command and what it is given; not its environment, which differs from host to host.
+    fn reuse_key(&self, job: &Job) -> Option<ReuseKey> {
+        let given = standard_input(&job.work);
+        let parts: Vec<_> = ["exec", &given].into_iter().chain(self.argv.iter().map(String::as_str)).collect();
+        Some(ReuseKey::new(job.tenant.as_deref(), &parts))
     }
 }
 

@@ -61,6 +61,7 @@ pub(super) fn answer(job: &Job, tokens: (u64, u64), dice: &mut Dice) -> Result<R
         usage: said.usage,
         cost: Some(Usd::default()),
         detail: None,
+        origin: None,
     })
 }
 

@@ -13,13 +13,15 @@
 --   lock NAME OWNER LENGTH     whether the owner holds the lock now, for LENGTH ms
 --   unlock NAME OWNER          lets go of it
 --   identity FRESH             which ledger this is: FRESH unless it is another already
+--   limit KEY                  the time, and what is kept of a limit key ('': nothing)
+--   swap KEY OLD NEW           keeps NEW of it if that was OLD: whether it was
 --
 --   :queues  zset  queue by when it was last used; :form string, the form of all that they hold: see `global.rs`
 --   :batches hash  batch -> queue; :order zset of them by number, which is when they were made, in microseconds;
 --            :made the last number, :swept the last one that `old` answered
 --   :workers hash  worker -> report; :seen zset of them by when they reported
 --   :lock:<name> string with a life time, its owner; :note:<key> string
---   :identity string, which ledger this is: written once
+--   :identity string, which ledger this is: written once; :limits hash, limit key -> what is kept of it
 local G, SILENCE, call = KEYS[1], 60000, redis.call
 local time = call('TIME')
 local NOW = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -136,6 +138,20 @@ end
 function act.identity(fresh)
   call('SET', G .. ':identity', fresh, 'NX')
   return call('GET', G .. ':identity')
+end
+
+function act.limit(key)
+  return { int(NOW), call('HGET', G .. ':limits', key) or '' }
+end
+
+function act.swap(key, old, new)
+  if (call('HGET', G .. ':limits', key) or '') ~= old then return 0 end
+  if new == '' then
+    call('HDEL', G .. ':limits', key)
+  else
+    call('HSET', G .. ':limits', key, new)
+  end
+  return 1
 end
 
 return act[ARGV[1]](unpack(ARGV, 2))

@@ -58,6 +58,7 @@ fn ending(delivery: &RawDelivery, end: End) -> Verdict {
         finish_reason: None,
         output: Output::Inline(Body::Text("yes".into())),
         detail: None,
+        origin: None,
     });
     Verdict::End(Box::new(record))
 }

@@ -7,6 +7,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+mod detail;
+
+pub use detail::{CostSource, Detail, Origin};
+
 use crate::time::Timestamp;
 
 /// What a run returned.
@@ -39,24 +43,8 @@ pub struct Reply {
     pub cost: Option<Usd>,
     /// What else the provider said of it; `None` where it said nothing.
     pub detail: Option<Box<Detail>>,
-}
-
-/// What a provider says of an answer beside its usage: what its price depends on, and how soon it began.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Detail {
-    /// Of the input tokens, written to the provider's cache.
-    pub cache_write_tokens: u64,
-    /// The service tier that answered (`default`, `batch`, `flex`, `priority`, …), as the provider names it.
-    pub service_tier: Option<String>,
-    /// From the start of the call to the first event of a streamed answer that holds some of its content.
-    pub first_piece: Option<Duration>,
-}
-
-impl Detail {
-    /// Itself, unless there is nothing in it.
-    pub fn kept(self) -> Option<Box<Self>> {
-        (self != Self::default()).then(|| Box::new(self))
-    }
+    /// Where the answer and its cost are from, where that goes without saying nowhere else.
+    pub origin: Option<Box<Origin>>,
 }
 
 /// The body of an answer.

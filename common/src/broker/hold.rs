@@ -1,0 +1,51 @@
+//! What released jobs wait for, as a name by which all of them are woken in one step.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::job::BatchName;
+
+/// What a released job waits for.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub enum HoldKey {
+    /// A limit key.
+    Limit(String),
+    /// A paused or exhausted batch.
+    Batch(BatchName),
+    /// A budget.
+    Budget(String),
+}
+
+impl HoldKey {
+    /// What jobs wait for that the limit key of this name holds back: `batch:NAME` and `budget:NAME` are money's.
+    pub fn of_limit(key: &str) -> Self {
+        match key.parse() {
+            Ok(Self::Limit(_)) | Err(_) => Self::Limit(key.to_owned()),
+            Ok(money) => money,
+        }
+    }
+}
+
+impl fmt::Display for HoldKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Limit(key) => write!(f, "limit:{key}"),
+            Self::Batch(name) => write!(f, "batch:{name}"),
+            Self::Budget(key) => write!(f, "budget:{key}"),
+        }
+    }
+}
+
+impl std::str::FromStr for HoldKey {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            Some(("limit", key)) => Ok(Self::Limit(key.to_owned())),
+            Some(("budget", key)) => Ok(Self::Budget(key.to_owned())),
+            Some(("batch", name)) => BatchName::new(name).map(Self::Batch).map_err(|bad| bad.to_string()),
+            _ => Err(format!("{text:?} is not a hold key")),
+        }
+    }
+}

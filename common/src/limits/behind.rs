@@ -1,0 +1,52 @@
+//! Which lanes lie behind a limit key, as a worker has met them: for those who ask why a lane's jobs wait.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::Limits;
+use crate::job::{Lane, ModelName, Queue};
+
+impl Limits {
+    /// The queues and models whose jobs have this key, of a provider and model or of a rule: at most `most`, those first
+    /// that come first by name.
+    pub fn lanes_behind(&self, key: &str, most: usize) -> Vec<(Queue, Option<ModelName>)> {
+        let mut found = BTreeSet::new();
+        let mut add = |lane: &Lane, of: &Arc<str>| {
+            if **of == *key {
+                found.insert((lane.queue.clone(), lane.model.clone()));
+                if found.len() > most {
+                    found.pop_last();
+                }
+            }
+        };
+        self.table().keys.iter().for_each(|(lane, of)| add(lane, of));
+        self.quotas().book().lanes.iter().for_each(|(lane, of)| add(lane, of));
+        found.into_iter().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Cap, Measure, Per, Rule};
+    use super::*;
+    use crate::job::Band;
+
+    #[tokio::test]
+    async fn the_lanes_of_a_rule_and_of_a_gate_are_told_once_each_and_only_so_many() {
+        let cap = Cap { measure: Measure::Requests, per: Per::Minute, most: 600 };
+        let limits = Limits::ruled(vec![Rule { key: "acme".into(), caps: vec![cap], adaptive: false }]);
+        let lane = |model: &str, band| Lane { queue: Queue::standard(), model: Some(ModelName::new(model)), band };
+        for (model, key) in [("b", "acme/b"), ("a", "acme/a"), ("c", "other/c")] {
+            for band in [Band::Normal, Band::High] {
+                drop(limits.admit(&lane(model, band), key).unwrap());
+                limits.seen([&lane(model, band)].into_iter(), |_| None);
+            }
+        }
+        let behind = |key: &str, most| {
+            let lanes = limits.lanes_behind(key, most);
+            lanes.into_iter().map(|(_, model)| model.unwrap().as_str().to_owned()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!([behind("acme", 9), behind("acme/b", 9), behind("other/c", 9)], ["a b", "b", "c"]);
+        assert_eq!([behind("acme", 1), behind("none", 9)], ["a", ""]);
+    }
+}

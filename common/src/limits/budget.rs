@@ -1,0 +1,393 @@
+//! Money as a limit: what a call may cost at most, and the caps that such a sum is reserved from before it is sent, each a
+//! key of the fleet's shared state as any other. Never in debt: what does not fit is not called. What is left is `till.rs`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
+use super::amount::{Amounts, Cap, Measure, Per};
+use super::call::Size;
+use super::need::{Doubt, Need};
+use super::part::Part;
+use super::purse::{Came, Reservation};
+use super::quota::{Book, Denied, InLine, Quotas};
+use super::till::{FAR, NEAR};
+use super::{Held, Limits, Pass};
+use crate::broker::HoldKey;
+use crate::job::{BatchName, Lane, Queue};
+use crate::outcome::{CostSource, FailureClass, Outcome, Usage, Usd};
+use crate::time::Timestamp;
+
+/// A job keeps its slot for so long while others hold what is left: their calls may cost less than they reserved.
+const MOMENT: Duration = Duration::from_secs(5);
+/// Keys of money remembered; beyond that, those that nothing is known against are forgotten.
+const BUDGETS: usize = 2_000;
+/// Why nothing is called where a cap could not be kept.
+const UNSHARED: &str = "what calls may cost is limited, but this ledger cannot share limits; hint: Redis or SQLite can, as \
+                        broker or ledger (--ledger redis://HOST:6379)";
+/// Complaints remembered.
+const COMPLAINTS: usize = 100;
+
+/// The most dollars of a cap: above what any account spends a day, and exact as a fraction, in billionths.
+pub const DOLLARS: i64 = 9_000_000;
+
+/// So many dollars, more than none: `25`, `$0.50`.
+///
+/// # Errors
+/// Says how to write it.
+pub fn dollars_of(text: &str) -> Result<Usd, String> {
+    let bad = || format!("{text:?} is no sum of dollars above 0 such as 25 or 0.50");
+    let text = text.trim();
+    let usd: Usd = text.strip_prefix('$').unwrap_or(text).parse().map_err(|_| bad())?;
+    if (1..=DOLLARS * 1_000_000_000).contains(&usd.as_nanos()) { Ok(usd) } else { Err(bad()) }
+}
+
+/// A cap on what calls cost, and whose.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// What jobs wait for that it has no room for.
+    pub hold: HoldKey,
+    /// The cap; of a fleet's shared state another may be in force.
+    pub cap: Cap,
+    /// The queue, where all of whose jobs are under it: its lanes are closed while there is nothing left.
+    pub queue: Option<Queue>,
+}
+
+impl Budget {
+    /// What all jobs of a batch may cost together.
+    pub fn of_batch(name: &BatchName, most: Usd) -> Self {
+        let cap = Cap { measure: Measure::Usd, per: Per::Ever, most: most.as_nanos().max(1) };
+        Self { hold: HoldKey::Batch(name.clone()), cap, queue: None }
+    }
+
+    /// What all jobs of a queue may cost together.
+    pub fn of_queue(name: &Queue, cap: Cap) -> Self {
+        Self { hold: HoldKey::Budget(name.to_string()), cap, queue: Some(name.clone()) }
+    }
+
+    /// The key of its shared state.
+    pub fn key(&self) -> String {
+        self.hold.to_string()
+    }
+}
+
+/// What the tokens of a model cost at most, whatever of them is cached or long, in dollars a million.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ceiling {
+    /// Of tokens sent.
+    pub input: Usd,
+    /// Of tokens received.
+    pub output: Usd,
+}
+
+impl Ceiling {
+    /// Of what costs nothing.
+    pub const FREE: Self = Self { input: Usd::from_nanos(0), output: Usd::from_nanos(0) };
+
+    /// The most that a call may cost with so many tokens, rounded up; `None` where nobody bounds its answer, and answers cost.
+    pub fn worst(&self, input: u64, output: Option<u64>) -> Option<Usd> {
+        const MILLION: i128 = 1_000_000;
+        let output = if self.output == Usd::default() { 0 } else { output? };
+        let nanos = |tokens: u64, price: Usd| i128::from(tokens) * i128::from(price.as_nanos());
+        let sum = nanos(input, self.input).saturating_add(nanos(output, self.output));
+        let nanos = sum.saturating_add(MILLION - 1) / MILLION;
+        Some(Usd::from_nanos(i64::try_from(nanos).unwrap_or(i64::MAX)))
+    }
+}
+
+/// Why a call may not be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Turned {
+    /// The account's limits have no room for it; with their key.
+    Limit(Denied, String),
+    /// There is no money for it.
+    Short {
+        /// What it waits for.
+        hold: HoldKey,
+        /// The least wait; it is woken when there is room before.
+        wait: Duration,
+    },
+}
+
+impl Limits {
+    /// Whether what calls of this lane cost is limited for their account.
+    pub fn is_priced(&self, lane: &Lane, pass: &Pass) -> bool {
+        let quotas = self.quotas();
+        let key = quotas.rule_for(lane, pass.key());
+        key.is_some_and(|key| quotas.book().parts.get(&key).is_some_and(|part| part.purse.counts_money()))
+    }
+
+    /// What a call's input may come to at most, in tokens.
+    pub fn most_input(&self, pass: &Pass, size: &Size) -> u64 {
+        self.quotas().book().estimates.most_input(pass.key(), size.bytes)
+    }
+
+    /// Reserves all that a call needs, or nothing: first `worst` of each budget in the given order (which must be the same
+    /// everywhere), then its part of its account's limits. Waits a moment for each. Dropping it gives all of it back; after
+    /// it, the call counts as sent.
+    ///
+    /// # Errors
+    /// What it may not be called for.
+    pub async fn reserve_all(
+        &self,
+        mut pass: Pass,
+        lane: &Lane,
+        size: Size,
+        (worst, budgets): (Option<Usd>, &[Budget]),
+    ) -> Result<Pass, Turned> {
+        let worst = worst.map_or(0, Usd::as_nanos);
+        pass.money.worst = worst;
+        if worst > 0 {
+            for budget in budgets {
+                let short = |wait| Turned::Short { hold: budget.hold.clone(), wait };
+                let key = self.quotas().budget(budget);
+                let key = key.ok_or_else(|| short(self.complain(&budget.key(), UNSHARED)))?;
+                let reservation = self.quotas().afford(&key, worst).await.map_err(short)?;
+                pass.money.reserved.push((key, reservation));
+            }
+            if self.is_priced(lane, &pass) {
+                self.account_affords(lane, &pass)?;
+            }
+        }
+        let mut pass = self.reserve(pass, lane, size).await.map_err(|(denied, key)| Turned::Limit(denied, key))?;
+        pass.money.sent = true;
+        Ok(pass)
+    }
+
+    /// Whether the account's own cap on money has enough for the call, if all that is not spent came back.
+    fn account_affords(&self, lane: &Lane, pass: &Pass) -> Result<(), Turned> {
+        let quotas = self.quotas();
+        let Some(key) = quotas.rule_for(lane, pass.key()) else { return Ok(()) };
+        let mut book = quotas.book();
+        if book.alone.is_some() {
+            drop(book);
+            return Err(Turned::Short { hold: HoldKey::Limit(key.to_string()), wait: self.complain(&key, UNSHARED) });
+        }
+        match book.parts.get_mut(&key) {
+            Some(part) if part.till.is_broke(pass.money.worst) => {
+                part.given_back = true;
+                Err(Turned::Short { hold: HoldKey::Limit(key.to_string()), wait: part.turn_away(pass.money.worst) })
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// A job may not be called until a person has mended something; `detail` says what. Shown for as long as such jobs come.
+    pub fn complain(&self, key: &str, detail: &str) -> Duration {
+        let (now, mut book) = (Timestamp::now(), self.quotas().book());
+        book.complaints.retain(|_, held| held.until > now);
+        let until = now + FAR * 2;
+        if let Some(held) = book.complaints.get_mut(key) {
+            held.until = until;
+        } else if book.complaints.len() < COMPLAINTS {
+            let (key, class, detail) = (key.to_owned(), FailureClass::Throttled, detail.to_owned());
+            let held = Held { key: key.clone(), class, detail, since: now, until, probing: false, spent: true };
+            book.complaints.insert(key, held);
+        }
+        FAR
+    }
+
+    /// The queues that no job may be taken from, as there is no money for one.
+    pub(super) fn broke_queues(&self) -> Vec<Queue> {
+        let book = self.quotas().book();
+        book.parts.values().filter_map(|part| part.till.closes()).cloned().collect()
+    }
+}
+
+/// What a pass has reserved of budgets.
+#[derive(Debug, Default)]
+pub(super) struct Paid {
+    /// The most that its call may cost.
+    pub(super) worst: i64,
+    /// Whether the call was made, as far as anybody knows.
+    sent: bool,
+    reserved: Vec<(Arc<str>, Reservation)>,
+}
+
+impl Paid {
+    /// Books what its call has come to; nothing for one that was never made.
+    pub(super) fn settle(&mut self, quotas: &Quotas, outcome: Option<&Outcome>) {
+        let cost = if self.sent { outcome.map_or(self.worst, |outcome| cost(outcome, self.worst)) } else { 0 };
+        for (key, reservation) in self.reserved.drain(..) {
+            quotas.settle(&key, reservation.costs(cost), Came::Unsent);
+            quotas.hurry(&key);
+        }
+    }
+}
+
+/// What an outcome has cost: what it says, or nothing where it was turned away before anything was worked on, or else the
+/// worst, as nobody knows.
+pub(super) fn cost(outcome: &Outcome, worst: i64) -> i64 {
+    let guess = |cost: Option<Usd>| cost.map_or(worst, |cost| cost.as_nanos().max(worst));
+    let failure = match outcome {
+        Outcome::Success(reply) => {
+            let source = reply.origin.as_ref().and_then(|origin| origin.cost_source);
+            return match reply.cost {
+                Some(cost) if source != Some(CostSource::Estimate) => cost.as_nanos(),
+                guessed => guess(guessed),
+            };
+        }
+        Outcome::Failure(failure) => failure,
+    };
+    if let (Some(cost), false) = (failure.cost, failure.class == FailureClass::UnknownBilled) {
+        return cost.as_nanos();
+    }
+    let refused = failure.usage == Usage::default();
+    match failure.class {
+        FailureClass::Throttled | FailureClass::Capacity | FailureClass::Account if refused => 0,
+        FailureClass::Fatal | FailureClass::Content if refused && failure.status_code != Some(200) => 0,
+        FailureClass::Throttled
+        | FailureClass::Capacity
+        | FailureClass::Account
+        | FailureClass::Fatal
+        | FailureClass::Content
+        | FailureClass::Transient
+        | FailureClass::TimedOut
+        | FailureClass::UnknownBilled
+        | FailureClass::Crashed => guess(failure.cost),
+    }
+}
+
+impl Quotas {
+    /// What a call has left is soon told: others may wait for it.
+    fn hurry(&self, key: &Arc<str>) {
+        let (now, mut book) = (self.now(), self.book());
+        if let Some(part) = book.parts.get_mut(key) {
+            part.hurry(now);
+        }
+        drop(book);
+        self.asking.notify_one();
+    }
+
+    /// The key of a budget, known from now on; none where it cannot be shared.
+    fn budget(&self, budget: &Budget) -> Option<Arc<str>> {
+        let mut book = self.book();
+        if book.alone.is_some() {
+            return None;
+        }
+        let key = budget.key();
+        if let Some((known, _)) = book.parts.get_key_value(key.as_str()) {
+            return Some(Arc::clone(known));
+        }
+        book.forget_budgets();
+        let key: Arc<str> = Arc::from(key);
+        let mut part = Part::new(self.id, vec![budget.cap], false);
+        part.till.queue.clone_from(&budget.queue);
+        book.parts.insert(Arc::clone(&key), part);
+        Some(key)
+    }
+
+    /// Waits, for a moment, until so much is reserved. Dropping it leaves the line.
+    async fn afford(&self, key: &Arc<str>, usd: i64) -> Result<Reservation, Duration> {
+        let deadline = Instant::now() + MOMENT;
+        let amounts = Amounts { usd, ..Amounts::NONE };
+        let need = Need { amounts, doubt: Doubt::default(), output_upfront: false };
+        let (ticket, turned) = {
+            let (now, mut book) = (self.now(), self.book());
+            let Some(part) = book.parts.get_mut(key) else { return Err(NEAR) };
+            part.till.needs(usd);
+            if part.till.is_broke(usd) {
+                self.asking.notify_one();
+                return Err(part.turn_away(usd));
+            }
+            part.hurry(now);
+            (part.purse.enter(&need), Arc::clone(&part.turned))
+        };
+        let _line = InLine { quotas: self, key, ticket };
+        loop {
+            let mut turn = std::pin::pin!(turned.notified());
+            turn.as_mut().enable();
+            {
+                let (now, mut book) = (self.now(), self.book());
+                let Some(part) = book.parts.get_mut(key) else { return Err(NEAR) };
+                if let Some(reservation) = part.purse.take(now, ticket, &need) {
+                    return Ok(reservation);
+                }
+                if part.till.is_broke(usd) || Instant::now() >= deadline {
+                    self.asking.notify_one();
+                    return Err(part.turn_away(usd));
+                }
+            }
+            self.asking.notify_one();
+            tokio::select! {
+                () = turn => {}
+                () = sleep_until(deadline) => {}
+            }
+        }
+    }
+}
+
+impl Book {
+    /// Makes room for another key of money: what is at rest comes back from the shared state when it is needed.
+    fn forget_budgets(&mut self) {
+        if self.parts.len() >= BUDGETS {
+            self.parts.retain(|key, part| key.parse::<HoldKey>().is_err() || !part.is_at_rest());
+        }
+    }
+}
+
+impl Part {
+    /// A job goes back for want of money; its least wait, by chance up to twice as long, so that they do not all come at once.
+    fn turn_away(&mut self, usd: i64) -> Duration {
+        let wait = self.till.turn_away(usd);
+        if self.trouble.is_some() { NEAR } else { wait.mul_f64(1.0 + rand::random::<f64>()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outcome::{Failure, Origin, Reply};
+
+    #[test]
+    fn a_sum_is_read_as_people_write_it() {
+        assert_eq!(dollars_of(" $25 ").map(Usd::as_nanos), Ok(25_000_000_000));
+        assert!(["25/day", "0", "", "-1", "9000001"].iter().all(|text| dollars_of(text).is_err()));
+    }
+
+    #[test]
+    fn the_worst_of_a_call_is_all_its_tokens_at_their_price_rounded_up() {
+        let usd = Usd::from_nanos;
+        let model = Ceiling { input: usd(2_500_000_000), output: usd(10_000_000_000) };
+        assert_eq!(model.worst(1_000, Some(64)), Some(usd(3_140_000)));
+        assert_eq!((model.worst(1_000, None), model.worst(0, Some(0))), (None, Some(usd(0))));
+        let cheap = Ceiling { input: usd(1), output: usd(0) };
+        assert_eq!((cheap.worst(1, None), cheap.worst(1_000_001, None)), (Some(usd(1)), Some(usd(2))));
+        let dear = Ceiling { input: usd(i64::MAX), output: usd(i64::MAX) };
+        assert_eq!(dear.worst(u64::MAX, Some(u64::MAX)), Some(usd(i64::MAX)));
+        assert_eq!(Ceiling::FREE.worst(9, None), Some(usd(0)));
+    }
+
+    #[test]
+    fn what_nobody_knows_has_cost_the_worst_and_what_was_turned_away_nothing() {
+        let usage = Usage { input_tokens: 9, ..Usage::default() };
+        let of = |class, status_code, usage, known: Option<i64>| {
+            let failure = Failure::new(class, "code", "");
+            cost(&Outcome::Failure(Failure { status_code, usage, cost: known.map(Usd::from_nanos), ..failure }), 70)
+        };
+        let none = Usage::default();
+        for (class, status, usage, known, came) in [
+            (FailureClass::Throttled, Some(429), none, None, 0),
+            (FailureClass::Capacity, None, none, None, 0),
+            (FailureClass::Account, Some(401), none, None, 0),
+            (FailureClass::Account, Some(200), usage, None, 70),
+            (FailureClass::Fatal, Some(400), none, None, 0),
+            (FailureClass::Fatal, Some(400), none, Some(7), 7),
+            (FailureClass::Fatal, Some(200), none, None, 70),
+            (FailureClass::Content, Some(200), usage, Some(5), 5),
+            (FailureClass::Transient, Some(500), none, None, 70),
+            (FailureClass::UnknownBilled, None, usage, None, 70),
+            (FailureClass::UnknownBilled, None, usage, Some(40), 70),
+            (FailureClass::UnknownBilled, None, usage, Some(90), 90),
+        ] {
+            assert_eq!(of(class, status, usage, known), came, "{class} {status:?} {known:?}");
+        }
+        let answered =
+            |known: Option<i64>| Outcome::Success(Reply { cost: known.map(Usd::from_nanos), ..Reply::default() });
+        assert_eq!((cost(&answered(Some(3)), 70), cost(&answered(None), 70)), (3, 70));
+        let Outcome::Success(guessed) = answered(Some(3)) else { unreachable!("an answer") };
+        let origin = Origin { cost_source: Some(CostSource::Estimate), ..Origin::default() }.kept();
+        assert_eq!(cost(&Outcome::Success(Reply { origin, ..guessed }), 70), 70);
+    }
+}

@@ -1,0 +1,262 @@
+//! What a worker knows of one limit key it has a rule for: its purse, the lanes behind the key, and what stands in the way.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::Held;
+use super::amount::Cap;
+use super::need::{Need, Portion};
+use super::pool::{Ask, Grant, Heard, Pool};
+use super::purse::Purse;
+use super::quota::{FROZEN, GUESS, PATIENCE};
+use super::till::Till;
+use crate::job::Lane;
+use crate::outcome::FailureClass;
+use crate::time::Timestamp;
+
+/// A lane that was seen ready counts as ready for so long: a subscription tells of its lanes every second.
+const READY: i64 = 2_500;
+/// Between two asks that want nothing: they say that the worker lives, and what its calls came to.
+const IDLE: i64 = 1_000;
+/// Between two asks when the store does not answer.
+const TROUBLE: i64 = 500;
+/// Between two looks at money that only a person, or another day, brings back.
+const WATCH: i64 = 5_000;
+/// A limit that keeps jobs back for less than this is nothing to speak of.
+const SHORT: Duration = Duration::from_secs(2);
+/// A job that goes back looks again after so long at the latest: people raise limits.
+const AWAY: Duration = Duration::from_secs(600);
+/// The most jobs that are asked for at once.
+const JOBS: u32 = 10_000;
+
+/// One limit key, as a worker has it.
+#[derive(Debug)]
+pub(super) struct Part {
+    pub(super) purse: Purse,
+    lanes: BTreeMap<Lane, Seen>,
+    /// Jobs that were leased and are not in line yet.
+    pub(super) expected: u32,
+    /// What is known of the money under the key.
+    pub(super) till: Till,
+    /// Not asked before then.
+    ask_at: i64,
+    /// When it was answered last.
+    answered_at: i64,
+    /// One more with each grant: the lane that is served first.
+    turn: usize,
+    /// Something was granted, or somebody left the line.
+    pub(super) turned: Arc<Notify>,
+    /// A job went back for want of room.
+    pub(super) given_back: bool,
+    /// What the last answer said, and since when it has been short.
+    last: Grant,
+    short: Option<Short>,
+    /// Since when the store does not answer, and why.
+    pub(super) trouble: Option<(Timestamp, String)>,
+    /// Whose headers were heard, and whether several's were.
+    heard_of: Option<Box<str>>,
+    mixed: bool,
+    /// Without a store: what would be there.
+    pub(super) alone: Option<Pool>,
+}
+
+/// A cap that keeps it from what it wants.
+#[derive(Clone, Copy, Debug)]
+struct Short {
+    cap: Cap,
+    since: Timestamp,
+    began: Instant,
+}
+
+impl Short {
+    fn now(cap: Cap) -> Self {
+        Self { cap, since: Timestamp::now(), began: Instant::now() }
+    }
+}
+
+/// A lane of the key.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    ready_at: i64,
+    /// What its jobs took lately, on average.
+    mean: Portion,
+}
+
+impl Part {
+    pub(super) fn new(id: u64, caps: Vec<Cap>, adaptive: bool) -> Self {
+        Self {
+            purse: Purse::new(id, caps, adaptive),
+            lanes: BTreeMap::new(),
+            expected: 0,
+            till: Till::default(),
+            ask_at: i64::MIN,
+            answered_at: i64::MIN,
+            turn: 0,
+            turned: Arc::new(Notify::new()),
+            given_back: false,
+            last: Grant::default(),
+            short: None,
+            trouble: None,
+            heard_of: None,
+            mixed: false,
+            alone: None,
+        }
+    }
+
+    /// Jobs of this lane are ready.
+    pub(super) fn seen(&mut self, lane: &Lane, now: i64) {
+        let mean = self.mean(now);
+        match self.lanes.get_mut(lane) {
+            Some(seen) => seen.ready_at = now,
+            None => drop(self.lanes.insert(lane.clone(), Seen { ready_at: now, mean })),
+        }
+    }
+
+    /// A job of this lane needs so much.
+    pub(super) fn opened(&mut self, lane: &Lane, need: &Need) {
+        if let Some(seen) = self.lanes.get_mut(lane) {
+            seen.mean = (seen.mean.times(9.0) + need.portion()).times(0.1);
+        }
+        if need.amounts.usd > 0 {
+            self.till.needs(need.amounts.usd);
+        }
+    }
+
+    /// What a header said to a call of that provider and model. Headers speak of one model: once the rule turns out to be
+    /// for several they say nothing of it.
+    pub(super) fn hear(&mut self, now: i64, limit_key: &str, heard: impl Iterator<Item = Heard>) {
+        self.mixed |= &**self.heard_of.get_or_insert_with(|| limit_key.into()) != limit_key;
+        if !self.mixed {
+            heard.for_each(|heard| self.purse.hear(now, heard));
+        }
+    }
+
+    pub(super) fn forget_lanes(&mut self) {
+        self.lanes.clear();
+    }
+
+    fn ready(&self, now: i64) -> impl Iterator<Item = (&Lane, &Seen)> {
+        self.lanes.iter().filter(move |(_, seen)| seen.ready_at > now - READY)
+    }
+
+    /// What a job of the key takes, over the lanes that have some.
+    fn mean(&self, now: i64) -> Portion {
+        let (count, sum) =
+            self.ready(now).fold((0.0, Portion::default()), |(n, sum), (_, seen)| (n + 1.0, sum + seen.mean));
+        if count > 0.0 { sum.times(1.0 / count) } else { Portion { amounts: GUESS, ..Portion::default() } }
+    }
+
+    /// How many jobs of a lane there is room for: its part of what its key has, what was leased before taken off.
+    pub(super) fn room(&self, lane: &Lane, now: i64) -> u32 {
+        let Some(seen) = self.lanes.get(lane) else { return 0 };
+        let room = self.purse.room(now, &seen.mean).saturating_sub(self.expected);
+        let lanes = u32::try_from(self.ready(now).count()).unwrap_or(u32::MAX).max(1);
+        let place = self.ready(now).position(|(ready, _)| ready == lane).unwrap_or_default();
+        let ahead = u32::try_from((place + self.turn) % usize::try_from(lanes).unwrap_or(1)).unwrap_or_default();
+        room / lanes + u32::from(ahead < room % lanes)
+    }
+
+    fn wants(&self, now: i64) -> bool {
+        self.purse.waiting() > 0 || self.ready(now).next().is_some()
+    }
+
+    /// When to ask next, if there is anything to ask or to tell.
+    pub(super) fn asks_at(&self, now: i64) -> Option<i64> {
+        (self.wants(now) || self.purse.has_news() || self.till.is_watched()).then_some(self.ask_at)
+    }
+
+    /// It is asked as soon as it may be, though nothing was due.
+    pub(super) fn hurry(&mut self, now: i64) {
+        self.ask_at = self.ask_at.min(now.max(self.answered_at.saturating_add(self.last.again)));
+    }
+
+    /// Whether nothing would be lost with it that the shared state does not know.
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.purse.waiting() == 0 && !self.purse.has_news() && !self.till.is_watched()
+    }
+
+    pub(super) fn is_due(&self, now: i64) -> bool {
+        self.asks_at(now).is_some_and(|at| at <= now)
+    }
+
+    /// What is told and asked now. `slots` jobs could be started.
+    pub(super) fn ask(&mut self, now: i64, slots: u32, leaves: bool) -> Ask {
+        let jobs = if self.ready(now).next().is_some() && !leaves { slots.min(JOBS) } else { 0 };
+        let mean = self.mean(now);
+        self.purse.ask(now, &mean, jobs, leaves)
+    }
+
+    /// The answer. Whether jobs that went back for want of room may come again.
+    pub(super) fn granted(&mut self, now: i64, grant: &Grant) -> bool {
+        self.purse.granted(now, grant);
+        let opens = self.till.note(grant);
+        let idle = if self.till.is_empty() && !self.purse.has_news() { WATCH } else { IDLE };
+        let pause = if self.wants(now) { grant.again } else { idle };
+        self.answered_at = now;
+        self.ask_at = now + pause.max(grant.frozen.min(IDLE));
+        self.turn = self.turn.wrapping_add(1);
+        let before = self.short;
+        self.short = grant.short.map(|cap| Short { cap, ..before.unwrap_or_else(|| Short::now(cap)) });
+        self.trouble = None;
+        self.last = *grant;
+        self.turned.notify_waiters();
+        let has_room = grant.amounts.requests > 0 && self.purse.waiting() == 0;
+        (has_room && std::mem::take(&mut self.given_back)) || opens
+    }
+
+    /// No answer came. Whether that is news.
+    pub(super) fn unanswered(&mut self, now: i64, why: String) -> bool {
+        self.ask_at = now + TROUBLE;
+        let is_news = self.trouble.is_none();
+        self.trouble.get_or_insert_with(|| (Timestamp::now(), why));
+        is_news
+    }
+
+    /// The least wait of a job that goes back.
+    pub(super) fn wait(&self) -> Duration {
+        let wait = self.last.wait.unwrap_or_default().max(self.last.frozen).max(1_000);
+        Duration::from_millis(u64::try_from(wait).unwrap_or(1_000))
+    }
+
+    /// The least wait of the job with that place in line, if it is not to keep its slot for so long.
+    pub(super) fn too_long(&mut self, now: i64, ticket: u64) -> Option<Duration> {
+        let length = |millis| Duration::from_millis(u64::try_from(millis).unwrap_or_default());
+        let frozen = length(self.purse.frozen_for(now));
+        if frozen > FROZEN {
+            // The first grant after it is for all of them.
+            self.given_back = true;
+            return Some(frozen.min(AWAY));
+        }
+        // Others may go on meanwhile: their grants are no reason to wake this one.
+        self.purse.waits_for(ticket).map(length).filter(|wait| *wait > PATIENCE).map(|wait| wait.min(AWAY))
+    }
+
+    /// Whether it will probably grant something within so long.
+    pub(super) fn opens_within(&self, length: Duration) -> bool {
+        let silent = self.trouble.as_ref().is_some_and(|(since, _)| Timestamp::now().since(*since) >= length);
+        !silent && self.wait() <= length
+    }
+
+    /// What holds its jobs back, if something does.
+    pub(super) fn held(&self, key: &str) -> Option<Held> {
+        let now = Timestamp::now();
+        let held = |since, detail, wait| {
+            let (key, class) = (key.to_owned(), FailureClass::Throttled);
+            Some(Held { key, class, detail, since, until: now + wait, probing: false, spent: false })
+        };
+        if let Some((since, why)) = &self.trouble {
+            return held(*since, format!("the store of the limits does not answer: {why}"), Duration::from_secs(1));
+        }
+        if let Some(held) = self.till.held(key) {
+            return Some(held);
+        }
+        if let Some(Short { cap, since, .. }) = self.short.filter(|short| short.began.elapsed() >= SHORT) {
+            return held(since, format!("all of {cap} is used; more workers will not help"), self.wait());
+        }
+        None
+    }
+}

@@ -1,0 +1,345 @@
+//! A worker's part of one limit key: what it was granted, what its calls reserve, what they came to. Pure: moments are
+//! milliseconds of the worker's own clock. What the fleet shares is `pool.rs`.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::amount::{Amounts, Cap, Measure, Per};
+use super::need::{Doubt, Need, Portion};
+use super::pool::{Ask, Grant, Heard, VOID_AFTER};
+
+/// What was consumed is told by moments this far apart: a quarter of the slots of the shared log, and a day's fits in.
+const GRAIN: i64 = 125;
+/// A call that was sent counts at the provider when it is there: so much later at most, and usually less.
+const ON_ITS_WAY: i64 = 250;
+/// The calls whose times are remembered.
+const LATENCIES: usize = 50;
+/// What a provider is heard to say between two asks; later words replace earlier ones of the same limit.
+const HEARD: usize = 8;
+
+/// A worker's part of one limit key.
+#[derive(Debug)]
+pub struct Purse {
+    id: u64,
+    seq: u64,
+    caps: Vec<Cap>,
+    adaptive: bool,
+    /// Granted and not reserved, until `void_at`.
+    free: Amounts,
+    void_at: i64,
+    /// Calls are at least this far apart, and none begins before then.
+    gap: i64,
+    next_at: i64,
+    /// Reserved by calls in flight and not consumed yet.
+    running: Amounts,
+    /// How far calls in flight may be off, those that have no more to consume included.
+    doubt: Doubt,
+    /// Consumed and not told yet, by moment.
+    spent: BTreeMap<i64, Amounts>,
+    /// Jobs that were opened and wait for their reservation, first come first.
+    line: VecDeque<(u64, Need)>,
+    tickets: u64,
+    refused: Option<(u64, i64)>,
+    heard: Vec<(i64, Heard)>,
+    epoch: u64,
+    frozen_until: i64,
+    latencies: VecDeque<i64>,
+    /// An ask on its way: whether it arrived is not known until it is answered.
+    asked: Option<Asked>,
+    /// Who was first in line at the last answer, and the wait that it named.
+    told: Option<(u64, i64)>,
+}
+
+/// What was told, and when it was.
+#[derive(Debug)]
+struct Asked {
+    ask: Ask,
+    moments: BTreeMap<i64, Amounts>,
+    heard: Vec<(i64, Heard)>,
+    /// Who was first in line.
+    first: Option<u64>,
+}
+
+/// What a call has reserved.
+#[derive(Debug)]
+#[must_use = "a reservation that is dropped is never told to the others"]
+pub struct Reservation {
+    need: Need,
+    at: i64,
+    epoch: u64,
+    /// What it cost in the end; its worst case unless that is told.
+    cost: Option<i64>,
+}
+
+impl Reservation {
+    /// What it has come to in money, in billionths of a dollar.
+    pub(super) fn costs(self, usd: i64) -> Self {
+        Self { cost: Some(usd.max(0)), ..self }
+    }
+}
+
+/// What a call came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Came {
+    /// It was answered, and this is what it consumed.
+    Used {
+        /// Tokens sent.
+        input: i64,
+        /// Tokens received.
+        output: i64,
+    },
+    /// Turned away before anything was consumed but the request; with the wait in milliseconds if that was a rate limit.
+    Refused(Option<i64>),
+    /// Nobody knows: it counts as consumed.
+    Unknown,
+    /// It was never sent.
+    Unsent,
+}
+
+impl Purse {
+    /// An empty one. `id` tells its worker from the others of the key.
+    pub fn new(id: u64, caps: Vec<Cap>, adaptive: bool) -> Self {
+        Self {
+            id,
+            seq: 0,
+            adaptive,
+            free: Amounts::NONE,
+            void_at: 0,
+            gap: gap(&caps),
+            caps,
+            next_at: i64::MIN,
+            running: Amounts::NONE,
+            doubt: Doubt::default(),
+            spent: BTreeMap::new(),
+            line: VecDeque::new(),
+            tickets: 0,
+            refused: None,
+            heard: Vec::new(),
+            epoch: 0,
+            frozen_until: 0,
+            latencies: VecDeque::new(),
+            asked: None,
+            told: None,
+        }
+    }
+
+    /// The cap that a job of that size is above, so that it could never run.
+    pub fn above(&self, need: &Need) -> Option<Cap> {
+        let certain = need.now();
+        self.caps.iter().find(|cap| certain.of(cap.measure) > cap.most).copied()
+    }
+
+    /// The same with no longer an answer than any cap allows: that it may come to more is a guess, and no reason not to try.
+    pub fn within(&self, need: &Need) -> Need {
+        let mut amounts = need.amounts;
+        for cap in &self.caps {
+            match cap.measure {
+                Measure::OutputTokens => amounts.output = amounts.output.min(cap.most),
+                Measure::Tokens => amounts.output = amounts.output.min(cap.most - amounts.input).max(0),
+                Measure::Requests | Measure::InputTokens | Measure::Concurrent | Measure::Usd => {}
+            }
+        }
+        Need { amounts, ..*need }
+    }
+
+    /// How many more jobs of that size could start now; none while an opened one waits.
+    pub fn room(&self, now: i64, mean: &Portion) -> u32 {
+        let mean = &mean.amounts;
+        if !self.line.is_empty() {
+            return 0;
+        }
+        let free = self.free(now);
+        let parts = self.caps.iter().filter(|cap| mean.of(cap.measure) > 0);
+        let room = parts.map(|cap| free.of(cap.measure) / mean.of(cap.measure)).min().unwrap_or(i64::MAX);
+        u32::try_from(room.max(0)).unwrap_or(u32::MAX)
+    }
+
+    fn free(&self, now: i64) -> Amounts {
+        if now < self.void_at && now >= self.frozen_until { self.free } else { Amounts::NONE }
+    }
+
+    /// Puts a job at the end of the line.
+    pub fn enter(&mut self, need: &Need) -> u64 {
+        self.tickets += 1;
+        self.line.push_back((self.tickets, *need));
+        self.tickets
+    }
+
+    /// Takes a job out of the line that waits no longer.
+    pub fn leave(&mut self, ticket: u64) {
+        self.line.retain(|(waiting, _)| *waiting != ticket);
+    }
+
+    /// Reserves what the first in line needs; nothing for anybody else, and nothing while there is too little.
+    pub fn take(&mut self, now: i64, ticket: u64, need: &Need) -> Option<Reservation> {
+        let free = self.free(now);
+        let is_first = self.line.front().is_some_and(|(first, _)| *first == ticket);
+        let counted = |amounts: &Amounts| self.caps.iter().all(|cap| amounts.of(cap.measure) <= free.of(cap.measure));
+        if !is_first || now < self.next_at || !counted(&need.amounts) {
+            return None;
+        }
+        self.next_at = now + self.gap;
+        self.line.pop_front();
+        self.free -= need.amounts;
+        self.running += need.later();
+        self.doubt = self.doubt + need.doubt;
+        self.spend(now + ON_ITS_WAY, need.now());
+        Some(Reservation { need: *need, at: now, epoch: self.epoch, cost: None })
+    }
+
+    /// For how long the next call waits for no more than its distance to the last one.
+    pub fn pause(&self, now: i64) -> i64 {
+        self.next_at.saturating_sub(now).max(0)
+    }
+
+    /// For how long nobody calls.
+    pub fn frozen_for(&self, now: i64) -> i64 {
+        self.frozen_until.saturating_sub(now).max(0)
+    }
+
+    /// How long that place in line waits at least, if the last answer was about it.
+    pub fn waits_for(&self, ticket: u64) -> Option<i64> {
+        self.told.filter(|(first, _)| *first == ticket).map(|(_, wait)| wait)
+    }
+
+    /// A call has ended: what it reserved and did not consume is free for others, what it consumed beyond counts too.
+    #[expect(clippy::needless_pass_by_value, reason = "a reservation is settled once")]
+    pub fn settle(&mut self, now: i64, reservation: Reservation, came: Came) {
+        let Reservation { need, at, epoch, cost } = reservation;
+        self.spend(now, Amounts { usd: cost.unwrap_or(need.amounts.usd), ..Amounts::NONE });
+        self.running -= need.later();
+        self.doubt = if self.running.calls == 0 { Doubt::default() } else { self.doubt - need.doubt };
+        let sent = need.now();
+        match came {
+            Came::Used { input, output } => {
+                self.spend(at + ON_ITS_WAY, Amounts { input: input - sent.input, ..Amounts::NONE });
+                let output = if need.output_upfront { 0 } else { output };
+                self.learn_latency(now - at);
+                self.spend(now - self.usual_latency(), Amounts { output, ..Amounts::NONE });
+            }
+            Came::Unknown => self.spend(now, Amounts { calls: 0, usd: 0, ..need.later() }),
+            Came::Unsent => self.spend(at + ON_ITS_WAY, Amounts::NONE - sent),
+            Came::Refused(wait) => {
+                self.spend(at + ON_ITS_WAY, Amounts { requests: 0, ..Amounts::NONE - sent });
+                if let Some(wait) = wait {
+                    let (known, longest) = self.refused.unwrap_or_default();
+                    self.refused = Some((epoch.max(known), wait.max(longest)));
+                    self.frozen_until = self.frozen_until.max(now + wait);
+                }
+            }
+        }
+    }
+
+    /// What a header said; goes to the others with the next ask.
+    pub fn hear(&mut self, now: i64, heard: Heard) {
+        self.heard.retain(|(_, known)| (known.measure, known.per) != (heard.measure, heard.per));
+        if self.heard.len() < HEARD {
+            self.heard.push((now, heard));
+        }
+    }
+
+    /// Whether there is anything to tell or to give back.
+    pub fn has_news(&self) -> bool {
+        !self.spent.is_empty()
+            || self.free != Amounts::NONE
+            || self.running != Amounts::NONE
+            || self.refused.is_some()
+            || !self.heard.is_empty()
+            || self.asked.is_some()
+    }
+
+    /// Whether an ask is on its way, or nobody knows whether it came through.
+    pub(super) fn awaits_answer(&self) -> bool {
+        self.asked.is_some()
+    }
+
+    /// Whether it counts what calls cost.
+    pub(super) fn counts_money(&self) -> bool {
+        self.caps.iter().any(|cap| cap.measure == Measure::Usd)
+    }
+
+    /// Jobs in line.
+    pub fn waiting(&self) -> usize {
+        self.line.len()
+    }
+
+    /// The next ask: gives back what is free, and asks for what the line needs, or else for `jobs` of the mean size. While
+    /// an earlier one was not answered it is that one again, since nobody knows whether it was heard.
+    pub fn ask(&mut self, now: i64, mean: &Portion, jobs: u32, leaves: bool) -> Ask {
+        if let Some(asked) = &self.asked {
+            let (spent, heard) = (ages(&asked.moments, now), aged(&asked.heard, now));
+            return Ask { spent, heard, ..asked.ask.clone() };
+        }
+        self.seq += 1;
+        self.free = Amounts::NONE;
+        let none = Portion::default();
+        let (want, least) = match self.line.front() {
+            Some((_, first)) => (self.line.iter().fold(none, |sum, (_, need)| sum + need.portion()), first.portion()),
+            None if jobs > 0 => (mean.times(f64::from(jobs)), *mean),
+            None => (none, none),
+        };
+        let (moments, heard) = (std::mem::take(&mut self.spent), std::mem::take(&mut self.heard));
+        let ask = Ask {
+            id: self.id,
+            seq: self.seq,
+            caps: self.caps.clone(),
+            adaptive: self.adaptive,
+            spent: ages(&moments, now),
+            held: Portion { amounts: self.running, doubt: self.doubt },
+            want,
+            least,
+            refused: self.refused.take(),
+            heard: aged(&heard, now),
+            leaves,
+        };
+        let first = self.line.front().map(|(first, _)| *first);
+        self.asked = Some(Asked { ask: ask.clone(), moments, heard, first });
+        ask
+    }
+
+    /// The answer to the last ask. It may be used from now on, for a moment.
+    pub fn granted(&mut self, now: i64, grant: &Grant) {
+        self.told = self.asked.take().and_then(|asked| asked.first).zip(grant.wait);
+        self.free = grant.amounts;
+        self.void_at = now + VOID_AFTER;
+        self.epoch = grant.epoch;
+        self.frozen_until = now + grant.frozen;
+    }
+
+    fn spend(&mut self, at: i64, amounts: Amounts) {
+        if amounts != Amounts::NONE {
+            *self.spent.entry((at.div_euclid(GRAIN) + 1) * GRAIN).or_default() += amounts;
+        }
+    }
+
+    /// What two thirds of the calls take longer than. An answer counts as long as it was held and a window from its end on,
+    /// less this: were all as quick as the quickest, nothing would be counted for longer than the provider counts it. The
+    /// quickest itself would be safe whatever comes, and costs a third of the limit where calls differ much; half is too much.
+    fn usual_latency(&self) -> i64 {
+        let mut sorted: Vec<i64> = self.latencies.iter().copied().collect();
+        sorted.sort_unstable();
+        sorted.get(sorted.len() / 3).copied().unwrap_or_default()
+    }
+
+    fn learn_latency(&mut self, latency: i64) {
+        if self.latencies.len() >= LATENCIES {
+            self.latencies.pop_front();
+        }
+        self.latencies.push_back(latency.max(0));
+    }
+}
+
+/// What is granted does not leave in one millisecond: where a limit is above a call a second, one worker's calls are half
+/// as far apart as they would be if they were spread evenly and were all there are.
+fn gap(caps: &[Cap]) -> i64 {
+    let requests = caps.iter().filter(|cap| cap.measure == Measure::Requests && cap.per == Per::Minute);
+    let most = requests.map(|cap| cap.most).min().unwrap_or_default();
+    if most > 60 { Per::Minute.millis() / most / 2 } else { 0 }
+}
+
+fn aged(heard: &[(i64, Heard)], now: i64) -> Vec<(i64, Heard)> {
+    heard.iter().map(|(at, heard)| ((now - at).max(0), *heard)).collect()
+}
+
+fn ages(moments: &BTreeMap<i64, Amounts>, now: i64) -> Vec<(i64, Amounts)> {
+    moments.iter().map(|(at, amounts)| ((now - at).max(0), *amounts)).collect()
+}

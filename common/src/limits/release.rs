@@ -1,0 +1,80 @@
+//! What people release: gates opened before their time, here and, by way of the ledger, in every worker.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::quota::covers;
+use super::{Limits, shared};
+use crate::error::{Kind, Result};
+use crate::ledger::Ledger;
+
+/// Between two looks at whether somebody has released what is shut here: a person waits for it, and each look is one read
+/// for each key that is shut.
+const LOOK: Duration = Duration::from_secs(5);
+/// The most keys looked at: more are not shut at once but by an outage of everything.
+const KEYS: usize = 100;
+
+impl Limits {
+    /// Opens whatever is shut or bounded here under a key: `provider`, or the beginning of `provider/model`. What waits
+    /// for it may go on at once.
+    pub fn open(&self, key: &str) {
+        {
+            let mut table = self.table();
+            let table = &mut *table;
+            for (limit_key, gate) in table.gates.iter_mut().filter(|(limit_key, _)| covers(key, limit_key)) {
+                if gate.release() {
+                    table.opened.push(limit_key.to_string());
+                }
+            }
+            table.opened.push(key.to_owned());
+        }
+        self.0.changed.notify_one();
+    }
+
+    /// Opens what is shut here once a person has released it anywhere (`promptq limits release KEY`), until it is dropped:
+    /// also keys without a rule, since a release leaves its moment with the ledger. Where that shares no limits, only a new
+    /// worker tries at once.
+    pub async fn keep_opening(&self, ledger: &dyn Ledger) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            match self.open_released(ledger).await {
+                Ok(()) => {}
+                Err(error) if error.kind() == Kind::Unsupported => return,
+                Err(error) => tracing::debug!(%error, "cannot ask whether limits were released; trying again"),
+            }
+        }
+    }
+
+    async fn open_released(&self, ledger: &dyn Ledger) -> Result<()> {
+        for (name, shut_for) in self.shut() {
+            // By the length of time, since its clock need not be this one's.
+            if shared::released(ledger, &name).await?.is_some_and(|ago| ago < shut_for) {
+                tracing::info!(key = %name, "a limit was released by a person; its jobs go on");
+                self.open(&name);
+            }
+        }
+        Ok(())
+    }
+
+    /// Each name that a person may have for what is shut here, and for how long the latest of it has been shut.
+    fn shut(&self) -> BTreeMap<String, Duration> {
+        let (table, now) = (self.table(), Instant::now());
+        let mut shut = BTreeMap::new();
+        for (key, gate) in &table.gates {
+            let Some(gate) = &gate.shut else { continue };
+            let length = now.saturating_duration_since(gate.began);
+            let rule = self.quotas().rule_key(key);
+            let names: BTreeSet<_> = [Some(&**key), key.split('/').next(), rule].into_iter().flatten().collect();
+            for name in names {
+                let known = shut.entry(name.to_owned()).or_insert(length);
+                *known = length.min(*known);
+            }
+            if shut.len() >= KEYS {
+                break;
+            }
+        }
+        shut
+    }
+}

@@ -1,0 +1,174 @@
+//! A batch's cap on what its jobs cost: made known to every worker before the jobs are there, looked at when nothing moves.
+//! What keeps it is `common/src/limits`.
+
+use promptq_common::broker::{Broker, HoldKey};
+use promptq_common::error::{self, Kind};
+use promptq_common::job::BatchName;
+use promptq_common::ledger::{BatchView, JobFilter};
+use promptq_common::limits::{CapView, Measure, Per, change, look};
+use promptq_common::outcome::Usd;
+use promptq_common::record::State;
+use promptq_worker::status::{Blocked, BlockedBy};
+
+use crate::problem::{Exit, Problem, Result};
+use crate::submit::grouped;
+
+/// Waiting jobs that are asked what they wait for.
+const ASKED: usize = 20;
+
+/// Sets the cap for every worker, whatever earlier submissions of the batch said, and wakes what waited for more. Whether
+/// there was one before: jobs that were enqueued without any are under none.
+///
+/// # Errors
+/// Where nothing could keep it.
+pub(crate) async fn cap(broker: &Broker, batch: &BatchName, most: Usd) -> Result<bool> {
+    let (hold, ledger) = (HoldKey::Batch(batch.clone()), broker.ledger());
+    let key = hold.to_string();
+    let before = match look(ledger, &key).await {
+        Ok(before) => before,
+        Err(error) if error.kind() == Kind::Unsupported => {
+            let what = "--max-cost cannot be kept: workers cannot share what they spend over this ledger";
+            return Err(Problem::new(Exit::Usage, "unsupported", what)
+                .detail("nothing was enqueued")
+                .hint("name a ledger that can: --ledger redis://HOST:6379, or on one host --ledger sqlite:///PATH"));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    change(ledger, &key, |pool, now| pool.set(now, Measure::Usd, Per::Ever, Some(most.as_nanos()))).await?;
+    broker.wake(&hold).await?;
+    Ok(before.is_some_and(|view| !view.caps.is_empty()))
+}
+
+/// Why nothing of a batch moves any more, if that is because its cap is spent: all that is left waits for it.
+pub(crate) async fn spent(broker: &Broker, view: &BatchView) -> error::Result<Option<Problem>> {
+    let counts = &view.counts;
+    if !view.sealed || counts.running > 0 || counts.queued > 0 || counts.delayed == 0 {
+        return Ok(None);
+    }
+    let hold = HoldKey::Batch(view.name.clone());
+    let filter = JobFilter {
+        batch: Some(view.name.clone()),
+        states: vec![State::Queued, State::Retrying],
+        ..JobFilter::default()
+    };
+    let waiting = broker.ledger().list(&filter, None, ASKED).await?.items;
+    if waiting.is_empty() || waiting.iter().any(|job| job.hold.as_ref() != Some(&hold)) {
+        return Ok(None);
+    }
+    stopped(broker, view, None).await.map(Some)
+}
+
+/// What a command says that ends because of money: `stopped at $25.00 of --max-cost 25; 3,104 done, 1,896 held`. `blocked`:
+/// what a worker of this process says of it.
+pub(crate) async fn stopped(broker: &Broker, view: &BatchView, blocked: Option<&Blocked>) -> error::Result<Problem> {
+    let key = HoldKey::Batch(view.name.clone()).to_string();
+    let kept = look(broker.ledger(), &key).await?;
+    let cap = kept.and_then(|pool| pool.caps.into_iter().find(|cap| cap.cap.measure == Measure::Usd));
+    Ok(problem(view, cap.as_ref(), blocked))
+}
+
+fn problem(view: &BatchView, cap: Option<&CapView>, blocked: Option<&Blocked>) -> Problem {
+    let key = HoldKey::Batch(view.name.clone()).to_string();
+    let other = blocked.filter(|blocked| !matches!(&blocked.by, BlockedBy::Limit { key: by, .. } if *by == key));
+    let (done, held) = (view.counts.ended(), view.counts.total.saturating_sub(view.counts.ended()));
+    let counts = format!("{} done, {} held", grouped(done), grouped(held));
+    match (other, cap, blocked) {
+        (None, Some(cap), _) => {
+            let (used, most) = (cents(cap.used), Usd::from_nanos(cap.cap.most));
+            Problem::new(Exit::Stopped, "budget", format!("stopped at {used} of --max-cost {most}; {counts}"))
+                .hint("the same command with a higher --max-cost goes on where this one stopped")
+                .hint(format!("for workers elsewhere: promptq limits set {key} usd=AMOUNT"))
+        }
+        (_, _, Some(blocked)) => {
+            Problem::new(Exit::Stopped, "budget", format!("stopped for want of money: {}; {counts}", blocked.detail))
+                .hint("once that is mended the same command goes on where this one stopped")
+        }
+        (_, _, None) => Problem::new(Exit::Stopped, "budget", format!("stopped for want of money; {counts}")),
+    }
+}
+
+/// `$25.00`, never more than there is; less than a dollar to the last digit.
+fn cents(nanos: i64) -> String {
+    const DOLLAR: i64 = 1_000_000_000;
+    if nanos < DOLLAR {
+        return Measure::Usd.say(nanos);
+    }
+    format!("${}.{:02}", grouped(nanos.unsigned_abs() / DOLLAR.unsigned_abs()), nanos % DOLLAR / 10_000_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use promptq_common::broker::{Terms, Verdict, Want, WorkerId};
+    use promptq_common::job::{Job, Queue};
+    use promptq_common::outcome::FailureClass;
+    use promptq_common::time::Timestamp;
+    use promptq_common::work::Work;
+
+    use super::*;
+
+    fn batch() -> BatchName {
+        BatchName::new("nov").unwrap()
+    }
+
+    async fn view(broker: &Broker) -> BatchView {
+        broker.ledger().batch(&batch()).await.unwrap().unwrap()
+    }
+
+    /// A batch of two jobs, one of which was released for want of money.
+    async fn waiting(broker: &Broker) {
+        let job = || Job { batch: Some(batch()), ..Job::new(Queue::standard(), Work::prompt(Some("m"), "x")) };
+        broker.enqueue(&[job(), job()]).await.unwrap();
+        broker.ledger().seal(&batch(), &Queue::standard()).await.unwrap();
+        release(broker).await;
+    }
+
+    async fn release(broker: &Broker) {
+        let lease = Duration::from_secs(60);
+        let terms = Terms { worker: WorkerId::random("w"), queues: vec![(Queue::standard(), 1)], lease };
+        let mut consumer = broker.consume(terms).await.unwrap();
+        let leased = consumer.next(&Want { total: 1, caps: Vec::new(), rest: 1 }).await.unwrap();
+        let hold = Some(HoldKey::Batch(batch()));
+        for delivery in leased.deliveries {
+            delivery
+                .lease
+                .settle(Verdict::Release { after: Duration::from_secs(600), hold: hold.clone() })
+                .await
+                .unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_waits_for_money_alone_is_told_with_what_it_has_cost() {
+        let broker = Broker::memory();
+        assert!(!cap(&broker, &batch(), Usd::from_nanos(25_000_000_000)).await.unwrap());
+        waiting(&broker).await;
+        assert!(spent(&broker, &view(&broker).await).await.unwrap().is_none(), "one may be leased yet");
+        release(&broker).await;
+        let problem = spent(&broker, &view(&broker).await).await.unwrap().unwrap();
+        assert_eq!((problem.exit.code(), problem.slug), (9, "budget"));
+        assert_eq!(problem.what, "stopped at $0 of --max-cost 25; 0 done, 2 held");
+        assert!(problem.hints[0].contains("--max-cost") && problem.hints[1].contains("limits set batch:nov"));
+        assert!(cap(&broker, &batch(), Usd::from_nanos(40_000_000_000)).await.unwrap(), "there was one before");
+        let woken = view(&broker).await;
+        assert_eq!((woken.counts.queued, woken.counts.delayed), (2, 0));
+    }
+
+    #[tokio::test]
+    async fn what_else_has_no_money_is_named() {
+        let broker = Broker::memory();
+        waiting(&broker).await;
+        let by = BlockedBy::Limit { key: "budget:default".into(), class: FailureClass::Throttled };
+        let detail = "$20 of $20/day is spent".to_owned();
+        let blocked = Blocked { by, detail, since: Timestamp::now(), until: None };
+        let problem = stopped(&broker, &view(&broker).await, Some(&blocked)).await.unwrap();
+        assert_eq!(problem.what, "stopped for want of money: $20 of $20/day is spent; 0 done, 2 held");
+    }
+
+    #[test]
+    fn dollars_have_cents_and_less_has_all_its_digits() {
+        let said: Vec<_> = [0, 2_500_000, 24_999_999_999, 1_234_500_000_000].map(cents).into();
+        assert_eq!(said, ["$0", "$0.0025", "$24.99", "$1,234.50"]);
+    }
+}

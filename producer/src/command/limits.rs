@@ -1,0 +1,327 @@
+//! `promptq limits`: what may be used of accounts and budgets and what is used of it, changed for the whole fleet.
+
+use promptq_common::broker::{Broker, HoldKey};
+use promptq_common::config::{Change, change_of};
+use promptq_common::error::Kind;
+use promptq_common::limits::{self, Cap, Measure, Per, Pool, PoolView, covers};
+use promptq_common::telemetry::{Act, audit};
+use serde_json::{Value, json};
+
+use crate::cli::{ListOutput, Output};
+use crate::context::Context;
+use crate::limits::waits;
+use crate::limits::{Standing, every, one, sheet, words};
+use crate::list::{Column, List, cell, text, thousands};
+use crate::printer::Format;
+use crate::problem::{Exit, Problem, Result};
+
+/// What about them.
+#[derive(Debug, clap::Args)]
+#[command(
+    before_help = "Examples:\n  promptq limits list\n  promptq limits set openai/gpt-4o requests=300/min tokens=off\n  promptq limits release openai/gpt-4o",
+    after_help = "Ends with 2 where the ledger cannot share limits (object storage), 5 for a key that nobody has."
+)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: Action,
+}
+
+/// What can be done.
+#[derive(Debug, clap::Subcommand)]
+pub enum Action {
+    /// List limits: what is used of each, what calls hold, what keeps jobs waiting
+    List {
+        /// The shape.
+        #[command(flatten)]
+        output: ListOutput,
+    },
+    /// Show one key: its limits, what holds it back, what to do about it
+    Show {
+        /// The key, as in `[limits."KEY"]`, or as listed
+        key: String,
+        /// The shape.
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Set limits of a key for every worker, whatever its settings say, until changed; `off` goes back to those
+    Set {
+        /// The key, as in `[limits."KEY"]`, or as listed
+        key: String,
+        /// Such as requests=300/min, tokens=150k/min, concurrent=8, requests=off
+        #[arg(required = true, value_name = "NAME=AMOUNT")]
+        caps: Vec<String>,
+        /// Why, for the audit line
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+        /// The shape.
+        #[command(flatten)]
+        output: Output,
+    },
+    /// End a key's freeze and its caution after refusals, forget what headers said, try a held account again
+    Release {
+        /// The key, as in `[limits."KEY"]`, or as listed
+        key: String,
+        /// Why, for the audit line
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+        /// The shape.
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+impl Args {
+    /// The shape of data it was asked for.
+    pub fn format(&self) -> Format {
+        match &self.action {
+            Action::List { output } => output.output.format(),
+            Action::Show { output, .. } | Action::Set { output, .. } | Action::Release { output, .. } => {
+                output.format()
+            }
+        }
+    }
+}
+
+/// Lists, shows or changes them.
+pub async fn run(cx: &Context, args: &Args) -> Result<Exit> {
+    match &args.action {
+        Action::List { output } => list(cx, &output.fields).await?,
+        Action::Show { key, .. } => show(cx, key).await?,
+        Action::Set { key, caps, reason, .. } => set(cx, key, caps, reason.as_deref()).await?,
+        Action::Release { key, reason, .. } => release(cx, key, reason.as_deref()).await?,
+    }
+    Ok(Exit::Done)
+}
+
+async fn list(cx: &Context, fields: &[String]) -> Result<()> {
+    const COLUMNS: &[Column] = &[
+        ("key", |item| cell(item, "key")),
+        ("limit", |item| cell(item, "limit")),
+        ("from", |item| cell(item, "from")),
+        ("used", |item| number(item, "used")),
+        ("held", |item| number(item, "held")),
+        ("workers", |item| number(item, "workers")),
+        ("waiting", |item| number(item, "waiting")),
+        ("state", |item| cell(item, "brief")),
+    ];
+    let (standings, is_shared) = every(cx.existing().await?.ledger()).await?;
+    let items: Vec<Value> = standings.iter().flat_map(rows).collect();
+    if !is_shared {
+        cx.printer.say(
+            "limits are not shared by this ledger: each worker keeps to worker.limit_share of each; this is what workers \
+             say holds jobs back",
+        );
+    } else if items.is_empty() {
+        cx.printer.say("no worker has used a limit yet; limits are set in [limits.\"PROVIDER/MODEL\"]");
+    }
+    List::whole(items).print(cx, COLUMNS, fields)
+}
+
+/// One row for each cap of a key; one for a key that has none.
+fn rows(standing: &Standing) -> Vec<Value> {
+    let whole = standing.object();
+    let row = |cap: &Value| {
+        let mut item = whole.clone();
+        if let (Some(item), Some(cap)) = (item.as_object_mut(), cap.as_object()) {
+            item.remove("caps");
+            item.extend(cap.clone());
+            item.insert("brief".into(), words::brief(standing).into());
+        }
+        item
+    };
+    let none = json!({ "limit": null, "measure": null, "per": null, "most": null, "from": null, "configured": null,
+        "set": null, "learned": null, "used": null, "held": null });
+    match standing.caps().map(words::cap).collect::<Vec<_>>().as_slice() {
+        [] if standing.held.is_empty() => Vec::new(),
+        [] => vec![row(&none)],
+        caps => caps.iter().map(row).collect(),
+    }
+}
+
+/// A number with its thousands apart; money is text already.
+fn number(item: &Value, key: &str) -> String {
+    item[key].as_u64().map_or_else(|| text(item.get(key)), thousands)
+}
+
+async fn show(cx: &Context, key: &str) -> Result<()> {
+    known(cx, key, |known| known == key).await?;
+    let ledger = cx.existing().await?.ledger();
+    let standing = one(ledger, key.to_owned(), &ledger.workers().await?).await?;
+    if cx.printer.is_json() {
+        let mut object = standing.object();
+        object["next"] = json!(words::next(&standing));
+        return cx.printer.json(&object);
+    }
+    sheet::lines(&standing, cx.config.limits.iter().find(|rule| rule.key == key).map(|rule| rule.caps.as_slice()))
+        .iter()
+        .try_for_each(|line| cx.printer.line(line))
+}
+
+async fn set(cx: &Context, key: &str, caps: &[String], reason: Option<&str>) -> Result<()> {
+    let bad = |why: String| {
+        Problem::new(Exit::Usage, "bad-limit", why)
+            .detail("nothing was changed")
+            .hint("such as requests=300/min, or requests=off")
+    };
+    let changes: Vec<Change> = caps.iter().map(|text| change_of(key, text).map_err(bad)).collect::<Result<_>>()?;
+    let broker = shared(cx).await?;
+    known(cx, key, |known| known == key).await?;
+    let all = |pool: &mut Pool, now: i64| {
+        let before = pool.view(now);
+        for change in &changes {
+            pool.set(now, change.measure, change.per, change.most);
+        }
+        (before, pool.view(now))
+    };
+    let (before, after) = limits::change(broker.ledger(), key, all).await?;
+    let count = u64::try_from(changes.len()).unwrap_or(u64::MAX);
+    audit(&Act { action: "set-limit", subject: key, reason, count });
+    let woken = wake(broker, &[HoldKey::of_limit(key)]).await?;
+    let configured = cx.config.limits.iter().find(|rule| rule.key == key).map(|rule| rule.caps.as_slice());
+    let turn = |change: &Change| {
+        let of = |view: &PoolView| in_force(view, configured.unwrap_or_default(), change.measure, change.per);
+        (*change, of(&before), of(&after))
+    };
+    let turns: Vec<_> = changes.iter().map(turn).collect();
+    if cx.printer.is_json() {
+        let turned = |(change, before, after): &(Change, Option<Cap>, Option<Cap>)| {
+            let text = |cap: &Option<Cap>| cap.map(|cap| cap.to_string());
+            json!({ "measure": change.measure.as_str(), "set": change.most.is_some(), "before": text(before),
+                "now": text(after) })
+        };
+        let changes: Vec<_> = turns.iter().map(turned).collect();
+        return cx.printer.json(&json!({ "key": key, "changes": changes, "woken": woken }));
+    }
+    for (change, before, after) in turns {
+        let text = |cap: Option<Cap>| cap.map_or_else(|| "no limit".to_owned(), |cap| cap.to_string());
+        let whose = if change.most.is_some() { "for every worker, until changed" } else { "as configured" };
+        cx.printer.line(&format!("{key}: {} → {}, {whose}", text(before), text(after)))?;
+    }
+    cx.printer.say("workers follow within a second");
+    Ok(())
+}
+
+/// A cap as it is in force, without what refusals take of it; before anybody has used it, as the settings here have it.
+fn in_force(view: &PoolView, configured: &[Cap], measure: Measure, per: Per) -> Option<Cap> {
+    let is_it = |cap: &&Cap| cap.measure == measure && cap.per == per;
+    let kept = view.caps.iter().find(|cap| is_it(&&cap.cap));
+    let most = kept.map(|cap| cap.set.unwrap_or(cap.configured)).filter(|most| *most < i64::MAX);
+    most.map(|most| Cap { measure, per, most }).or_else(|| configured.iter().find(is_it).copied())
+}
+
+async fn release(cx: &Context, key: &str, reason: Option<&str>) -> Result<()> {
+    let broker = shared(cx).await?;
+    // Of a provider, all of its models may be meant, though only they have limits.
+    known(cx, key, |known| covers(key, known)).await?;
+    limits::change(broker.ledger(), key, Pool::release).await?;
+    let workers = broker.ledger().workers().await?;
+    let held = workers.iter().flat_map(|worker| &worker.held).map(|held| held.key.as_str());
+    let mut holds: Vec<HoldKey> = held.filter(|held| covers(key, held)).map(HoldKey::of_limit).collect();
+    holds.push(HoldKey::of_limit(key));
+    let woken = wake(broker, &holds).await?;
+    audit(&Act { action: "release-limit", subject: key, reason, count: 1 });
+    if cx.printer.is_json() {
+        return cx.printer.json(&json!({ "key": key, "released": true, "woken": woken }));
+    }
+    cx.printer.line(&format!("{key} is released; {} jobs that waited for it may start", thousands(woken)))
+}
+
+/// Wakes what was given back under these, each once.
+async fn wake(broker: &Broker, holds: &[HoldKey]) -> Result<u64> {
+    let mut woken = 0;
+    for (at, hold) in holds.iter().enumerate() {
+        if !holds[..at].contains(hold) {
+            woken += broker.wake(hold).await?;
+        }
+    }
+    Ok(woken)
+}
+
+/// The broker, whose ledger can share limits.
+async fn shared(cx: &Context) -> Result<&Broker> {
+    let broker = cx.existing().await?;
+    match broker.ledger().limits().await {
+        Ok(_) => Ok(broker),
+        Err(error) if error.kind() == Kind::Unsupported => Err(Problem::from(error)
+            .detail("nothing was changed")
+            .hint("each worker keeps to worker.limit_share of [limits]; over --ledger redis://… they share them")),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Fails with `NotFound` for a key that no worker has used, that no setting here names, and that is of no batch or queue:
+/// a mistake, more often than not.
+async fn known(cx: &Context, key: &str, is_meant: impl Fn(&str) -> bool) -> Result<()> {
+    let broker = cx.existing().await?;
+    let is_there = match HoldKey::of_limit(key) {
+        HoldKey::Limit(_) => false,
+        HoldKey::Batch(name) => broker.ledger().batch(&name).await?.is_some(),
+        HoldKey::Budget(queue) => {
+            let mut queues = cx.config.queues.keys().map(ToString::to_string).collect::<Vec<_>>();
+            queues.extend(broker.queues().await?.into_iter().map(|view| view.queue.to_string()));
+            queues.contains(&queue)
+        }
+    };
+    let mut keys = waits::known(broker.ledger(), &broker.ledger().workers().await?).await?;
+    keys.extend(cx.config.limits.iter().map(|rule| rule.key.clone()));
+    if is_there || keys.iter().any(|known| known == key || is_meant(known)) {
+        return Ok(());
+    }
+    let what = format!("no worker has used a limit of the key {key:?}, and none is configured here");
+    let problem = Problem::new(Exit::NotFound, "not-found", what);
+    let distance = |name: &String| strsim::osa_distance(name, key);
+    let near = keys.iter().filter(|name| distance(name) <= 2).min_by_key(|name| distance(name));
+    let known: Vec<&str> = keys.iter().take(NAMED).map(String::as_str).collect();
+    Err(match near {
+        Some(near) => problem.hint(format!("did you mean {near}?")),
+        None if known.is_empty() => problem.hint("limits are set in [limits.\"PROVIDER/MODEL\"]"),
+        None => problem.hint(format!("there are {}", known.join(", "))),
+    })
+}
+
+/// The most keys that an error names.
+const NAMED: usize = 10;
+
+#[cfg(test)]
+mod tests {
+    use promptq_common::outcome::FailureClass;
+
+    use super::*;
+    use crate::limits::tests::{standing, told, view, worker};
+
+    #[test]
+    fn a_key_has_a_row_for_each_cap_and_one_row_where_workers_alone_tell_of_it() {
+        let both = standing(Some(view((490, 7), (80, 20))), &[]);
+        let found = rows(&both);
+        assert_eq!(found.len(), 2);
+        assert_eq!(
+            (&found[0]["limit"], &found[0]["used"], &found[0]["state"]),
+            (&"500 requests/min".into(), &490.into(), &"full".into())
+        );
+        assert_eq!((&found[1]["limit"], &found[1]["held"]), (&"90000 tokens/min".into(), &20.into()));
+        let gate = standing(None, &[worker("w", vec![told("acme/gpt", FailureClass::Account, "no credit")])]);
+        let [only] = rows(&gate).try_into().unwrap();
+        assert_eq!(
+            (&only["limit"], &only["blocked"][0]["class"], &only["workers"]),
+            (&Value::Null, &"account".into(), &Value::Null)
+        );
+        let keys = |item: &Value| item.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        assert_eq!(keys(&only), keys(&found[0]), "the same fields");
+        assert!(rows(&standing(None, &[])).is_empty());
+    }
+
+    #[test]
+    fn what_was_set_is_in_force_and_else_what_is_configured() {
+        let mut shared = view((0, 0), (0, 0));
+        let of = |view: &PoolView, configured: &[Cap]| {
+            in_force(view, configured, Measure::Requests, Per::Minute).map(|cap| cap.most)
+        };
+        let here = [Cap { measure: Measure::Requests, per: Per::Minute, most: 9 }];
+        assert_eq!(of(&shared, &here), Some(500));
+        shared.caps[0].set = Some(30);
+        assert_eq!(of(&shared, &here), Some(30));
+        (shared.caps[0].set, shared.caps[0].configured) = (None, i64::MAX);
+        assert_eq!((of(&shared, &here), of(&shared, &[])), (Some(9), None));
+    }
+}

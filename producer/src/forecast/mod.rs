@@ -1,0 +1,267 @@
+//! What a submission will probably take: tokens, dollars and time, added up job by job while its input is read. The guesses
+//! are the limits' own, the prices and limits the configuration's. How it is shown is `show.rs`.
+
+mod show;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use promptq_common::config::{Api, Config};
+use promptq_common::job::Job;
+use promptq_common::limits::{Amounts, Asks, Cap, Estimates, Per, Rule, covers};
+use promptq_common::line::model_in;
+use promptq_common::outcome::{Usage, Usd};
+use promptq_common::price::{Consumed, Date, Price, Prices, Seller};
+use promptq_common::work::{Input, family};
+use promptq_worker::configured;
+use promptq_worker::runner::Runners;
+use promptq_worker::size::size;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::problem::{Exit, Problem, Result};
+
+/// The most models that are named.
+const NAMED: usize = 20;
+
+/// Guesses what jobs will take, as this configuration would run them.
+#[derive(Debug)]
+pub struct Forecaster {
+    runners: Runners,
+    programs: BTreeSet<String>,
+    prices: Prices,
+    /// The longest key first.
+    rules: Arc<[Rule]>,
+    estimates: Estimates,
+}
+
+/// What one job will probably take.
+#[derive(Clone, Debug)]
+pub struct Share {
+    input: u64,
+    likely: u64,
+    most: u64,
+    is_bounded: bool,
+    is_program: bool,
+    model: String,
+    cost: Option<(Usd, Usd)>,
+    as_of: Option<Date>,
+    rule: Option<usize>,
+}
+
+/// What jobs will probably take together, each in one attempt.
+#[derive(Clone, Debug, Default)]
+pub struct Forecast {
+    jobs: u64,
+    /// Of them, run by commands, which have no tokens.
+    programs: u64,
+    /// Of them, with an answer that they do not bound.
+    unbounded: u64,
+    input: u64,
+    likely: u64,
+    most: u64,
+    /// With likely answers, and with the longest.
+    cost: (Usd, Usd),
+    /// Jobs whose cost nobody knows.
+    unpriced: u64,
+    /// Models that have a price, and those that have none: the first [`NAMED`] by name.
+    models: (BTreeSet<String>, BTreeSet<String>),
+    /// The days of the oldest and the newest price.
+    as_of: Option<(Date, Date)>,
+    rules: Arc<[Rule]>,
+    /// What falls under each rule.
+    under: BTreeMap<usize, Amounts>,
+}
+
+/// A cap, and how long the jobs under it take because of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Bound {
+    key: String,
+    cap: Cap,
+    takes: Duration,
+}
+
+impl Forecaster {
+    /// Reads what models, prices and limits there are.
+    ///
+    /// # Errors
+    /// Settings of providers or commands that cannot work (exit 2).
+    pub fn new(config: &Config) -> Result<Self> {
+        let runners = Runners::new(configured::runners(config));
+        let runners = runners.map_err(|error| Problem::new(Exit::Usage, "config", format!("{error:#}")))?;
+        let mut rules = config.limits.clone();
+        rules.sort_by_key(|rule| std::cmp::Reverse(rule.key.len()));
+        Ok(Self {
+            runners,
+            programs: config.runners.keys().cloned().collect(),
+            prices: config.prices.clone(),
+            rules: rules.into(),
+            estimates: Estimates::default(),
+        })
+    }
+
+    /// Nothing yet.
+    pub fn forecast(&self) -> Forecast {
+        Forecast { rules: Arc::clone(&self.rules), ..Forecast::default() }
+    }
+
+    /// What a job will probably take.
+    pub fn share(&self, job: &Job) -> Share {
+        let seat = self.seat(job);
+        let size = size(&job.work);
+        let guess = |output_upfront| {
+            let (queue, model, bytes, max_tokens) = (&job.queue, seat.limit_key.as_str(), size.bytes, size.max_tokens);
+            self.estimates.need(&Asks { queue, model, bytes, max_tokens, output_upfront }).amounts
+        };
+        let (likely, longest) = (guess(false), guess(true));
+        let tokens = |count: i64| if seat.is_program { 0 } else { u64::try_from(count).unwrap_or(0) };
+        let answer = |count: i64| if is_embedding(job) { 0 } else { tokens(count) };
+        let (input, likely, most) = (tokens(likely.input), answer(likely.output), answer(longest.output));
+        let tier = tier(job);
+        let cost = |output_tokens| {
+            let usage = Usage { input_tokens: input, output_tokens, ..Usage::default() };
+            seat.price?.cost(&Consumed { usage, tier: tier.as_deref(), ..Consumed::default() })
+        };
+        Share {
+            input,
+            likely,
+            most,
+            is_bounded: seat.is_program || most == 0 || size.max_tokens.is_some(),
+            is_program: seat.is_program,
+            cost: cost(likely).zip(cost(most)),
+            as_of: seat.price.and_then(|price| price.as_of),
+            rule: self.rules.iter().position(|rule| covers(&rule.key, &seat.limit_key)),
+            model: seat.model,
+        }
+    }
+
+    /// Who runs a job, and for how much.
+    fn seat(&self, job: &Job) -> Seat {
+        let said = job.work.model.as_deref().unwrap_or_default();
+        let plain =
+            |model: &str| Seat { model: model.to_owned(), price: None, limit_key: said.to_owned(), is_program: false };
+        if said == "mock" || said.starts_with("mock:") {
+            return Seat { price: Some(Price::FREE), limit_key: "mock".to_owned(), ..plain("mock") };
+        }
+        if said.starts_with("exec:") || self.programs.contains(said) {
+            return Seat { is_program: true, ..plain("commands") };
+        }
+        let here = self.runners.pick(job).ok().and_then(|runner| {
+            let (provider, model) = runner.priced_as(job)?;
+            Some((provider, model, runner.limit_key(job)))
+        });
+        if let Some((provider, model, limit_key)) = here {
+            let price = self.prices.of(&provider, &model);
+            return Seat { price, limit_key, ..plain(&format!("{provider}/{model}")) };
+        }
+        // Other hosts may have what this one has not been told of.
+        let (provider, model) = elsewhere(job);
+        match self.prices.of(provider, model) {
+            None => plain(if said.is_empty() { "jobs that name no model" } else { said }),
+            price => {
+                let limit_key = format!("{provider}/{}", family(model));
+                Seat { price, limit_key, ..plain(&format!("{provider}/{model}")) }
+            }
+        }
+    }
+}
+
+/// Who runs a job.
+struct Seat {
+    model: String,
+    price: Option<Price>,
+    limit_key: String,
+    is_program: bool,
+}
+
+/// The provider and model that a job goes to where nothing is configured.
+fn elsewhere(job: &Job) -> (&str, &str) {
+    let said = job.work.model.as_deref().unwrap_or_default();
+    match said.split_once('/') {
+        Some((provider, model)) if Seller::named(provider).is_some() => (provider, model),
+        _ => {
+            let api = match &job.work.input {
+                Input::Request { url, .. } if url == "/v1/messages" => Api::Anthropic,
+                Input::Request { url, .. } if model_in(url).is_some() => Api::Gemini,
+                Input::Request { .. } | Input::Prompt(_) => Api::OpenAi,
+            };
+            (api.provider(), said)
+        }
+    }
+}
+
+/// The service tier that a job asks for.
+fn tier(job: &Job) -> Option<String> {
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Said {
+        #[serde(alias = "serviceTier")]
+        service_tier: Value,
+    }
+    let parameters = match &job.work.input {
+        Input::Prompt(prompt) => &prompt.params,
+        Input::Request { body, .. } => body,
+    };
+    let said: Said = serde_json::from_str(parameters).unwrap_or_default();
+    said.service_tier.as_str().map(str::to_owned)
+}
+
+/// Whether what a job asks for are numbers, and no text that could be long.
+fn is_embedding(job: &Job) -> bool {
+    matches!(&job.work.input, Input::Request { url, .. } if url == "/v1/embeddings")
+}
+
+impl Forecast {
+    /// Adds a job.
+    pub fn add(&mut self, share: Share) {
+        self.jobs += 1;
+        self.programs += u64::from(share.is_program);
+        self.unbounded += u64::from(!share.is_bounded);
+        self.input = self.input.saturating_add(share.input);
+        self.likely = self.likely.saturating_add(share.likely);
+        self.most = self.most.saturating_add(share.most);
+        let named = if let Some((likely, most)) = share.cost {
+            self.cost.0 += likely;
+            self.cost.1 += most;
+            &mut self.models.0
+        } else {
+            self.unpriced += 1;
+            &mut self.models.1
+        };
+        if named.len() < NAMED || named.last().is_some_and(|last| share.model < *last) {
+            named.insert(share.model);
+            if named.len() > NAMED {
+                named.pop_last();
+            }
+        }
+        if let Some(day) = share.as_of.filter(|_| share.cost.is_some()) {
+            let (oldest, newest) = self.as_of.unwrap_or((day, day));
+            self.as_of = Some((oldest.min(day), newest.max(day)));
+        }
+        if let Some(rule) = share.rule {
+            let tokens = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+            *self.under.entry(rule).or_default() += Amounts::call(tokens(share.input), tokens(share.likely));
+        }
+    }
+
+    /// Every cap over a time, the one that holds longest first. More workers change none of them.
+    fn bounds(&self) -> Vec<Bound> {
+        let mut bounds = Vec::new();
+        for (rule, amounts) in &self.under {
+            let Some(rule) = self.rules.get(*rule) else { continue };
+            for cap in rule.caps.iter().filter(|cap| matches!(cap.per, Per::Minute | Per::Day)) {
+                let (asked, most) = (i128::from(amounts.of(cap.measure)), i128::from(cap.most.max(1)));
+                // What fits into one window waits for nothing.
+                let millis = if asked <= most { 0 } else { asked * i128::from(cap.per.millis()) / most };
+                let takes = Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX));
+                bounds.push(Bound { key: rule.key.clone(), cap: *cap, takes });
+            }
+        }
+        bounds.sort_by_key(|bound| std::cmp::Reverse(bound.takes));
+        bounds
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,215 @@
+//! Which limit keys the jobs of a queue or a batch wait for, or one job: by what workers say, by the hold of a job that
+//! was given back, and by the settings.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use promptq_common::broker::HoldKey;
+use promptq_common::job::{BatchName, Job, Queue};
+use promptq_common::ledger::{JobView, Ledger, WorkerReport};
+use promptq_common::limits::covers;
+use promptq_common::work::Work;
+use promptq_worker::configured;
+use promptq_worker::runner::Runners;
+use serde_json::Value;
+
+use super::{Standing, State, kept, one, several, words};
+use crate::context::Context;
+use crate::problem::Result;
+
+/// What keeps jobs of each of these queues waiting, the gravest first.
+///
+/// # Errors
+/// As the ledger's.
+pub async fn of_queues(ledger: &dyn Ledger, queues: &[Queue]) -> Result<BTreeMap<Queue, Vec<Standing>>> {
+    let workers = ledger.workers().await?;
+    let known = known(ledger, &workers).await?;
+    let keys_of = |queue: &Queue| {
+        let mut keys = behind(&workers, queue, |_| true);
+        keys.extend(told_of_no_lane(&workers, queue));
+        keys.extend(budgets(queue, None).filter(|key| known.contains(key)));
+        keys
+    };
+    let wanted: BTreeMap<&Queue, BTreeSet<String>> = queues.iter().map(|queue| (queue, keys_of(queue))).collect();
+    let all = several(ledger, wanted.values().flatten().cloned().collect(), &workers).await?;
+    let of = |keys: &BTreeSet<String>| {
+        gravest_first(all.iter().filter(|standing| keys.contains(&standing.key)).cloned().collect())
+    };
+    Ok(wanted.into_iter().map(|(queue, keys)| (queue.clone(), of(&keys))).collect())
+}
+
+/// What keeps jobs of a batch waiting, the gravest first.
+///
+/// # Errors
+/// As the ledger's.
+pub async fn of_batch(ledger: &dyn Ledger, queue: &Queue, batch: &BatchName) -> Result<Vec<Standing>> {
+    let workers = ledger.workers().await?;
+    let known = known(ledger, &workers).await?;
+    let mut keys = behind(&workers, queue, |_| true);
+    keys.extend(told_of_no_lane(&workers, queue));
+    keys.extend(budgets(queue, Some(batch)).filter(|key| known.contains(key)));
+    Ok(gravest_first(several(ledger, keys, &workers).await?))
+}
+
+/// What one waiting job waits for; of a job that was given back, how that stands now, even if nothing is in the way any
+/// more.
+///
+/// # Errors
+/// As the ledger's.
+pub async fn of_job(cx: &Context, job: &JobView, workers: &[WorkerReport]) -> Result<Option<Standing>> {
+    let ledger = cx.existing().await?.ledger();
+    if let Some(hold) = &job.hold {
+        return one(ledger, key_of(hold), workers).await.map(Some);
+    }
+    let known = known(ledger, workers).await?;
+    let model = job.model.as_deref();
+    let mut keys = behind(workers, &job.queue, |behind| behind == model);
+    keys.extend(budgets(&job.queue, job.batch.as_ref()).filter(|key| known.contains(key)));
+    if let Some(limit_key) = runners(cx).and_then(|runners| configured_key(&runners, &job.queue, model)) {
+        let rules = known.iter().filter(|key| covers(key, &limit_key));
+        keys.extend(rules.max_by_key(|key| key.len()).cloned());
+    }
+    Ok(gravest_first(several(ledger, keys, workers).await?).into_iter().next())
+}
+
+/// The keys that something is kept of, and those that workers tell of.
+pub(crate) async fn known(ledger: &dyn Ledger, workers: &[WorkerReport]) -> Result<BTreeSet<String>> {
+    let (mut keys, _) = kept(ledger).await?;
+    keys.extend(workers.iter().flat_map(|worker| &worker.held).map(|held| held.key.clone()));
+    Ok(keys)
+}
+
+/// Under which key something is kept of what a job was given back under.
+pub fn key_of(hold: &HoldKey) -> String {
+    match hold {
+        HoldKey::Limit(key) => key.clone(),
+        HoldKey::Batch(_) | HoldKey::Budget(_) => hold.to_string(),
+    }
+}
+
+/// What the settings here would run; `None` where they cannot be used.
+pub(crate) fn runners(cx: &Context) -> Option<Runners> {
+    Runners::new(configured::runners(&cx.config)).ok()
+}
+
+/// The limit key that jobs of a model have by the settings here.
+pub(crate) fn configured_key(runners: &Runners, queue: &Queue, model: Option<&str>) -> Option<String> {
+    let job = Job::new(queue.clone(), Work::prompt(model, ""));
+    runners.pick(&job).ok().map(|runner| runner.limit_key(&job))
+}
+
+/// As data: each as one object.
+pub(crate) fn objects(standings: &[Standing]) -> Value {
+    standings.iter().map(Standing::object).collect()
+}
+
+/// The first in one line, and how many more there are.
+pub(crate) fn line(standings: &[Standing]) -> Option<String> {
+    let first = standings.iter().find_map(words::line)?;
+    Some(match standings.len() {
+        0 | 1 => first,
+        several => format!("{first} (and {} more: promptq limits list)", several - 1),
+    })
+}
+
+/// The keys that workers hold back for jobs of this queue and of a model that `fits`.
+fn behind(workers: &[WorkerReport], queue: &Queue, fits: impl Fn(Option<&str>) -> bool) -> BTreeSet<String> {
+    let held = workers.iter().flat_map(|worker| &worker.held).filter(|held| !words::is_budget(&held.key));
+    let held = held.filter(|held| held.lanes.iter().any(|(of, model)| of == queue && fits(model.as_deref())));
+    held.map(|held| held.key.clone()).collect()
+}
+
+/// The keys that workers of this queue hold back without saying for which lanes.
+fn told_of_no_lane(workers: &[WorkerReport], queue: &Queue) -> Vec<String> {
+    // Workers report what they serve as `name:weight`.
+    let serves = |name: &String| name.split(':').next() == Some(queue.as_str());
+    let serving = workers.iter().filter(|worker| worker.queues.iter().any(serves));
+    let held = serving.flat_map(|worker| &worker.held);
+    held.filter(|held| held.lanes.is_empty() && !words::is_budget(&held.key)).map(|held| held.key.clone()).collect()
+}
+
+fn budgets(queue: &Queue, batch: Option<&BatchName>) -> impl Iterator<Item = String> {
+    let batch = batch.map(|name| HoldKey::Batch(name.clone()));
+    [Some(HoldKey::Budget(queue.to_string())), batch].into_iter().flatten().map(|hold| hold.to_string())
+}
+
+fn gravest_first(mut standings: Vec<Standing>) -> Vec<Standing> {
+    let rank = |standing: &Standing| match standing.state() {
+        State::Refused(_) => 0,
+        State::Down(_) => 1,
+        State::Full(..) if words::is_budget(&standing.key) => 2,
+        State::Frozen(_) => 3,
+        State::Full(..) => 4,
+        State::Throttled(_) => 5,
+        State::Cautious(_) | State::Open => 6,
+    };
+    standings.retain(Standing::holds);
+    standings.sort_by_key(rank);
+    standings
+}
+
+#[cfg(test)]
+mod tests {
+    use promptq_common::broker::Broker;
+    use promptq_common::ledger::HeldKey;
+    use promptq_common::limits::{self, Ask, Cap, Measure, Per};
+    use promptq_common::outcome::FailureClass;
+    use promptq_common::time::Timestamp;
+
+    use super::super::tests::{told, worker};
+    use super::*;
+
+    fn queue(name: &str) -> Queue {
+        Queue::new(name).unwrap()
+    }
+
+    fn keys(standings: &[Standing]) -> String {
+        standings.iter().map(|standing| standing.key.as_str()).collect::<Vec<_>>().join(" ")
+    }
+
+    /// A key of which all is used.
+    async fn fill(broker: &Broker, key: &str) {
+        let caps = vec![Cap { measure: Measure::Requests, per: Per::Minute, most: 9 }];
+        let spent = vec![(0, limits::Amounts::call(0, 0).times(9.0))];
+        let ask = Ask { id: 1, seq: 1, caps, spent, ..Ask::default() };
+        limits::change(broker.ledger(), key, |pool, now| pool.ask(now, &ask)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_queue_waits_for_the_keys_behind_its_lanes_and_for_its_money() {
+        let broker = Broker::memory();
+        let far = Timestamp::now() + std::time::Duration::from_secs(60);
+        let told = |key: &str, class, lanes: &[&str]| {
+            let lanes = lanes.iter().map(|name| (queue(name), Some("gpt".to_owned()))).collect();
+            HeldKey { lanes, until: far, ..told(key, class, "said so") }
+        };
+        let held = vec![
+            told("slow/gpt", FailureClass::Throttled, &["default"]),
+            told("dead/gpt", FailureClass::Account, &["default"]),
+            told("other/gpt", FailureClass::Account, &["vision"]),
+            told("lost/gpt", FailureClass::Capacity, &[]),
+        ];
+        broker.ledger().report(&worker("w", held)).await.unwrap();
+        fill(&broker, "budget:default").await;
+        fill(&broker, "batch:nov").await;
+        fill(&broker, "acme").await;
+        let of = of_queues(broker.ledger(), &[queue("default"), queue("vision"), queue("idle")]).await.unwrap();
+        assert_eq!(keys(&of[&queue("default")]), "dead/gpt lost/gpt budget:default slow/gpt");
+        assert_eq!((keys(&of[&queue("vision")]), keys(&of[&queue("idle")])), ("other/gpt".to_owned(), String::new()));
+        let batch = BatchName::new("nov").unwrap();
+        let of = of_batch(broker.ledger(), &queue("idle"), &batch).await.unwrap();
+        assert_eq!(keys(&of), "batch:nov");
+        let said = line(&of).unwrap();
+        assert!(said.starts_with("budget-bound: batch:nov 9 of 9 requests/min"), "{said}");
+        let of = of_batch(broker.ledger(), &queue("default"), &batch).await.unwrap();
+        assert!(line(&of).unwrap().ends_with("(and 4 more: promptq limits list)"), "{of:?}");
+    }
+
+    #[test]
+    fn a_key_and_its_hold_are_one() {
+        for key in ["openai/gpt-4o", "batch:nov", "budget:default", "exec:wc"] {
+            assert_eq!(key_of(&HoldKey::of_limit(key)), key);
+        }
+        assert_eq!(HoldKey::of_limit("limit:x"), HoldKey::Limit("limit:x".into()));
+        assert!(matches!(HoldKey::of_limit("batch:nov"), HoldKey::Batch(_)));
+    }
+}

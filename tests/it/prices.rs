@@ -1,0 +1,86 @@
+//! Money as people meet it: what results say that jobs cost, what nobody knows, and what a dry run says before anything costs.
+
+use promptq_tests::process::{Home, Said};
+use serde_json::{Value, json};
+
+use crate::providers::{KEY, Server};
+
+/// Two providers at the server; a model of one has a price.
+fn settled(server: &Server, more: &str) -> Home {
+    let (home, url) = (Home::new(), server.url());
+    let provider = |name: &str, api: &str, path: &str| {
+        format!("[providers.{name}]\napi = \"{api}\"\nbase_url = \"{url}{path}\"\napi_key = \"{KEY}\"\n")
+    };
+    let price = "[prices.\"box/m\"]\ninput = \"2\"\noutput = \"10\"\nas_of = \"2026-11-03\"\n";
+    let names =
+        "[models.cheap]\nprovider = \"box\"\nmodel = \"m\"\n[models.other]\nprovider = \"google\"\nmodel = \"g\"\n";
+    let (local, google) = (provider("box", "openai", "/v1"), provider("google", "gemini", ""));
+    home.write("promptq.toml", &format!("{local}{google}{price}{names}{more}"));
+    home
+}
+
+fn promptq(home: &Home, args: &[&str]) -> Said {
+    Said::of(&mut home.program("promptq", args))
+}
+
+#[test]
+fn results_say_what_they_cost_and_who_says_so() {
+    let server = Server::start();
+    let home = settled(&server, "");
+    let rows = [r#"{"id":"1","prompt":"Hi","model":"cheap"}"#, r#"{"id":"2","prompt":"Hi","model":"other"}"#];
+    home.write("in.jsonl", &(rows.join("\n") + "\n"));
+    let said = promptq(&home, &["run", "in.jsonl", "-o", "out.jsonl"]).ends(0);
+    // 3 x 2 + 1 x 10, a million each.
+    said.says(&["2 succeeded, $0.000016 and unknown for 1 job"]);
+    let text = std::fs::read_to_string(home.path("out.jsonl")).unwrap();
+    let mut lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    lines.sort_by_key(|line| line["custom_id"].to_string());
+    let account = |n: usize| lines[n]["promptq"].as_object().unwrap();
+    assert_eq!((&account(0)["cost_usd"], &account(0)["cost_source"]), (&json!("0.000016"), &json!("price_table")));
+    assert_eq!(account(0)["price_as_of"], "2026-11-03");
+    assert_eq!((&account(1)["cost_usd"], account(1).contains_key("cost_source")), (&Value::Null, false));
+    promptq(&home, &["doctor"]).ends(0).prints(&["warn    price: no price for google/g; its cost will be shown as ?"]);
+}
+
+#[test]
+fn a_dry_run_says_what_it_would_take_and_takes_nothing() {
+    let server = Server::start();
+    let home = settled(&server, "[limits.box]\nrequests = \"1/min\"\n");
+    // 36 bytes are 10 tokens.
+    let row = |n: u64, model: &str| {
+        format!("{{\"id\":\"r{n}\",\"prompt\":\"{}\",\"model\":\"{model}\",\"max_tokens\":400}}\n", "x".repeat(36))
+    };
+    let cheap: String = (1..=90).map(|n| row(n, "cheap")).collect();
+    home.write("cheap.jsonl", &cheap);
+    home.write("both.jsonl", &(cheap + &row(91, "other")));
+    promptq(&home, &["submit", "cheap.jsonl", "--dry-run"]).ends(0).prints(&[
+        "would enqueue 90 jobs to queue default (0 already known)\n  tokens  about 900 in, 23k out (at most 36k)\n",
+        // 900 x 2 + 23,040 x 10 and 900 x 2 + 36,000 x 10
+        "  cost    $0.23 to $0.36 (box/m; price of 2026-11-03)\n",
+        "  limits  box: 1 requests/min: bound by requests, about 1h30m with any number of workers\n",
+        "first prompt (row 1, id r1): \"xxx",
+        "nothing was enqueued",
+    ]);
+    let both = promptq(&home, &["submit", "both.jsonl", "--dry-run", "--json"]).ends(0).json();
+    let forecast = &both["forecast"];
+    assert_eq!((&forecast["jobs"], &forecast["cost_unknown"]), (&json!(91), &json!(1)));
+    assert_eq!(forecast["cost_usd"], json!({ "likely": "0.2322", "most": "0.3618" }));
+    assert_eq!((&forecast["unpriced_models"], &forecast["least_seconds"]), (&json!(["google/g"]), &json!(5_400)));
+    promptq(&home, &["run", "both.jsonl", "-o", "out.jsonl", "--dry-run"])
+        .ends(0)
+        .prints(&["and ? for 1 job (no price for google/g"]);
+    let list = promptq(&home, &["jobs", "list", "--json"]).ends(0).json();
+    assert_eq!((list["items"].as_array().unwrap().len(), home.path("out.jsonl").exists()), (0, false));
+    assert_eq!(server.requests(), Vec::<String>::new());
+}
+
+#[test]
+fn a_dry_run_refuses_what_submitting_would_refuse() {
+    let home = settled(&Server::start(), "");
+    home.write("bad.jsonl", "{\"prompt\":\"a\"}\n{\"prompt\":\n");
+    let refused =
+        |flags: &[&str]| promptq(&home, &[&["submit", "bad.jsonl", "-m", "cheap"], flags].concat()).ends(2).stderr;
+    assert_eq!(refused(&["--dry-run"]), refused(&[]));
+    home.write("promptq.toml", "[prices.cheap]\ninput = \"1\"\noutput = \"1\"\n");
+    promptq(&home, &["config", "check"]).ends(2).says(&["promptq.toml:2:9", "prices are of PROVIDER/MODEL"]);
+}

@@ -1,0 +1,151 @@
+//! What a job's call may cost at most, which caps have to have that much, and why it may not be made at all. Reserving it
+//! is the limits' business.
+
+use promptq_common::broker::HoldKey;
+use promptq_common::job::{Extras, Job};
+use promptq_common::limits::{Budget, Ceiling, Measure, Pass, Size};
+use promptq_common::outcome::{FailureClass, Usd};
+use promptq_common::price::{Price, Prices};
+
+use crate::execute::Desk;
+use crate::runner::Runner;
+use crate::size::{answers, parameters, size, tier};
+use crate::verdict::Case;
+
+/// What is to become of a job whose cost is limited.
+#[derive(Debug)]
+pub(crate) enum Money {
+    /// It may cost so much at most (`None`: nobody asks), which each of these has to have, in this order.
+    Costs(Option<Usd>, Vec<Budget>),
+    /// It can never be called: code and reason.
+    Never(&'static str, String),
+    /// It may be called once a person has mended something: what it waits for, and the reason.
+    Waits(HoldKey, String),
+}
+
+/// Reckons a call. In one order for all workers: the batch's cap, then the queue's budget.
+pub(crate) fn money(
+    job: &Job,
+    runner: &dyn Runner,
+    size: &Size,
+    (case, desk, pass): (&Case<'_>, &Desk, &Pass),
+) -> Money {
+    let Extras { max_cost, batch_max_cost, .. } = job.extras.as_deref().cloned().unwrap_or_default();
+    let budgets = budgets(batch_max_cost, case, desk);
+    if max_cost.is_none() && budgets.is_empty() && !desk.limits.is_priced(&case.head.lane, pass) {
+        return Money::Costs(None, budgets);
+    }
+    let input = desk.limits.most_input(pass, size);
+    let worst = match worst(job, runner, size, (input, &desk.settings.prices)) {
+        Ok(worst) => worst,
+        Err(Unknown::Price) => {
+            let hold = budgets.into_iter().next().map_or_else(|| HoldKey::of_limit(pass.key()), |budget| budget.hold);
+            return Money::Waits(hold, format!("{}: {NO_PRICE}", pass.key()));
+        }
+        Err(Unknown::Answer) => return Money::Never("no_max_tokens", NO_MAX_TOKENS.to_owned()),
+    };
+    match max_cost {
+        Some(most) if over(worst, spent(case, worst), most) => Money::Never("larger_than_max_cost", {
+            let before = spent(case, worst);
+            let before =
+                if before == Usd::default() { String::new() } else { format!(", and has cost {} before", say(before)) };
+            format!(
+                "it may cost {}{before}: its max_cost is {}; hint: bound its answer by max_tokens, or allow more",
+                say(worst),
+                say(most)
+            )
+        }),
+        _ => Money::Costs(Some(worst), budgets),
+    }
+}
+
+/// Why a job under a cap on its cost would not be called by such workers, with a hint; `None` where it would.
+pub fn missing(job: &Job, runner: &dyn Runner, prices: &Prices) -> Option<&'static str> {
+    let size = size(&job.work);
+    let input = u64::try_from(size.bytes).unwrap_or(u64::MAX);
+    worst(job, runner, &size, (input, prices)).err().map(|unknown| match unknown {
+        Unknown::Price => NO_PRICE,
+        Unknown::Answer => NO_MAX_TOKENS,
+    })
+}
+
+/// What nobody knows of a call, so that nobody knows what it may cost.
+enum Unknown {
+    Price,
+    Answer,
+}
+
+const NO_PRICE: &str = "what it may cost is limited, and nobody knows the price of its model; hint: give it one in the \
+                        section prices of the settings, 0 where it costs nothing";
+const NO_MAX_TOKENS: &str =
+    "what it may cost is limited, and nobody bounds its answer; hint: --max-tokens N, or max_tokens in the line";
+
+/// The most that a call may cost, of so many tokens sent.
+fn worst(job: &Job, runner: &dyn Runner, size: &Size, (input, prices): (u64, &Prices)) -> Result<Usd, Unknown> {
+    let ceiling = ceiling(job, runner, input, prices).ok_or(Unknown::Price)?;
+    ceiling.worst(input, most_output(job, runner, size)).ok_or(Unknown::Answer)
+}
+
+/// What the tokens of a call cost at most; nothing where nothing is paid for, `None` where nobody knows.
+fn ceiling(job: &Job, runner: &dyn Runner, input: u64, prices: &Prices) -> Option<Ceiling> {
+    if !runner.billed() {
+        return Some(Ceiling::FREE);
+    }
+    let (provider, model) = runner.priced_as(job)?;
+    let Price { rates, long, priority, .. } = prices.of(&provider, &model)?;
+    let body = parameters(&job.work);
+    let hour = if body.contains("\"1h\"") { rates.cache_write_1h? } else { Usd::default() };
+    let input_rate = rates.input.max(rates.cached_input).max(rates.cache_write).max(hour);
+    let percent = long.filter(|long| input > long.above).map_or(Some((100, 100)), |long| long.percent)?;
+    let tier = match tier(&job.work).as_deref() {
+        // Of a tier that costs less, no more than the usual is taken for sure: the call may be served in that one.
+        None | Some("" | "auto" | "default" | "standard" | "standard_only" | "on_demand" | "flex" | "batch") => 100,
+        Some("priority") => priority?.max(100),
+        Some(_) => return None,
+    };
+    let weighed = |rate: Usd, percent: u16| {
+        let nanos = i128::from(rate.as_nanos()) * i128::from(percent.max(100)) * i128::from(tier);
+        Usd::from_nanos(i64::try_from((nanos + 9_999) / 10_000).unwrap_or(i64::MAX))
+    };
+    Some(Ceiling { input: weighed(input_rate, percent.0), output: weighed(rates.output, percent.1) })
+}
+
+/// The most tokens of all answers to a job's call.
+fn most_output(job: &Job, runner: &dyn Runner, size: &Size) -> Option<u64> {
+    match answers(&job.work) {
+        0 => Some(0),
+        count => Some(size.max_tokens.max(runner.most_output(job))?.saturating_mul(count)),
+    }
+}
+
+fn budgets(batch_max_cost: Option<Usd>, case: &Case<'_>, desk: &Desk) -> Vec<Budget> {
+    let (queue, batch) = (&case.head.lane.queue, case.head.batch.as_ref());
+    let of_batch = batch.zip(batch_max_cost).map(|(batch, most)| {
+        // All that such a worker may run is of its batch.
+        let queue = desk.settings.own_batch.as_ref().filter(|own| *own == batch).map(|_| queue.clone());
+        Budget { queue, ..Budget::of_batch(batch, most) }
+    });
+    let of_queue = desk.settings.budgets.get(queue).map(|cap| Budget::of_queue(queue, *cap));
+    of_batch.into_iter().chain(of_queue).collect()
+}
+
+/// What a job's attempts have cost so far; those that may have been billed at a cost nobody knows count as the worst.
+fn spent(case: &Case<'_>, worst: Usd) -> Usd {
+    let history = &case.head.history;
+    let unknown = history.recent.iter().filter(|attempt| {
+        attempt.cost.is_none() && attempt.class.is_some_and(|class| class == FailureClass::UnknownBilled)
+    });
+    let mut spent = history.cost.unwrap_or_default();
+    unknown.for_each(|_| spent += worst);
+    spent
+}
+
+fn over(worst: Usd, spent: Usd, most: Usd) -> bool {
+    let mut all = spent;
+    all += worst;
+    all > most
+}
+
+fn say(usd: Usd) -> String {
+    Measure::Usd.say(usd.as_nanos())
+}

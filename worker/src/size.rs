@@ -1,0 +1,112 @@
+//! How large a call will be, as far as its job says: what the limits reckon with.
+
+use promptq_common::limits::Size;
+use promptq_common::work::{Input, Work};
+use serde::Deserialize;
+
+/// The names that providers have for the most tokens of an answer.
+#[derive(Debug, Default, Deserialize)]
+struct Named {
+    max_tokens: Option<u64>,
+    max_completion_tokens: Option<u64>,
+    max_output_tokens: Option<u64>,
+    #[serde(rename = "generationConfig")]
+    generation: Option<Generation>,
+}
+
+/// The names that providers have for several answers to one request.
+#[derive(Debug, Default, Deserialize)]
+struct Choices {
+    n: Option<u64>,
+    #[serde(rename = "generationConfig")]
+    generation: Option<Candidates>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Candidates {
+    #[serde(rename = "candidateCount")]
+    count: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Generation {
+    #[serde(rename = "maxOutputTokens")]
+    most: Option<u64>,
+}
+
+/// The bytes of a job's texts, and the most tokens it may be answered with.
+pub fn size(work: &Work) -> Size {
+    let named: Named = serde_json::from_str(parameters(work)).unwrap_or_default();
+    let max_tokens = named.max_completion_tokens.or(named.max_output_tokens).or(named.max_tokens);
+    let max_tokens = max_tokens.or(named.generation.and_then(|generation| generation.most));
+    let bytes = match &work.input {
+        Input::Prompt(prompt) => prompt.text.len() + prompt.system.as_ref().map_or(0, String::len),
+        Input::Request { body, .. } => body.len(),
+    };
+    Size { bytes, max_tokens }
+}
+
+/// What a job says of its request beside the texts, as JSON; of a ready-made one all of it.
+pub(crate) fn parameters(work: &Work) -> &str {
+    match &work.input {
+        Input::Prompt(prompt) => &prompt.params,
+        Input::Request { body, .. } => body,
+    }
+}
+
+/// The service tier that a job asks for, in small letters.
+pub(crate) fn tier(work: &Work) -> Option<String> {
+    #[derive(Default, Deserialize)]
+    struct Asked {
+        service_tier: Option<String>,
+    }
+    let asked: Asked = serde_json::from_str(parameters(work)).unwrap_or_default();
+    asked.service_tier.map(|tier| tier.to_ascii_lowercase())
+}
+
+/// How many answers a job asks for, each of which may have the most tokens; none where only vectors come.
+pub(crate) fn answers(work: &Work) -> u64 {
+    if matches!(&work.input, Input::Request { url, .. } if url == "/v1/embeddings") {
+        return 0;
+    }
+    let Choices { n, generation } = serde_json::from_str(parameters(work)).unwrap_or_default();
+    n.or(generation.and_then(|generation| generation.count)).unwrap_or(1).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use promptq_common::work::Prompt;
+
+    use super::*;
+
+    #[test]
+    fn every_provider_names_the_most_tokens_in_its_own_way() {
+        for (body, most) in [
+            (r#"{"max_tokens":5,"stream":true}"#, Some(5)),
+            (r#"{"max_completion_tokens":6,"max_tokens":5}"#, Some(6)),
+            (r#"{"max_output_tokens":7}"#, Some(7)),
+            (r#"{"generationConfig":{"maxOutputTokens":8}}"#, Some(8)),
+            (r#"{"max_tokens":"many"}"#, None),
+            ("", None),
+        ] {
+            let request = Work { model: None, input: Input::Request { url: "/v1/x".into(), body: body.into() } };
+            assert_eq!(size(&request), Size { bytes: body.len(), max_tokens: most }, "{body}");
+            let (text, system) = ("12345".to_owned(), Some("67".to_owned()));
+            let prompt = Work { model: None, input: Input::Prompt(Prompt { text, system, params: body.into() }) };
+            assert_eq!(size(&prompt), Size { bytes: 7, max_tokens: most }, "{body}");
+        }
+    }
+
+    #[test]
+    fn a_request_for_several_answers_says_so_and_vectors_are_none() {
+        let request = |url: &str, body: &str| {
+            answers(&Work { model: None, input: Input::Request { url: url.into(), body: body.into() } })
+        };
+        for (body, count) in
+            [("{}", 1), (r#"{"n":3}"#, 3), (r#"{"n":0}"#, 1), (r#"{"generationConfig":{"candidateCount":2}}"#, 2)]
+        {
+            assert_eq!(request("/v1/chat/completions", body), count, "{body}");
+        }
+        assert_eq!(request("/v1/embeddings", r#"{"input":"x"}"#), 0);
+    }
+}

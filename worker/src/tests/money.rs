@@ -1,0 +1,185 @@
+//! Caps on what calls cost: what is called, what waits and for what, and what can never be called.
+
+use promptq_common::broker::HoldKey;
+use promptq_common::job::{BatchName, Extras};
+use promptq_common::limits::{Cap, Measure, Per, change, look};
+use promptq_common::price::{Price, Prices};
+use promptq_common::time::Timestamp;
+use promptq_common::work::Input;
+
+use super::*;
+use crate::status::BlockedBy;
+
+const KEY: &str = "acme/m";
+
+/// A rig whose model takes a cent for a thousand tokens of its answer, and nothing for what is sent.
+fn rig() -> Rig {
+    let mut rig = Rig::new();
+    let price = Price::flat(Usd::default(), "10".parse().unwrap());
+    rig.settings.prices = Prices::new([(KEY.to_owned(), price)], BTreeMap::new());
+    rig
+}
+
+fn usd(text: &str) -> Usd {
+    text.parse().unwrap()
+}
+
+/// One that costs half of what it might: half a cent.
+fn half(rig: &mut Rig, model: &'static str) -> Arc<Scripted> {
+    rig.runs(model, Scripted::new(KEY, |_, _| Play::Costs(usd("0.005"))))
+}
+
+/// A job of a batch that may be answered with so many tokens.
+fn bounded(model: &str, batch: &str, tokens: u64, extras: Extras) -> Job {
+    let mut job = job(model, "x");
+    if let Input::Prompt(prompt) = &mut job.work.input {
+        prompt.params = format!(r#"{{"max_tokens":{tokens}}}"#);
+    }
+    Job { batch: Some(BatchName::new(batch).unwrap()), extras: extras.kept(), ..job }
+}
+
+async fn put(rig: &Rig, jobs: &[Job]) -> Vec<JobId> {
+    rig.broker.enqueue(jobs).await.unwrap();
+    jobs.iter().map(|job| job.id).collect()
+}
+
+fn capped(most: &str) -> Extras {
+    Extras { batch_max_cost: Some(usd(most)), ..Extras::default() }
+}
+
+fn held(by: &str) -> BlockedBy {
+    BlockedBy::Limit { key: by.into(), class: FailureClass::Throttled }
+}
+
+async fn used(rig: &Rig, key: &str) -> (i64, i64) {
+    let view = look(rig.broker.ledger(), key).await.unwrap().unwrap();
+    (view.caps[0].used, view.caps[0].held)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_stops_at_its_cap_and_goes_on_when_it_is_raised() {
+    let mut rig = rig();
+    let runner = half(&mut rig, "m");
+    let jobs: Vec<_> = (0..60).map(|_| bounded("m", "b", 1_000, capped("0.2"))).collect();
+    let others: Vec<_> = (0..20).map(|_| bounded("m", "other", 1_000, Extras::default())).collect();
+    let ids = put(&rig, &jobs).await;
+    let free = put(&rig, &others).await;
+    rig.start();
+    assert_eq!(rig.ends(&free).await, [End::Succeeded; 20], "a batch of the same lane goes on");
+    let status = rig.shows(|status| status.broke(Duration::ZERO, Timestamp::now()).is_some());
+    let status = status.await;
+    assert_eq!((status.spent.as_slice(), &status.blocked[0].by), (&["batch:b".to_owned()][..], &held("batch:b")));
+    let called = runner.started() - 20;
+    assert!((38..=40).contains(&called), "{called}");
+    sleep(Duration::from_secs(60)).await;
+    let mut waiting = 0;
+    for id in &ids {
+        let view = rig.view(*id).await;
+        let batch = Some(HoldKey::Batch(BatchName::new("b").unwrap()));
+        waiting += u32::from(view.record.is_none() && view.hold == batch);
+    }
+    assert_eq!(waiting + called, 60);
+    let released = rig.board.now().finished.released;
+    sleep(Duration::from_secs(300)).await;
+    assert_eq!(rig.board.now().finished.released, released, "nobody leases it again");
+    assert!(released <= 100, "{released}");
+    let raise =
+        |pool: &mut promptq_common::limits::Pool, now| pool.set(now, Measure::Usd, Per::Ever, Some(1_000_000_000));
+    change(rig.broker.ledger(), "batch:b", raise).await.unwrap();
+    let raised = tokio::time::Instant::now();
+    assert_eq!(rig.ends(&ids).await, [End::Succeeded; 60]);
+    assert!(raised.elapsed() < Duration::from_secs(30), "{:?}", raised.elapsed());
+    assert_eq!(rig.record(ids[59]).await.attempts, 1);
+    rig.drain().await;
+    assert_eq!(used(&rig, "batch:b").await, (300_000_000, 0), "what it really cost, all of it given back");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queues_budget_closes_its_lanes_and_two_workers_share_it() {
+    let mut rig = rig();
+    let runner = half(&mut rig, "m");
+    let cap = Cap { measure: Measure::Usd, per: Per::Day, most: 500_000_000 };
+    rig.settings.budgets.insert(Queue::standard(), cap);
+    let jobs: Vec<_> = (0..300).map(|_| bounded("m", "b", 1_000, Extras::default())).collect();
+    put(&rig, &jobs).await;
+    for _ in 0..2 {
+        rig.settings.worker = WorkerId::random("w");
+        rig.start();
+    }
+    rig.shows(|status| status.spent == ["budget:default"]).await;
+    sleep(Duration::from_secs(60)).await;
+    let called = runner.started();
+    assert!((95..=100).contains(&called), "{called}");
+    let (used, held) = used(&rig, "budget:default").await;
+    assert_eq!((used, held), (i64::from(called) * 5_000_000, 0));
+    assert!(rig.board.now().finished.released <= 60, "{:?}", rig.board.now().finished);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_of_one_batch_leases_no_more_of_it_than_there_is_money_for() {
+    let mut rig = rig();
+    half(&mut rig, "m");
+    rig.settings.own_batch = Some(BatchName::new("b").unwrap());
+    let jobs: Vec<_> = (0..500).map(|_| bounded("m", "b", 1_000, capped("0.1"))).collect();
+    put(&rig, &jobs).await;
+    rig.start();
+    rig.shows(|status| status.broke(Duration::ZERO, Timestamp::now()).is_some()).await;
+    let finished = rig.board.now().finished;
+    assert!((18..=20).contains(&finished.succeeded) && finished.released <= 40, "{finished:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_may_cost_more_than_its_own_cap_is_dead_with_both_figures() {
+    let mut rig = rig();
+    let tried = rig.runs(
+        "tried",
+        Scripted::new(KEY, |_, cx| {
+            let mut cut = Failure::new(FailureClass::Transient, "cut", "cut");
+            cut.cost = Some(usd("0.015"));
+            if cx.attempt > 1 { Play::Answer("ok".into()) } else { Play::Fail(cut) }
+        }),
+    );
+    let runner = half(&mut rig, "m");
+    let own = |most: &str| Extras { max_cost: Some(usd(most)), ..Extras::default() };
+    let mut jobs = vec![bounded("m", "b", 2_000, own("0.0199")), bounded("m", "b", 2_000, own("0.02"))];
+    jobs.push(bounded("tried", "b", 1_000, own("0.02")));
+    let mut unbounded = bounded("m", "b", 1, own("1"));
+    unbounded.work = Work::prompt(Some("m"), "x");
+    jobs.push(unbounded);
+    let ids = put(&rig, &jobs).await;
+    rig.start();
+    assert_eq!(rig.ends(&ids).await, [End::Dead, End::Succeeded, End::Dead, End::Dead]);
+    let mut causes = Vec::new();
+    for id in [ids[0], ids[2], ids[3]] {
+        causes.push(rig.record(id).await.cause.unwrap());
+    }
+    assert!(causes[0].detail.contains("$0.02: its") || causes[0].detail.contains("$0.02"), "{:?}", causes[0]);
+    assert!(causes[0].code == "larger_than_max_cost" && causes[0].detail.contains("$0.0199"), "{:?}", causes[0]);
+    assert!(causes[1].detail.contains("$0.01, and has cost $0.015 before"), "{:?}", causes[1]);
+    assert_eq!((causes[2].code.as_str(), runner.started(), tried.started()), ("no_max_tokens", 1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_has_no_price_waits_under_a_cap_and_says_so() {
+    let mut rig = rig();
+    let unknown = rig.runs("unknown", Scripted::new("acme/unknown", |_, _| Play::Answer("ok".into())));
+    let ids =
+        put(&rig, &[bounded("unknown", "b", 1_000, capped("1")), bounded("unknown", "c", 9, Extras::default())]).await;
+    rig.start();
+    assert_eq!(rig.ends(&ids[1..]).await, [End::Succeeded], "nobody caps it");
+    let status = rig.shows(|status| !status.spent.is_empty()).await;
+    assert_eq!(status.blocked[0].by, held("batch:b"));
+    assert!(
+        status.blocked[0].detail.contains("acme/unknown") && status.blocked[0].detail.contains("hint:"),
+        "{status:?}"
+    );
+    assert!(rig.view(ids[0]).await.hold.is_some() && unknown.started() == 1);
+    rig.drain().await;
+    let price = Price::flat(Usd::default(), "10".parse().unwrap());
+    rig.settings.prices = Prices::new([("acme/unknown".to_owned(), price)], BTreeMap::new());
+    (rig.stop, rig.settings.worker) = (Stop::new(), WorkerId::random("w"));
+    let begun = tokio::time::Instant::now();
+    rig.start();
+    assert_eq!(rig.ends(&ids).await, [End::Succeeded; 2]);
+    assert!(begun.elapsed() < Duration::from_secs(10), "a worker that starts wakes it: {:?}", begun.elapsed());
+}
