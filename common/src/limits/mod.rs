@@ -12,6 +12,7 @@ mod budget;
 mod call;
 mod ear;
 mod estimate;
+mod local;
 mod meter;
 mod need;
 mod part;

@@ -3,7 +3,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::amount::{Amounts, Cap, Measure, Per};
+use super::amount::{Amounts, Cap, Measure};
+use super::local::Pace;
 use super::need::{Doubt, Need, Portion};
 use super::pool::{Ask, Grant, Heard, VOID_AFTER};
 
@@ -26,8 +27,8 @@ pub struct Purse {
     /// Granted and not reserved, until `void_at`.
     free: Amounts,
     void_at: i64,
-    /// Calls are at least this far apart, and none begins before then.
-    gap: i64,
+    pace: Pace,
+    /// No call begins before then.
     next_at: i64,
     /// Reserved by calls in flight and not consumed yet.
     running: Amounts,
@@ -104,7 +105,7 @@ impl Purse {
             adaptive,
             free: Amounts::NONE,
             void_at: 0,
-            gap: gap(&caps),
+            pace: Pace::new(&caps),
             caps,
             next_at: i64::MIN,
             running: Amounts::NONE,
@@ -174,10 +175,13 @@ impl Purse {
         let free = self.free(now);
         let is_first = self.line.front().is_some_and(|(first, _)| *first == ticket);
         let counted = |amounts: &Amounts| self.caps.iter().all(|cap| amounts.of(cap.measure) <= free.of(cap.measure));
-        if !is_first || now < self.next_at || !counted(&need.amounts) {
+        if !is_first || !counted(&need.amounts) {
             return None;
         }
-        self.next_at = now + self.gap;
+        if let Err(wait) = self.pace.pass(now) {
+            self.next_at = now.saturating_add(wait);
+            return None;
+        }
         self.line.pop_front();
         self.free -= need.amounts;
         self.running += need.later();
@@ -326,14 +330,6 @@ impl Purse {
         }
         self.latencies.push_back(latency.max(0));
     }
-}
-
-/// What is granted does not leave in one millisecond: where a limit is above a call a second, one worker's calls are half
-/// as far apart as they would be if they were spread evenly and were all there are.
-fn gap(caps: &[Cap]) -> i64 {
-    let requests = caps.iter().filter(|cap| cap.measure == Measure::Requests && cap.per == Per::Minute);
-    let most = requests.map(|cap| cap.most).min().unwrap_or_default();
-    if most > 60 { Per::Minute.millis() / most / 2 } else { 0 }
 }
 
 fn aged(heard: &[(i64, Heard)], now: i64) -> Vec<(i64, Heard)> {
