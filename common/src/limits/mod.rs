@@ -167,9 +167,11 @@ impl Limits {
         let account = account.map_err(refused)?;
         let ticket = match table.gates.entry(Arc::clone(&key)).or_default().admit(now, counts.is_some()) {
             Ok(ticket) => ticket,
-            Err(shut) => {
+            Err((wait, class)) => {
                 table.leave_account(&key, account, now);
-                return Err(refused(shut));
+                // With its account refused it is passed by, whatever else.
+                let is_refused = account.is_some_and(|ticket| ticket.probe);
+                return Err(refused((wait, if is_refused { FailureClass::Account } else { class })));
             }
         };
         drop(table);

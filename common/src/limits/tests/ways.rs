@@ -138,6 +138,19 @@ async fn a_probe_that_its_model_turns_away_leaves_the_accounts_to_another() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_model_that_is_throttled_as_well_is_passed_by_with_its_account() {
+    let limits = Limits::new();
+    let fast = fast(&limits);
+    let late = pass(&limits, &fast, "one/a");
+    tell(&limits, &fast, "one/a", &failure(FailureClass::Account));
+    tokio::time::advance(SECOND * 600).await;
+    late.report(JobId::fresh(), &failure(FailureClass::Throttled));
+    assert_eq!(limits.room(&fast), u32::MAX);
+    let refused = limits.admit(&fast, "one/a").unwrap_err();
+    assert_eq!(refused.class, FailureClass::Account, "or its jobs were leased and given back for ever");
+}
+
+#[tokio::test(start_paused = true)]
 async fn whichever_way_opens_wakes_what_waits_for_the_others() {
     let limits = Limits::new();
     let fast = fast(&limits);
@@ -166,6 +179,7 @@ async fn the_rule_of_the_way_that_decides_says_how_much_room_there_is() {
     };
     let limits = Limits::ruled(vec![rule("one", 600), rule("two/b", 600)]);
     let fast = fast(&limits);
+    limits.rest(64);
     let seen = || limits.seen(std::iter::once(&fast), |_| None);
     seen();
     assert_eq!(limits.room(&fast), 0, "nothing is granted yet");
