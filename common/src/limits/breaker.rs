@@ -315,11 +315,8 @@ impl Gate {
     fn shut_for(&mut self, now: Instant, failure: &Failure, class: FailureClass, wait: Duration) {
         let since = Timestamp::now();
         let missing = failure.is_missing_model();
-        let pause = match class {
-            FailureClass::Account => ACCOUNT_PAUSE,
-            _ if missing => MISSING.1,
-            _ => PAUSE.0,
-        };
+        let pause = if missing { MISSING.1 } else { PAUSE.0 };
+        let pause = if class == FailureClass::Account { ACCOUNT_PAUSE } else { pause };
         let detail = format!("{}: {}", failure.code, failure.detail);
         self.shut = Some(Shut { class, detail, since, began: now, until: now + wait, pause, probing: false });
         if let Some(endpoint) = self.endpoint.as_mut().filter(|_| class == FailureClass::Capacity && !missing) {

@@ -27,7 +27,9 @@ impl Limits {
             let accounts = table.accounts.iter_mut().map(|(name, gate)| (&**name, gate));
             let covered = gates.chain(accounts).filter(|(name, _)| covers(key, name));
             let released: Vec<_> = covered.filter_map(|(name, gate)| gate.release().then(|| name.to_owned())).collect();
-            released.iter().for_each(|name| table.open(name, now));
+            for name in &released {
+                table.open(name, now);
+            }
             table.opened.insert(key.to_owned());
         }
         self.0.changed.notify_one();

@@ -59,8 +59,9 @@ mod tests {
         assert_eq!(told(&priced), None);
         let slow = format!("{ACME}[models.slow]\nprovider = \"acme\"\nmodel = \"slow-1\"");
         assert!(told(&slow).unwrap().starts_with("no price for acme/fast-2, acme/slow-1; their cost"));
-        let routed = format!("{priced}\n[models.fast]\nroutes = [\"acme/fast-2\", \"openai/gpt-4o\", \"acme/slow-1\"]");
-        assert_eq!(told(&routed).unwrap(), "no price for acme/slow-1; its cost will be shown as ?", "on every route");
+        let several =
+            format!("{priced}\n[models.fast]\nroutes = [\"acme/fast-2\", \"openai/gpt-4o\", \"acme/slow-1\"]");
+        assert_eq!(told(&several).unwrap(), "no price for acme/slow-1; its cost will be shown as ?", "on every route");
         assert_eq!(told("[models.fast]\nprovider = \"anthropic\"\nmodel = \"claude-haiku-4-5\""), None);
         let router = "[providers.router]\nbase_url = \"https://openrouter.ai/api/v1\"\ndefault_model = \"any\"";
         assert_eq!(told(router), None, "it says itself what an answer cost");
