@@ -169,6 +169,7 @@ fn the_configuration_is_one() {
     let filled = filled.replace("# [prov", "[prov").replace("# base", "base").replace("# api", "api");
     let filled =
         filled.replace("# [models", "[models").replace("# model", "model").replace("# provider =", "provider =");
+    let filled = filled.replace("# routes", "routes");
     let filled = filled.replace("# [prices", "[prices").replace("# input", "input").replace("# output", "output");
     let filled = filled.replace("# cached", "cached").replace("# as_of", "as_of");
     let filled = filled.replace("# [limits", "[limits").replace("# requests", "requests").replace("# tokens", "tokens");
@@ -177,6 +178,7 @@ fn the_configuration_is_one() {
     assert!(shown.contains("s3://BUCKET") && shown.contains("api.openai.com"), "{shown}");
     assert!(shown.contains("queues.default.reuse"), "{shown}");
     assert!(shown.contains("claude-haiku-4-5") && shown.contains("api.anthropic.com"), "{shown}");
+    assert!(shown.contains("models.safe.routes") && shown.contains("openai/gpt-4o-mini"), "{shown}");
     assert!(shown.contains("prices.acme/fast-2.cache_write") && shown.contains("2026-11-03"), "{shown}");
     assert!(shown.contains("500/min") && shown.contains("150000/min"), "{shown}");
 }

@@ -55,6 +55,25 @@ pub(crate) async fn keep(lease: &Lease, rhythm: Rhythm) -> Fate {
     }
 }
 
+/// One beat, between two things that are each kept by their own; `kept` is when the lease was kept last. Whether it is now;
+/// if not, the next one may do.
+///
+/// # Errors
+/// As [`keep`]: why the lease is not to be kept any longer.
+pub(crate) async fn once(lease: &Lease, rhythm: Rhythm, kept: Instant) -> Result<bool, Fate> {
+    let left = rhythm.lease.saturating_sub(kept.elapsed());
+    match timeout(left, lease.beat()).await {
+        Ok(Ok(Beat::Kept)) => Ok(true),
+        Ok(Ok(Beat::Ended)) => Err(Fate::Ended),
+        Ok(Ok(Beat::Cancelled)) => Err(Fate::Cancelled),
+        Ok(Ok(Beat::Lost)) | Err(_) => Err(Fate::Lost),
+        Ok(Err(error)) => {
+            tracing::warn!(%error, lease = %lease.id(), "a heartbeat failed; trying again");
+            Ok(false)
+        }
+    }
+}
+
 /// Runs `work` to its end, beating meanwhile; a lease that is lost only stops the beating.
 pub(crate) async fn during<T>(lease: &Lease, rhythm: Rhythm, work: impl Future<Output = T>) -> T {
     tokio::pin!(work);

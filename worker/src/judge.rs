@@ -39,7 +39,9 @@ pub struct Past {
 impl Past {
     /// What the head of a delivery says of it, before an attempt that ended in `failure`.
     pub fn new(attempts: u32, history: &History, failure: &Failure) -> Self {
-        let alike = history.recent.iter().filter(|attempt| attempt.code.as_ref() == Some(&failure.code)).count();
+        // Of several ways, one that was shut is no attempt.
+        let spent = history.recent.iter().filter(|attempt| attempt.class.is_some_and(FailureClass::spends_attempt));
+        let alike = spent.filter(|attempt| attempt.code.as_ref() == Some(&failure.code)).count();
         Self { attempts, unknown_billed: history.unknown_billed, alike: u32::try_from(alike).unwrap_or(u32::MAX) }
     }
 }

@@ -1,8 +1,10 @@
 //! promptq-worker: takes jobs from a queue and runs them. [`run`] is what `main`, `promptq run` and the tests call.
 //!
-//! Read in this order: `intake` (the loop), `execute` (one job), `judge` (what an outcome means).
+//! Read in this order: `intake` (the loop), `execute` (one job), `route` and `call` (where it goes), `judge` (what an outcome
+//! means).
 
 mod admission;
+mod call;
 pub mod cli;
 pub mod configured;
 mod cost;
@@ -17,6 +19,7 @@ mod output;
 mod provider;
 mod reuse;
 pub mod rollup;
+mod route;
 pub mod runner;
 pub mod settings;
 pub mod size;

@@ -1,6 +1,8 @@
 //! What a job's call may cost at most, which caps have to have that much, and why it may not be made at all. Reserving it
 //! is the limits' business.
 
+use std::sync::Arc;
+
 use promptq_common::broker::HoldKey;
 use promptq_common::job::{Extras, Job};
 use promptq_common::limits::{Budget, Ceiling, Measure, Pass, Size};
@@ -32,7 +34,7 @@ pub(crate) fn money(
 ) -> Money {
     let Extras { max_cost, batch_max_cost, .. } = job.extras.as_deref().cloned().unwrap_or_default();
     let budgets = budgets(batch_max_cost, case, desk);
-    if max_cost.is_none() && budgets.is_empty() && !desk.limits.is_priced(&case.head.lane, pass) {
+    if max_cost.is_none() && budgets.is_empty() && !desk.limits.is_priced(pass) {
         return Money::Costs(None, budgets);
     }
     let input = desk.limits.most_input(pass, size);
@@ -59,14 +61,21 @@ pub(crate) fn money(
     }
 }
 
-/// Why a job under a cap on its cost would not be called by such workers, with a hint; `None` where it would.
-pub fn missing(job: &Job, runner: &dyn Runner, prices: &Prices) -> Option<&'static str> {
+/// Why a job under a cap on its cost would not be called by such workers, with a hint; `None` where it would. Of several
+/// ways all need a price: the job waits at one that has none. One that nobody bounds is passed by.
+pub fn missing(job: &Job, runners: &[Arc<dyn Runner>], prices: &Prices) -> Option<&'static str> {
     let size = size(&job.work);
     let input = u64::try_from(size.bytes).unwrap_or(u64::MAX);
-    worst(job, runner, &size, (input, prices)).err().map(|unknown| match unknown {
-        Unknown::Price => NO_PRICE,
-        Unknown::Answer => NO_MAX_TOKENS,
-    })
+    let unknown = runners.iter().map(|runner| worst(job, &**runner, &size, (input, prices)).err());
+    let mut unbounded = true;
+    for unknown in unknown {
+        match unknown {
+            Some(Unknown::Price) => return Some(NO_PRICE),
+            Some(Unknown::Answer) => {}
+            None => unbounded = false,
+        }
+    }
+    unbounded.then_some(NO_MAX_TOKENS)
 }
 
 /// What nobody knows of a call, so that nobody knows what it may cost.

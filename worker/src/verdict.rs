@@ -47,6 +47,13 @@ impl Case<'_> {
         self.unrun(End::Dead, Some(cause_of(&Failure::new(class, code, detail))))
     }
 
+    /// Given up after calls that the head has in its history already: together they were an attempt.
+    pub(crate) fn tried(&self, failure: &Failure) -> Verdict {
+        let mut record = self.record(End::Dead, Some(cause_of(failure)));
+        record.attempts = self.head.attempts.saturating_add(1);
+        Verdict::End(Box::new(record))
+    }
+
     /// A user stopped it; `cut` is the run that was stopped, where it may have been billed.
     pub(crate) fn cancelled(&self, cut: Option<&Failure>) -> Verdict {
         let mut record = self.record(End::Cancelled, Some(plain("cancelled_by_user", "cancelled by a user")));
@@ -76,7 +83,8 @@ impl Case<'_> {
         record
     }
 
-    fn attempt(&self, failure: Option<&Failure>) -> Attempt {
+    /// This run, as the job's history keeps it.
+    pub(crate) fn attempt(&self, failure: Option<&Failure>) -> Attempt {
         Attempt {
             n: self.head.attempts.saturating_add(1),
             worker: self.worker.as_str().to_owned(),

@@ -2,7 +2,7 @@
 
 use super::places::is_rabbitmq;
 use super::reader::Reader;
-use super::{Address, Config, Ledger, Store};
+use super::{Address, Config, Ledger, Store, provider};
 use crate::broker::{Durability, QueueType, Retention};
 use crate::config::error::ConfigError;
 use crate::limits::Measure;
@@ -29,7 +29,8 @@ pub(super) fn check(config: &Config, r: &mut Reader<'_>) {
         r.wrong(&["mock", "errors"], "and mock.throttled together must be at most 1");
     }
     for name in config.models.keys().filter(|name| config.runners.contains_key(*name)) {
-        r.wrong(&["models", name, "provider"], &format!("cannot be: [runners.{name}] has the name"));
+        let said = provider::said(r, name);
+        r.wrong(&["models", name, said], &format!("cannot be: [runners.{name}] has the name"));
     }
     ledger(config, r);
     money(config, r);

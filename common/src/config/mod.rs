@@ -52,8 +52,8 @@ pub struct Config {
     pub queues: BTreeMap<Queue, QueuePolicy>,
     /// Whose models there are, by name.
     pub providers: BTreeMap<String, Provider>,
-    /// Names of one's own for models.
-    pub models: BTreeMap<String, Model>,
+    /// Names of one's own for models, and the routes of each, the preferred one first.
+    pub models: BTreeMap<String, Vec<Model>>,
     /// What may be used of accounts, by the key that shares it.
     pub limits: Vec<Rule>,
     /// What models cost.

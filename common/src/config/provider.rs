@@ -13,6 +13,8 @@ use super::reader::Reader;
 /// Above so many output tokens an answer is streamed: at the 128,000 tokens an hour that Anthropic's own clients reckon
 /// with, more would take longer than the ten minutes after which they, and the networks between, give up on a silent call.
 const STREAM_ABOVE: u64 = 21_333;
+/// The most routes of a model: each is asked before the next one, within one lease.
+const ROUTES: usize = 8;
 /// The names of the providers that are there as soon as one of their variables or settings is.
 const KNOWN: [(&str, Api); 3] = [("openai", Api::OpenAi), ("anthropic", Api::Anthropic), ("gemini", Api::Gemini)];
 
@@ -32,7 +34,7 @@ pub struct Provider {
     pub stream_above: u64,
 }
 
-/// Section `models.NAME`: a name of one's own for a model somewhere.
+/// A model somewhere. Section `models.NAME` is a name of one's own for one, or for several in order of preference.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Model {
     /// The provider's name.
@@ -117,21 +119,28 @@ impl Api {
 }
 
 /// Every provider, by name: those that were said anything of, and those that a model lies with.
-pub(super) fn providers(r: &mut Reader<'_>, models: &BTreeMap<String, Model>) -> BTreeMap<String, Provider> {
+pub(super) fn providers(r: &mut Reader<'_>, models: &BTreeMap<String, Vec<Model>>) -> BTreeMap<String, Provider> {
     let mut names = r.names("providers");
     for (name, _) in KNOWN {
-        if models.values().any(|model| model.provider == name) && !names.iter().any(|said| said == name) {
+        if models.values().flatten().any(|model| model.provider == name) && !names.iter().any(|said| said == name) {
             names.push(name.to_owned());
         }
     }
     let providers: BTreeMap<_, _> = names.into_iter().map(|name| (name.clone(), provider(r, &name))).collect();
-    for (name, model) in models {
-        if !model.provider.is_empty() && !providers.contains_key(&model.provider) {
-            let path = ["models", name.as_str(), "provider"];
-            r.wrong(&path, &format!("is {:?}, but there is no [providers.{0}]", model.provider));
-        }
+    for (name, routes) in models {
+        let unknown =
+            routes.iter().find(|model| !model.provider.is_empty() && !providers.contains_key(&model.provider));
+        let Some(Model { provider, model }) = unknown else { continue };
+        let said = said(r, name);
+        let is = if said == "routes" { format!("names {provider}/{model}") } else { format!("is {provider:?}") };
+        r.wrong(&["models", name, said], &format!("{is}, but there is no [providers.{provider}]"));
     }
     providers
+}
+
+/// The setting that says where a name of one's own leads.
+pub(super) fn said(r: &Reader<'_>, name: &str) -> &'static str {
+    if r.origin(&["models", name, "routes"]) == Origin::Default { "provider" } else { "routes" }
 }
 
 fn provider(r: &mut Reader<'_>, name: &str) -> Provider {
@@ -174,26 +183,64 @@ fn provider(r: &mut Reader<'_>, name: &str) -> Provider {
     }
 }
 
-/// Section `models`.
-pub(super) fn models(r: &mut Reader<'_>) -> BTreeMap<String, Model> {
+/// Section `models`: the routes of each name.
+pub(super) fn models(r: &mut Reader<'_>) -> BTreeMap<String, Vec<Model>> {
     let mut models = BTreeMap::new();
     for name in r.names("models") {
-        let at = |setting: &'static str| ["models", name.as_str(), setting];
         if name == "mock" || name.starts_with("mock:") || name.starts_with("exec:") {
-            r.wrong(&at("provider"), "cannot be: the name means something else already");
+            let said = said(r, &name);
+            r.wrong(&["models", &name, said], "cannot be: the name means something else already");
         }
-        let errors = r.errors.len();
-        let provider = r.text(&at("provider")).unwrap_or_default();
-        if provider.is_empty() && r.errors.len() == errors {
-            r.wrong(&at("provider"), "is missing");
-        }
-        let model = r.text(&at("model"));
-        if model.is_none() {
-            r.stands_for(&at("model"), name.clone());
-        }
-        models.insert(name.clone(), Model { provider, model: model.unwrap_or(name) });
+        let routes = routes(r, &name);
+        models.insert(name, routes);
     }
     models
+}
+
+/// `provider` and `model`, or `routes`.
+fn routes(r: &mut Reader<'_>, name: &str) -> Vec<Model> {
+    let at = |setting: &'static str| ["models", name, setting];
+    let errors = r.errors.len();
+    let routes = r.list(&at("routes"));
+    let provider = r.text(&at("provider"));
+    let model = r.text(&at("model"));
+    let Some(routes) = routes else {
+        if provider.is_none() && r.errors.len() == errors {
+            r.wrong(&at("provider"), "is missing");
+        }
+        if model.is_none() {
+            r.stands_for(&at("model"), name);
+        }
+        return vec![Model { provider: provider.unwrap_or_default(), model: model.unwrap_or_else(|| name.to_owned()) }];
+    };
+    if provider.is_some() || model.is_some() {
+        r.wrong(&at("routes"), "stands beside provider or model, which name one route; keep one of the two");
+        return Vec::new();
+    }
+    read_routes(&routes).unwrap_or_else(|wrong| {
+        r.wrong(&at("routes"), &wrong);
+        Vec::new()
+    })
+}
+
+/// `["openai/gpt-4o-mini", "anthropic/claude-haiku-4-5"]`
+fn read_routes(routes: &[String]) -> Result<Vec<Model>, String> {
+    if !(1..=ROUTES).contains(&routes.len()) {
+        return Err(format!("must name 1 to {ROUTES} routes, the preferred one first, not {}", routes.len()));
+    }
+    let mut read: Vec<Model> = Vec::with_capacity(routes.len());
+    for route in routes {
+        let parts = route.split_once('/').filter(|(provider, model)| !provider.is_empty() && !model.is_empty());
+        let Some((provider, model)) = parts else {
+            return Err(format!("names {route:?}; a route is PROVIDER/MODEL, as in \"anthropic/claude-haiku-4-5\""));
+        };
+        let model = Model { provider: provider.to_owned(), model: model.to_owned() };
+        if read.contains(&model) {
+            return Err(format!("names {route} twice"));
+        }
+        read.push(model);
+    }
+    Ok(read)
 }
 
 /// An API as the configuration writes it.
@@ -284,10 +331,40 @@ mod tests {
             [models.\"in/house\"]\nprovider = \"box\"\n[providers.box]\nbase_url = \"http://box:8000/v1\"\nstream_above = 0";
         let config = given(text, &[]).unwrap();
         let model = |provider: &str, model: &str| Model { provider: provider.into(), model: model.into() };
-        assert_eq!(config.models["fast"], model("anthropic", "claude-x"));
-        assert_eq!(config.models["in/house"], model("box", "in/house"));
+        assert_eq!(config.models["fast"], [model("anthropic", "claude-x")]);
+        assert_eq!(config.models["in/house"], [model("box", "in/house")]);
         assert_eq!(config.providers["anthropic"].api, Api::Anthropic);
         assert_eq!((config.providers["box"].api, config.providers["box"].stream_above), (Api::OpenAi, 0));
         assert!(given("[models.a]\nprovider = \"acme\"", &[]).unwrap_err().contains("no [providers.acme]"));
+    }
+    #[test]
+    fn a_model_may_have_several_routes_in_order_of_preference() {
+        let routes = |routes: &str| {
+            let text = format!("[models.fast]\nroutes = {routes}\n[providers.box]\nbase_url = \"http://box/v1\"");
+            given(&text, &[]).map(|config| {
+                let routes = config.models["fast"].iter().map(|model| format!("{} {}", model.provider, model.model));
+                (routes.collect::<Vec<_>>().join(", "), config.providers.len())
+            })
+        };
+        let read = routes(r#"["openai/gpt-x", "anthropic/claude-y", "box/meta/llama"]"#);
+        assert_eq!(read, Ok(("openai gpt-x, anthropic claude-y, box meta/llama".to_owned(), 3)));
+        let said = given("", &[("PROMPTQ__MODELS__FAST__ROUTES", "openai/a,gemini/b")]).unwrap();
+        assert_eq!(said.models["fast"].len(), 2);
+        let nine: Vec<_> = (0..9).map(|n| format!("openai/{n}")).collect();
+        for (wrong, says) in [
+            ("[]", "must name 1 to 8 routes"),
+            (&*format!("{nine:?}"), "not 9"),
+            (r#"["openai/a", "box/b", "openai/a"]"#, "names openai/a twice"),
+            (r#"["acme/a"]"#, "promptq.toml:2:10: models.fast.routes names acme/a, but there is no [providers.acme]"),
+            (r#"["gpt-4o"]"#, "names \"gpt-4o\"; a route is PROVIDER/MODEL"),
+            (r#"["openai/"]"#, "a route is PROVIDER/MODEL"),
+            (r#"["/a"]"#, "a route is PROVIDER/MODEL"),
+            ("\"openai/a\"\nprovider = \"openai\"", "models.fast.routes"),
+            ("[\"openai/a\"]\nprovider = \"openai\"", "keep one of the two"),
+            ("[\"openai/a\"]\nmodel = \"a\"", "keep one of the two"),
+        ] {
+            let told = routes(wrong).unwrap_err();
+            assert!(told.contains(says) && told.lines().count() == 1, "{wrong}: {told}");
+        }
     }
 }

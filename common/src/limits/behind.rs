@@ -1,26 +1,30 @@
 //! Which lanes lie behind a limit key, as a worker has met them: for those who ask why a lane's jobs wait.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+
+use tokio::time::Instant;
 
 use super::Limits;
-use crate::job::{Lane, ModelName, Queue};
+use crate::job::{ModelName, Queue};
 
 impl Limits {
-    /// The queues and models whose jobs have this key, of a provider and model or of a rule: at most `most`, those first
-    /// that come first by name.
+    /// The queues and models whose jobs go, or wait, by this key: of a provider and model, of an account or of a rule. Not
+    /// those that pass it by. At most `most`, those first that come first by name.
     pub fn lanes_behind(&self, key: &str, most: usize) -> Vec<(Queue, Option<ModelName>)> {
         let mut found = BTreeSet::new();
-        let mut add = |lane: &Lane, of: &Arc<str>| {
-            if **of == *key {
+        let (table, now) = (self.table(), Instant::now());
+        for (lane, ways) in &table.ways {
+            let is_behind = match table.outlook(ways, now).leads {
+                Some(way) => *way.key == *key || way.rule.as_deref() == Some(key),
+                None => ways.iter().any(|way| way.has_name(key)),
+            };
+            if is_behind {
                 found.insert((lane.queue.clone(), lane.model.clone()));
                 if found.len() > most {
                     found.pop_last();
                 }
             }
-        };
-        self.table().keys.iter().for_each(|(lane, of)| add(lane, of));
-        self.quotas().book().lanes.iter().for_each(|(lane, of)| add(lane, of));
+        }
         found.into_iter().collect()
     }
 }
@@ -29,7 +33,7 @@ impl Limits {
 mod tests {
     use super::super::{Cap, Measure, Per, Rule};
     use super::*;
-    use crate::job::Band;
+    use crate::job::{Band, Lane};
 
     #[tokio::test]
     async fn the_lanes_of_a_rule_and_of_a_gate_are_told_once_each_and_only_so_many() {

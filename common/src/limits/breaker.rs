@@ -1,5 +1,5 @@
-//! One limit key's gate, as pure arithmetic on given moments: what shuts it, for how long, and who may try it.
-//! Who asks, and which lanes lie behind it, is `mod.rs`; how many an open gate lets through at once, `aimd.rs`.
+//! One limit key's gate, or one account's, as pure arithmetic on given moments: what shuts it, for how long, and who may
+//! try it. Who asks is `mod.rs`, which lanes lie behind it `ways.rs`; how many an open gate lets through at once, `aimd.rs`.
 
 use std::time::Duration;
 
@@ -16,6 +16,9 @@ pub(super) const TRIP: usize = 5;
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// Between two probes of an account: a person has to act, and a probe may cost money.
 const ACCOUNT_PAUSE: Duration = Duration::from_secs(600);
+/// Jobs in a row that found no such model, and how long nobody asks for it then: its name is wrong here, or it is not
+/// there yet.
+const MISSING: (usize, Duration) = (3, Duration::from_secs(60));
 /// No gate stays shut longer on the other side's word alone: as long as a job waits to run unless told otherwise.
 const LONGEST: Duration = Duration::from_secs(7 * 86_400);
 
@@ -24,6 +27,8 @@ const LONGEST: Duration = Duration::from_secs(7 * 86_400);
 pub(super) struct Gate {
     /// The jobs of the failures in a row, at most [`TRIP`].
     streak: Vec<JobId>,
+    /// The jobs in a row, less than [`MISSING`], for which there was no such model.
+    missing: Vec<JobId>,
     /// Why and until when nothing passes.
     pub(super) shut: Option<Shut>,
     /// The last wait for a rate limit that named no time; grows until a success.
@@ -64,6 +69,10 @@ pub struct Ruling {
     pub outage: bool,
     /// The gate is shut; the job should wait at least this long.
     pub wait: Option<Duration>,
+    /// So is the account, which the gate says nothing of.
+    pub account: Option<Duration>,
+    /// The gate is shut by this very report, and not by a rate limit.
+    pub shut: bool,
     /// The gate was shut before this report and is open now: what was held back may go on.
     pub opened: bool,
     /// The endpoint has too much to do: only so many calls go there at once from now on.
@@ -78,6 +87,16 @@ impl Gate {
             self.shut = None;
         }
         over
+    }
+
+    /// Whether it is shut, and not by a rate limit.
+    pub(super) fn is_down(&self) -> bool {
+        self.shut.as_ref().is_some_and(|shut| shut.class != FailureClass::Throttled)
+    }
+
+    /// How long a job held back here waits at least, if it is shut.
+    pub(super) fn wait(&self, now: Instant) -> Option<Duration> {
+        self.shut.as_ref().map(|shut| shut.wait(now))
     }
 
     /// How many jobs may pass now: none, one (a probe), as many as go at once, or any number.
@@ -130,6 +149,7 @@ impl Gate {
         let was_open = self.is_open();
         self.shut = None;
         self.streak.clear();
+        self.missing.clear();
         self.throttle_pause = None;
         if let Some(endpoint) = &mut self.endpoint {
             endpoint.release();
@@ -153,20 +173,22 @@ impl Gate {
 
     /// Takes note of what a job that passed came to.
     pub(super) fn report(&mut self, now: Instant, ticket: Ticket, job: JobId, outcome: &Outcome) -> Ruling {
-        let before = self.shut.is_some();
+        let (before, was_down) = (self.shut.is_some(), self.is_down());
         let at_once = self.call_ended(now, ticket, |took| Sign::of(outcome, took));
         let mut outage = false;
         match outcome {
             Outcome::Success(_) => self.answered(ticket, true),
             Outcome::Failure(failure) => match failure.class {
                 FailureClass::Throttled => self.throttled(now, ticket, failure),
-                FailureClass::Account => self.refused(now, failure),
+                // Whoever refuses is there; the rest is its account's affair.
+                FailureClass::Account => self.answered(ticket, false),
                 FailureClass::Capacity | FailureClass::UnknownBilled => self.failed(now, ticket, job, failure),
                 // A program's failure has no status and says nothing about the others of its key.
                 FailureClass::Transient if failure.status_code.is_some() => {
                     self.failed(now, ticket, job, failure);
                     outage = self.shut.as_ref().is_some_and(|shut| shut.class == FailureClass::Capacity);
                 }
+                FailureClass::Fatal if failure.is_missing_model() => outage = self.not_there(now, ticket, job, failure),
                 FailureClass::Fatal | FailureClass::Content if failure.status_code.is_some() => {
                     self.answered(ticket, false);
                 }
@@ -177,13 +199,39 @@ impl Gate {
                 | FailureClass::Crashed => self.give_back(ticket),
             },
         }
-        let wait = self.shut.as_ref().map(|shut| shut.wait(now));
-        Ruling { outage, wait, opened: before && self.shut.is_none(), at_once }
+        let (opened, shut) = (before && self.shut.is_none(), !was_down && self.is_down());
+        Ruling { outage, wait: self.wait(now), account: None, shut, opened, at_once }
+    }
+
+    /// The same of an account, whose gate this is: which model is down, or slow, is none of its affair.
+    pub(super) fn report_account(&mut self, now: Instant, ticket: Option<Ticket>, outcome: &Outcome) {
+        let failure = match outcome {
+            Outcome::Success(_) => None,
+            Outcome::Failure(failure) if failure.class == FailureClass::Account => return self.refused(now, failure),
+            Outcome::Failure(failure) => Some(failure),
+        };
+        let Some(ticket) = ticket else { return };
+        let Some(failure) = failure else { return self.answered(ticket, true) };
+        match failure.class {
+            // Answering "later" is answering.
+            FailureClass::Throttled => self.answered(ticket, true),
+            FailureClass::Capacity | FailureClass::UnknownBilled | FailureClass::Transient => {
+                if let Some(shut) = self.shut.as_mut().filter(|_| ticket.probe && ticket.turn == self.turn) {
+                    shut.probe_failed(now, failure);
+                }
+            }
+            FailureClass::Account
+            | FailureClass::TimedOut
+            | FailureClass::Fatal
+            | FailureClass::Content
+            | FailureClass::Crashed => self.give_back(ticket),
+        }
     }
 
     /// The other side works: an outage is over; an account only when the call began after it was shut.
     fn answered(&mut self, ticket: Ticket, success: bool) {
         self.streak.clear();
+        self.missing.clear();
         if success {
             self.throttle_pause = None;
         }
@@ -231,11 +279,7 @@ impl Gate {
     fn failed(&mut self, now: Instant, ticket: Ticket, job: JobId, failure: &Failure) {
         let probe = ticket.probe && ticket.turn == self.turn;
         match &mut self.shut {
-            Some(shut) if probe => {
-                shut.pause = (shut.pause * 2).min(PAUSE.1.max(shut.pause));
-                shut.until = now + shut.pause.max(asked(failure));
-                shut.probing = false;
-            }
+            Some(shut) if probe => shut.probe_failed(now, failure),
             Some(_) => {}
             None => {
                 // One job may fail for its own reasons any number of times; nobody reached is nobody's own reason.
@@ -250,22 +294,44 @@ impl Gate {
         }
     }
 
+    /// There is no such model. Whether it has been so for several jobs, so that it is no one job's fault.
+    fn not_there(&mut self, now: Instant, ticket: Ticket, job: JobId, failure: &Failure) -> bool {
+        self.streak.clear();
+        match &mut self.shut {
+            Some(shut) if ticket.probe && ticket.turn == self.turn => shut.probe_failed(now, failure),
+            Some(_) => {}
+            None => {
+                if !self.missing.contains(&job) {
+                    self.missing.push(job);
+                }
+                if self.missing.len() >= MISSING.0 {
+                    self.shut_for(now, failure, FailureClass::Capacity, asked(failure).max(MISSING.1));
+                }
+            }
+        }
+        self.is_down()
+    }
+
     fn shut_for(&mut self, now: Instant, failure: &Failure, class: FailureClass, wait: Duration) {
         let since = Timestamp::now();
-        let pause = if class == FailureClass::Account { ACCOUNT_PAUSE } else { PAUSE.0 };
+        let missing = failure.is_missing_model();
+        let pause = if missing { MISSING.1 } else { PAUSE.0 };
+        let pause = if class == FailureClass::Account { ACCOUNT_PAUSE } else { pause };
         let detail = format!("{}: {}", failure.code, failure.detail);
         self.shut = Some(Shut { class, detail, since, began: now, until: now + wait, pause, probing: false });
-        if let Some(endpoint) = self.endpoint.as_mut().filter(|_| class == FailureClass::Capacity) {
+        if let Some(endpoint) = self.endpoint.as_mut().filter(|_| class == FailureClass::Capacity && !missing) {
             endpoint.outage(now);
         }
         self.streak.clear();
+        self.missing.clear();
         self.turn += 1;
     }
 
     /// Whether nothing would be lost by forgetting it.
     pub(super) fn is_plain(&self) -> bool {
         let idle = self.endpoint.as_ref().is_none_or(|endpoint| endpoint.is_plain());
-        self.shut.is_none() && self.streak.is_empty() && self.throttle_pause.is_none() && idle
+        let counts = !self.streak.is_empty() || !self.missing.is_empty() || self.throttle_pause.is_some();
+        self.shut.is_none() && !counts && idle
     }
 }
 
@@ -274,6 +340,13 @@ fn asked(failure: &Failure) -> Duration {
 }
 
 impl Shut {
+    /// It was tried in vain: longer until the next time.
+    fn probe_failed(&mut self, now: Instant, failure: &Failure) {
+        self.pause = (self.pause * 2).min(PAUSE.1.max(self.pause));
+        self.until = now + self.pause.max(asked(failure));
+        self.probing = false;
+    }
+
     /// What a job held back waits at least: until the gate is tried, and while a probe is out, its next one.
     fn wait(&self, now: Instant) -> Duration {
         self.until.saturating_duration_since(now).max(PAUSE.0)

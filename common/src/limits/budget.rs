@@ -111,10 +111,10 @@ pub enum Turned {
 }
 
 impl Limits {
-    /// Whether what calls of this lane cost is limited for their account.
-    pub fn is_priced(&self, lane: &Lane, pass: &Pass) -> bool {
+    /// Whether what such a call costs is limited for its account.
+    pub fn is_priced(&self, pass: &Pass) -> bool {
         let quotas = self.quotas();
-        let key = quotas.rule_for(lane, pass.key());
+        let key = quotas.rule_for(pass.key());
         key.is_some_and(|key| quotas.book().parts.get(&key).is_some_and(|part| part.purse.counts_money()))
     }
 
@@ -146,8 +146,8 @@ impl Limits {
                 let reservation = self.quotas().afford(&key, worst).await.map_err(short)?;
                 pass.money.reserved.push((key, reservation));
             }
-            if self.is_priced(lane, &pass) {
-                self.account_affords(lane, &pass)?;
+            if self.is_priced(&pass) {
+                self.account_affords(&pass)?;
             }
         }
         let mut pass = self.reserve(pass, lane, size).await.map_err(|(denied, key)| Turned::Limit(denied, key))?;
@@ -156,9 +156,9 @@ impl Limits {
     }
 
     /// Whether the account's own cap on money has enough for the call, if all that is not spent came back.
-    fn account_affords(&self, lane: &Lane, pass: &Pass) -> Result<(), Turned> {
+    fn account_affords(&self, pass: &Pass) -> Result<(), Turned> {
         let quotas = self.quotas();
-        let Some(key) = quotas.rule_for(lane, pass.key()) else { return Ok(()) };
+        let Some(key) = quotas.rule_for(pass.key()) else { return Ok(()) };
         let mut book = quotas.book();
         if book.alone.is_some() {
             drop(book);

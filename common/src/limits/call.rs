@@ -70,8 +70,10 @@ pub(super) struct Reserved {
 impl Limits {
     /// Counts a leased job of this lane, if the lane has limits, or an endpoint that gets fewer calls at once.
     pub fn expect(&self, lane: &Lane) -> Option<Expected> {
-        let rule = self.quotas().expect(lane);
-        let endpoint = if self.is_slowed() { self.table().expect(lane) } else { None };
+        if !self.wants_lanes() {
+            return None;
+        }
+        let (rule, endpoint) = self.expected_at(lane);
         (rule.is_some() || endpoint.is_some()).then(|| Expected { limits: self.clone(), rule, endpoint })
     }
 
@@ -82,7 +84,7 @@ impl Limits {
     /// Why the call may not be made, and the key that has the limit.
     pub async fn reserve(&self, mut pass: Pass, lane: &Lane, size: Size) -> Result<Pass, (Denied, String)> {
         let quotas = self.quotas();
-        let Some(key) = quotas.rule_for(lane, pass.key()) else { return Ok(pass) };
+        let Some(key) = quotas.rule_for(pass.key()) else { return Ok(pass) };
         let (queue, model) = (lane.queue.clone(), pass.key().to_owned());
         let (worst, counts) = (pass.money.worst, pass.counts);
         let need = quotas.book().estimates.need(&asks(&queue, &model, &size, counts)).costing(worst);

@@ -1,4 +1,4 @@
-//! How much of each lane a worker may take now: the lanes behind a limit key, and each key's gate (`breaker.rs`).
+//! What holds the jobs of a limit key back: each key's gate and its account's (`breaker.rs`), by lane in `ways.rs`.
 //! Which jobs share a key is the runner's word; what becomes of a held-back job is the worker's. What a fleet may use of
 //! an account is `pool.rs`, kept in a ledger by `shared.rs`; a worker's part of it is `quota.rs`, asked for by `asking.rs`.
 
@@ -29,9 +29,10 @@ mod simulation;
 mod tests;
 mod till;
 mod view;
+mod ways;
 mod window;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -56,13 +57,12 @@ pub use purse::{Came, Purse, Reservation};
 pub use quota::{Denied, Rule, covers};
 pub use shared::{change, look};
 pub use view::{CapView, PoolView};
+pub use ways::account_of;
 
 use budget::Paid;
 use call::Reserved;
-use quota::{PATIENCE, Quotas};
-
-/// The most lanes and keys remembered; beyond that, those that nothing is known against are forgotten.
-const REMEMBERED: usize = 10_000;
+use quota::Quotas;
+use ways::Ways;
 
 /// The limits of one worker. Cheap to clone; all clones are one.
 #[derive(Clone, Debug, Default)]
@@ -79,11 +79,14 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Table {
-    /// The key that a lane's jobs have had; jobs of one model share one.
-    keys: HashMap<Lane, Arc<str>>,
+    /// The ways that a lane's jobs may go; jobs of one model share them.
+    ways: HashMap<Lane, Ways>,
+    /// By limit key.
     gates: HashMap<Arc<str>, Gate>,
+    /// By the name of the account, once it was refused.
+    accounts: HashMap<Box<str>, Gate>,
     /// Keys opened since they were last asked for.
-    opened: Vec<String>,
+    opened: BTreeSet<String>,
 }
 
 /// A limit key that holds jobs back.
@@ -138,75 +141,10 @@ impl Limits {
         &self.0.quotas
     }
 
-    /// How many jobs of a lane may be taken now: 0 while its key is shut, 1 when a probe is due, else as many as its limits
-    /// have room for, or any number.
-    pub fn room(&self, lane: &Lane) -> u32 {
-        let table = self.table();
-        let gate = table.keys.get(lane).and_then(|key| table.gates.get(key));
-        let room = gate.map_or(u32::MAX, |gate| gate.room_of(lane, Instant::now()));
-        let room = room.min(self.quotas().room(lane).unwrap_or(u32::MAX));
-        if self.broke_queues().contains(&lane.queue) { 0 } else { room }
-    }
-
-    /// Every lane with less than all the room in the world, by name; with rules every lane that is known.
-    pub fn caps(&self) -> Vec<(Lane, u32)> {
-        let (table, now) = (self.table(), Instant::now());
-        let (ruled, broke) = (!self.quotas().is_empty(), self.broke_queues());
-        if !ruled && broke.is_empty() && table.gates.values().all(Gate::is_open) {
-            return Vec::new();
-        }
-        let room = |lane: &Lane, key| {
-            if broke.contains(&lane.queue) {
-                return 0;
-            }
-            let room = table.gates.get(key).map_or(u32::MAX, |gate| gate.room_of(lane, now));
-            if room > 0 && ruled { room.min(self.quotas().room(lane).unwrap_or(u32::MAX)) } else { room }
-        };
-        let mut caps: Vec<_> = table.keys.iter().map(|(lane, key)| (lane.clone(), room(lane, key))).collect();
-        caps.retain(|(_, room)| ruled || *room < u32::MAX);
-        caps.sort_unstable();
-        caps
-    }
-
-    /// How many jobs may be taken from a lane that [`Limits::caps`] does not name, of `total` in all: with rules one, since
-    /// nobody knows yet which is the lane's.
-    pub fn rest(&self, total: u32) -> u32 {
-        self.quotas().set_slots(total);
-        if self.quotas().is_empty() { total } else { total.min(1) }
-    }
-
-    /// These lanes hold ready jobs. `key_of` says which limit key a lane's jobs have, where it can be known.
-    pub fn seen<'a>(&self, lanes: impl Iterator<Item = &'a Lane>, key_of: impl Fn(&Lane) -> Option<String>) {
-        if !self.wants_lanes() {
-            return;
-        }
-        for lane in lanes {
-            let known = self.table().seen(lane);
-            let key = known.or_else(|| key_of(lane).map(|key| self.table().remember(lane, &key)));
-            if let Some(key) = key {
-                self.quotas().seen(lane, &key);
-            }
-        }
-    }
-
-    /// Whether some of these lanes, whose jobs are ready, are closed only for a moment: by a limit that is used up within
-    /// its window, or a rate limit whose time is soon over. Not for an account, an outage or a day's limit.
-    pub fn opens_soon(&self, lanes: &[Lane]) -> bool {
-        let now = Instant::now();
-        lanes.iter().any(|lane| {
-            let table = self.table();
-            let gate = table.keys.get(lane).and_then(|key| table.gates.get(key));
-            let shut = gate.and_then(|gate| gate.shut.as_ref());
-            let soon = shut.map(|shut| shut.class == FailureClass::Throttled && shut.until <= now + PATIENCE);
-            drop(table);
-            soon.unwrap_or_else(|| self.quotas().opens_soon(lane))
-        })
-    }
-
     /// More was granted of a key, or less.
     fn granted(&self, key: &Arc<str>, opens: bool) {
         if opens {
-            self.table().opened.push(key.to_string());
+            self.table().opened.insert(key.to_string());
         }
         self.0.changed.notify_one();
     }
@@ -222,29 +160,40 @@ impl Limits {
     }
 
     fn pass(&self, lane: &Lane, key: &str, counts: Option<Counts>) -> Result<Pass, Refused> {
+        let refused = |(wait, class)| Refused { wait, class };
         let now = Instant::now();
         let mut table = self.table();
-        let key = table.remember(lane, key);
-        let gate = table.gates.entry(Arc::clone(&key)).or_default();
-        let ticket = gate.admit(now, counts.is_some()).map_err(|(wait, class)| Refused { wait, class })?;
-        if ticket.probe {
-            self.0.changed.notify_one();
-        }
+        let key = table.way(lane, key, self.quotas());
+        let account = table.accounts.get_mut(account_of(&key)).map(|account| account.admit(now, false)).transpose();
+        let account = account.map_err(refused)?;
+        let ticket = match table.gates.entry(Arc::clone(&key)).or_default().admit(now, counts.is_some()) {
+            Ok(ticket) => ticket,
+            Err((wait, class)) => {
+                table.leave_account(&key, account, now);
+                // With its account refused it is passed by, whatever else.
+                let is_refused = account.is_some_and(|ticket| ticket.probe);
+                return Err(refused((wait, if is_refused { FailureClass::Account } else { class })));
+            }
+        };
         drop(table);
         let (limits, counts) = (self.clone(), counts.unwrap_or_default());
-        Ok(Pass { limits, key, ticket, counts, used: false, reserved: None, money: Paid::default() })
+        let pass = Pass { limits, key, ticket, account, counts, used: false, reserved: None, money: Paid::default() };
+        if pass.is_probe() {
+            self.0.changed.notify_one();
+        }
+        Ok(pass)
     }
 
     /// The keys that hold jobs back now, longest first.
     pub fn held(&self) -> Vec<Held> {
         let (table, now) = (self.table(), Instant::now());
-        let held = |(key, gate): (&Arc<str>, &Gate)| {
+        let held = |(key, gate): (&str, &Gate)| {
             let shut = gate.shut.as_ref()?;
             let until = Timestamp::now() + shut.until.saturating_duration_since(now);
             let (class, detail, since) = (shut.class, shut.detail.clone(), shut.since);
-            Some(Held { key: key.to_string(), class, detail, since, until, probing: shut.probing, spent: false })
+            Some(Held { key: key.to_owned(), class, detail, since, until, probing: shut.probing, spent: false })
         };
-        let mut all: Vec<_> = table.gates.iter().filter_map(held).collect();
+        let mut all: Vec<_> = table.shuttable().filter_map(held).collect();
         drop(table);
         let (book, moment) = (self.quotas().book(), Timestamp::now());
         all.extend(book.parts.iter().filter_map(|(key, part)| part.held(key)));
@@ -258,13 +207,12 @@ impl Limits {
     pub fn take_opened(&self) -> Vec<String> {
         let now = Instant::now();
         let mut table = self.table();
-        let table = &mut *table;
-        for (key, gate) in &mut table.gates {
-            if gate.pass_time(now) {
-                table.opened.push(key.to_string());
-            }
+        let over = table.gates.iter_mut().filter_map(|(key, gate)| gate.pass_time(now).then(|| Arc::clone(key)));
+        let over: Vec<_> = over.collect();
+        for key in over {
+            table.open(&key, now);
         }
-        std::mem::take(&mut table.opened)
+        std::mem::take(&mut table.opened).into_iter().collect()
     }
 
     /// Waits until room may have changed: after a report that shut or opened a gate, or when a gate's time has come.
@@ -272,7 +220,7 @@ impl Limits {
     pub async fn changed(&self) {
         let next = {
             let (table, now) = (self.table(), Instant::now());
-            let shut = table.gates.values().filter_map(|gate| gate.shut.as_ref());
+            let shut = table.shuttable().filter_map(|(_, gate)| gate.shut.as_ref());
             // A probe that is due already changes nothing; a rate limit that is over has not been taken yet.
             shut.filter_map(|shut| shut.turns_at().filter(|at| *at > now || shut.class == FailureClass::Throttled))
                 .min()
@@ -292,52 +240,13 @@ impl Limits {
     }
 }
 
-impl Table {
-    /// Jobs of this lane are ready. Its key, if it is known.
-    fn seen(&mut self, lane: &Lane) -> Option<Arc<str>> {
-        let key = Arc::clone(self.keys.get(lane)?);
-        if let Some(endpoint) = self.gates.get_mut(&key).and_then(|gate| gate.endpoint.as_mut()) {
-            endpoint.seen(lane, Instant::now());
-        }
-        Some(key)
-    }
-
-    /// A job of this lane was leased. The key of its endpoint, if that has one.
-    fn expect(&mut self, lane: &Lane) -> Option<Arc<str>> {
-        let key = self.keys.get(lane)?;
-        self.gates.get_mut(key)?.endpoint.as_mut()?.expect();
-        Some(Arc::clone(key))
-    }
-
-    fn unexpect(&mut self, key: &str) {
-        if let Some(endpoint) = self.gates.get_mut(key).and_then(|gate| gate.endpoint.as_mut()) {
-            endpoint.unexpect();
-        }
-    }
-
-    fn remember(&mut self, lane: &Lane, key: &str) -> Arc<str> {
-        if let Some(known) = self.keys.get(lane).filter(|known| &***known == key) {
-            return Arc::clone(known);
-        }
-        if self.gates.len() >= REMEMBERED {
-            self.gates.retain(|_, gate| !gate.is_plain());
-        }
-        if self.keys.len() >= REMEMBERED {
-            let gates = &self.gates;
-            self.keys.retain(|_, key| gates.get(key).is_some_and(|gate| !gate.is_open()));
-        }
-        let shared = self.gates.get_key_value(key).map_or_else(|| Arc::from(key), |(shared, _)| Arc::clone(shared));
-        self.keys.insert(lane.clone(), Arc::clone(&shared));
-        shared
-    }
-}
-
 /// Leave to run one job. Dropped without a report, it says nothing about the other side.
 #[derive(Debug)]
 pub struct Pass {
     limits: Limits,
     key: Arc<str>,
     ticket: Ticket,
+    account: Option<Ticket>,
     counts: Counts,
     used: bool,
     reserved: Option<Reserved>,
@@ -345,9 +254,9 @@ pub struct Pass {
 }
 
 impl Pass {
-    /// Whether this job tries a key that is held back.
+    /// Whether this job tries a key that is held back, or its account.
     pub fn is_probe(&self) -> bool {
-        self.ticket.probe
+        self.ticket.probe || self.account.is_some_and(|ticket| ticket.probe)
     }
 
     /// The limit key.
@@ -360,13 +269,18 @@ impl Pass {
         self.used = true;
         let ruling = {
             let mut table = self.limits.table();
+            let now = Instant::now();
             let gate = table.gates.entry(Arc::clone(&self.key)).or_default();
-            let ruling = gate.report(Instant::now(), self.ticket, job, outcome);
+            let ruling = gate.report(now, self.ticket, job, outcome);
             if gate.endpoint.as_ref().is_some_and(|endpoint| endpoint.most().is_some()) {
                 self.limits.0.slowed.store(true, Ordering::Relaxed);
             }
             if ruling.opened {
-                table.opened.push(self.key.to_string());
+                table.open(&self.key, now);
+            }
+            let ruling = table.tell_account(&self.key, self.account, (now, outcome), ruling);
+            if ruling.shut {
+                table.rouse(&self.key, now);
             }
             ruling
         };
@@ -377,7 +291,7 @@ impl Pass {
         if let Some(at_once) = ruling.at_once {
             tracing::info!(key = &*self.key, at_once, "an endpoint has too much to do; it gets fewer calls at once");
         }
-        if ruling.opened || ruling.wait.is_some() || ruling.at_once.is_some() {
+        if ruling.opened || ruling.wait.is_some() || ruling.account.is_some() || ruling.at_once.is_some() {
             self.limits.0.changed.notify_one();
         }
         ruling
@@ -390,10 +304,13 @@ impl Drop for Pass {
             return;
         }
         self.money.settle(self.limits.quotas(), None);
-        if let Some(gate) = self.limits.table().gates.get_mut(&self.key) {
-            gate.leave(Instant::now(), self.ticket);
+        let (mut table, now) = (self.limits.table(), Instant::now());
+        if let Some(gate) = table.gates.get_mut(&self.key) {
+            gate.leave(now, self.ticket);
         }
-        if self.ticket.probe {
+        table.leave_account(&self.key, self.account, now);
+        drop(table);
+        if self.is_probe() {
             self.limits.0.changed.notify_one();
         }
     }

@@ -30,6 +30,8 @@ const WATCH: i64 = 5_000;
 const SHORT: Duration = Duration::from_secs(2);
 /// A job that goes back looks again after so long at the latest: people raise limits.
 const AWAY: Duration = Duration::from_secs(600);
+/// Lanes remembered; beyond that, all are learned anew.
+const LANES: usize = 10_000;
 /// The most jobs that are asked for at once.
 const JOBS: u32 = 10_000;
 
@@ -110,10 +112,14 @@ impl Part {
     /// Jobs of this lane are ready.
     pub(super) fn seen(&mut self, lane: &Lane, now: i64) {
         let mean = self.mean(now);
-        match self.lanes.get_mut(lane) {
-            Some(seen) => seen.ready_at = now,
-            None => drop(self.lanes.insert(lane.clone(), Seen { ready_at: now, mean })),
+        if let Some(seen) = self.lanes.get_mut(lane) {
+            seen.ready_at = now;
+            return;
         }
+        if self.lanes.len() >= LANES {
+            self.lanes.clear();
+        }
+        self.lanes.insert(lane.clone(), Seen { ready_at: now, mean });
     }
 
     /// A job of this lane needs so much.
@@ -133,10 +139,6 @@ impl Part {
         if !self.mixed {
             heard.for_each(|heard| self.purse.hear(now, heard));
         }
-    }
-
-    pub(super) fn forget_lanes(&mut self) {
-        self.lanes.clear();
     }
 
     fn ready(&self, now: i64) -> impl Iterator<Item = (&Lane, &Seen)> {

@@ -24,8 +24,6 @@ use crate::job::Lane;
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// While a key is frozen nobody's place in line is worth a slot; below this, going back and being leased again costs more.
 pub(super) const FROZEN: Duration = Duration::from_secs(5);
-/// Lanes remembered; beyond that, those without jobs are forgotten.
-const LANES: usize = 10_000;
 
 /// What a limit key may use.
 #[derive(Clone, Debug, PartialEq)]
@@ -69,8 +67,6 @@ pub(super) struct Quotas {
 #[derive(Debug, Default)]
 pub(super) struct Book {
     pub(super) parts: BTreeMap<Arc<str>, Part>,
-    /// The rule's key of each lane that has one.
-    pub(super) lanes: BTreeMap<Lane, Arc<str>>,
     pub(super) estimates: Estimates,
     /// Without a shared state: the share of each limit that this worker keeps to.
     pub(super) alone: Option<f64>,
@@ -128,12 +124,11 @@ impl Quotas {
         self.slots.store(free, Ordering::Relaxed);
     }
 
-    /// Jobs of this lane are ready, and this is their key.
-    pub(super) fn seen(&self, lane: &Lane, limit_key: &str) {
+    /// Jobs of this lane are ready, and this is the key of their rule.
+    pub(super) fn seen(&self, rule: &str, lane: &Lane) {
         let now = self.now();
         let mut book = self.book();
-        let Some(key) = book.rule_of(&self.rules, self.id, lane, limit_key) else { return };
-        if let Some(part) = book.parts.get_mut(&key) {
+        if let Some(part) = book.part_of(&self.rules, self.id, rule) {
             part.seen(lane, now);
             if part.is_due(now) {
                 self.asking.notify_one();
@@ -141,26 +136,15 @@ impl Quotas {
         }
     }
 
-    /// How many jobs of this lane there is room for; `None` where it has no rule.
-    pub(super) fn room(&self, lane: &Lane) -> Option<u32> {
-        if self.is_empty() {
-            return None;
-        }
+    /// How many jobs of this lane there is room for under a rule; none until something is known of it.
+    pub(super) fn room(&self, rule: &str, lane: &Lane) -> u32 {
         let now = self.now();
-        let book = self.book();
-        let key = book.lanes.get(lane)?;
-        book.parts.get(key).map(|part| part.room(lane, now))
+        self.book().parts.get(rule).map_or(0, |part| part.room(lane, now))
     }
 
-    /// A job of this lane was leased and has not reserved anything yet. Its key, if it has a rule.
-    pub(super) fn expect(&self, lane: &Lane) -> Option<Arc<str>> {
-        if self.is_empty() {
-            return None;
-        }
-        let mut book = self.book();
-        let key = Arc::clone(book.lanes.get(lane)?);
-        book.parts.get_mut(&key)?.expected += 1;
-        Some(key)
+    /// A job was leased and has not reserved anything yet. Whether it counts.
+    pub(super) fn expect(&self, rule: &str) -> bool {
+        self.book().parts.get_mut(rule).map(|part| part.expected += 1).is_some()
     }
 
     pub(super) fn unexpect(&self, key: &Arc<str>) {
@@ -174,11 +158,9 @@ impl Quotas {
         self.rules.iter().find(|rule| rule.is_for(limit_key)).map(|rule| rule.key.as_str())
     }
 
-    /// Whether a lane whose jobs wait is closed by nothing but its limits, and for no longer than an opened job waits.
-    pub(super) fn opens_soon(&self, lane: &Lane) -> bool {
-        let book = self.book();
-        let part = book.lanes.get(lane).and_then(|key| book.parts.get(key));
-        part.is_some_and(|part| part.opens_within(PATIENCE))
+    /// Whether jobs that wait for nothing but the limits of a rule do so for no longer than an opened job waits.
+    pub(super) fn opens_soon(&self, rule: &str) -> bool {
+        self.book().parts.get(rule).is_some_and(|part| part.opens_within(PATIENCE))
     }
 
     /// What a header said to a call of that provider and model, under the rule of this key.
@@ -190,9 +172,12 @@ impl Quotas {
         self.asking.notify_one();
     }
 
-    /// The key of the rule for a job, if there is one.
-    pub(super) fn rule_for(&self, lane: &Lane, limit_key: &str) -> Option<Arc<str>> {
-        if self.is_empty() { None } else { self.book().rule_of(&self.rules, self.id, lane, limit_key) }
+    /// The key of the rule for a job, if there is one, with a part to go with it.
+    pub(super) fn rule_for(&self, limit_key: &str) -> Option<Arc<str>> {
+        let rule = self.rule_key(limit_key)?;
+        let mut book = self.book();
+        book.part_of(&self.rules, self.id, rule)?;
+        book.parts.get_key_value(rule).map(|(key, _)| Arc::clone(key))
     }
 
     /// Waits in line until a call's needs are reserved. Dropping it leaves the line.
@@ -265,26 +250,17 @@ impl Drop for InLine<'_> {
 }
 
 impl Book {
-    /// The key of the rule for a lane's jobs, with a part to go with it.
-    fn rule_of(&mut self, rules: &[Rule], id: u64, lane: &Lane, limit_key: &str) -> Option<Arc<str>> {
-        let rule = rules.iter().find(|rule| rule.is_for(limit_key))?;
-        if let Some(known) = self.lanes.get(lane).filter(|known| ***known == *rule.key) {
-            return Some(Arc::clone(known));
-        }
-        let key: Arc<str> = Arc::from(rule.key.as_str());
-        if !self.parts.contains_key(&key) {
+    /// What is known of a rule, from now on.
+    fn part_of(&mut self, rules: &[Rule], id: u64, key: &str) -> Option<&mut Part> {
+        if !self.parts.contains_key(key) {
+            let rule = rules.iter().find(|rule| rule.key == key)?;
             let caps = match self.alone {
                 Some(share) => rule.caps.iter().map(|cap| cap.share(share)).collect(),
                 None => rule.caps.clone(),
             };
-            self.parts.insert(Arc::clone(&key), Part::new(id, caps, rule.adaptive));
+            self.parts.insert(Arc::from(key), Part::new(id, caps, rule.adaptive));
         }
-        if self.lanes.len() >= LANES {
-            self.lanes.clear();
-            self.parts.values_mut().for_each(Part::forget_lanes);
-        }
-        self.lanes.insert(lane.clone(), Arc::clone(&key));
-        Some(key)
+        self.parts.get_mut(key)
     }
 
     /// There is no shared state: this worker keeps to its share of every limit.
@@ -292,7 +268,6 @@ impl Book {
         self.alone = Some(share);
         self.parts.values().for_each(|part| part.turned.notify_waiters());
         self.parts.clear();
-        self.lanes.clear();
     }
 }
 
@@ -315,21 +290,15 @@ mod tests {
         let rule = |key: &str| Rule { key: key.to_owned(), caps: Vec::new(), adaptive: false };
         let rules = ["openai", "openai/gpt-4o", "openai/gpt-4o-mini", "mock"].map(rule);
         let quotas = Quotas::new(rules.to_vec());
-        let queue = crate::job::Queue::standard();
-        for (n, (limit_key, found)) in [
+        for (limit_key, found) in [
             ("openai/gpt-4o-mini", Some("openai/gpt-4o-mini")),
             ("openai/gpt-4o", Some("openai/gpt-4o")),
             ("openai/gpt-4o-audio", Some("openai/gpt-4o")),
             ("openai/o3", Some("openai")),
             ("openai2/o3", None),
             ("mock", Some("mock")),
-        ]
-        .into_iter()
-        .enumerate()
-        {
-            let model = Some(crate::job::ModelName::new(&n.to_string()));
-            let lane = Lane { queue: queue.clone(), model, band: crate::job::Band::Normal };
-            assert_eq!(quotas.rule_for(&lane, limit_key).as_deref(), found, "{limit_key}");
+        ] {
+            assert_eq!(quotas.rule_for(limit_key).as_deref(), found, "{limit_key}");
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::quota::covers;
-use super::{Limits, shared};
+use super::{Limits, account_of, shared};
 use crate::error::{Kind, Result};
 use crate::ledger::Ledger;
 
@@ -17,18 +17,20 @@ const LOOK: Duration = Duration::from_secs(5);
 const KEYS: usize = 100;
 
 impl Limits {
-    /// Opens whatever is shut or bounded here under a key: `provider`, or the beginning of `provider/model`. What waits
-    /// for it may go on at once.
+    /// Opens whatever is shut or bounded here under a key: `provider`, its account and all of its models; or the beginning of
+    /// `provider/model`, those models. What waits for it may go on at once.
     pub fn open(&self, key: &str) {
         {
             let mut table = self.table();
-            let table = &mut *table;
-            for (limit_key, gate) in table.gates.iter_mut().filter(|(limit_key, _)| covers(key, limit_key)) {
-                if gate.release() {
-                    table.opened.push(limit_key.to_string());
-                }
+            let (table, now) = (&mut *table, Instant::now());
+            let gates = table.gates.iter_mut().map(|(limit_key, gate)| (&**limit_key, gate));
+            let accounts = table.accounts.iter_mut().map(|(name, gate)| (&**name, gate));
+            let covered = gates.chain(accounts).filter(|(name, _)| covers(key, name));
+            let released: Vec<_> = covered.filter_map(|(name, gate)| gate.release().then(|| name.to_owned())).collect();
+            for name in &released {
+                table.open(name, now);
             }
-            table.opened.push(key.to_owned());
+            table.opened.insert(key.to_owned());
         }
         self.0.changed.notify_one();
     }
@@ -62,11 +64,11 @@ impl Limits {
     fn shut(&self) -> BTreeMap<String, Duration> {
         let (table, now) = (self.table(), Instant::now());
         let mut shut = BTreeMap::new();
-        for (key, gate) in &table.gates {
+        for (key, gate) in table.shuttable() {
             let Some(gate) = &gate.shut else { continue };
             let length = now.saturating_duration_since(gate.began);
             let rule = self.quotas().rule_key(key);
-            let names: BTreeSet<_> = [Some(&**key), key.split('/').next(), rule].into_iter().flatten().collect();
+            let names: BTreeSet<_> = [Some(key), Some(account_of(key)), rule].into_iter().flatten().collect();
             for name in names {
                 let known = shut.entry(name.to_owned()).or_insert(length);
                 *known = length.min(*known);

@@ -87,6 +87,8 @@ pub struct Failure {
 impl Failure {
     /// The longest detail kept, in characters.
     pub const DETAIL: usize = 500;
+    /// The code of a `fatal` failure that says so.
+    pub const MISSING_MODEL: &str = "model_not_found";
 
     /// A failure without usage, status or wait. The detail is cut to [`Failure::DETAIL`] characters.
     pub fn new(class: FailureClass, code: impl Into<String>, detail: &str) -> Self {
@@ -100,6 +102,11 @@ impl Failure {
             cost: None,
             tries: None,
         }
+    }
+
+    /// Whether there is no such model where it was asked for.
+    pub fn is_missing_model(&self) -> bool {
+        self.class == FailureClass::Fatal && self.code == Self::MISSING_MODEL
     }
 }
 

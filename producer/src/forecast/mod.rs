@@ -46,6 +46,8 @@ pub struct Share {
     is_program: bool,
     model: String,
     cost: Option<(Usd, Usd)>,
+    /// Other routes that have no price.
+    unpriced: Vec<String>,
     as_of: Option<Date>,
     rule: Option<usize>,
 }
@@ -108,7 +110,8 @@ impl Forecaster {
 
     /// What a job will probably take.
     pub fn share(&self, job: &Job) -> Share {
-        let seat = self.seat(job);
+        let mut seats = self.seats(job).into_iter();
+        let seat = seats.next().unwrap_or_default();
         let size = size(&job.work);
         let guess = |output_upfront| {
             let (queue, model, bytes, max_tokens) = (&job.queue, seat.limit_key.as_str(), size.bytes, size.max_tokens);
@@ -119,55 +122,66 @@ impl Forecaster {
         let answer = |count: i64| if is_embedding(job) { 0 } else { tokens(count) };
         let (input, likely, most) = (tokens(likely.input), answer(likely.output), answer(longest.output));
         let tier = tier(job);
-        let cost = |output_tokens| {
+        let cost = |seat: &Seat, output_tokens| {
             let usage = Usage { input_tokens: input, output_tokens, ..Usage::default() };
             seat.price?.cost(&Consumed { usage, tier: tier.as_deref(), ..Consumed::default() })
         };
+        // As long as all is well a job goes its first way; at most it goes the dearest.
+        let (mut dearest, mut unpriced) = (cost(&seat, most), Vec::new());
+        for other in seats {
+            match cost(&other, most) {
+                Some(cost) => dearest = dearest.map(|dearest| dearest.max(cost)),
+                None => unpriced.push(other.model),
+            }
+        }
         Share {
             input,
             likely,
             most,
             is_bounded: seat.is_program || most == 0 || size.max_tokens.is_some(),
             is_program: seat.is_program,
-            cost: cost(likely).zip(cost(most)),
+            cost: cost(&seat, likely).zip(dearest),
+            unpriced,
             as_of: seat.price.and_then(|price| price.as_of),
             rule: self.rules.iter().position(|rule| covers(&rule.key, &seat.limit_key)),
             model: seat.model,
         }
     }
 
-    /// Who runs a job, and for how much.
-    fn seat(&self, job: &Job) -> Seat {
+    /// Who runs a job, and for how much; the first of several ways first.
+    fn seats(&self, job: &Job) -> Vec<Seat> {
         let said = job.work.model.as_deref().unwrap_or_default();
         let plain =
             |model: &str| Seat { model: model.to_owned(), price: None, limit_key: said.to_owned(), is_program: false };
         if said == "mock" || said.starts_with("mock:") {
-            return Seat { price: Some(Price::FREE), limit_key: "mock".to_owned(), ..plain("mock") };
+            return vec![Seat { price: Some(Price::FREE), limit_key: "mock".to_owned(), ..plain("mock") }];
         }
         if said.starts_with("exec:") || self.programs.contains(said) {
-            return Seat { is_program: true, ..plain("commands") };
+            return vec![Seat { is_program: true, ..plain("commands") }];
         }
-        let here = self.runners.pick(job).ok().and_then(|runner| {
+        let here = self.runners.routes(job).into_iter().flatten().filter_map(|runner| {
             let (provider, model) = runner.priced_as(job)?;
-            Some((provider, model, runner.limit_key(job)))
+            let (price, limit_key) = (self.prices.of(&provider, &model), runner.limit_key(job));
+            Some(Seat { price, limit_key, ..plain(&format!("{provider}/{model}")) })
         });
-        if let Some((provider, model, limit_key)) = here {
-            let price = self.prices.of(&provider, &model);
-            return Seat { price, limit_key, ..plain(&format!("{provider}/{model}")) };
+        let here: Vec<_> = here.collect();
+        if !here.is_empty() {
+            return here;
         }
         // Other hosts may have what this one has not been told of.
         let (provider, model) = elsewhere(job);
-        match self.prices.of(provider, model) {
+        vec![match self.prices.of(provider, model) {
             None => plain(if said.is_empty() { "jobs that name no model" } else { said }),
             price => {
                 let limit_key = format!("{provider}/{}", family(model));
                 Seat { price, limit_key, ..plain(&format!("{provider}/{model}")) }
             }
-        }
+        }]
     }
 }
 
 /// Who runs a job.
+#[derive(Debug, Default)]
 struct Seat {
     model: String,
     price: Option<Price>,
@@ -229,12 +243,8 @@ impl Forecast {
             self.unpriced += 1;
             &mut self.models.1
         };
-        if named.len() < NAMED || named.last().is_some_and(|last| share.model < *last) {
-            named.insert(share.model);
-            if named.len() > NAMED {
-                named.pop_last();
-            }
-        }
+        name(named, share.model);
+        share.unpriced.into_iter().for_each(|model| name(&mut self.models.1, model));
         if let Some(day) = share.as_of.filter(|_| share.cost.is_some()) {
             let (oldest, newest) = self.as_of.unwrap_or((day, day));
             self.as_of = Some((oldest.min(day), newest.max(day)));
@@ -260,6 +270,16 @@ impl Forecast {
         }
         bounds.sort_by_key(|bound| std::cmp::Reverse(bound.takes));
         bounds
+    }
+}
+
+/// Adds a name to the first [`NAMED`].
+fn name(named: &mut BTreeSet<String>, model: String) {
+    if named.len() < NAMED || named.last().is_some_and(|last| model < *last) {
+        named.insert(model);
+        if named.len() > NAMED {
+            named.pop_last();
+        }
     }
 }
 

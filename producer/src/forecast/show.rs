@@ -62,7 +62,8 @@ impl Forecast {
             format!("(no price for {}{hint})", names(&self.models.1))
         };
         match self.unpriced {
-            0 => format!("cost    {range} {known}"),
+            0 if self.models.1.is_empty() => format!("cost    {range} {known}"),
+            0 => format!("cost    {range} {known}, or ? on other routes {}", unknown()),
             all if all == self.jobs => format!("cost    ? {}", unknown()),
             some => format!("cost    {range} {known}, and ? for {} {}", jobs(some), unknown()),
         }

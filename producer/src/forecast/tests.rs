@@ -65,6 +65,27 @@ fn tokens_and_cost_lie_between_what_is_likely_and_the_longest_answers() {
 }
 
 #[test]
+fn of_several_routes_the_first_is_likely_and_the_dearest_the_most() {
+    let routes = |routes: &str| {
+        let settings =
+            format!("{ACME}[prices.\"acme/dear\"]\ninput = \"2\"\noutput = \"8\"\n[models.safe]\nroutes = {routes}");
+        of(&settings, &[(5_000, job("safe", 360, Some(400)))])
+    };
+    let first = routes(r#"["acme/fast-2", "acme/dear"]"#);
+    // As above, and ten times as much at the most.
+    assert_eq!(first.json()["cost_usd"], json!({ "likely": "1.124", "most": "17" }));
+    assert_eq!(routes(r#"["acme/fast-2", "acme/fast-2-mini", "acme/dear"]"#).json()["cost_usd"]["most"], json!("17"));
+    let unknown = routes(r#"["acme/fast-2", "acme/slow"]"#);
+    let cost = unknown.lines().swap_remove(1);
+    let says =
+        "cost    $1.12 to $1.70 (acme/fast-2; price of 2026-11-03), or ? on other routes (no price for acme/slow; set";
+    assert!(cost.starts_with(says), "{cost}");
+    let json = unknown.json();
+    assert_eq!((&json["cost_unknown"], &json["unpriced_models"]), (&json!(0), &json!(["acme/slow"])));
+    assert_eq!(routes(r#"["acme/slow", "acme/fast-2"]"#).unpriced, 5_000, "nobody knows what is likely");
+}
+
+#[test]
 fn what_has_no_price_is_a_question_mark_and_never_nothing() {
     let forecast = of(ACME, &[(3, job("acme/slow", 36, Some(10)))]);
     assert_eq!(forecast.lines()[1], "cost    ? (no price for acme/slow; set [prices.\"acme/slow\"])");

@@ -155,8 +155,8 @@ impl Reading {
         }
         let is_capped = made.job.extras.as_ref().is_some_and(|of| of.max_cost.is_some() || of.batch_max_cost.is_some());
         if is_capped
-            && let Ok(runner) = runners.pick(&made.job)
-            && let Some(missing) = money::missing(&made.job, &*runner, &self.input.prices)
+            && let Ok(routes) = runners.routes(&made.job)
+            && let Some(missing) = money::missing(&made.job, &routes, &self.input.prices)
         {
             return Err(fault(missing));
         }

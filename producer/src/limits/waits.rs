@@ -4,10 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use promptq_common::broker::HoldKey;
-use promptq_common::job::{BatchName, Job, Queue};
+use promptq_common::job::{BatchName, Queue};
 use promptq_common::ledger::{JobView, Ledger, WorkerReport};
 use promptq_common::limits::covers;
-use promptq_common::work::Work;
 use promptq_worker::configured;
 use promptq_worker::runner::Runners;
 use serde_json::Value;
@@ -25,7 +24,6 @@ pub async fn of_queues(ledger: &dyn Ledger, queues: &[Queue]) -> Result<BTreeMap
     let known = known(ledger, &workers).await?;
     let keys_of = |queue: &Queue| {
         let mut keys = behind(&workers, queue, |_| true);
-        keys.extend(told_of_no_lane(&workers, queue));
         keys.extend(budgets(queue, None).filter(|key| known.contains(key)));
         keys
     };
@@ -45,7 +43,6 @@ pub async fn of_batch(ledger: &dyn Ledger, queue: &Queue, batch: &BatchName) -> 
     let workers = ledger.workers().await?;
     let known = known(ledger, &workers).await?;
     let mut keys = behind(&workers, queue, |_| true);
-    keys.extend(told_of_no_lane(&workers, queue));
     keys.extend(budgets(queue, Some(batch)).filter(|key| known.contains(key)));
     Ok(gravest_first(several(ledger, keys, &workers).await?))
 }
@@ -64,8 +61,10 @@ pub async fn of_job(cx: &Context, job: &JobView, workers: &[WorkerReport]) -> Re
     let model = job.model.as_deref();
     let mut keys = behind(workers, &job.queue, |behind| behind == model);
     keys.extend(budgets(&job.queue, job.batch.as_ref()).filter(|key| known.contains(key)));
-    if let Some(limit_key) = runners(cx).and_then(|runners| configured_key(&runners, &job.queue, model)) {
-        let rules = known.iter().filter(|key| covers(key, &limit_key));
+    // Of several routes the preferred one: what it waits for instead of that, workers tell.
+    let limit_keys = runners(cx).map(|runners| runners.limit_keys(&job.queue, model)).unwrap_or_default();
+    if let Some(limit_key) = limit_keys.first() {
+        let rules = known.iter().filter(|key| covers(key, limit_key));
         keys.extend(rules.max_by_key(|key| key.len()).cloned());
     }
     Ok(gravest_first(several(ledger, keys, workers).await?).into_iter().next())
@@ -91,12 +90,6 @@ pub(crate) fn runners(cx: &Context) -> Option<Runners> {
     Runners::new(configured::runners(&cx.config)).ok()
 }
 
-/// The limit key that jobs of a model have by the settings here.
-pub(crate) fn configured_key(runners: &Runners, queue: &Queue, model: Option<&str>) -> Option<String> {
-    let job = Job::new(queue.clone(), Work::prompt(model, ""));
-    runners.pick(&job).ok().map(|runner| runner.limit_key(&job))
-}
-
 /// As data: each as one object.
 pub(crate) fn objects(standings: &[Standing]) -> Value {
     standings.iter().map(Standing::object).collect()
@@ -111,20 +104,12 @@ pub(crate) fn line(standings: &[Standing]) -> Option<String> {
     })
 }
 
-/// The keys that workers hold back for jobs of this queue and of a model that `fits`.
+/// The keys that workers hold back for jobs of this queue and of a model that `fits`. One without lanes keeps nobody
+/// waiting: its jobs go another way.
 fn behind(workers: &[WorkerReport], queue: &Queue, fits: impl Fn(Option<&str>) -> bool) -> BTreeSet<String> {
     let held = workers.iter().flat_map(|worker| &worker.held).filter(|held| !words::is_budget(&held.key));
     let held = held.filter(|held| held.lanes.iter().any(|(of, model)| of == queue && fits(model.as_deref())));
     held.map(|held| held.key.clone()).collect()
-}
-
-/// The keys that workers of this queue hold back without saying for which lanes.
-fn told_of_no_lane(workers: &[WorkerReport], queue: &Queue) -> Vec<String> {
-    // Workers report what they serve as `name:weight`.
-    let serves = |name: &String| name.split(':').next() == Some(queue.as_str());
-    let serving = workers.iter().filter(|worker| worker.queues.iter().any(serves));
-    let held = serving.flat_map(|worker| &worker.held);
-    held.filter(|held| held.lanes.is_empty() && !words::is_budget(&held.key)).map(|held| held.key.clone()).collect()
 }
 
 fn budgets(queue: &Queue, batch: Option<&BatchName>) -> impl Iterator<Item = String> {
@@ -186,14 +171,14 @@ mod tests {
             told("slow/gpt", FailureClass::Throttled, &["default"]),
             told("dead/gpt", FailureClass::Account, &["default"]),
             told("other/gpt", FailureClass::Account, &["vision"]),
-            told("lost/gpt", FailureClass::Capacity, &[]),
+            told("passed/gpt", FailureClass::Capacity, &[]),
         ];
         broker.ledger().report(&worker("w", held)).await.unwrap();
         fill(&broker, "budget:default").await;
         fill(&broker, "batch:nov").await;
         fill(&broker, "acme").await;
         let of = of_queues(broker.ledger(), &[queue("default"), queue("vision"), queue("idle")]).await.unwrap();
-        assert_eq!(keys(&of[&queue("default")]), "dead/gpt lost/gpt budget:default slow/gpt");
+        assert_eq!(keys(&of[&queue("default")]), "dead/gpt budget:default slow/gpt");
         assert_eq!((keys(&of[&queue("vision")]), keys(&of[&queue("idle")])), ("other/gpt".to_owned(), String::new()));
         let batch = BatchName::new("nov").unwrap();
         let of = of_batch(broker.ledger(), &queue("idle"), &batch).await.unwrap();
@@ -201,7 +186,7 @@ mod tests {
         let said = line(&of).unwrap();
         assert!(said.starts_with("budget-bound: batch:nov 9 of 9 requests/min"), "{said}");
         let of = of_batch(broker.ledger(), &queue("default"), &batch).await.unwrap();
-        assert!(line(&of).unwrap().ends_with("(and 4 more: promptq limits list)"), "{of:?}");
+        assert!(line(&of).unwrap().ends_with("(and 3 more: promptq limits list)"), "{of:?}");
     }
 
     #[test]

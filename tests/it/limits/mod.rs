@@ -2,6 +2,7 @@
 
 mod beside;
 mod money;
+mod routes;
 mod trouble;
 
 use std::time::{Duration, Instant};

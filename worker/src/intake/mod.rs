@@ -22,6 +22,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 use crate::admission::Shortage;
 use crate::execute::{Desk, Did, execute};
 use crate::reuse::Shelf;
+use crate::route::Nevers;
 use crate::status::{Board, Finished};
 use crate::stop::{Phase, Stop};
 use crate::upkeep::{self, sample};
@@ -109,7 +110,8 @@ impl Intake {
         chores.spawn(upkeep::caps(broker.clone(), settings.clone()));
         chores.spawn(upkeep::limits(broker.clone(), limits.clone(), settings.limit_share));
         let shelf = Shelf::new(store.clone());
-        let desk = Arc::new(Desk { settings, runners, store, limits, shelf, cut });
+        let nevers = Nevers::default();
+        let desk = Arc::new(Desk { settings, runners, store, limits, shelf, nevers, cut });
         let mut tick = interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {

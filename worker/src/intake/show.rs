@@ -1,5 +1,6 @@
 //! What the loop shows of itself: counts, and what holds jobs back. It changes nothing but what is shown.
 
+use promptq_common::limits::Held;
 use promptq_common::time::Timestamp;
 use tokio::time::Instant;
 
@@ -21,7 +22,9 @@ impl Intake {
         self.shown_at = Instant::now();
         self.dirty = false;
         let held = self.desk.limits.held();
-        let probing = u32::try_from(held.iter().filter(|held| held.probing).count()).unwrap_or(u32::MAX);
+        // A job that tries a way which all others pass by is under way itself.
+        let tries = |held: &&Held| held.probing && !self.desk.limits.lanes_behind(&held.key, 1).is_empty();
+        let probing = u32::try_from(held.iter().filter(tries).count()).unwrap_or(u32::MAX);
         let spent = held.iter().filter(|held| held.spent).map(|held| held.key.clone()).collect();
         let mut blocked: Vec<_> = held
             .into_iter()

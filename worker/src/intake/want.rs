@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use promptq_common::broker::{Delivery, Want};
-use promptq_common::job::Lane;
+use promptq_common::job::{Lane, ModelName};
 
 use super::Intake;
 
@@ -15,7 +15,11 @@ impl Intake {
     pub(super) fn note_lanes(&self, seen: &[Lane], delivered: &[Delivery]) {
         if self.desk.limits.wants_lanes() {
             let delivered = delivered.iter().map(|delivery| &delivery.head.lane);
-            self.desk.limits.seen(seen.iter().chain(delivered), |lane| self.desk.runners.key_of(lane));
+            let ways_of = |lane: &Lane| {
+                let model = lane.model.as_ref().map(ModelName::as_str);
+                self.desk.runners.limit_keys(&lane.queue, model)
+            };
+            self.desk.limits.seen(seen.iter().chain(delivered), ways_of);
         }
     }
 

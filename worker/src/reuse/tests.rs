@@ -22,7 +22,7 @@ fn runners() -> Runners {
         ("claude", provider(Api::Anthropic, one)),
         ("gemini", provider(Api::Gemini, one)),
     ];
-    let model = |provider: &str| Model { provider: provider.into(), model: "large".into() };
+    let model = |provider: &str| vec![Model { provider: provider.into(), model: "large".into() }];
     let named = [("upper", ["tr", "a-z", "A-Z"]), ("lower", ["tr", "A-Z", "a-z"])];
     let named = named.map(|(name, argv)| (name.to_owned(), argv.map(str::to_owned).to_vec()));
     Runners::new(RunnerSettings {

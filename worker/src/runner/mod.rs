@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use promptq_common::broker::{LeaseId, WorkerId};
-use promptq_common::config::Api;
-use promptq_common::job::{Job, Lane, ModelName};
+use promptq_common::config::{Api, Model};
+use promptq_common::job::{Job, Queue};
 use promptq_common::limits::{Counts, Ear};
 use promptq_common::outcome::{Failure, FailureClass, Outcome, Usage};
 use promptq_common::store::ReuseKey;
@@ -105,9 +105,9 @@ pub struct Runners {
     mock: Arc<Mock>,
     named: BTreeMap<String, Arc<Exec>>,
     providers: BTreeMap<String, Arc<Chat>>,
-    models: BTreeMap<String, Arc<Chat>>,
+    models: BTreeMap<String, Vec<Arc<Chat>>>,
     exec: ExecSettings,
-    own: BTreeMap<String, Arc<dyn Runner>>,
+    own: BTreeMap<String, Vec<Arc<dyn Runner>>>,
 }
 
 impl Runners {
@@ -130,30 +130,54 @@ impl Runners {
             })
         });
         let providers = providers.collect::<anyhow::Result<BTreeMap<String, Arc<Chat>>>>()?;
-        let models = models.iter().map(|(name, model)| match providers.get(&model.provider) {
-            Some(provider) => Ok((name.clone(), Arc::new(provider.called(name, model)))),
-            None => anyhow::bail!("models.{name}.provider is {:?}, but there is no such provider", model.provider),
+        let called = |name: &String, model: &Model| match providers.get(&model.provider) {
+            Some(provider) => Ok(Arc::new(provider.called(name, model))),
+            None => anyhow::bail!("models.{name} leads to {:?}, but there is no such provider", model.provider),
+        };
+        let models = models.iter().map(|(name, routes)| {
+            let routes = routes.iter().map(|model| called(name, model)).collect::<anyhow::Result<Vec<_>>>()?;
+            Ok((name.clone(), routes))
         });
         let models = models.collect::<anyhow::Result<_>>()?;
         Ok(Self { mock: Arc::new(Mock::new(mock)), named, providers, models, exec, own: BTreeMap::new() })
     }
 
-    /// Adds a runner of the caller's own, for jobs that name exactly this model; it goes before every other.
+    /// Adds a runner of the caller's own, for jobs that name exactly this model; it goes before every other but its own of
+    /// the same model, of which it is the next route.
     pub fn with(mut self, model: &str, runner: Arc<dyn Runner>) -> Self {
-        self.own.insert(model.to_owned(), runner);
+        self.own.entry(model.to_owned()).or_default().push(runner);
         self
     }
 
-    /// Which runner serves a job, by its model: `mock` or `mock:PARAMETERS`, `exec:ARGV`, a named command, a named model,
-    /// `PROVIDER/MODEL`; anything else, also none, is for the provider of its url's API, and a plain prompt for `openai`.
+    /// The runners that serve a job, by its model, the preferred one first: of a model with several routes all of them, of
+    /// any other the one.
     ///
     /// # Errors
     /// A `fatal` failure that says what is missing: `bad_mock`, `exec_not_allowed`, `bad_command`, `no_provider`, `no_model`.
-    pub fn pick(&self, job: &Job) -> Result<Arc<dyn Runner>, Failure> {
-        let Some(model) = job.work.model.as_deref() else { return Ok(self.unnamed(job)?) };
-        if let Some(own) = self.own.get(model) {
-            return Ok(Arc::clone(own));
+    pub fn routes(&self, job: &Job) -> Result<Vec<Arc<dyn Runner>>, Failure> {
+        if let Some(model) = job.work.model.as_deref() {
+            if let Some(own) = self.own.get(model) {
+                return Ok(own.clone());
+            }
+            if let Some(routes) = self.models.get(model).filter(|routes| !routes.is_empty()) {
+                return Ok(routes.iter().map(|route| Arc::<Chat>::clone(route) as Arc<dyn Runner>).collect());
+            }
         }
+        Ok(vec![self.single(job)?])
+    }
+
+    /// The runner that serves a job, or would if nothing went wrong.
+    ///
+    /// # Errors
+    /// As [`Runners::routes`].
+    pub fn pick(&self, job: &Job) -> Result<Arc<dyn Runner>, Failure> {
+        self.routes(job).map(|mut routes| routes.swap_remove(0))
+    }
+
+    /// The runner of a job whose model has no section of its own: `mock` or `mock:PARAMETERS`, `exec:ARGV`, a named command,
+    /// `PROVIDER/MODEL`; anything else, also none, is for the provider of its url's API, and a plain prompt for `openai`.
+    fn single(&self, job: &Job) -> Result<Arc<dyn Runner>, Failure> {
+        let Some(model) = job.work.model.as_deref() else { return Ok(self.unnamed(job)?) };
         if model == "mock" {
             return Ok(Arc::<Mock>::clone(&self.mock));
         }
@@ -166,9 +190,6 @@ impl Runners {
         }
         if let Some(command) = self.named.get(model) {
             return Ok(Arc::<Exec>::clone(command));
-        }
-        if let Some(model) = self.models.get(model) {
-            return Ok(Arc::<Chat>::clone(model));
         }
         let named = model.split_once('/').and_then(|(name, _)| self.providers.get(name));
         let provider = named.or_else(|| self.usual(job)).ok_or_else(|| self.unknown(model))?;
@@ -198,11 +219,10 @@ impl Runners {
         fatal("no_provider", &detail)
     }
 
-    /// The limit key of a lane's jobs, where its model alone says so.
-    pub(crate) fn key_of(&self, lane: &Lane) -> Option<String> {
-        let model = lane.model.as_ref().map(ModelName::as_str);
-        let job = Job::new(lane.queue.clone(), Work::prompt(model, ""));
-        self.pick(&job).ok().map(|runner| runner.limit_key(&job))
+    /// The limit keys of a model's jobs, the preferred route's first; none where the model alone does not say so.
+    pub fn limit_keys(&self, queue: &Queue, model: Option<&str>) -> Vec<String> {
+        let job = Job::new(queue.clone(), Work::prompt(model, ""));
+        self.routes(&job).into_iter().flatten().map(|runner| runner.limit_key(&job)).collect()
     }
 
     fn inline(&self, line: &str) -> Result<Exec, Failure> {
@@ -242,11 +262,11 @@ fn fatal(code: &str, detail: &str) -> Failure {
 
 #[cfg(test)]
 mod tests {
-    use promptq_common::config::Model;
-    use promptq_common::job::Queue;
-    use promptq_common::work::Work;
-
     use super::*;
+
+    fn route(provider: &str, model: &str) -> Model {
+        Model { provider: provider.into(), model: model.into() }
+    }
 
     fn settings() -> RunnerSettings {
         let server = |default: Option<&str>| ProviderSettings {
@@ -264,7 +284,7 @@ mod tests {
                 ("gemini".into(), ProviderSettings { api: Api::Gemini, ..server(None) }),
             ]
             .into(),
-            models: [("fast".into(), Model { provider: "claude".into(), model: "claude-x-20260101".into() })].into(),
+            models: [("fast".into(), vec![route("claude", "claude-x-20260101"), route("local", "tiny")])].into(),
             exec: ExecSettings {
                 named: [("upper".into(), vec!["tr".into(), "a-z".into(), "A-Z".into()])].into(),
                 allow_inline: false,
@@ -286,6 +306,8 @@ mod tests {
     #[test]
     fn the_model_chooses_the_runner() {
         let runners = Runners::new(settings()).unwrap();
+        let keys = |model| runners.limit_keys(&Queue::standard(), Some(model)).join(" ");
+        assert_eq!([keys("fast"), keys("gpt"), keys("mock:x=1")], ["claude/claude-x local/tiny", "openai/gpt", ""]);
         for (model, chosen) in [
             ("mock", "mock"),
             ("mock:latency=0,errors=1", "mock"),

@@ -12,8 +12,8 @@ use secrecy::SecretString;
 pub struct RunnerSettings {
     /// Whose models there are, by name; a job's model `NAME/model` picks one.
     pub providers: BTreeMap<String, ProviderSettings>,
-    /// Names of one's own for models.
-    pub models: BTreeMap<String, Model>,
+    /// Names of one's own for models, and the routes of each, the preferred one first.
+    pub models: BTreeMap<String, Vec<Model>>,
     /// What programs may run.
     pub exec: ExecSettings,
     /// The mock provider's defaults.

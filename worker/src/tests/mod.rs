@@ -7,6 +7,7 @@ mod limits;
 mod money;
 mod reports;
 mod reuse;
+mod routes;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -42,6 +43,8 @@ enum Play {
     After(Duration),
     /// Answers after a second, and costs so much.
     Costs(Usd),
+    /// Does the other after this long.
+    Wait(Duration, Box<Play>),
     Panic,
     Forever,
 }
@@ -114,7 +117,12 @@ impl Runner for Scripted {
             let full = Failure::new(FailureClass::Capacity, "overloaded", "as scripted");
             return Outcome::Failure(Failure { status_code: Some(529), ..full });
         }
-        match (self.script)(job, cx) {
+        let mut play = (self.script)(job, cx);
+        while let Play::Wait(wait, then) = play {
+            sleep(wait).await;
+            play = *then;
+        }
+        match play {
             Play::Answer(text) => answer(text),
             Play::Fail(failure) => Outcome::Failure(failure),
             Play::After(wait) => {
@@ -126,7 +134,7 @@ impl Runner for Scripted {
                 Outcome::Success(Reply { status_code: 200, cost: Some(cost), ..Reply::default() })
             }
             Play::Panic => panic!("as scripted"),
-            Play::Forever => std::future::pending().await,
+            Play::Wait(..) | Play::Forever => std::future::pending().await,
         }
     }
 
@@ -174,7 +182,7 @@ fn failure(class: FailureClass, status_code: u16) -> Play {
 struct Rig {
     broker: Broker,
     faults: Arc<Faults>,
-    runners: BTreeMap<&'static str, Arc<Scripted>>,
+    runners: BTreeMap<&'static str, Vec<Arc<Scripted>>>,
     store: Option<Store>,
     settings: Settings,
     stop: Stop,
@@ -201,9 +209,14 @@ impl Rig {
 
     /// Serves the model of this name with a script.
     fn runs(&mut self, model: &'static str, runner: Scripted) -> Arc<Scripted> {
-        let runner = Arc::new(runner);
-        self.runners.insert(model, Arc::clone(&runner));
-        runner
+        self.goes(model, [runner]).into_iter().next().unwrap()
+    }
+
+    /// Serves the model of this name by these routes.
+    fn goes<const N: usize>(&mut self, model: &'static str, routes: [Scripted; N]) -> [Arc<Scripted>; N] {
+        let routes = routes.map(Arc::new);
+        self.runners.insert(model, routes.to_vec());
+        routes
     }
 
     async fn submit(&self, model: &str, jobs: usize) -> Vec<JobId> {
@@ -221,7 +234,9 @@ impl Rig {
         let mock = MockSettings { seed: 1, latency, errors: 0.0, throttled: 0.0, tokens: (1, 1) };
         let settings = RunnerSettings { providers: BTreeMap::new(), models: BTreeMap::new(), exec: none, mock };
         let mut runners = Runners::new(settings).unwrap();
-        for (model, runner) in &self.runners {
+        for (model, runner) in
+            self.runners.iter().flat_map(|(model, routes)| routes.iter().map(move |one| (model, one)))
+        {
             runners = runners.with(model, Arc::<Scripted>::clone(runner));
         }
         let parts = Parts {

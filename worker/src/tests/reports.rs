@@ -28,7 +28,7 @@ async fn an_account_that_fails_is_reported_soon_with_its_lanes_and_so_is_its_rec
     let [told] = held(&rig).await.try_into().unwrap();
     assert_eq!(
         (told.key.as_str(), told.class, told.detail.as_str()),
-        ("acme/m", FailureClass::Account, "scripted: as scripted")
+        ("acme", FailureClass::Account, "scripted: as scripted")
     );
     assert_eq!(told.lanes, [(Queue::standard(), Some("m".to_owned()))]);
     assert!(told.until > told.since);

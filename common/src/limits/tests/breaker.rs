@@ -121,17 +121,68 @@ fn a_rate_limit_shuts_until_its_time_and_grows_without_one() {
     }
 }
 
+/// Sends one job through an account's gate and tells it what that came to.
+fn ask(account: &mut Gate, now: Instant, class: Option<FailureClass>) -> Option<Duration> {
+    let ticket = account.admit(now, false).expect("the gate lets it pass");
+    account.report_account(now, Some(ticket), &class.map_or_else(success, failure));
+    account.wait(now)
+}
+
 #[test]
 fn an_account_is_probed_every_ten_minutes_and_not_opened_by_older_calls() {
     let now = Instant::now();
+    let mut account = Gate::default();
+    let older = account.admit(now, false).unwrap();
+    ask(&mut account, now, Some(FailureClass::Account));
+    account.report_account(now, Some(older), &success());
+    assert!(account.is_down());
+    assert_eq!((account.room(now + SECOND * 599), account.room(now + SECOND * 600)), (0, 1));
+    for (n, class) in (1..).zip([FailureClass::Account, FailureClass::Capacity, FailureClass::Transient]) {
+        let wait = ask(&mut account, now + SECOND * 600 * n, Some(class));
+        assert_eq!(wait, Some(SECOND * 600), "{class}");
+    }
+    for answer in [None, Some(FailureClass::Throttled)] {
+        let mut account = Gate::default();
+        ask(&mut account, now, Some(FailureClass::Account));
+        assert_eq!(ask(&mut account, now + SECOND * 600, answer), None, "{answer:?} is an answer");
+    }
+}
+
+#[test]
+fn which_model_is_down_is_none_of_its_accounts_affair_and_an_account_none_of_the_models() {
+    let now = Instant::now();
+    let (mut account, mut gate) = (Gate::default(), tripped(now));
+    for _ in 0..TRIP * 2 {
+        assert_eq!(ask(&mut account, now, Some(FailureClass::Capacity)), None);
+    }
+    let ruling = send(&mut gate, now + SECOND, &failure(FailureClass::Account));
+    assert!(ruling.opened && !gate.is_down(), "whoever refuses is there");
+}
+
+fn missing() -> Outcome {
+    let failure = Failure::new(FailureClass::Fatal, Failure::MISSING_MODEL, "no such model");
+    Outcome::Failure(Failure { status_code: Some(404), ..failure })
+}
+
+#[test]
+fn three_jobs_in_a_row_without_such_a_model_pause_it_for_a_minute() {
+    let now = Instant::now();
     let mut gate = Gate::default();
-    let older = gate.admit(now, false).unwrap();
-    send(&mut gate, now, &failure(FailureClass::Account));
-    assert!(!gate.report(now, older, JobId::fresh(), &success()).opened);
-    assert_eq!((gate.room(now + SECOND * 599), gate.room(now + SECOND * 600)), (0, 1));
-    let wait = send(&mut gate, now + SECOND * 600, &failure(FailureClass::Account)).wait;
-    assert_eq!(wait, Some(SECOND * 600));
-    assert!(send(&mut gate, now + SECOND * 1_200, &success()).opened);
+    for outcome in [missing(), missing(), failure(FailureClass::Content), missing(), missing()] {
+        assert!(!send(&mut gate, now, &outcome).outage);
+    }
+    let (job, ticket) = (JobId::fresh(), gate.admit(now, false).unwrap());
+    let mut same = Gate::default();
+    for _ in 0..5 {
+        let ticket = same.admit(now, false).unwrap();
+        assert!(!same.report(now, ticket, job, &missing()).outage, "one job says nothing of the others");
+    }
+    let ruling = gate.report(now, ticket, job, &missing());
+    assert!(ruling.outage && ruling.shut, "it is not the job's fault, and spends no attempt");
+    assert_eq!((ruling.wait, gate.room(now + SECOND * 59)), (Some(SECOND * 60), 0));
+    let again = send(&mut gate, now + SECOND * 60, &missing());
+    assert_eq!((again.outage, again.wait), (true, Some(SECOND * 60)), "nor is it the probe's");
+    assert!(send(&mut gate, now + SECOND * 120, &success()).opened);
 }
 
 #[test]
@@ -181,12 +232,21 @@ fn an_endpoint_that_sheds_some_of_its_calls_gets_half_and_stays_open() {
 
 #[test]
 fn a_person_opens_whatever_is_shut() {
-    for class in [FailureClass::Account, FailureClass::Throttled] {
-        let now = Instant::now();
-        let mut gate = Gate::default();
-        send(&mut gate, now, &failure(class));
+    let now = Instant::now();
+    let (mut slow, mut refused) = (Gate::default(), Gate::default());
+    send(&mut slow, now, &failure(FailureClass::Throttled));
+    ask(&mut refused, now, Some(FailureClass::Account));
+    for gate in [&mut slow, &mut refused, &mut tripped(now)] {
         assert_eq!(gate.room(now), 0);
         assert!(gate.release() && !gate.release());
         assert_eq!(gate.room(now), u32::MAX);
+    }
+    for (outcome, few) in [(missing(), MISSING.0), (failure(FailureClass::Capacity), TRIP)] {
+        let mut gate = Gate::default();
+        for _ in 1..few {
+            send(&mut gate, now, &outcome);
+        }
+        gate.release();
+        assert!(!send(&mut gate, now, &outcome).shut, "what counted before counts no more");
     }
 }

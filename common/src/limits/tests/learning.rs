@@ -122,12 +122,15 @@ async fn what_people_release_opens_in_every_worker_also_without_a_rule() {
     let release = async |key: &str| change(&ledger, key, Pool::release).await.unwrap();
     let workers = [&a, &b, &ruled];
     with(&ledger, &workers, async {
-        for key in ["acme", "acme/fast", "acme/fa"] {
+        let (refused, slow) = (FailureClass::Account, FailureClass::Throttled);
+        for (key, class, shut) in
+            [("acme", refused, "acme"), ("acme/fast", slow, "acme/fast"), ("acme/fa", slow, "acme/fast")]
+        {
             release(key).await;
             sleep(SECOND).await;
             for limits in workers {
                 let pass = limits.admit(&lane("fast"), "acme/fast").unwrap();
-                pass.report(JobId::fresh(), &failed(FailureClass::Account, None));
+                pass.report(JobId::fresh(), &failed(class, Some(600 * SECOND)));
                 limits.take_opened();
             }
             sleep(20 * SECOND).await;
@@ -138,7 +141,7 @@ async fn what_people_release_opens_in_every_worker_also_without_a_rule() {
             let asked = key != "acme/fa";
             for limits in [&a, &b] {
                 assert_eq!(limits.room(&lane("fast")) > 0, asked, "{key}");
-                assert_eq!(limits.take_opened().iter().any(|opened| opened == "acme/fast"), asked, "{key}");
+                assert_eq!(limits.take_opened().iter().any(|opened| opened == shut), asked, "{key}");
             }
             assert_eq!(ruled.held().is_empty(), asked);
             for limits in workers {

@@ -8,7 +8,7 @@ use promptq_worker::runner::Runners;
 
 use super::{Finding, Health, PATIENCE};
 use crate::context::Context;
-use crate::limits::waits::{configured_key, runners};
+use crate::limits::waits::runners;
 
 const CHECK: &str = "limits";
 
@@ -77,14 +77,17 @@ fn unmatched(rule: &Rule, runners: &Runners, config: &config::Config) -> Option<
     let provider = key.split('/').next().unwrap_or(key);
     let known = |name: &str| name == "mock" || name.starts_with("exec:") || config.providers.contains_key(name);
     // What a job that names the key as its model would come under.
-    let meant = configured_key(runners, &Queue::standard(), Some(key));
+    let meant = runners.limit_keys(&Queue::standard(), Some(key));
     let found = Finding::new(CHECK, Health::Warning, format!("no job comes under [limits.{key:?}]"));
-    match meant {
+    match meant.as_slice() {
         _ if known(provider) && provider == key => None,
-        Some(meant) if known(provider) && covers(key, &meant) => None,
-        Some(meant) => Some(found.hint(format!("jobs of the model {key} come under {meant:?}: name that"))),
-        None if known(provider) => None,
-        None => Some(found.hint(format!("there is no [providers.{provider}]; a key is PROVIDER or PROVIDER/MODEL"))),
+        meant if known(provider) && meant.iter().any(|meant| covers(key, meant)) => None,
+        [meant] => Some(found.hint(format!("jobs of the model {key} come under {meant:?}: name that"))),
+        [_, ..] => {
+            Some(found.hint(format!("jobs of the model {key} come under {}: name one of these", meant.join(", "))))
+        }
+        [] if known(provider) => None,
+        [] => Some(found.hint(format!("there is no [providers.{provider}]; a key is PROVIDER or PROVIDER/MODEL"))),
     }
 }
 
@@ -137,6 +140,9 @@ mod tests {
         ] {
             assert!(hint(key, openai).unwrap().contains(says), "{key}: {:?}", hint(key, openai));
         }
+        let two = format!("{openai}\n[models.safe]\nroutes = [\"openai/gpt-4o\", \"anthropic/claude-x\"]");
+        assert!(hint("safe", &two).unwrap().contains("openai/gpt-4o, anthropic/claude-x: name one"));
+        assert_eq!(hint("anthropic/claude-x", &two), None);
         assert!(hint("acme/gpt", "").unwrap().contains("[providers.acme]"));
         assert!(hint("anthropic/claude-x", "").unwrap().contains("[providers.anthropic]"));
     }

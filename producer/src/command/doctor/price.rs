@@ -11,7 +11,7 @@ const NAMED: usize = 5;
 
 /// Tells which models have no price; nothing where all have, or their providers say themselves what an answer cost.
 pub(super) fn check(config: &Config) -> Option<Finding> {
-    let models = config.models.values().map(|model| (model.provider.as_str(), model.model.as_str()));
+    let models = config.models.values().flatten().map(|model| (model.provider.as_str(), model.model.as_str()));
     let defaults =
         config.providers.iter().filter_map(|(name, provider)| Some((&**name, provider.default_model.as_deref()?)));
     let prices = &config.prices;
@@ -59,6 +59,9 @@ mod tests {
         assert_eq!(told(&priced), None);
         let slow = format!("{ACME}[models.slow]\nprovider = \"acme\"\nmodel = \"slow-1\"");
         assert!(told(&slow).unwrap().starts_with("no price for acme/fast-2, acme/slow-1; their cost"));
+        let several =
+            format!("{priced}\n[models.fast]\nroutes = [\"acme/fast-2\", \"openai/gpt-4o\", \"acme/slow-1\"]");
+        assert_eq!(told(&several).unwrap(), "no price for acme/slow-1; its cost will be shown as ?", "on every route");
         assert_eq!(told("[models.fast]\nprovider = \"anthropic\"\nmodel = \"claude-haiku-4-5\""), None);
         let router = "[providers.router]\nbase_url = \"https://openrouter.ai/api/v1\"\ndefault_model = \"any\"";
         assert_eq!(told(router), None, "it says itself what an answer cost");
