@@ -10,6 +10,7 @@ use promptq_common::outcome::Usd;
 use promptq_common::record::State;
 use promptq_worker::status::{Blocked, BlockedBy};
 
+use crate::list::quoted;
 use crate::problem::{Exit, Problem, Result};
 use crate::submit::grouped;
 
@@ -77,7 +78,7 @@ fn problem(view: &BatchView, cap: Option<&CapView>, blocked: Option<&Blocked>) -
             let (used, most) = (cents(cap.used), Usd::from_nanos(cap.cap.most));
             Problem::new(Exit::Stopped, "budget", format!("stopped at {used} of --max-cost {most}; {counts}"))
                 .hint("the same command with a higher --max-cost goes on where this one stopped")
-                .hint(format!("for workers elsewhere: promptq limits set {key} usd=AMOUNT"))
+                .hint(format!("for workers elsewhere: promptq limits set {} usd=AMOUNT", quoted(&key)))
         }
         (_, _, Some(blocked)) => {
             Problem::new(Exit::Stopped, "budget", format!("stopped for want of money: {}; {counts}", blocked.detail))

@@ -57,7 +57,7 @@ fn a_dry_run_says_what_it_would_take_and_takes_nothing() {
         "would enqueue 90 jobs to queue default (0 already known)\n  tokens  about 900 in, 23k out (at most 36k)\n",
         // 900 x 2 + 23,040 x 10 and 900 x 2 + 36,000 x 10
         "  cost    $0.23 to $0.36 (box/m; price of 2026-11-03)\n",
-        "  limits  box: 1 requests/min: bound by requests, about 1h30m with any number of workers\n",
+        "  limits  box: 1 requests/min: bound by requests, about 1h30m with any number of workers\n  calls   one for each job",
         "first prompt (row 1, id r1): \"xxx",
         "nothing was enqueued",
     ]);

@@ -14,20 +14,6 @@ struct Named {
     generation: Option<Generation>,
 }
 
-/// The names that providers have for several answers to one request.
-#[derive(Debug, Default, Deserialize)]
-struct Choices {
-    n: Option<u64>,
-    #[serde(rename = "generationConfig")]
-    generation: Option<Candidates>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-struct Candidates {
-    #[serde(rename = "candidateCount")]
-    count: Option<u64>,
-}
-
 #[derive(Debug, Default, Deserialize)]
 struct Generation {
     #[serde(rename = "maxOutputTokens")]
@@ -54,25 +40,6 @@ pub(crate) fn parameters(work: &Work) -> &str {
     }
 }
 
-/// The service tier that a job asks for, in small letters.
-pub(crate) fn tier(work: &Work) -> Option<String> {
-    #[derive(Default, Deserialize)]
-    struct Asked {
-        service_tier: Option<String>,
-    }
-    let asked: Asked = serde_json::from_str(parameters(work)).unwrap_or_default();
-    asked.service_tier.map(|tier| tier.to_ascii_lowercase())
-}
-
-/// How many answers a job asks for, each of which may have the most tokens; none where only vectors come.
-pub(crate) fn answers(work: &Work) -> u64 {
-    if matches!(&work.input, Input::Request { url, .. } if url == "/v1/embeddings") {
-        return 0;
-    }
-    let Choices { n, generation } = serde_json::from_str(parameters(work)).unwrap_or_default();
-    n.or(generation.and_then(|generation| generation.count)).unwrap_or(1).max(1)
-}
-
 #[cfg(test)]
 mod tests {
     use promptq_common::work::Prompt;
@@ -95,18 +62,5 @@ mod tests {
             let prompt = Work { model: None, input: Input::Prompt(Prompt { text, system, params: body.into() }) };
             assert_eq!(size(&prompt), Size { bytes: 7, max_tokens: most }, "{body}");
         }
-    }
-
-    #[test]
-    fn a_request_for_several_answers_says_so_and_vectors_are_none() {
-        let request = |url: &str, body: &str| {
-            answers(&Work { model: None, input: Input::Request { url: url.into(), body: body.into() } })
-        };
-        for (body, count) in
-            [("{}", 1), (r#"{"n":3}"#, 3), (r#"{"n":0}"#, 1), (r#"{"generationConfig":{"candidateCount":2}}"#, 2)]
-        {
-            assert_eq!(request("/v1/chat/completions", body), count, "{body}");
-        }
-        assert_eq!(request("/v1/embeddings", r#"{"input":"x"}"#), 0);
     }
 }

@@ -158,7 +158,7 @@ impl Reading {
             && let Ok(runner) = runners.pick(&made.job)
             && let Some(missing) = money::missing(&made.job, &*runner, &self.input.prices)
         {
-            return Err(fault(missing));
+            return Err(fault(&missing));
         }
         Ok(made)
     }
