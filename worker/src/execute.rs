@@ -217,7 +217,7 @@ async fn reserve(
         Money::Costs(worst, budgets) => (worst, budgets),
         Money::Never(code, detail) => return Err(Step::Settle(case.dead(FailureClass::Fatal, code, &detail))),
         Money::Waits(key, detail) => {
-            let wait = desk.limits.complain(&key.to_string(), &detail);
+            let wait = desk.limits.complain(&key.limit_key(), &detail);
             return Err(Step::Settle(hold(wait, key)));
         }
     };

@@ -206,8 +206,8 @@ async fn wait(
         if view.counts.ended() >= view.counts.total {
             return Ok((view, false));
         }
-        if let Some(problem) = outlast(&cx.printer, async || budget::spent(broker, &view).await).await? {
-            return Err(problem);
+        if let Some(short) = outlast(&cx.printer, async || budget::spent(broker, &view).await).await? {
+            return Err(budget::stopped(broker, &view, short.0.as_ref()).await?);
         }
         if until.is_some_and(|until| Instant::now() >= until) {
             return Ok((view, true));

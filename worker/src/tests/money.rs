@@ -251,3 +251,16 @@ async fn images_have_a_bound_and_what_else_is_no_text_has_none() {
     assert!(unknown.code == "cost_unknown" && unknown.detail.contains("\"file\""), "{unknown:?}");
     assert_eq!(runner.started(), 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_only_its_own_cap_holds_back_is_shown_under_its_models_key() {
+    let mut rig = rig();
+    rig.runs("unknown", Scripted::new("acme/unknown", |_, _| Play::Answer("ok".into())));
+    let own = Extras { max_cost: Some(usd("1")), ..Extras::default() };
+    let ids = put(&rig, &[bounded("unknown", "b", 9, own)]).await;
+    rig.start();
+    let status = rig.shows(|status| !status.spent.is_empty()).await;
+    assert_eq!(status.blocked[0].by, held("acme/unknown"));
+    let hold = rig.view(ids[0]).await.hold.unwrap();
+    assert_eq!((&hold, hold.limit_key().as_str()), (&HoldKey::Limit("acme/unknown".into()), "acme/unknown"));
+}
