@@ -4,12 +4,13 @@ use promptq_common::limits::Size;
 use promptq_common::work::{Input, Work};
 use serde::Deserialize;
 
-/// The names that providers have for the most tokens of an answer.
+/// The names that providers have for the most tokens of an answer, and for how many they are to give.
 #[derive(Debug, Default, Deserialize)]
 struct Named {
     max_tokens: Option<u64>,
     max_completion_tokens: Option<u64>,
     max_output_tokens: Option<u64>,
+    n: Option<u64>,
     #[serde(rename = "generationConfig")]
     generation: Option<Generation>,
 }
@@ -18,18 +19,26 @@ struct Named {
 struct Generation {
     #[serde(rename = "maxOutputTokens")]
     most: Option<u64>,
+    #[serde(rename = "candidateCount")]
+    count: Option<u64>,
 }
 
-/// The bytes of a job's texts, and the most tokens it may be answered with.
+/// The bytes of a job's texts, and the most tokens that all its answers may have.
 pub fn size(work: &Work) -> Size {
-    let named: Named = serde_json::from_str(parameters(work)).unwrap_or_default();
-    let max_tokens = named.max_completion_tokens.or(named.max_output_tokens).or(named.max_tokens);
-    let max_tokens = max_tokens.or(named.generation.and_then(|generation| generation.most));
+    let (each, count) = answers(work);
     let bytes = match &work.input {
         Input::Prompt(prompt) => prompt.text.len() + prompt.system.as_ref().map_or(0, String::len),
         Input::Request { body, .. } => body.len(),
     };
-    Size { bytes, max_tokens }
+    Size { bytes, max_tokens: each.map(|each| each.saturating_mul(count)) }
+}
+
+/// The most tokens of each of its answers, by any name; and how many it asks for.
+pub fn answers(work: &Work) -> (Option<u64>, u64) {
+    let named: Named = serde_json::from_str(parameters(work)).unwrap_or_default();
+    let (inside, count) = named.generation.map_or((None, None), |config| (config.most, config.count));
+    let each = named.max_completion_tokens.or(named.max_output_tokens).or(named.max_tokens).or(inside);
+    (each, named.n.or(count).unwrap_or(1).max(1))
 }
 
 /// What a job says of its request beside the texts, as JSON; of a ready-made one all of it.
@@ -53,6 +62,8 @@ mod tests {
             (r#"{"max_completion_tokens":6,"max_tokens":5}"#, Some(6)),
             (r#"{"max_output_tokens":7}"#, Some(7)),
             (r#"{"generationConfig":{"maxOutputTokens":8}}"#, Some(8)),
+            (r#"{"max_tokens":5,"n":3}"#, Some(15)),
+            (r#"{"generationConfig":{"maxOutputTokens":8,"candidateCount":2}}"#, Some(16)),
             (r#"{"max_tokens":"many"}"#, None),
             ("", None),
         ] {

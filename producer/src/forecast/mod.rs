@@ -17,7 +17,7 @@ use promptq_common::work::{Input, family};
 use promptq_worker::asked::Asked;
 use promptq_worker::configured;
 use promptq_worker::runner::Runners;
-use promptq_worker::size::size;
+use promptq_worker::size;
 
 use crate::problem::{Exit, Problem, Result};
 
@@ -112,9 +112,9 @@ impl Forecaster {
     /// What a job will probably take.
     pub fn share(&self, job: &Job) -> Share {
         let seat = self.seat(job);
-        let size = size(&job.work);
+        let (bytes, (max_tokens, _)) = (size::size(&job.work).bytes, size::answers(&job.work));
         let guess = |output_upfront| {
-            let (queue, model, bytes, max_tokens) = (&job.queue, seat.limit_key.as_str(), size.bytes, size.max_tokens);
+            let (queue, model) = (&job.queue, seat.limit_key.as_str());
             self.estimates.need(&Asks { queue, model, bytes, max_tokens, output_upfront }).amounts
         };
         let (likely, longest) = (guess(false), guess(true));
@@ -132,7 +132,7 @@ impl Forecaster {
             input,
             likely,
             most,
-            is_bounded: seat.is_program || answers == Some(0) || (size.max_tokens.is_some() && answers.is_some()),
+            is_bounded: seat.is_program || answers == Some(0) || (max_tokens.is_some() && answers.is_some()),
             is_program: seat.is_program,
             is_text: seat.is_program || asked.is_none_or(|asked| asked.images() == Ok(0)),
             cost: cost(likely).zip(cost(most)),
