@@ -1,5 +1,6 @@
-//! What a request asks for that its bytes do not show: several answers, a tier of service, images, and what costs something that
-//! no price of tokens says. Read where a job's cost is limited or guessed at; how many bytes and tokens it has is `size.rs`.
+//! What a request asks for that its bytes do not show: several answers, a tier of service, images, and what costs something
+//! that no price of tokens says. Read where a job's cost is limited or guessed at; how many bytes and tokens it has is
+//! `size.rs`.
 
 use promptq_common::work::{Input, Work};
 use serde_json::{Map, Value};
