@@ -43,6 +43,15 @@ pub struct Asked {
     is_embedding: bool,
 }
 
+/// What a request shows beside its texts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Images {
+    /// How many.
+    pub count: u64,
+    /// Bytes of theirs that are in the request itself.
+    pub bytes: usize,
+}
+
 impl Asked {
     /// Reads them; `None` where they are no JSON object.
     pub fn of(work: &Work) -> Option<Self> {
@@ -70,11 +79,11 @@ impl Asked {
         said.filter(|said| !said.is_null()).try_fold(1, |most, said| Some(said.as_u64()?.max(most)))
     }
 
-    /// How many images it shows.
+    /// The images it shows.
     ///
     /// # Errors
     /// The name of something in it of which nobody can say beforehand what it costs.
-    pub fn images(&self) -> Result<u64, String> {
+    pub fn images(&self) -> Result<Images, String> {
         if let Some(name) = MORE.iter().find(|name| self.members.get(**name).is_some_and(|more| !is_nothing(more))) {
             return Err((*name).to_owned());
         }
@@ -85,7 +94,7 @@ impl Asked {
         if !self.members.get("tools").is_none_or(are_own_tools) {
             return Err("tools".to_owned());
         }
-        let mut images = 0;
+        let mut images = Images::default();
         CONTENTS.iter().filter_map(|name| self.members.get(*name)).try_for_each(|part| count(part, &mut images))?;
         Ok(images)
     }
@@ -121,29 +130,29 @@ fn are_own_tools(tools: &Value) -> bool {
 }
 
 /// Counts the images of a conversation, or names what can be counted by nobody.
-fn count(part: &Value, images: &mut u64) -> Result<(), String> {
-    let part = match part {
+fn count(part: &Value, images: &mut Images) -> Result<(), String> {
+    let object = match part {
         Value::Array(parts) => return parts.iter().try_for_each(|part| count(part, images)),
-        Value::Object(part) => part,
+        Value::Object(object) => object,
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => return Ok(()),
     };
-    if let Some(kind) = part.get("type").and_then(Value::as_str) {
+    if let Some(kind) = object.get("type").and_then(Value::as_str) {
         if kind.contains("image") {
-            *images += 1;
+            images.add(part);
             return Ok(());
         }
         if UNREAD.iter().any(|unread| kind.contains(unread)) {
             return Err(kind.to_owned());
         }
     }
-    for (name, inside) in part {
+    for (name, inside) in object {
         match name.as_str() {
             "inlineData" | "inline_data" | "fileData" | "file_data" => {
                 let kind = ["mimeType", "mime_type"].iter().find_map(|name| inside.get(*name)?.as_str());
                 if !kind.is_some_and(|kind| kind.starts_with("image/")) {
                     return Err(kind.unwrap_or(name).to_owned());
                 }
-                *images += 1;
+                images.add(inside);
             }
             // What a model has asked a tool for, which may be of any form.
             "input" | "args" | "arguments" => {}
@@ -151,6 +160,23 @@ fn count(part: &Value, images: &mut u64) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+impl Images {
+    fn add(&mut self, image: &Value) {
+        self.count += 1;
+        self.bytes = self.bytes.saturating_add(length(image));
+    }
+}
+
+/// The bytes of all texts in a value.
+fn length(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len(),
+        Value::Array(items) => items.iter().map(length).sum(),
+        Value::Object(object) => object.values().map(length).sum(),
+        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+    }
 }
 
 #[cfg(test)]
@@ -219,8 +245,16 @@ mod tests {
             (r#"{"tools":[{"name":"f","input_schema":{"type":"object"}}]}"#, 0),
             (r#"{"tools":[{"functionDeclarations":[]}],"generationConfig":{"responseModalities":["TEXT"]}}"#, 0),
         ] {
-            assert_eq!(chat(body).images(), Ok(images), "{body}");
+            assert_eq!(chat(body).images().map(|images| images.count), Ok(images), "{body}");
         }
+    }
+
+    #[test]
+    fn what_an_image_brings_along_is_no_text() {
+        let body = r#"{"messages":[{"content":[{"type":"text","text":"aaaa"},
+            {"type":"image","source":{"type":"base64","media_type":"image/png","data":"AAAAAAAAAA"}}]}]}"#;
+        let told = "image".len() + "base64".len() + "image/png".len();
+        assert_eq!(chat(body).images(), Ok(Images { count: 1, bytes: told + 10 }));
     }
 
     #[test]
@@ -250,6 +284,6 @@ mod tests {
             Asked::of(&Work { model: None, input: Input::Request { url: "/v1/x".into(), body: body.into() } })
         };
         assert!(of("[]").is_none() && of("{").is_none());
-        assert!(Asked::of(&Work::prompt(None, "a")).is_some_and(|asked| asked.images() == Ok(0)));
+        assert!(Asked::of(&Work::prompt(None, "a")).is_some_and(|asked| asked.images() == Ok(Images::default())));
     }
 }

@@ -213,7 +213,7 @@ async fn reserve(
     desk: &Desk,
 ) -> Result<Pass, Step> {
     let size = size(&job.work);
-    let (worst, budgets) = match money(job, runner, &size, (case, desk, &pass)) {
+    let (worst, budgets) = match money(job, runner, (case, desk, &pass)) {
         Money::Costs(worst, budgets) => (worst, budgets),
         Money::Never(code, detail) => return Err(Step::Settle(case.dead(FailureClass::Fatal, code, &detail))),
         Money::Waits(key, detail) => {

@@ -7,10 +7,10 @@ use promptq_common::limits::{Budget, Ceiling, Measure, Pass, Size};
 use promptq_common::outcome::{FailureClass, Usd};
 use promptq_common::price::{Price, Prices};
 
-use crate::asked::{Asked, IMAGE_TOKENS};
+use crate::asked::{Asked, IMAGE_TOKENS, Images};
 use crate::execute::Desk;
 use crate::runner::Runner;
-use crate::size::{parameters, size};
+use crate::size::{bytes, parameters};
 use crate::verdict::Case;
 
 /// What is to become of a job whose cost is limited.
@@ -25,19 +25,14 @@ pub(crate) enum Money {
 }
 
 /// Reckons a call. In one order for all workers: the batch's cap, then the queue's budget.
-pub(crate) fn money(
-    job: &Job,
-    runner: &dyn Runner,
-    size: &Size,
-    (case, desk, pass): (&Case<'_>, &Desk, &Pass),
-) -> Money {
+pub(crate) fn money(job: &Job, runner: &dyn Runner, (case, desk, pass): (&Case<'_>, &Desk, &Pass)) -> Money {
     let Extras { max_cost, batch_max_cost, .. } = job.extras.as_deref().cloned().unwrap_or_default();
     let budgets = budgets(batch_max_cost, case, desk);
     if max_cost.is_none() && budgets.is_empty() && !desk.limits.is_priced(&case.head.lane, pass) {
         return Money::Costs(None, budgets);
     }
-    let input = desk.limits.most_input(pass, size);
-    let worst = match worst(job, runner, (input, &desk.settings.prices)) {
+    let tokens = |bytes: usize| desk.limits.most_input(pass, &Size { bytes, max_tokens: None });
+    let worst = match worst(job, runner, tokens, &desk.settings.prices) {
         Ok(worst) => worst,
         Err(Unknown::Price) => {
             let hold = budgets.into_iter().next().map_or_else(|| HoldKey::of_limit(pass.key()), |budget| budget.hold);
@@ -67,9 +62,8 @@ pub(crate) fn money(
 
 /// Why a job under a cap on its cost would not be called by such workers, with a hint; `None` where it would.
 pub fn missing(job: &Job, runner: &dyn Runner, prices: &Prices) -> Option<String> {
-    let size = size(&job.work);
-    let input = u64::try_from(size.bytes).unwrap_or(u64::MAX);
-    worst(job, runner, (input, prices)).err().map(|unknown| match unknown {
+    let tokens = |bytes: usize| u64::try_from(bytes).unwrap_or(u64::MAX);
+    worst(job, runner, tokens, prices).err().map(|unknown| match unknown {
         Unknown::Price => NO_PRICE.to_owned(),
         Unknown::Answer => NO_MAX_TOKENS.to_owned(),
         Unknown::Part(name) => uncounted(&name),
@@ -96,11 +90,12 @@ fn uncounted(name: &str) -> String {
     )
 }
 
-/// The most that a call may cost, of so many tokens of text sent.
-fn worst(job: &Job, runner: &dyn Runner, (input, prices): (u64, &Prices)) -> Result<Usd, Unknown> {
+/// The most that a call may cost; `tokens` says how many so many bytes of text come to.
+fn worst(job: &Job, runner: &dyn Runner, tokens: impl Fn(usize) -> u64, prices: &Prices) -> Result<Usd, Unknown> {
     let asked = Asked::of(&job.work);
     let images = asked.as_ref().map_or_else(|| Err("body".to_owned()), Asked::images);
-    let input = input.saturating_add(images.as_ref().map_or(0, |images| images.saturating_mul(IMAGE_TOKENS)));
+    let Images { count, bytes: shown } = images.as_ref().copied().unwrap_or_default();
+    let input = tokens(bytes(&job.work).saturating_sub(shown)).saturating_add(count.saturating_mul(IMAGE_TOKENS));
     let ceiling = ceiling(job, runner, asked.as_ref(), (input, prices)).ok_or(Unknown::Price)?;
     if ceiling == Ceiling::FREE {
         return Ok(Usd::default());

@@ -14,7 +14,7 @@ use promptq_common::line::model_in;
 use promptq_common::outcome::{Usage, Usd};
 use promptq_common::price::{Consumed, Date, Price, Prices, Seller};
 use promptq_common::work::{Input, family};
-use promptq_worker::asked::Asked;
+use promptq_worker::asked::{Asked, Images};
 use promptq_worker::configured;
 use promptq_worker::runner::Runners;
 use promptq_worker::size;
@@ -134,7 +134,7 @@ impl Forecaster {
             most,
             is_bounded: seat.is_program || answers == Some(0) || (max_tokens.is_some() && answers.is_some()),
             is_program: seat.is_program,
-            is_text: seat.is_program || asked.is_none_or(|asked| asked.images() == Ok(0)),
+            is_text: seat.is_program || asked.is_none_or(|asked| asked.images() == Ok(Images::default())),
             cost: cost(likely).zip(cost(most)),
             as_of: seat.price.and_then(|price| price.as_of),
             rule: self.rules.iter().position(|rule| covers(&rule.key, &seat.limit_key)),

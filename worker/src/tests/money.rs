@@ -240,16 +240,23 @@ async fn images_have_a_bound_and_what_else_is_no_text_has_none() {
         Job { extras: extras.kept(), ..Job::new(Queue::standard(), Work { model: Some("m".into()), input }) }
     };
     let image = r#"{"type":"image_url","image_url":{"url":"https://far/a.png"}}"#;
+    let inline =
+        format!(r#"{{"type":"image_url","image_url":{{"url":"data:image/png;base64,{}"}}}}"#, "A".repeat(200_000));
     let file = r#"{"type":"file","file":{"file_id":"f"}}"#;
-    let jobs =
-        [showing(image, Some("0.48")), showing(image, Some("0.5")), showing(file, Some("100")), showing(file, None)];
+    let jobs = [
+        showing(image, Some("0.48")),
+        showing(image, Some("0.5")),
+        showing(file, Some("100")),
+        showing(file, None),
+        showing(&inline, Some("0.5")),
+    ];
     let ids = put(&rig, &jobs).await;
     rig.start();
-    assert_eq!(rig.ends(&ids).await, [End::Dead, End::Succeeded, End::Dead, End::Succeeded]);
+    assert_eq!(rig.ends(&ids).await, [End::Dead, End::Succeeded, End::Dead, End::Succeeded, End::Succeeded]);
     assert_eq!(rig.record(ids[0]).await.cause.unwrap().code, "larger_than_max_cost");
     let unknown = rig.record(ids[2]).await.cause.unwrap();
     assert!(unknown.code == "cost_unknown" && unknown.detail.contains("\"file\""), "{unknown:?}");
-    assert_eq!(runner.started(), 2);
+    assert_eq!(runner.started(), 3);
 }
 
 #[tokio::test(start_paused = true)]
