@@ -123,6 +123,8 @@ async fn a_key_that_nobody_keeps_to_is_neither_set_nor_released() {
     home.promptq(&["limits", "show", "budget:default"]).ends(0).prints(&["$20/day, not used by any worker yet"]);
     let set = home.promptq(&["limits", "set", "budget:default", "usd=4/day"]).ends(0);
     set.prints(&["budget:default: $20/day → $4/day, for every worker"]);
+    let other = home.promptq(&["limits", "set", "budget:default", "requests=9"]).ends(2);
+    other.says(&["budget:default counts dollars alone", "nothing was changed", "usd=40"]);
     home.promptq(&["limits", "release", "mock"]).ends(5);
     home.write("promptq.toml", "[providers.far]\nbase_url = \"http://127.0.0.1:9/v1\"\n");
     home.promptq(&["limits", "release", "far"]).ends(0);

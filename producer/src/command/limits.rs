@@ -157,12 +157,15 @@ async fn show(cx: &Context, key: &str) -> Result<()> {
 }
 
 async fn set(cx: &Context, key: &str, caps: &[String], reason: Option<&str>) -> Result<()> {
+    let is_money = words::is_budget(key);
     let bad = |why: String| {
-        Problem::new(Exit::Usage, "bad-limit", why)
-            .detail("nothing was changed")
-            .hint("such as requests=300/min, or requests=off")
+        let example = if is_money { "such as usd=40" } else { "such as requests=300/min, or requests=off" };
+        Problem::new(Exit::Usage, "bad-limit", why).detail("nothing was changed").hint(example)
     };
     let changes: Vec<Change> = caps.iter().map(|text| change_of(key, text).map_err(bad)).collect::<Result<_>>()?;
+    if is_money && changes.iter().any(|change| change.measure != Measure::Usd) {
+        return Err(bad(format!("{key} counts dollars alone")));
+    }
     let broker = shared(cx).await?;
     known(cx, key, |known| known == key).await?;
     let configured = configured(cx, key);
