@@ -107,6 +107,12 @@ fn a_run_that_is_out_of_money_ends_with_9_and_goes_on_when_there_is_more() {
     let capped = run(&["--max-cost", "0.003"]).ends(9);
     capped.says(&["5 already known", "error[budget]: stopped at $0 of --max-cost 0.003; 0 done, 5 held", "a higher"]);
     assert_eq!(server.requests(), Vec::<String>::new());
+    // What a person cancelled stays so until a person says otherwise.
+    promptq(&home, &["cancel", "--batch", queue, "--yes"]).ends(0).prints(&["cancelled 5"]);
+    let again =
+        format!("5 jobs of this batch were cancelled, and stay so; to run them again: promptq retry --batch {queue}");
+    run(&["--max-cost", "1"]).ends(3).says(&[&again, "5 cancelled"]);
+    promptq(&home, &["retry", "--batch", queue, "--yes"]).ends(0).prints(&["back in line 5"]);
     run(&["--max-cost", "1"]).ends(0).says(&["5 succeeded, $0.00008"]);
     assert_eq!(server.requests().len(), 5);
     let line = "{\"id\":\"6\",\"prompt\":\"Hi\",\"model\":\"other\",\"max_tokens\":9}\n";

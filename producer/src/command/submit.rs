@@ -95,7 +95,7 @@ pub async fn run(cx: &Context, args: &SubmitArgs) -> Result<Exit> {
         cx.printer.warn(UNCAPPED);
     }
     if job.batch.is_some() {
-        tell_cancelled(cx, broker, &batch, &tally).await;
+        tell_cancelled(cx, broker, &batch, tally.new).await;
     }
     let Some(longest) = args.wait else {
         told(cx, &input, &tally, None)?;
@@ -113,16 +113,16 @@ pub async fn run(cx: &Context, args: &SubmitArgs) -> Result<Exit> {
     Ok(if all_well || args.allow_failures { Exit::Done } else { Exit::SomeDead })
 }
 
-/// Says of a batch that somebody cancelled what does not run of it, and how it would. What cannot be asked is not told: the
-/// jobs are enqueued.
-async fn tell_cancelled(cx: &Context, broker: &Broker, batch: &BatchName, tally: &Tally) {
+/// Says of a batch that somebody cancelled what does not run of it, and how it would; `new` of its jobs came just now. What
+/// cannot be asked is not told: nothing depends on it.
+pub(crate) async fn tell_cancelled(cx: &Context, broker: &Broker, batch: &BatchName, new: u64) {
     let Ok(Some(view)) = broker.ledger().batch(batch).await else { return };
     let (cancelled, name) = (view.counts.cancelled, quoted(batch.as_str()));
-    if cancelled > 0 && tally.known > 0 {
+    if cancelled > 0 {
         let what = format!("{} of this batch were cancelled, and stay so", jobs(cancelled));
         cx.printer.warn(&format!("{what}; to run them again: promptq retry --batch {name}"));
     }
-    if view.cancelled && tally.new > 0 {
+    if view.cancelled && new > 0 {
         cx.printer.warn("this batch was cancelled: what is new in it is too; under another --batch name it runs");
     }
 }

@@ -24,7 +24,7 @@ use promptq_worker::status::Board;
 use promptq_worker::{Parts, configured};
 
 use crate::command::run::RunArgs;
-use crate::command::submit::{UNCAPPED, dry_run, sources};
+use crate::command::submit::{UNCAPPED, dry_run, sources, tell_cancelled};
 use crate::context::Context;
 use crate::forecast::Forecaster;
 use crate::input::{Destination, Input, can_run};
@@ -80,6 +80,7 @@ pub(crate) async fn run(cx: &Context, args: &RunArgs) -> Result<Exit> {
         let redriven = retry_dead(broker, &batch).await?;
         cx.printer.say(&format!("{} of an earlier run tried again", submit::jobs(redriven)));
     }
+    tell_cancelled(cx, broker, &batch, 0).await;
     let parts = runners.map(|runners| parts(cx, args, (&queue, &batch), (broker, store, runners)));
     if let Some(parts) = &parts {
         lock.sign(&parts.settings.worker)?;
