@@ -4,12 +4,14 @@
 use promptq_common::broker::{Broker, HoldKey};
 use promptq_common::error::{self, Kind};
 use promptq_common::job::BatchName;
-use promptq_common::ledger::{BatchView, JobFilter};
+use promptq_common::ledger::{BatchView, HeldKey, JobFilter, Ledger};
 use promptq_common::limits::{CapView, Measure, Per, change, look};
 use promptq_common::outcome::Usd;
 use promptq_common::record::State;
 use promptq_worker::status::{Blocked, BlockedBy};
 
+use crate::limits::waits::serves;
+use crate::list::quoted;
 use crate::problem::{Exit, Problem, Result};
 use crate::submit::grouped;
 
@@ -39,9 +41,14 @@ pub(crate) async fn cap(broker: &Broker, batch: &BatchName, most: Usd) -> Result
     Ok(before.is_some_and(|view| !view.caps.is_empty()))
 }
 
-/// Why nothing of a batch moves any more, if that is because its cap is spent: all that is left waits for it.
-pub(crate) async fn spent(broker: &Broker, view: &BatchView) -> error::Result<Option<Problem>> {
-    let counts = &view.counts;
+/// Why a batch gets no further for want of money, as a worker says; nothing where none of them can.
+#[derive(Clone, Debug)]
+pub(crate) struct Short(pub(crate) Option<Blocked>);
+
+/// Whether nothing of a batch moves any more because all that is left waits for its cap. While that does not look used up, a
+/// worker has to say what it misses: it may be a price.
+pub(crate) async fn spent(broker: &Broker, view: &BatchView) -> error::Result<Option<Short>> {
+    let (counts, ledger) = (&view.counts, broker.ledger());
     if !view.sealed || counts.running > 0 || counts.queued > 0 || counts.delayed == 0 {
         return Ok(None);
     }
@@ -51,25 +58,47 @@ pub(crate) async fn spent(broker: &Broker, view: &BatchView) -> error::Result<Op
         states: vec![State::Queued, State::Retrying],
         ..JobFilter::default()
     };
-    let waiting = broker.ledger().list(&filter, None, ASKED).await?.items;
+    let waiting = ledger.list(&filter, None, ASKED).await?.items;
     if waiting.is_empty() || waiting.iter().any(|job| job.hold.as_ref() != Some(&hold)) {
         return Ok(None);
     }
-    stopped(broker, view, None).await.map(Some)
+    let (key, workers) = (hold.to_string(), ledger.workers().await?);
+    let told = workers.iter().flat_map(|worker| &worker.held).filter(|held| held.key == key);
+    if let Some(held) = told.max_by_key(|held| is_another(&held.detail)) {
+        return Ok(Some(Short(Some(blocked(held)))));
+    }
+    let is_used_up =
+        cap_of(ledger, &key).await?.is_some_and(|cap| cap.used >= cap.cap.most.saturating_sub(cap.cap.most / 20));
+    let is_served = workers.iter().any(|worker| serves(worker, &view.queue));
+    Ok((is_used_up || !is_served).then_some(Short(None)))
+}
+
+fn blocked(held: &HeldKey) -> Blocked {
+    let by = BlockedBy::Limit { key: held.key.clone(), class: held.class };
+    Blocked { by, detail: held.detail.clone(), since: held.since, until: Some(held.until) }
+}
+
+/// Whether what a worker says of a key of money is something else than how much of it is spent.
+fn is_another(detail: &str) -> bool {
+    !detail.contains(" is spent")
+}
+
+async fn cap_of(ledger: &dyn Ledger, key: &str) -> error::Result<Option<CapView>> {
+    let kept = look(ledger, key).await?;
+    Ok(kept.and_then(|pool| pool.caps.into_iter().find(|cap| cap.cap.measure == Measure::Usd)))
 }
 
 /// What a command says that ends because of money: `stopped at $25.00 of --max-cost 25; 3,104 done, 1,896 held`. `blocked`:
-/// what a worker of this process says of it.
+/// what a worker says of it.
 pub(crate) async fn stopped(broker: &Broker, view: &BatchView, blocked: Option<&Blocked>) -> error::Result<Problem> {
     let key = HoldKey::Batch(view.name.clone()).to_string();
-    let kept = look(broker.ledger(), &key).await?;
-    let cap = kept.and_then(|pool| pool.caps.into_iter().find(|cap| cap.cap.measure == Measure::Usd));
-    Ok(problem(view, cap.as_ref(), blocked))
+    Ok(problem(view, cap_of(broker.ledger(), &key).await?.as_ref(), blocked))
 }
 
 fn problem(view: &BatchView, cap: Option<&CapView>, blocked: Option<&Blocked>) -> Problem {
     let key = HoldKey::Batch(view.name.clone()).to_string();
-    let other = blocked.filter(|blocked| !matches!(&blocked.by, BlockedBy::Limit { key: by, .. } if *by == key));
+    let is_cap = |blocked: &&Blocked| matches!(&blocked.by, BlockedBy::Limit { key: by, .. } if *by == key);
+    let other = blocked.filter(|blocked| !is_cap(blocked) || is_another(&blocked.detail));
     let (done, held) = (view.counts.ended(), view.counts.total.saturating_sub(view.counts.ended()));
     let counts = format!("{} done, {} held", grouped(done), grouped(held));
     match (other, cap, blocked) {
@@ -77,11 +106,16 @@ fn problem(view: &BatchView, cap: Option<&CapView>, blocked: Option<&Blocked>) -
             let (used, most) = (cents(cap.used), Usd::from_nanos(cap.cap.most));
             Problem::new(Exit::Stopped, "budget", format!("stopped at {used} of --max-cost {most}; {counts}"))
                 .hint("the same command with a higher --max-cost goes on where this one stopped")
-                .hint(format!("for workers elsewhere: promptq limits set {key} usd=AMOUNT"))
+                .hint(format!("for workers elsewhere: promptq limits set {} usd=AMOUNT", quoted(&key)))
         }
         (_, _, Some(blocked)) => {
-            Problem::new(Exit::Stopped, "budget", format!("stopped for want of money: {}; {counts}", blocked.detail))
-                .hint("once that is mended the same command goes on where this one stopped")
+            let (why, hint) = match blocked.detail.split_once("; hint: ") {
+                Some((why, hint)) => (why, Some(hint)),
+                None => (blocked.detail.as_str(), None),
+            };
+            let problem = Problem::new(Exit::Stopped, "budget", format!("stopped for want of money: {why}; {counts}"));
+            let problem = hint.into_iter().fold(problem, Problem::hint);
+            problem.hint("once that is mended the same command goes on where this one stopped")
         }
         (_, _, None) => Problem::new(Exit::Stopped, "budget", format!("stopped for want of money; {counts}")),
     }
@@ -107,6 +141,7 @@ mod tests {
     use promptq_common::work::Work;
 
     use super::*;
+    use crate::limits::tests::{told as told_of, worker};
 
     fn batch() -> BatchName {
         BatchName::new("nov").unwrap()
@@ -146,10 +181,25 @@ mod tests {
         waiting(&broker).await;
         assert!(spent(&broker, &view(&broker).await).await.unwrap().is_none(), "one may be leased yet");
         release(&broker).await;
-        let problem = spent(&broker, &view(&broker).await).await.unwrap().unwrap();
+        let told = async || spent(&broker, &view(&broker).await).await.unwrap();
+        let Short(blocked) = told().await.expect("nobody works there");
+        let problem = stopped(&broker, &view(&broker).await, blocked.as_ref()).await.unwrap();
         assert_eq!((problem.exit.code(), problem.slug), (9, "budget"));
         assert_eq!(problem.what, "stopped at $0 of --max-cost 25; 0 done, 2 held");
         assert!(problem.hints[0].contains("--max-cost") && problem.hints[1].contains("limits set batch:nov"));
+        let report = async |held| broker.ledger().report(&worker("w", held)).await.unwrap();
+        report(Vec::new()).await;
+        assert!(told().await.is_none(), "a worker that has not said yet what is missing");
+        let held = |detail| told_of("batch:nov", FailureClass::Throttled, detail);
+        report(vec![held("m: nobody knows its price; hint: give it one")]).await;
+        let Short(blocked) = told().await.unwrap();
+        let problem = stopped(&broker, &view(&broker).await, blocked.as_ref()).await.unwrap();
+        assert_eq!(problem.what, "stopped for want of money: m: nobody knows its price; 0 done, 2 held");
+        assert_eq!(problem.hints[0], "give it one");
+        report(vec![held("$24 of $25 is spent, and a job that waits may cost $2")]).await;
+        let Short(blocked) = told().await.unwrap();
+        let problem = stopped(&broker, &view(&broker).await, blocked.as_ref()).await.unwrap();
+        assert_eq!(problem.what, "stopped at $0 of --max-cost 25; 0 done, 2 held");
         assert!(cap(&broker, &batch(), Usd::from_nanos(40_000_000_000)).await.unwrap(), "there was one before");
         let woken = view(&broker).await;
         assert_eq!((woken.counts.queued, woken.counts.delayed), (2, 0));

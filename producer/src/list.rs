@@ -183,6 +183,12 @@ pub fn thousands(number: u64) -> String {
     out
 }
 
+/// A word as a shell takes it.
+pub fn quoted(word: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-' | b'/' | b':');
+    if word.bytes().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -207,5 +213,10 @@ mod tests {
         assert_eq!(chosen_names(&["state", "id"]).unwrap(), ["state=dead", "id=1"]);
         assert!(chosen_names(&["sate"]).unwrap_err().contains("did you mean state?"));
         assert_eq!(narrowed(&items[0], &fields(&["state"])), json!({ "state": "dead" }));
+    }
+
+    #[test]
+    fn a_word_for_a_shell_is_quoted_where_it_has_to_be() {
+        assert_eq!((quoted("batch:a/b-1"), quoted("it's")), ("batch:a/b-1".into(), r"'it'\''s'".into()));
     }
 }

@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use promptq_common::broker::{Beat, Broker, Claim, WorkerId};
 use promptq_common::job::{Job, JobId};
+use promptq_common::ledger::JobFilter;
 use promptq_common::record::{End, State};
 use promptq_common::work::Work;
 use promptq_tests::fixture::{batch, job, job_of, queue};
@@ -192,7 +193,10 @@ async fn cancel_stops_waiting_and_running_jobs_of_other_processes() {
     let waiting = put_one(&broker, job()).await;
     let (a, b) = (running.to_string(), waiting.to_string());
     let said = home.promptq(&["cancel", &a, &b, "--reason", "wrong prompt", "--json"]).ends(0);
-    assert_eq!(said.json(), serde_json::json!({ "cancelled": 1, "stopping": 1, "already": 0, "unknown": [] }));
+    assert_eq!(
+        said.json(),
+        serde_json::json!({ "cancelled": 1, "stopping": 1, "already": 0, "unseen": [], "unknown": [] })
+    );
     assert_eq!(said.audits("cancel")[0].2, "wrong prompt");
     assert_eq!(state(&broker, waiting).await, State::Cancelled);
     assert_eq!(held.lease.beat().await.unwrap(), Beat::Cancelled);
@@ -200,6 +204,34 @@ async fn cancel_stops_waiting_and_running_jobs_of_other_processes() {
     home.promptq(&["cancel", &b]).ends(0).prints(&["already finished 1"]);
     let unknown = JobId::fresh().to_string();
     assert_eq!(home.promptq(&["cancel", &unknown, "--json"]).ends(5).stdout, "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_batch_says_so_when_it_is_submitted_again_and_is_put_back_as_a_whole() {
+    let home = Home::new();
+    home.write("in.txt", "one\ntwo\n");
+    home.write("more.txt", "one\ntwo\nthree\n");
+    let submit = |file: &str| home.promptq(&["submit", file, "--in", "lines", "-m", "mock", "--batch", "a b"]).ends(0);
+    assert!(!submit("in.txt").stderr.contains("cancelled"));
+    home.promptq(&["cancel", "--batch", "a b", "--yes"]).ends(0).prints(&["cancelled 2"]);
+    submit("in.txt").says(&["2 already known", "2 jobs of this batch were cancelled", "promptq retry --batch 'a b'"]);
+    submit("more.txt").says(&["1 new", "what is new in it is too"]);
+    let broker = home.broker().await;
+    let put_back = async || {
+        let filter = JobFilter { batch: Some(batch("a b")), ..JobFilter::default() };
+        let page = broker.ledger().list(&filter, None, 10).await.unwrap();
+        page.items.iter().filter(|job| job.state == State::Queued && job.epoch > 0).count()
+    };
+    let retry = |more: &[&str]| home.promptq(&[&["retry", "--batch", "a b"], more].concat());
+    retry(&["--dry-run"]).ends(0).prints(&["would retry 2 jobs of batch a b"]);
+    retry(&[]).ends(2).says(&["needs a yes"]);
+    assert_eq!(put_back().await, 0);
+    let done = retry(&["--yes", "--reason", "meant another", "--json"]).ends(0);
+    assert_eq!(done.json()["queued"], 2);
+    assert_eq!((done.audits("retry")[0].1.as_str(), done.audits("retry")[0].3), ("batch a b", 2));
+    assert_eq!(put_back().await, 2);
+    home.promptq(&["retry", "--batch", "none"]).ends(5).says(&["there is no batch \"none\""]);
+    home.promptq(&["retry"]).ends(2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

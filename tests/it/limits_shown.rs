@@ -99,6 +99,37 @@ async fn what_cannot_be_meant_changes_nothing() {
     assert!(home.promptq(&["limits", "list", "--json"]).ends(0).json()["items"].as_array().unwrap().is_empty());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_nobody_keeps_to_is_neither_set_nor_released() {
+    let home = limited("600/min");
+    let (broker, queue, batch) = (home.broker().await, Queue::standard(), BatchName::new("nov").unwrap());
+    put(&broker, &[Job { batch: Some(batch.clone()), ..jobs(1).remove(0) }]).await;
+    broker.ledger().report(&report(&queue, "acme/gpt-4o", FailureClass::Account, "no credit")).await.unwrap();
+    for _ in 0..2 {
+        // Were the first to leave a trace, the second would be taken for known.
+        home.promptq(&["limits", "release", "acme/gpt-4"]).ends(5).says(&["hint: did you mean acme/gpt-4o?"]);
+        home.promptq(&["limits", "release", "acm"]).ends(5).says(&["\"acm\""]);
+    }
+    home.promptq(&["limits", "release", "acme"]).ends(0);
+    for (key, cap, says) in [
+        ("acme/gpt-4o", "requests=9", "hint: give it one in the workers' settings, in [limits.\"acme/gpt-4o\"]"),
+        ("batch:nov", "usd=4", "the jobs of batch nov were enqueued without a cap"),
+        ("budget:default", "usd=4/day", "in [queues.default]"),
+    ] {
+        home.promptq(&["limits", "set", key, cap]).ends(5).says(&["error[not-found]", says, "nothing was changed"]);
+    }
+    assert!(limits::look(broker.ledger(), "batch:nov").await.unwrap().is_none());
+    home.write("promptq.toml", "[queues.default]\nbudget = \"20/day\"\n");
+    home.promptq(&["limits", "show", "budget:default"]).ends(0).prints(&["$20/day, not used by any worker yet"]);
+    let set = home.promptq(&["limits", "set", "budget:default", "usd=4/day"]).ends(0);
+    set.prints(&["budget:default: $20/day → $4/day, for every worker"]);
+    let other = home.promptq(&["limits", "set", "budget:default", "requests=9"]).ends(2);
+    other.says(&["budget:default counts dollars alone", "nothing was changed", "usd=40"]);
+    home.promptq(&["limits", "release", "mock"]).ends(5);
+    home.write("promptq.toml", "[providers.far]\nbase_url = \"http://127.0.0.1:9/v1\"\n");
+    home.promptq(&["limits", "release", "far"]).ends(0);
+}
+
 #[test]
 fn a_ledger_that_cannot_share_limits_says_so() {
     let (server, home) = (RabbitServer::shared(), limited("600/min"));

@@ -7,7 +7,13 @@ use crate::providers::{KEY, Server};
 
 /// Two providers at the server; a model of one has a price.
 fn settled(server: &Server, more: &str) -> Home {
-    let (home, url) = (Home::new(), server.url());
+    let home = Home::new();
+    settle(&home, server, more);
+    home
+}
+
+fn settle(home: &Home, server: &Server, more: &str) {
+    let url = server.url();
     let provider = |name: &str, api: &str, path: &str| {
         format!("[providers.{name}]\napi = \"{api}\"\nbase_url = \"{url}{path}\"\napi_key = \"{KEY}\"\n")
     };
@@ -16,7 +22,6 @@ fn settled(server: &Server, more: &str) -> Home {
         "[models.cheap]\nprovider = \"box\"\nmodel = \"m\"\n[models.other]\nprovider = \"google\"\nmodel = \"g\"\n";
     let (local, google) = (provider("box", "openai", "/v1"), provider("google", "gemini", ""));
     home.write("promptq.toml", &format!("{local}{google}{price}{names}{more}"));
-    home
 }
 
 fn promptq(home: &Home, args: &[&str]) -> Said {
@@ -57,7 +62,7 @@ fn a_dry_run_says_what_it_would_take_and_takes_nothing() {
         "would enqueue 90 jobs to queue default (0 already known)\n  tokens  about 900 in, 23k out (at most 36k)\n",
         // 900 x 2 + 23,040 x 10 and 900 x 2 + 36,000 x 10
         "  cost    $0.23 to $0.36 (box/m; price of 2026-11-03)\n",
-        "  limits  box: 1 requests/min: bound by requests, about 1h30m with any number of workers\n",
+        "  limits  box: 1 requests/min: bound by requests, about 1h30m with any number of workers\n  calls   one for each job",
         "first prompt (row 1, id r1): \"xxx",
         "nothing was enqueued",
     ]);
@@ -83,4 +88,36 @@ fn a_dry_run_refuses_what_submitting_would_refuse() {
     assert_eq!(refused(&["--dry-run"]), refused(&[]));
     home.write("promptq.toml", "[prices.cheap]\ninput = \"1\"\noutput = \"1\"\n");
     promptq(&home, &["config", "check"]).ends(2).says(&["promptq.toml:2:9", "prices are of PROVIDER/MODEL"]);
+}
+
+#[test]
+fn a_run_that_is_out_of_money_ends_with_9_and_goes_on_when_there_is_more() {
+    let server = Server::start();
+    let home = settled(&server, "");
+    // Each may be answered with 400 tokens, $ 0.004 of them.
+    let row = |n: u64| format!("{{\"id\":\"{n}\",\"prompt\":\"Hi\",\"model\":\"cheap\",\"max_tokens\":400}}\n");
+    home.write("in.jsonl", &(1..=5).map(row).collect::<String>());
+    let run = |more: &[&str]| promptq(&home, &[&["run", "in.jsonl", "-o", "out.jsonl"], more].concat());
+    let tried = run(&["--dry-run"]).ends(0).stdout;
+    let queue = tried.split("to queue ").nth(1).unwrap().split(' ').next().unwrap();
+    settle(&home, &server, &format!("[queues.{queue}]\nbudget = \"0.003/day\"\n"));
+    run(&[]).ends(9).says(&["error[budget]: stopped for want of money: $0 of $0.003/day is spent", "0 done, 5 held"]);
+    settle(&home, &server, "");
+    // They were enqueued without a cap.
+    let capped = run(&["--max-cost", "0.003"]).ends(9);
+    capped.says(&["5 already known", "error[budget]: stopped at $0 of --max-cost 0.003; 0 done, 5 held", "a higher"]);
+    assert_eq!(server.requests(), Vec::<String>::new());
+    // What a person cancelled stays so until a person says otherwise.
+    promptq(&home, &["cancel", "--batch", queue, "--yes"]).ends(0).prints(&["cancelled 5"]);
+    let again =
+        format!("5 jobs of this batch were cancelled, and stay so; to run them again: promptq retry --batch {queue}");
+    run(&["--max-cost", "1"]).ends(3).says(&[&again, "5 cancelled"]);
+    promptq(&home, &["retry", "--batch", queue, "--yes"]).ends(0).prints(&["back in line 5"]);
+    run(&["--max-cost", "1"]).ends(0).says(&["5 succeeded, $0.00008"]);
+    assert_eq!(server.requests().len(), 5);
+    let line = "{\"id\":\"6\",\"prompt\":\"Hi\",\"model\":\"other\",\"max_tokens\":9}\n";
+    home.write("unpriced.jsonl", line);
+    promptq(&home, &["run", "unpriced.jsonl", "-o", "more.jsonl", "--max-cost", "1"])
+        .ends(2)
+        .says(&["nobody knows the price of its model", "section prices"]);
 }

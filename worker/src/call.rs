@@ -112,11 +112,11 @@ async fn reserve(errand: Errand<'_>, pass: Pass, runner: &dyn Runner) -> Result<
         let failure = Failure::new(FailureClass::Fatal, code, detail);
         Came::Refused { failure, called: false }
     };
-    let (worst, budgets) = match money(job, runner, &size, (&case, desk, &pass)) {
+    let (worst, budgets) = match money(job, runner, (&case, desk, &pass)) {
         Money::Costs(worst, budgets) => (worst, budgets),
         Money::Never(code, detail) => return Err(refused(code, &detail)),
         Money::Waits(key, detail) => {
-            let wait = desk.limits.complain(&key.to_string(), &detail);
+            let wait = desk.limits.complain(&key.limit_key(), &detail);
             return Err(Came::settle(hold(wait, key)));
         }
     };

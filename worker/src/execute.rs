@@ -67,10 +67,13 @@ pub(crate) async fn execute(delivery: Delivery, expected: Option<Expected>, desk
     let Delivery { head, payload, lease } = delivery;
     drop(payload);
     let started_at = Timestamp::now();
-    let case = Case { head: &head, lease: lease.id(), worker: &desk.settings.worker, started_at };
+    let case = Case { head: &head, lease: lease.id(), worker: &desk.settings.worker, started_at, deaths: 0 };
     let step = match opened {
         Ok(job) => match claim(&case, &lease, &desk).await {
-            Step::Go => Box::pin(work(Box::new(job), expected, &case, &lease, &desk)).await,
+            Step::Go { deaths } => {
+                let case = Case { deaths, ..case };
+                Box::pin(work(Box::new(job), expected, &case, &lease, &desk)).await
+            }
             stop @ (Step::Settle(_) | Step::Share(..) | Step::Cut(_) | Step::Drop) => stop,
         },
         Err(error) => Step::Settle(case.dead(FailureClass::Fatal, "undecodable", &error.to_string())),
@@ -85,15 +88,15 @@ pub(crate) async fn execute(delivery: Delivery, expected: Option<Expected>, desk
             did
         }
         Step::Cut(verdict) => settle(lease, verdict, true).await,
-        Step::Go | Step::Drop => Did::Dropped,
+        Step::Go { .. } | Step::Drop => Did::Dropped,
     }
 }
 
 /// What comes next.
 #[derive(Debug)]
 pub(crate) enum Step {
-    /// The next step.
-    Go,
+    /// The next step, of a job that so many workers have died of.
+    Go { deaths: u32 },
     /// The end of the lease.
     Settle(Verdict),
     /// The end of the lease by an answer, which is then kept for jobs that ask the same.
@@ -126,7 +129,7 @@ async fn claim(case: &Case<'_>, lease: &Lease, desk: &Desk) -> Step {
             let detail = format!("{deaths} workers died, or lost their lease, while running it");
             Step::Settle(case.dead(FailureClass::Crashed, "crash_loop", &detail))
         }
-        Ok(Claim::Fresh { .. }) => Step::Go,
+        Ok(Claim::Fresh { deaths }) => Step::Go { deaths },
         Ok(Claim::Cancelled) => Step::Settle(case.cancelled(None)),
         Ok(Claim::Paused { .. }) => Step::Settle(release(PAUSED, None)),
         Ok(Claim::Taken { until }) => {

@@ -4,6 +4,7 @@
 //! means).
 
 mod admission;
+pub mod asked;
 mod call;
 pub mod cli;
 pub mod configured;

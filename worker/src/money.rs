@@ -9,9 +9,10 @@ use promptq_common::limits::{Budget, Ceiling, Measure, Pass, Size};
 use promptq_common::outcome::{FailureClass, Usd};
 use promptq_common::price::{Price, Prices};
 
+use crate::asked::{Asked, IMAGE_TOKENS, Images};
 use crate::execute::Desk;
 use crate::runner::Runner;
-use crate::size::{answers, parameters, size, tier};
+use crate::size::{bytes, parameters};
 use crate::verdict::Case;
 
 /// What is to become of a job whose cost is limited.
@@ -26,31 +27,31 @@ pub(crate) enum Money {
 }
 
 /// Reckons a call. In one order for all workers: the batch's cap, then the queue's budget.
-pub(crate) fn money(
-    job: &Job,
-    runner: &dyn Runner,
-    size: &Size,
-    (case, desk, pass): (&Case<'_>, &Desk, &Pass),
-) -> Money {
+pub(crate) fn money(job: &Job, runner: &dyn Runner, (case, desk, pass): (&Case<'_>, &Desk, &Pass)) -> Money {
     let Extras { max_cost, batch_max_cost, .. } = job.extras.as_deref().cloned().unwrap_or_default();
     let budgets = budgets(batch_max_cost, case, desk);
     if max_cost.is_none() && budgets.is_empty() && !desk.limits.is_priced(pass) {
         return Money::Costs(None, budgets);
     }
-    let input = desk.limits.most_input(pass, size);
-    let worst = match worst(job, runner, size, (input, &desk.settings.prices)) {
+    let tokens = |bytes: usize| desk.limits.most_input(pass, &Size { bytes, max_tokens: None });
+    let worst = match worst(job, runner, tokens, &desk.settings.prices) {
         Ok(worst) => worst,
         Err(Unknown::Price) => {
             let hold = budgets.into_iter().next().map_or_else(|| HoldKey::of_limit(pass.key()), |budget| budget.hold);
             return Money::Waits(hold, format!("{}: {NO_PRICE}", pass.key()));
         }
         Err(Unknown::Answer) => return Money::Never("no_max_tokens", NO_MAX_TOKENS.to_owned()),
+        Err(Unknown::Part(name)) => return Money::Never("cost_unknown", uncounted(&name)),
     };
     match max_cost {
         Some(most) if over(worst, spent(case, worst), most) => Money::Never("larger_than_max_cost", {
             let before = spent(case, worst);
-            let before =
-                if before == Usd::default() { String::new() } else { format!(", and has cost {} before", say(before)) };
+            let how = if before == case.head.history.cost.unwrap_or_default() { "has" } else { "may have" };
+            let before = if before == Usd::default() {
+                String::new()
+            } else {
+                format!(", and {how} cost {} before", say(before))
+            };
             format!(
                 "it may cost {}{before}: its max_cost is {}; hint: bound its answer by max_tokens, or allow more",
                 say(worst),
@@ -62,26 +63,27 @@ pub(crate) fn money(
 }
 
 /// Why a job under a cap on its cost would not be called by such workers, with a hint; `None` where it would. Of several
-/// ways all need a price: the job waits at one that has none. One that nobody bounds is passed by.
-pub fn missing(job: &Job, runners: &[Arc<dyn Runner>], prices: &Prices) -> Option<&'static str> {
-    let size = size(&job.work);
-    let input = u64::try_from(size.bytes).unwrap_or(u64::MAX);
-    let unknown = runners.iter().map(|runner| worst(job, &**runner, &size, (input, prices)).err());
-    let mut unbounded = true;
-    for unknown in unknown {
-        match unknown {
-            Some(Unknown::Price) => return Some(NO_PRICE),
-            Some(Unknown::Answer) => {}
-            None => unbounded = false,
+/// ways all need a price: the job waits at one that has none. One that nobody bounds, or can reckon, is passed by.
+pub fn missing(job: &Job, runners: &[Arc<dyn Runner>], prices: &Prices) -> Option<String> {
+    let tokens = |bytes: usize| u64::try_from(bytes).unwrap_or(u64::MAX);
+    let (mut passed, mut works) = (None, false);
+    for runner in runners {
+        match worst(job, &**runner, tokens, prices) {
+            Err(Unknown::Price) => return Some(NO_PRICE.to_owned()),
+            Err(Unknown::Answer) => passed = Some(NO_MAX_TOKENS.to_owned()),
+            Err(Unknown::Part(name)) => passed = Some(uncounted(&name)),
+            Ok(_) => works = true,
         }
     }
-    unbounded.then_some(NO_MAX_TOKENS)
+    passed.filter(|_| !works)
 }
 
 /// What nobody knows of a call, so that nobody knows what it may cost.
 enum Unknown {
     Price,
     Answer,
+    /// What something in its request costs, of this name.
+    Part(String),
 }
 
 const NO_PRICE: &str = "what it may cost is limited, and nobody knows the price of its model; hint: give it one in the \
@@ -89,14 +91,29 @@ const NO_PRICE: &str = "what it may cost is limited, and nobody knows the price 
 const NO_MAX_TOKENS: &str =
     "what it may cost is limited, and nobody bounds its answer; hint: --max-tokens N, or max_tokens in the line";
 
-/// The most that a call may cost, of so many tokens sent.
-fn worst(job: &Job, runner: &dyn Runner, size: &Size, (input, prices): (u64, &Prices)) -> Result<Usd, Unknown> {
-    let ceiling = ceiling(job, runner, input, prices).ok_or(Unknown::Price)?;
-    ceiling.worst(input, most_output(job, runner, size)).ok_or(Unknown::Answer)
+fn uncounted(name: &str) -> String {
+    format!(
+        "what it may cost is limited, and nobody can say beforehand what {name:?} in its request costs; hint: leave that \
+         out, or submit it without a limit"
+    )
+}
+
+/// The most that a call may cost; `tokens` says how many so many bytes of text come to.
+fn worst(job: &Job, runner: &dyn Runner, tokens: impl Fn(usize) -> u64, prices: &Prices) -> Result<Usd, Unknown> {
+    let asked = Asked::of(&job.work);
+    let images = asked.as_ref().map_or_else(|| Err("body".to_owned()), Asked::images);
+    let Images { count, bytes: shown } = images.as_ref().copied().unwrap_or_default();
+    let input = tokens(bytes(&job.work).saturating_sub(shown)).saturating_add(count.saturating_mul(IMAGE_TOKENS));
+    let ceiling = ceiling(job, runner, asked.as_ref(), (input, prices)).ok_or(Unknown::Price)?;
+    if ceiling == Ceiling::FREE {
+        return Ok(Usd::default());
+    }
+    images.map_err(Unknown::Part)?;
+    ceiling.worst(input, most_output(job, runner, asked.as_ref())).ok_or(Unknown::Answer)
 }
 
 /// What the tokens of a call cost at most; nothing where nothing is paid for, `None` where nobody knows.
-fn ceiling(job: &Job, runner: &dyn Runner, input: u64, prices: &Prices) -> Option<Ceiling> {
+fn ceiling(job: &Job, runner: &dyn Runner, asked: Option<&Asked>, (input, prices): (u64, &Prices)) -> Option<Ceiling> {
     if !runner.billed() {
         return Some(Ceiling::FREE);
     }
@@ -106,7 +123,7 @@ fn ceiling(job: &Job, runner: &dyn Runner, input: u64, prices: &Prices) -> Optio
     let hour = if body.contains("\"1h\"") { rates.cache_write_1h? } else { Usd::default() };
     let input_rate = rates.input.max(rates.cached_input).max(rates.cache_write).max(hour);
     let percent = long.filter(|long| input > long.above).map_or(Some((100, 100)), |long| long.percent)?;
-    let tier = match tier(&job.work).as_deref() {
+    let tier = match asked.and_then(Asked::tier).as_deref() {
         // Of a tier that costs less, no more than the usual is taken for sure: the call may be served in that one.
         None | Some("" | "auto" | "default" | "standard" | "standard_only" | "on_demand" | "flex" | "batch") => 100,
         Some("priority") => priority?.max(100),
@@ -120,16 +137,16 @@ fn ceiling(job: &Job, runner: &dyn Runner, input: u64, prices: &Prices) -> Optio
 }
 
 /// The most tokens of all answers to a job's call.
-fn most_output(job: &Job, runner: &dyn Runner, size: &Size) -> Option<u64> {
-    match answers(&job.work) {
+fn most_output(job: &Job, runner: &dyn Runner, asked: Option<&Asked>) -> Option<u64> {
+    match asked?.answers()? {
         0 => Some(0),
-        count => Some(size.max_tokens.max(runner.most_output(job))?.saturating_mul(count)),
+        count => Some(runner.most_output(job)?.saturating_mul(count)),
     }
 }
 
 fn budgets(batch_max_cost: Option<Usd>, case: &Case<'_>, desk: &Desk) -> Vec<Budget> {
     let (queue, batch) = (&case.head.lane.queue, case.head.batch.as_ref());
-    let of_batch = batch.zip(batch_max_cost).map(|(batch, most)| {
+    let of_batch = batch.zip(batch_max_cost.or(desk.settings.own_cap)).map(|(batch, most)| {
         // All that such a worker may run is of its batch.
         let queue = desk.settings.own_batch.as_ref().filter(|own| *own == batch).map(|_| queue.clone());
         Budget { queue, ..Budget::of_batch(batch, most) }
@@ -138,14 +155,16 @@ fn budgets(batch_max_cost: Option<Usd>, case: &Case<'_>, desk: &Desk) -> Vec<Bud
     of_batch.into_iter().chain(of_queue).collect()
 }
 
-/// What a job's attempts have cost so far; those that may have been billed at a cost nobody knows count as the worst.
+/// What a job's calls have cost so far; those that may have been billed, by nobody knows how much, count as the worst: calls
+/// that were cut, and those of workers that died.
 fn spent(case: &Case<'_>, worst: Usd) -> Usd {
     let history = &case.head.history;
-    let unknown = history.recent.iter().filter(|attempt| {
-        attempt.cost.is_none() && attempt.class.is_some_and(|class| class == FailureClass::UnknownBilled)
-    });
+    let cut = history.recent.iter().filter(|attempt| attempt.class == Some(FailureClass::UnknownBilled));
+    let guessed = cut.map(|attempt| attempt.cost.unwrap_or_default());
+    let more = guessed.map(|guess| worst.as_nanos().saturating_sub(guess.as_nanos()).max(0));
+    let dead = worst.as_nanos().saturating_mul(case.deaths.into());
     let mut spent = history.cost.unwrap_or_default();
-    unknown.for_each(|_| spent += worst);
+    spent += Usd::from_nanos(more.fold(dead, i64::saturating_add));
     spent
 }
 

@@ -201,7 +201,7 @@ impl<'a> Trip<'a> {
                     nevers.keep(self.errand.case.head, &mut self.refusals);
                 }
             }
-            Step::Go | Step::Share(..) | Step::Drop => {}
+            Step::Go { .. } | Step::Share(..) | Step::Drop => {}
         }
         step
     }

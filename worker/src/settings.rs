@@ -8,6 +8,7 @@ use promptq_common::broker::{Retention, WorkerId};
 use promptq_common::error::{Error, Kind};
 use promptq_common::job::{BatchName, Queue};
 use promptq_common::limits::{Cap, Rule};
+use promptq_common::outcome::Usd;
 use promptq_common::price::Prices;
 
 /// What a worker is told. There is no default on purpose: every caller says what it means, from [`Settings::standard`].
@@ -53,6 +54,8 @@ pub struct Settings {
     /// Run only jobs of this batch: others in its queues are made dead (`other_batch`). For `promptq run`, whose
     /// workers may start programs for their own jobs alone.
     pub own_batch: Option<BatchName>,
+    /// What all jobs of that batch may cost together, also those that were enqueued without a cap.
+    pub own_cap: Option<Usd>,
     /// What may be used of accounts, by the key that shares it.
     pub limits: Vec<Rule>,
     /// What all jobs of a queue may cost together.
@@ -90,6 +93,7 @@ impl Settings {
             reuse_kept: Retention::standard().succeeded,
             roll_up: true,
             own_batch: None,
+            own_cap: None,
             limits: Vec::new(),
             budgets: BTreeMap::new(),
             limit_share: 0.125,

@@ -14,6 +14,8 @@ pub(crate) struct Case<'a> {
     pub(crate) lease: LeaseId,
     pub(crate) worker: &'a WorkerId,
     pub(crate) started_at: Timestamp,
+    /// Workers that died, or lost their lease, while running it before.
+    pub(crate) deaths: u32,
 }
 
 impl Case<'_> {

@@ -25,6 +25,14 @@ impl HoldKey {
             Ok(money) => money,
         }
     }
+
+    /// The limit key that holds such jobs back: the other way round.
+    pub fn limit_key(&self) -> String {
+        match self {
+            Self::Limit(key) => key.clone(),
+            Self::Batch(_) | Self::Budget(_) => self.to_string(),
+        }
+    }
 }
 
 impl fmt::Display for HoldKey {

@@ -6,6 +6,7 @@ use promptq_common::record::State;
 use promptq_common::telemetry::{Act, audit};
 use serde_json::json;
 
+use super::retry::more;
 use crate::cli::{Confirm, Output};
 use crate::confirm::{Deed, allowed};
 use crate::context::Context;
@@ -44,6 +45,8 @@ struct Done {
     ended: u64,
     flagged: u64,
     already: u64,
+    /// Those of the flagged that nobody has seen: RabbitMQ cannot be asked whether their messages are there.
+    unseen: Vec<JobId>,
     unknown: Vec<JobId>,
 }
 
@@ -77,10 +80,7 @@ async fn by_ids(cx: &Context, args: &Args) -> Result<Exit> {
 
 async fn by_batch(cx: &Context, args: &Args, name: &BatchName) -> Result<Exit> {
     let broker = cx.existing().await?;
-    let Some(batch) = broker.ledger().batch(name).await? else {
-        return Err(Problem::new(Exit::NotFound, "not-found", format!("there is no batch {:?}", name.as_str()))
-            .hint("promptq status lists the newest batches"));
-    };
+    let Some(batch) = broker.ledger().batch(name).await? else { return Err(no_batch(name)) };
     let deed = Deed {
         verb: "cancel",
         count: batch.counts.total - batch.counts.ended(),
@@ -94,6 +94,11 @@ async fn by_batch(cx: &Context, args: &Args, name: &BatchName) -> Result<Exit> {
     let counts = broker.cancel_batch(name).await?;
     let done = Done { ended: counts.ended, flagged: counts.flagged, ..Done::default() };
     finish(cx, args, &format!("batch {name}"), &done)
+}
+
+pub(super) fn no_batch(name: &BatchName) -> Problem {
+    Problem::new(Exit::NotFound, "not-found", format!("there is no batch {:?}", name.as_str()))
+        .hint("promptq status lists the newest batches")
 }
 
 async fn by_filter(cx: &Context, args: &Args, text: &str) -> Result<Exit> {
@@ -138,10 +143,16 @@ async fn stop(cx: &Context, ids: &[JobId], done: &mut Done) -> Result<()> {
     if ids.is_empty() {
         return Ok(());
     }
-    let answers = cx.existing().await?.cancel(ids).await?;
+    let broker = cx.existing().await?;
+    // Before it is asked: cancelling leaves a trace of what it does not find.
+    let seen = if cx.keeps_messages_apart() { broker.ledger().fetch(ids).await? } else { Vec::new() };
+    let mut seen = seen.iter();
+    let answers = broker.cancel(ids).await?;
     for (id, answer) in ids.iter().zip(answers) {
+        let is_seen = seen.next().is_none_or(Option::is_some);
         match answer {
             Cancel::Ended => done.ended += 1,
+            Cancel::Flagged if !is_seen => done.unseen.push(*id),
             Cancel::Flagged => done.flagged += 1,
             Cancel::Already(_) => done.already += 1,
             Cancel::Unknown => done.unknown.push(*id),
@@ -151,22 +162,28 @@ async fn stop(cx: &Context, ids: &[JobId], done: &mut Done) -> Result<()> {
 }
 
 fn finish(cx: &Context, args: &Args, subject: &str, done: &Done) -> Result<Exit> {
-    let Done { ended, flagged, already, unknown } = done;
+    let Done { ended, flagged, already, unseen, unknown } = done;
     let reason = args.confirm.reason.as_deref();
-    audit(&Act { action: "cancel", subject, reason, count: ended + flagged });
-    let missing = unknown.first().map(|id| {
-        let more = if unknown.len() > 1 { format!(" (and {} more)", unknown.len() - 1) } else { String::new() };
-        Problem::new(Exit::NotFound, "not-found", format!("there is no job {id}{more}"))
-    });
+    let count = ended + flagged + u64::try_from(unseen.len()).unwrap_or(u64::MAX);
+    audit(&Act { action: "cancel", subject, reason, count });
+    let missing = unknown
+        .first()
+        .map(|id| Problem::new(Exit::NotFound, "not-found", format!("there is no job {id}{}", more(unknown))));
     // Where nothing was met there is no data, only the problem.
-    if missing.is_none() || ended + flagged + already > 0 {
+    if missing.is_none() || count + already > 0 {
         if cx.printer.is_json() {
-            let shown = json!({ "cancelled": ended, "stopping": flagged, "already": already, "unknown": unknown });
-            cx.printer.json(&shown)?;
+            cx.printer.json(&json!({ "cancelled": ended, "stopping": flagged, "already": already,
+                "unseen": unseen, "unknown": unknown }))?;
         } else {
             let [ended, flagged, already] = [ended, flagged, already].map(|count| thousands(*count));
             cx.printer.line(&format!("cancelled {ended}  stopping {flagged}  already finished {already}"))?;
         }
+    }
+    if let Some(id) = unseen.first() {
+        cx.printer.say(&format!(
+            "nobody has seen {id}{} yet: stopped if it comes up, and RabbitMQ cannot be asked whether there is such a job",
+            more(unseen)
+        ));
     }
     missing.map_or(Ok(Exit::Done), Err)
 }

@@ -153,20 +153,26 @@ async fn show(cx: &Context, key: &str) -> Result<()> {
         object["next"] = json!(words::next(&standing));
         return cx.printer.json(&object);
     }
-    sheet::lines(&standing, cx.config.limits.iter().find(|rule| rule.key == key).map(|rule| rule.caps.as_slice()))
-        .iter()
-        .try_for_each(|line| cx.printer.line(line))
+    sheet::lines(&standing, &configured(cx, key)).iter().try_for_each(|line| cx.printer.line(line))
 }
 
 async fn set(cx: &Context, key: &str, caps: &[String], reason: Option<&str>) -> Result<()> {
+    let is_money = words::is_budget(key);
     let bad = |why: String| {
-        Problem::new(Exit::Usage, "bad-limit", why)
-            .detail("nothing was changed")
-            .hint("such as requests=300/min, or requests=off")
+        let example = if is_money { "such as usd=40" } else { "such as requests=300/min, or requests=off" };
+        Problem::new(Exit::Usage, "bad-limit", why).detail("nothing was changed").hint(example)
     };
     let changes: Vec<Change> = caps.iter().map(|text| change_of(key, text).map_err(bad)).collect::<Result<_>>()?;
+    if is_money && changes.iter().any(|change| change.measure != Measure::Usd) {
+        return Err(bad(format!("{key} counts dollars alone")));
+    }
     let broker = shared(cx).await?;
     known(cx, key, |known| known == key).await?;
+    let configured = configured(cx, key);
+    let is_kept = limits::look(broker.ledger(), key).await?.is_some_and(|view| !view.caps.is_empty());
+    if configured.is_empty() && !is_kept {
+        return Err(unkept(key));
+    }
     let all = |pool: &mut Pool, now: i64| {
         let before = pool.view(now);
         for change in &changes {
@@ -178,9 +184,8 @@ async fn set(cx: &Context, key: &str, caps: &[String], reason: Option<&str>) -> 
     let count = u64::try_from(changes.len()).unwrap_or(u64::MAX);
     audit(&Act { action: "set-limit", subject: key, reason, count });
     let woken = wake(broker, &[HoldKey::of_limit(key)]).await?;
-    let configured = cx.config.limits.iter().find(|rule| rule.key == key).map(|rule| rule.caps.as_slice());
     let turn = |change: &Change| {
-        let of = |view: &PoolView| in_force(view, configured.unwrap_or_default(), change.measure, change.per);
+        let of = |view: &PoolView| in_force(view, &configured, change.measure, change.per);
         (*change, of(&before), of(&after))
     };
     let turns: Vec<_> = changes.iter().map(turn).collect();
@@ -202,6 +207,33 @@ async fn set(cx: &Context, key: &str, caps: &[String], reason: Option<&str>) -> 
     Ok(())
 }
 
+/// What the settings here say of a key.
+fn configured(cx: &Context, key: &str) -> Vec<Cap> {
+    let of_queue = |name: &str| cx.config.queues.iter().find(|(queue, _)| queue.as_str() == name)?.1.budget;
+    match HoldKey::of_limit(key) {
+        HoldKey::Limit(_) => {
+            let rule = cx.config.limits.iter().find(|rule| rule.key == key);
+            rule.map_or_else(Vec::new, |rule| rule.caps.clone())
+        }
+        HoldKey::Budget(queue) => of_queue(&queue).into_iter().collect(),
+        HoldKey::Batch(_) => Vec::new(),
+    }
+}
+
+/// Of a key that no worker asks before it calls: whatever was set would hold nothing back.
+fn unkept(key: &str) -> Problem {
+    let nobody = format!("no worker keeps to a limit of {key}");
+    let (what, hint) = match HoldKey::of_limit(key) {
+        HoldKey::Limit(_) => (nobody, format!("give it one in the workers' settings, in [limits.{key:?}]")),
+        HoldKey::Budget(queue) => (nobody, format!("give it one in the workers' settings, in [queues.{queue}]")),
+        HoldKey::Batch(name) => {
+            let hint = "a cap on a batch begins with its submission: --max-cost AMOUNT".to_owned();
+            (format!("the jobs of batch {name} were enqueued without a cap"), hint)
+        }
+    };
+    Problem::new(Exit::NotFound, "not-found", what).detail("nothing was changed").hint(hint)
+}
+
 /// A cap as it is in force, without what refusals take of it; before anybody has used it, as the settings here have it.
 fn in_force(view: &PoolView, configured: &[Cap], measure: Measure, per: Per) -> Option<Cap> {
     let is_it = |cap: &&Cap| cap.measure == measure && cap.per == per;
@@ -212,8 +244,11 @@ fn in_force(view: &PoolView, configured: &[Cap], measure: Measure, per: Per) -> 
 
 async fn release(cx: &Context, key: &str, reason: Option<&str>) -> Result<()> {
     let broker = shared(cx).await?;
-    // Of a provider, all of its models may be meant, though only they have limits.
-    known(cx, key, |known| covers(key, known)).await?;
+    // Of a provider, all of its models may be meant, though only they have limits; workers look for nothing between.
+    let is_provider = |known: &str| !words::is_budget(key) && known.split('/').next() == Some(key);
+    if !cx.config.providers.contains_key(key) {
+        known(cx, key, is_provider).await?;
+    }
     limits::change(broker.ledger(), key, Pool::release).await?;
     let workers = broker.ledger().workers().await?;
     let held = workers.iter().flat_map(|worker| &worker.held).map(|held| held.key.as_str());

@@ -1,28 +1,35 @@
 //! `promptq retry`: puts dead, cancelled or expired jobs back in their queue. Also what `dead redrive` does to each.
 
 use promptq_common::broker::{MAX_BATCH, Redriven};
-use promptq_common::job::JobId;
+use promptq_common::job::{BatchName, JobId};
+use promptq_common::ledger::JobFilter;
+use promptq_common::record::State;
 use promptq_common::telemetry::{Act, audit};
 use serde_json::json;
 
-use crate::cli::Output;
+use super::cancel::no_batch;
+use crate::cli::{Confirm, Output};
+use crate::confirm::{Deed, allowed};
 use crate::context::Context;
 use crate::list::thousands;
-use crate::pick;
+use crate::pick::{self, Pick};
 use crate::problem::{Exit, Problem, Result};
 
 /// Which jobs.
 #[derive(Debug, clap::Args)]
 #[command(
-    before_help = "Examples:\n  promptq retry 019abcde-0123-7abc-8def-0123456789ab\n  promptq retry 019abcde-0123-7abc-8def-0123456789ab --reason 'key renewed'"
+    before_help = "Examples:\n  promptq retry 019abcde-0123-7abc-8def-0123456789ab --reason 'key renewed'\n  promptq retry --batch nov-reviews --dry-run"
 )]
 pub struct Args {
     /// Jobs by id
-    #[arg(value_name = "ID", required = true)]
+    #[arg(value_name = "ID", required_unless_present = "batch", conflicts_with = "batch")]
     ids: Vec<String>,
-    /// Why, for the audit line
-    #[arg(long, value_name = "TEXT")]
-    reason: Option<String>,
+    /// All jobs of a batch that ended without an answer: dead, cancelled, expired
+    #[arg(long, value_name = "NAME")]
+    batch: Option<BatchName>,
+    /// Asking.
+    #[command(flatten)]
+    confirm: Confirm,
     /// The shape.
     #[command(flatten)]
     pub output: Output,
@@ -42,16 +49,60 @@ pub(super) struct Back {
 
 /// Puts them back.
 pub async fn run(cx: &Context, args: &Args) -> Result<Exit> {
-    let ids = pick::ids(&args.ids)?;
     let mut back = Back::default();
-    for chunk in ids.chunks(MAX_BATCH) {
-        back.put(cx, chunk).await?;
-    }
-    let subject = match ids.as_slice() {
-        [only] => only.to_string(),
-        several => format!("{} jobs by id", several.len()),
+    let subject = if let Some(name) = &args.batch {
+        if !by_batch(cx, &args.confirm, name, &mut back).await? {
+            return Ok(Exit::Done);
+        }
+        format!("batch {name}")
+    } else {
+        let ids = pick::ids(&args.ids)?;
+        if args.confirm.dry_run {
+            let samples = ids.iter().take(3).map(ToString::to_string).collect();
+            allowed(cx, &args.confirm, &deed(ids.len() as u64, "jobs".to_owned(), samples)).await?;
+            return Ok(Exit::Done);
+        }
+        for chunk in ids.chunks(MAX_BATCH) {
+            back.put(cx, chunk).await?;
+        }
+        match ids.as_slice() {
+            [only] => only.to_string(),
+            several => format!("{} jobs by id", several.len()),
+        }
     };
-    back.finish(cx, &Act { action: "retry", subject: &subject, reason: args.reason.as_deref(), count: 0 })
+    back.finish(cx, &Act { action: "retry", subject: &subject, reason: args.confirm.reason.as_deref(), count: 0 })
+}
+
+/// Puts back what ended of a batch without an answer; false if that was not allowed.
+async fn by_batch(cx: &Context, confirm: &Confirm, name: &BatchName, back: &mut Back) -> Result<bool> {
+    let broker = cx.existing().await?;
+    if broker.ledger().batch(name).await?.is_none() {
+        return Err(no_batch(name));
+    }
+    let states = vec![State::Dead, State::Cancelled, State::Expired];
+    let narrowed = JobFilter { batch: Some(name.clone()), states, ..JobFilter::default() };
+    let pick = Pick { narrowed, redrivable: true, ..Pick::default() };
+    if !confirm.yes || confirm.dry_run {
+        let counted = pick.count(broker).await?;
+        let subject = format!("jobs of batch {name} that have no answer");
+        if !allowed(cx, confirm, &deed(counted.count, subject, counted.samples)).await? {
+            return Ok(false);
+        }
+    }
+    let mut cursor = None;
+    loop {
+        let (jobs, next) = pick.page(broker, cursor, MAX_BATCH).await?;
+        let ids: Vec<JobId> = jobs.iter().map(|job| job.id).collect();
+        back.put(cx, &ids).await?;
+        if next.is_none() {
+            return Ok(true);
+        }
+        cursor = next;
+    }
+}
+
+fn deed(count: u64, subject: String, samples: Vec<String>) -> Deed {
+    Deed { verb: "retry", count, subject, samples, queue: None }
 }
 
 impl Back {
@@ -129,7 +180,8 @@ fn unseen(jobs: u64) -> String {
     )
 }
 
-fn more(ids: &[JobId]) -> String {
+/// ` (and 3 more)` after the first of several.
+pub(super) fn more(ids: &[JobId]) -> String {
     match ids.len() {
         0 | 1 => String::new(),
         several => format!(" (and {} more)", several - 1),

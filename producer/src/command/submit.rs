@@ -17,11 +17,15 @@ use crate::forecast::{Forecast, Forecaster};
 use crate::input::args::length;
 use crate::input::{Destination, Input, InputArgs, Source};
 use crate::limits::follow::Waits;
+use crate::list::quoted;
 use crate::patience::outlast;
 use crate::printer::Format;
 use crate::problem::{Exit, Problem, Result};
 use crate::progress::{Mode, Progress};
 use crate::submit::{self, Checked, Tally, Terms, grouped, jobs};
+
+/// Said where a cap does not hold for all of a batch.
+pub(crate) const UNCAPPED: &str = "--max-cost holds for the new jobs alone: the others were enqueued without one";
 
 /// What to submit.
 #[derive(Debug, clap::Args)]
@@ -88,11 +92,14 @@ pub async fn run(cx: &Context, args: &SubmitArgs) -> Result<Exit> {
         .await
         .map_err(|problem| resumable(problem, job.batch.is_some()))?;
     if capped == Some(false) && tally.known > 0 {
-        cx.printer.warn("--max-cost holds for the new jobs alone: the others were enqueued without one");
+        cx.printer.warn(UNCAPPED);
+    }
+    if job.batch.is_some() {
+        tell_cancelled(cx, broker, &batch, tally.new).await;
     }
     let Some(longest) = args.wait else {
         told(cx, &input, &tally, None)?;
-        cx.printer.say(&format!("next: promptq status {}", quoted(&batch)));
+        cx.printer.say(&format!("next: promptq status {}", quoted(batch.as_str())));
         return Ok(Exit::Done);
     };
     cx.printer.say(&format!("{} in batch {batch}; Ctrl-C stops the waiting, not the jobs", tally.summary()));
@@ -104,6 +111,20 @@ pub async fn run(cx: &Context, args: &SubmitArgs) -> Result<Exit> {
     }
     let all_well = view.counts.succeeded == view.counts.total;
     Ok(if all_well || args.allow_failures { Exit::Done } else { Exit::SomeDead })
+}
+
+/// Says of a batch that somebody cancelled what does not run of it, and how it would; `new` of its jobs came just now. What
+/// cannot be asked is not told: nothing depends on it.
+pub(crate) async fn tell_cancelled(cx: &Context, broker: &Broker, batch: &BatchName, new: u64) {
+    let Ok(Some(view)) = broker.ledger().batch(batch).await else { return };
+    let (cancelled, name) = (view.counts.cancelled, quoted(batch.as_str()));
+    if cancelled > 0 {
+        let what = format!("{} of this batch were cancelled, and stay so", jobs(cancelled));
+        cx.printer.warn(&format!("{what}; to run them again: promptq retry --batch {name}"));
+    }
+    if view.cancelled && new > 0 {
+        cx.printer.warn("this batch was cancelled: what is new in it is too; under another --batch name it runs");
+    }
 }
 
 /// What the arguments name; reading standard input may block, so it is done apart.
@@ -185,8 +206,8 @@ async fn wait(
         if view.counts.ended() >= view.counts.total {
             return Ok((view, false));
         }
-        if let Some(problem) = outlast(&cx.printer, async || budget::spent(broker, &view).await).await? {
-            return Err(problem);
+        if let Some(short) = outlast(&cx.printer, async || budget::spent(broker, &view).await).await? {
+            return Err(budget::stopped(broker, &view, short.0.as_ref()).await?);
         }
         if until.is_some_and(|until| Instant::now() >= until) {
             return Ok((view, true));
@@ -202,10 +223,4 @@ fn resumable(problem: Problem, named: bool) -> Problem {
 
 fn fresh_name() -> Result<BatchName> {
     BatchName::new(&JobId::fresh().to_string()).map_err(|bad| Problem::new(Exit::Failed, "failed", bad.to_string()))
-}
-
-/// As a shell takes it.
-pub(crate) fn quoted(batch: &BatchName) -> String {
-    let plain = batch.as_str().bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-' | b'/'));
-    if plain { batch.to_string() } else { format!("'{}'", batch.as_str().replace('\'', "'\\''")) }
 }

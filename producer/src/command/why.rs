@@ -43,7 +43,7 @@ pub(super) async fn explain(cx: &Context, job: &JobView) -> Result<Why> {
 fn without_message(job: &JobView, workers: &[WorkerReport], depth: Depth, now: Timestamp) -> Option<String> {
     let could_start = job.state == State::Queued && job.paused.is_none() && job.hold.is_none();
     // Busy ones have a few in hand that they begin next.
-    let mut serving = workers.iter().filter(|worker| serves(worker, job) && !worker.draining).peekable();
+    let mut serving = workers.iter().filter(|worker| waits::serves(worker, &job.queue) && !worker.draining).peekable();
     let busy = serving.peek().is_some() && serving.all(|worker| worker.running >= worker.slots);
     if !could_start || busy || job.due.is_some_and(|due| due > now) || depth.ready > 0 {
         return None;
@@ -87,7 +87,7 @@ fn sentence(
 const SILENCE: Duration = Duration::from_secs(60);
 
 fn lost(job: &JobView, worker: &str, since: Duration, workers: &[WorkerReport]) -> String {
-    let next = match workers.iter().filter(|report| serves(report, job) && !report.draining).count() {
+    let next = match workers.iter().filter(|report| waits::serves(report, &job.queue) && !report.draining).count() {
         0 => format!("none lives now: start promptq-worker --queues {}", job.queue),
         1 => "one lives now".to_owned(),
         several => format!("{several} live now"),
@@ -143,7 +143,7 @@ fn waiting(
             spent => format!("Attempt {spent} failed; the next one may start in {left}."),
         };
     }
-    let serving: Vec<&WorkerReport> = workers.iter().filter(|worker| serves(worker, job)).collect();
+    let serving: Vec<&WorkerReport> = workers.iter().filter(|worker| waits::serves(worker, &job.queue)).collect();
     if serving.is_empty() {
         return format!(
             "No worker has served queue {} within the last minute: start promptq-worker --queues {}.",
@@ -192,11 +192,6 @@ fn blocked(worker: &WorkerReport) -> Option<&str> {
     let reason = worker.blocked.as_deref()?;
     let is_limit = worker.held.iter().any(|held| reason.starts_with(&format!("{} {}: ", held.class, held.key)));
     (!is_limit).then_some(reason)
-}
-
-/// Workers report what they serve as `name:weight`.
-fn serves(worker: &WorkerReport, job: &JobView) -> bool {
-    worker.queues.iter().any(|queue| queue.split(':').next() == Some(job.queue.as_str()))
 }
 
 #[cfg(test)]

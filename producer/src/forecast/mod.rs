@@ -14,11 +14,10 @@ use promptq_common::line::model_in;
 use promptq_common::outcome::{Usage, Usd};
 use promptq_common::price::{Consumed, Date, Price, Prices, Seller};
 use promptq_common::work::{Input, family};
+use promptq_worker::asked::{Asked, Images};
 use promptq_worker::configured;
 use promptq_worker::runner::Runners;
-use promptq_worker::size::size;
-use serde::Deserialize;
-use serde_json::Value;
+use promptq_worker::size;
 
 use crate::problem::{Exit, Problem, Result};
 
@@ -44,6 +43,8 @@ pub struct Share {
     most: u64,
     is_bounded: bool,
     is_program: bool,
+    /// Whether all that it sends is text.
+    is_text: bool,
     model: String,
     cost: Option<(Usd, Usd)>,
     /// Other routes that have no price.
@@ -52,7 +53,7 @@ pub struct Share {
     rule: Option<usize>,
 }
 
-/// What jobs will probably take together, each in one attempt.
+/// What jobs will probably take together, each in one call.
 #[derive(Clone, Debug, Default)]
 pub struct Forecast {
     jobs: u64,
@@ -60,6 +61,8 @@ pub struct Forecast {
     programs: u64,
     /// Of them, with an answer that they do not bound.
     unbounded: u64,
+    /// Of them, with more than text, which is not counted.
+    beyond_text: u64,
     input: u64,
     likely: u64,
     most: u64,
@@ -112,16 +115,18 @@ impl Forecaster {
     pub fn share(&self, job: &Job) -> Share {
         let mut seats = self.seats(job).into_iter();
         let seat = seats.next().unwrap_or_default();
-        let size = size(&job.work);
+        let (bytes, (max_tokens, _)) = (size::size(&job.work).bytes, size::answers(&job.work));
         let guess = |output_upfront| {
-            let (queue, model, bytes, max_tokens) = (&job.queue, seat.limit_key.as_str(), size.bytes, size.max_tokens);
+            let (queue, model) = (&job.queue, seat.limit_key.as_str());
             self.estimates.need(&Asks { queue, model, bytes, max_tokens, output_upfront }).amounts
         };
         let (likely, longest) = (guess(false), guess(true));
+        let asked = Asked::of(&job.work);
+        let answers = asked.as_ref().map_or(Some(1), Asked::answers);
         let tokens = |count: i64| if seat.is_program { 0 } else { u64::try_from(count).unwrap_or(0) };
-        let answer = |count: i64| if is_embedding(job) { 0 } else { tokens(count) };
+        let answer = |count: i64| tokens(count).saturating_mul(answers.unwrap_or(1));
         let (input, likely, most) = (tokens(likely.input), answer(likely.output), answer(longest.output));
-        let tier = tier(job);
+        let tier = asked.as_ref().and_then(Asked::tier);
         let cost = |seat: &Seat, output_tokens| {
             let usage = Usage { input_tokens: input, output_tokens, ..Usage::default() };
             seat.price?.cost(&Consumed { usage, tier: tier.as_deref(), ..Consumed::default() })
@@ -138,8 +143,9 @@ impl Forecaster {
             input,
             likely,
             most,
-            is_bounded: seat.is_program || most == 0 || size.max_tokens.is_some(),
+            is_bounded: seat.is_program || answers == Some(0) || (max_tokens.is_some() && answers.is_some()),
             is_program: seat.is_program,
+            is_text: seat.is_program || asked.is_none_or(|asked| asked.images() == Ok(Images::default())),
             cost: cost(&seat, likely).zip(dearest),
             unpriced,
             as_of: seat.price.and_then(|price| price.as_of),
@@ -205,33 +211,13 @@ fn elsewhere(job: &Job) -> (&str, &str) {
     }
 }
 
-/// The service tier that a job asks for.
-fn tier(job: &Job) -> Option<String> {
-    #[derive(Default, Deserialize)]
-    #[serde(default)]
-    struct Said {
-        #[serde(alias = "serviceTier")]
-        service_tier: Value,
-    }
-    let parameters = match &job.work.input {
-        Input::Prompt(prompt) => &prompt.params,
-        Input::Request { body, .. } => body,
-    };
-    let said: Said = serde_json::from_str(parameters).unwrap_or_default();
-    said.service_tier.as_str().map(str::to_owned)
-}
-
-/// Whether what a job asks for are numbers, and no text that could be long.
-fn is_embedding(job: &Job) -> bool {
-    matches!(&job.work.input, Input::Request { url, .. } if url == "/v1/embeddings")
-}
-
 impl Forecast {
     /// Adds a job.
     pub fn add(&mut self, share: Share) {
         self.jobs += 1;
         self.programs += u64::from(share.is_program);
         self.unbounded += u64::from(!share.is_bounded);
+        self.beyond_text += u64::from(!share.is_text);
         self.input = self.input.saturating_add(share.input);
         self.likely = self.likely.saturating_add(share.likely);
         self.most = self.most.saturating_add(share.most);

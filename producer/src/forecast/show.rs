@@ -11,13 +11,14 @@ use super::{Bound, Forecast};
 use crate::submit::jobs;
 
 impl Forecast {
-    /// Tokens, cost and time, a line each; nothing of no jobs.
+    /// Tokens, cost, time and what is left out of them, a line each; nothing of no jobs.
     pub fn lines(&self) -> Vec<String> {
         if self.jobs == 0 {
             return Vec::new();
         }
-        let tokens = (self.programs < self.jobs).then(|| self.tokens());
-        tokens.into_iter().chain([self.costs(), self.limits()]).collect()
+        let are_called = self.programs < self.jobs;
+        let tokens = are_called.then(|| self.tokens());
+        tokens.into_iter().chain([self.costs(), self.limits()]).chain(are_called.then(|| self.left_out())).collect()
     }
 
     /// The same for programs.
@@ -30,6 +31,8 @@ impl Forecast {
             "input_tokens": self.input,
             "output_tokens": { "likely": self.likely, "most": self.most },
             "without_max_tokens": self.unbounded,
+            "calls_per_job": 1,
+            "beyond_text": self.beyond_text,
             "cost_usd": is_priced.then(|| json!({ "likely": self.cost.0, "most": self.cost.1 })),
             "cost_unknown": self.unpriced,
             "priced_models": self.models.0,
@@ -80,6 +83,14 @@ impl Forecast {
                 format!("limits  {key}: {cap}: bound by {what}, about {takes} with any number of workers")
             }
         }
+    }
+
+    fn left_out(&self) -> String {
+        let more = match self.beyond_text {
+            0 => String::new(),
+            some => format!(", and so do images, files and tools ({})", jobs(some)),
+        };
+        format!("calls   one for each job: what is tried again costs more{more}")
     }
 }
 

@@ -55,6 +55,7 @@ fn tokens_and_cost_lie_between_what_is_likely_and_the_longest_answers() {
             // 500,000 x 0.20 + 1,280,000 x 0.80 and 500,000 x 0.20 + 2,000,000 x 0.80, a million each.
             "cost    $1.12 to $1.70 (acme/fast-2; price of 2026-11-03)",
             "limits  none over a time are set here for these jobs",
+            "calls   one for each job: what is tried again costs more",
         ]
     );
     let json = forecast.json();
@@ -83,6 +84,26 @@ fn of_several_routes_the_first_is_likely_and_the_dearest_the_most() {
     let json = unknown.json();
     assert_eq!((&json["cost_unknown"], &json["unpriced_models"]), (&json!(0), &json!(["acme/slow"])));
     assert_eq!(routes(r#"["acme/slow", "acme/fast-2"]"#).unpriced, 5_000, "nobody knows what is likely");
+}
+
+#[test]
+fn several_answers_are_counted_and_what_is_no_text_is_told() {
+    let request = |body: &str| {
+        let input = Input::Request { url: "/v1/chat/completions".into(), body: body.into() };
+        Job::new(Queue::standard(), Work { model: Some("fast".into()), input })
+    };
+    let one = of(ACME, &[(1, request(r#"{"max_tokens":400,"n":1}"#))]);
+    let three = of(ACME, &[(1, request(r#"{"max_tokens":400,"n":3}"#))]);
+    assert_eq!((one.likely, one.most, three.likely, three.most), (256, 400, 768, 1_200));
+    assert_eq!(three.cost.1.as_nanos() - one.cost.1.as_nanos(), 640_000, "800 tokens more");
+    assert_eq!(of(ACME, &[(1, request(r#"{"max_tokens":400,"n":"3"}"#))]).unbounded, 1);
+    let image = r#"{"max_tokens":9,"messages":[{"content":[{"type":"image_url","image_url":{"url":"https://x"}}]}]}"#;
+    let mixed = of(ACME, &[(2, request(image)), (1, job("fast", 36, Some(9)))]);
+    assert_eq!(
+        mixed.lines()[3],
+        "calls   one for each job: what is tried again costs more, and so do images, files and tools (2 jobs)"
+    );
+    assert_eq!((&mixed.json()["calls_per_job"], &mixed.json()["beyond_text"]), (&json!(1), &json!(2)));
 }
 
 #[test]

@@ -158,7 +158,7 @@ impl Reading {
             && let Ok(routes) = runners.routes(&made.job)
             && let Some(missing) = money::missing(&made.job, &routes, &self.input.prices)
         {
-            return Err(fault(missing));
+            return Err(fault(&missing));
         }
         Ok(made)
     }

@@ -19,7 +19,8 @@ const FLEET: Duration = Duration::from_secs(3);
 /// What a batch waits for.
 #[derive(Debug, Default)]
 pub(crate) struct Waits {
-    looked: Option<Instant>,
+    /// When it looked, and at which key; at all of a fleet's with none.
+    looked: Option<(Instant, String)>,
     says: Option<String>,
 }
 
@@ -36,7 +37,7 @@ impl Waits {
             if batch.counts.queued + batch.counts.delayed == 0 {
                 return None;
             }
-            if self.is_due(FLEET) {
+            if self.is_due(FLEET, "") {
                 let standings = waits::of_batch(ledger, &batch.queue, &batch.name).await.unwrap_or_default();
                 self.says = waits::line(&standings);
             }
@@ -46,17 +47,17 @@ impl Waits {
         let BlockedBy::Limit { key, class: FailureClass::Throttled } = &blocked.by else {
             return Some(reason(blocked));
         };
-        if self.is_due(OWN) {
+        if self.is_due(OWN, key) {
             let standing = one(ledger, key.clone(), &[]).await.ok();
             self.says = standing.and_then(|standing| words::line(&Standing { held: vec![held(blocked)], ..standing }));
         }
         self.says.clone().or_else(|| Some(reason(blocked)))
     }
 
-    fn is_due(&mut self, every: Duration) -> bool {
-        let due = self.looked.is_none_or(|looked| looked.elapsed() >= every);
+    fn is_due(&mut self, every: Duration, key: &str) -> bool {
+        let due = self.looked.as_ref().is_none_or(|(looked, of)| looked.elapsed() >= every || of != key);
         if due {
-            self.looked = Some(Instant::now());
+            self.looked = Some((Instant::now(), key.to_owned()));
         }
         due
     }
@@ -131,5 +132,12 @@ mod tests {
             Some("acme (account): no credit")
         );
         assert_eq!((line(Some(Status::default())).await, line(None).await), (None, None));
+        let mut waits = Waits::default();
+        let short = status(FailureClass::Throttled, "all of 500 requests/min is used; more workers will not help");
+        assert_eq!(waits.line(broker.ledger(), &batch(), Some(&short)).await.as_deref(), Some(said));
+        let mut other = status(FailureClass::Throttled, "slow down");
+        other.blocked[0].by = BlockedBy::Limit { key: "beta".into(), class: FailureClass::Throttled };
+        let then = waits.line(broker.ledger(), &batch(), Some(&other)).await.unwrap();
+        assert!(then.contains("beta (slow down)"), "a moment later: {then}");
     }
 }

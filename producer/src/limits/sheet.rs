@@ -6,7 +6,7 @@ use promptq_common::time::{Timestamp, format_duration};
 use super::{Standing, words};
 
 /// One key for people. `configured` is what the settings here say of it.
-pub fn lines(standing: &Standing, configured: Option<&[Cap]>) -> Vec<String> {
+pub fn lines(standing: &Standing, configured: &[Cap]) -> Vec<String> {
     let at = standing.at;
     let when = |moment: Timestamp| {
         let apart = if moment > at { format!("in {}", format_duration(moment.since(at))) } else { "now".to_owned() };
@@ -23,7 +23,7 @@ pub fn lines(standing: &Standing, configured: Option<&[Cap]>) -> Vec<String> {
         say("limit", format!("{}, {from}{configured}; {used} used, {held} held by calls", cap.cap));
     }
     if standing.shared.is_none() {
-        for cap in configured.unwrap_or_default() {
+        for cap in configured {
             say("limit", format!("{cap}, not used by any worker yet"));
         }
     }
@@ -65,7 +65,7 @@ mod tests {
         (shared.caps[0].set, shared.rate, shared.frozen_for) = (Some(500), 0.5, 30_000);
         shared.caps[0].configured = 600;
         let workers = [worker("w", vec![told("acme/gpt", FailureClass::Account, "no credit")])];
-        let text = lines(&standing(Some(shared), &workers), None).join("\n");
+        let text = lines(&standing(Some(shared), &workers), &[]).join("\n");
         for part in [
             "LIMIT acme/gpt  account refused, tried again in 1m",
             "limit      500 requests/min, set (600 configured); 490 used, 7 held by calls",
@@ -82,7 +82,7 @@ mod tests {
             assert!(text.contains(part), "{part:?} is not in\n{text}");
         }
         let cap = Cap { measure: Measure::Requests, per: Per::Minute, most: 9 };
-        let text = lines(&standing(None, &[]), Some(&[cap])).join("\n");
+        let text = lines(&standing(None, &[]), &[cap]).join("\n");
         assert!(
             text.contains("9 requests/min, not used by any worker yet") && text.contains("nothing holds"),
             "{text}"

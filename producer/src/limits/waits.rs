@@ -4,9 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use promptq_common::broker::HoldKey;
+use promptq_common::error::Kind;
 use promptq_common::job::{BatchName, Queue};
-use promptq_common::ledger::{JobView, Ledger, WorkerReport};
+use promptq_common::ledger::{JobFilter, JobView, Ledger, WorkerReport};
 use promptq_common::limits::covers;
+use promptq_common::record;
 use promptq_worker::configured;
 use promptq_worker::runner::Runners;
 use serde_json::Value;
@@ -41,10 +43,24 @@ pub async fn of_queues(ledger: &dyn Ledger, queues: &[Queue]) -> Result<BTreeMap
 /// As the ledger's.
 pub async fn of_batch(ledger: &dyn Ledger, queue: &Queue, batch: &BatchName) -> Result<Vec<Standing>> {
     let workers = ledger.workers().await?;
-    let known = known(ledger, &workers).await?;
-    let mut keys = behind(&workers, queue, |_| true);
+    let (known, models) = (known(ledger, &workers).await?, models(ledger, batch).await?);
+    // Jobs of a lane without a model may be of any.
+    let is_theirs = |model: Option<&str>| models.is_empty() || model.is_none_or(|model| models.contains(model));
+    let mut keys = behind(&workers, queue, is_theirs);
     keys.extend(budgets(queue, Some(batch)).filter(|key| known.contains(key)));
     Ok(gravest_first(several(ledger, keys, &workers).await?))
+}
+
+/// The models of the latest jobs of a batch that wait; none where the ledger cannot list those.
+async fn models(ledger: &dyn Ledger, batch: &BatchName) -> Result<BTreeSet<String>> {
+    const LOOKED_AT: usize = 100;
+    let states = vec![record::State::Queued, record::State::Retrying];
+    let filter = JobFilter { batch: Some(batch.clone()), states, ..JobFilter::default() };
+    match ledger.list(&filter, None, LOOKED_AT).await {
+        Ok(page) => Ok(page.items.into_iter().filter_map(|job| job.model).collect()),
+        Err(error) if error.kind() == Kind::Unsupported => Ok(BTreeSet::new()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// What one waiting job waits for; of a job that was given back, how that stands now, even if nothing is in the way any
@@ -55,7 +71,7 @@ pub async fn of_batch(ledger: &dyn Ledger, queue: &Queue, batch: &BatchName) -> 
 pub async fn of_job(cx: &Context, job: &JobView, workers: &[WorkerReport]) -> Result<Option<Standing>> {
     let ledger = cx.existing().await?.ledger();
     if let Some(hold) = &job.hold {
-        return one(ledger, key_of(hold), workers).await.map(Some);
+        return one(ledger, hold.limit_key(), workers).await.map(Some);
     }
     let known = known(ledger, workers).await?;
     let model = job.model.as_deref();
@@ -75,14 +91,6 @@ pub(crate) async fn known(ledger: &dyn Ledger, workers: &[WorkerReport]) -> Resu
     let (mut keys, _) = kept(ledger).await?;
     keys.extend(workers.iter().flat_map(|worker| &worker.held).map(|held| held.key.clone()));
     Ok(keys)
-}
-
-/// Under which key something is kept of what a job was given back under.
-pub fn key_of(hold: &HoldKey) -> String {
-    match hold {
-        HoldKey::Limit(key) => key.clone(),
-        HoldKey::Batch(_) | HoldKey::Budget(_) => hold.to_string(),
-    }
 }
 
 /// What the settings here would run; `None` where they cannot be used.
@@ -110,6 +118,11 @@ fn behind(workers: &[WorkerReport], queue: &Queue, fits: impl Fn(Option<&str>) -
     let held = workers.iter().flat_map(|worker| &worker.held).filter(|held| !words::is_budget(&held.key));
     let held = held.filter(|held| held.lanes.iter().any(|(of, model)| of == queue && fits(model.as_deref())));
     held.map(|held| held.key.clone()).collect()
+}
+
+/// Whether a worker takes jobs of a queue; workers report what they serve as `name:weight`.
+pub(crate) fn serves(worker: &WorkerReport, queue: &Queue) -> bool {
+    worker.queues.iter().any(|served| served.split(':').next() == Some(queue.as_str()))
 }
 
 fn budgets(queue: &Queue, batch: Option<&BatchName>) -> impl Iterator<Item = String> {
@@ -189,10 +202,24 @@ mod tests {
         assert!(line(&of).unwrap().ends_with("(and 3 more: promptq limits list)"), "{of:?}");
     }
 
+    #[tokio::test]
+    async fn a_batch_does_not_wait_for_what_holds_back_other_models_of_its_queue() {
+        let broker = Broker::memory();
+        let held = vec![told("dead/gpt", FailureClass::Account, "no credit")];
+        broker.ledger().report(&worker("w", held)).await.unwrap();
+        let of = async |name: &str, model: &str| {
+            let batch = BatchName::new(name).unwrap();
+            let job = Job { batch: Some(batch.clone()), ..Job::new(queue("default"), Work::prompt(Some(model), "x")) };
+            broker.enqueue(&[job]).await.unwrap();
+            keys(&of_batch(broker.ledger(), &queue("default"), &batch).await.unwrap())
+        };
+        assert_eq!((of("theirs", "gpt").await, of("others", "free").await), ("dead/gpt".to_owned(), String::new()));
+    }
+
     #[test]
     fn a_key_and_its_hold_are_one() {
         for key in ["openai/gpt-4o", "batch:nov", "budget:default", "exec:wc"] {
-            assert_eq!(key_of(&HoldKey::of_limit(key)), key);
+            assert_eq!(HoldKey::of_limit(key).limit_key(), key);
         }
         assert_eq!(HoldKey::of_limit("limit:x"), HoldKey::Limit("limit:x".into()));
         assert!(matches!(HoldKey::of_limit("batch:nov"), HoldKey::Batch(_)));

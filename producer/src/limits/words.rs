@@ -8,7 +8,7 @@ use promptq_common::time::{Timestamp, format_duration};
 use serde_json::{Value, json};
 
 use super::{Held, Standing, State};
-use crate::list::thousands;
+use crate::list::{quoted, thousands};
 
 /// The most characters of what another side said within a line.
 const SAID: usize = 80;
@@ -70,10 +70,11 @@ pub fn sentence(standing: &Standing) -> Option<String> {
     Some(match standing.state() {
         State::Refused(held) => format!(
             "The account of {key} has been refused for {} ({}); it is {}. Mend its key, credit or permission, then: \
-             promptq limits release {key}.",
+             promptq limits release {}.",
             since(held),
             said(held),
-            tried(held, at)
+            tried(held, at),
+            quoted(key)
         ),
         State::Down(held) => {
             format!("{key} has not worked for {} ({}); it is {}.", since(held), said(held), tried(held, at))
@@ -84,8 +85,9 @@ pub fn sentence(standing: &Standing) -> Option<String> {
         ),
         State::Full(cap, _) if is_budget(key) => format!(
             "{} of {key} are spent or kept for calls that run; more workers will not help, only more money: \
-             promptq limits set {key} usd=AMOUNT.",
-            taken(cap)
+             promptq limits set {} usd=AMOUNT.",
+            taken(cap),
+            quoted(key)
         ),
         State::Full(cap, until) => {
             let rest = beside(standing, until).iter().map(|more| format!(" ({more})")).collect::<Vec<_>>().concat();
@@ -103,13 +105,13 @@ pub fn sentence(standing: &Standing) -> Option<String> {
 
 /// What can be done about it, a line each.
 pub fn next(standing: &Standing) -> Vec<String> {
-    let key = &standing.key;
+    let key = quoted(&standing.key);
     let release = format!("promptq limits release {key}");
     let mut lines = match standing.state() {
         State::Refused(_) => vec![format!("mend the account's key, credit or permission, then {release}")],
         State::Down(_) => vec![format!("it is tried again by itself; {release} tries it now")],
         State::Frozen(_) => vec![format!("it opens by itself; {release} opens it now, at full speed")],
-        State::Full(..) if is_budget(key) => vec![format!("promptq limits set {key} usd=AMOUNT allows more")],
+        State::Full(..) if is_budget(&standing.key) => vec![format!("promptq limits set {key} usd=AMOUNT allows more")],
         State::Full(cap, _) => vec![
             "more workers will not help: ask the provider for more, or use another model beside it".to_owned(),
             format!("promptq limits set {key} {}=AMOUNT allows more, where the account does", cap.cap.measure.as_str()),
@@ -121,7 +123,7 @@ pub fn next(standing: &Standing) -> Vec<String> {
         State::Open => vec!["nothing holds it back".to_owned()],
     };
     // A budget that was set has nothing to go back to.
-    if !is_budget(key) && standing.caps().any(|cap| cap.set.is_some()) {
+    if !is_budget(&standing.key) && standing.caps().any(|cap| cap.set.is_some()) {
         lines.push(format!("promptq limits set {key} NAME=off goes back to what is configured"));
     }
     lines
@@ -276,6 +278,9 @@ mod tests {
         );
         let money = says(&Standing { key: "budget:default".into(), ..shared(view((490, 7), (0, 0))) });
         assert!(money.contains("promptq limits set budget:default usd="), "{money}");
+        let named = Standing { key: "batch:my nov".into(), ..shared(view((490, 7), (0, 0))) };
+        assert!(says(&named).contains("promptq limits set 'batch:my nov' usd="), "{}", says(&named));
+        assert_eq!(next(&named), ["promptq limits set 'batch:my nov' usd=AMOUNT allows more"]);
         let frozen = says(&shared(PoolView { frozen_for: 1, ..view((0, 0), (0, 0)) }));
         assert!(frozen.contains("frozen for 1s") && frozen.contains("will not help"), "{frozen}");
         assert_eq!(sentence(&shared(view((0, 0), (0, 0)))), None);

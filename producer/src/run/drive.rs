@@ -72,7 +72,7 @@ enum Leave {
     Interrupted,
     TooManyDead,
     Stuck(Blocked),
-    /// For want of money; what a worker of this process says of it.
+    /// For want of money; what a worker says of it.
     Broke(Option<Blocked>),
     WorkersLeft(Problem),
     Failed(Problem),
@@ -234,8 +234,11 @@ impl<'a> Drive<'a> {
         if let Some(blocked) = status.broke(BROKE, Timestamp::now()) {
             return Ok(Some(Leave::Broke(Some(blocked.clone()))));
         }
-        if !self.is_own && self.tally.is_some() && budget::spent(broker, view).await?.is_some() {
-            return Ok(Some(Leave::Broke(None)));
+        if !self.is_own
+            && self.tally.is_some()
+            && let Some(short) = budget::spent(broker, view).await?
+        {
+            return Ok(Some(Leave::Broke(short.0)));
         }
         Ok(status.stuck(STUCK, Timestamp::now()).cloned().map(Leave::Stuck))
     }

@@ -24,7 +24,7 @@ use promptq_worker::status::Board;
 use promptq_worker::{Parts, configured};
 
 use crate::command::run::RunArgs;
-use crate::command::submit::{dry_run, sources};
+use crate::command::submit::{UNCAPPED, dry_run, sources, tell_cancelled};
 use crate::context::Context;
 use crate::forecast::Forecaster;
 use crate::input::{Destination, Input, can_run};
@@ -68,7 +68,11 @@ pub(crate) async fn run(cx: &Context, args: &RunArgs) -> Result<Exit> {
         return dry_run(cx, &input, &checked);
     }
     if let Some(most) = job.max_cost {
-        crate::budget::cap(broker, &batch, most).await?;
+        let is_new = broker.ledger().batch(&batch).await?.is_none();
+        // Its own workers keep all of the batch under it; of a fleet's each goes by what the jobs say.
+        if !crate::budget::cap(broker, &batch, most).await? && fleet && !is_new {
+            cx.printer.warn(UNCAPPED);
+        }
     }
     let store = if cx.config.store.url.is_some() { Some(cx.store().await?.clone()) } else { None };
     let follower = follower(cx, args, output, &name, (broker, store.clone(), &batch)).await?;
@@ -76,6 +80,7 @@ pub(crate) async fn run(cx: &Context, args: &RunArgs) -> Result<Exit> {
         let redriven = retry_dead(broker, &batch).await?;
         cx.printer.say(&format!("{} of an earlier run tried again", submit::jobs(redriven)));
     }
+    tell_cancelled(cx, broker, &batch, 0).await;
     let parts = runners.map(|runners| parts(cx, args, (&queue, &batch), (broker, store, runners)));
     if let Some(parts) = &parts {
         lock.sign(&parts.settings.worker)?;
@@ -132,6 +137,7 @@ fn parts(
     let mut settings = configured::settings(config);
     settings.queues = vec![(queue.clone(), 1)];
     settings.own_batch = Some(batch.clone());
+    settings.own_cap = args.input.job.max_cost;
     settings.concurrency = args.concurrency.unwrap_or(settings.concurrency);
     settings.roll_up =
         config.settings.iter().any(|setting| setting.name == "store.url" && setting.origin != Origin::Default);

@@ -193,6 +193,8 @@ async fn people_are_told_what_cannot_be_seen() {
     let later = put_one(&broker, Job { not_before: Some(Timestamp::now() + HOUR), ..registered() }).await;
     command(&["cancel", &later.to_string()]).ends(0);
     command(&["retry", &later.to_string()]).ends(0).says(&["1 run when their messages come up"]);
+    let nobody = JobId::fresh().to_string();
+    command(&["cancel", &nobody]).ends(0).prints(&["cancelled 0  stopping 0"]).says(&["nobody has seen", &nobody]);
     command(&["jobs", "why", &later.to_string()]).ends(0).prints(&["may start in 59m"]);
     command(&["jobs", "show", &later.to_string()]).ends(0).prints(&["due", "in 59m"]);
     command(&["queues", "list"]).ends(0).says(&["jobs that have ended since"]);

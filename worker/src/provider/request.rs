@@ -156,7 +156,7 @@ fn of_body(url: &str, body: &str, model: Option<&str>, to: &Target<'_>) -> Resul
             "an answer in the background is one nobody would fetch; hint: leave \"background\" out of the request";
         return Err(fatal("background_not_supported", detail));
     }
-    let output_max = limits.output_max();
+    let output_max = limits.output_max(endpoint);
     let stream = output_max.is_some_and(|most| most > to.stream_above) && limits.stream.is_null();
     if let Some(model) = model_in(url) {
         return Ok(Request::ready(endpoint, body.to_owned(), to.real(model), (output_max, stream)));
@@ -199,13 +199,28 @@ struct Limits {
 }
 
 impl Limits {
-    fn output_max(&self) -> Option<u64> {
-        let said = [&self.max_completion_tokens, &self.max_output_tokens, &self.max_tokens];
-        let nested = [&self.generation, &self.generation_too].into_iter();
-        let nested =
-            nested.filter_map(|config| config.get("maxOutputTokens").or_else(|| config.get("max_output_tokens")));
-        said.into_iter().chain(nested).find_map(Value::as_u64)
+    /// By the names that the endpoint knows; it may well overlook any other.
+    fn output_max(&self, endpoint: Endpoint) -> Option<u64> {
+        match endpoint {
+            Endpoint::Chat => largest([&self.max_completion_tokens, &self.max_tokens].into_iter()),
+            Endpoint::Responses => largest([&self.max_output_tokens].into_iter()),
+            Endpoint::Messages => largest([&self.max_tokens].into_iter()),
+            Endpoint::Generate => {
+                let configs = [&self.generation, &self.generation_too].into_iter();
+                largest(configs.flat_map(|config| OUTPUT_NAMES.iter().filter_map(move |name| config.get(*name))))
+            }
+            Endpoint::Embeddings => None,
+        }
     }
+}
+
+/// The names that Gemini has for the most tokens of an answer.
+pub(super) const OUTPUT_NAMES: [&str; 2] = ["maxOutputTokens", "max_output_tokens"];
+
+/// The largest of these bounds; `None` without one, or with one that is no whole number, as nobody knows what it is taken for.
+pub(super) fn largest<'a>(said: impl Iterator<Item = &'a Value>) -> Option<u64> {
+    let numbers: Option<Vec<u64>> = said.filter(|said| !said.is_null()).map(Value::as_u64).collect();
+    numbers?.into_iter().max()
 }
 
 /// The most output tokens that parameters allow, by any of their names.

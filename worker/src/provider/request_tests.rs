@@ -187,3 +187,21 @@ fn what_a_cut_request_consumed_is_estimated() {
     assert_eq!(estimate(r#"{"max_completion_tokens":4000}"#).output_tokens, 1_000);
     assert!(estimate("").input_tokens > 20);
 }
+
+#[test]
+fn only_a_bound_that_its_endpoint_knows_is_one() {
+    for (url, body, to, most) in [
+        ("/v1/chat/completions", r#"{"max_output_tokens":5}"#, &OPENAI, None),
+        ("/v1/chat/completions", r#"{"max_completion_tokens":5,"max_tokens":900}"#, &OPENAI, Some(900)),
+        ("/v1/chat/completions", r#"{"max_completion_tokens":"900","max_tokens":5}"#, &OPENAI, None),
+        ("/v1/chat/completions", r#"{"max_completion_tokens":null,"max_tokens":5}"#, &OPENAI, Some(5)),
+        ("/v1/responses", r#"{"max_tokens":5}"#, &OPENAI, None),
+        ("/v1/responses", r#"{"max_output_tokens":6}"#, &OPENAI, Some(6)),
+        ("/v1/messages", r#"{"max_tokens":7}"#, &ANTHROPIC, Some(7)),
+        ("/v1beta/models/g:generateContent", r#"{"max_tokens":5}"#, &GEMINI, None),
+        ("/v1beta/models/g:generateContent", r#"{"generation_config":{"max_output_tokens":8}}"#, &GEMINI, Some(8)),
+    ] {
+        assert_eq!(written(&line(url, body), to).output_max, most, "{url} {body}");
+    }
+    assert_eq!(written(&prompt(Some("m"), r#"{"max_output_tokens":5}"#), &OPENAI).output_max, None);
+}

@@ -26,6 +26,7 @@ pub use settings::{ExecSettings, MockSettings, ProviderSettings, RunnerSettings}
 
 use crate::provider::Endpoint;
 use crate::reuse::plain_key;
+use crate::size::answers;
 
 /// Runs one attempt of a job. Dropping the future stops the work and everything it started.
 #[async_trait]
@@ -51,9 +52,9 @@ pub trait Runner: fmt::Debug + Send + Sync + 'static {
         Usage::default()
     }
 
-    /// The most tokens that a call for this job may be answered with, as it is sent; `None` where nothing bounds it.
-    fn most_output(&self, _job: &Job) -> Option<u64> {
-        None
+    /// The most tokens that each answer to a call for this job may have, as it is sent; `None` where nothing bounds it.
+    fn most_output(&self, job: &Job) -> Option<u64> {
+        answers(&job.work).0
     }
 
     /// How calls count where they go to a provider over a network, which may have too much to do and then gets fewer of

@@ -5,7 +5,7 @@ use promptq_common::work::Prompt;
 use serde_json::{Map, Value, json};
 
 use crate::provider::Endpoint;
-use crate::provider::request::{Draft, untaken};
+use crate::provider::request::{Draft, OUTPUT_NAMES, largest, untaken};
 
 /// Members of a request itself; every other parameter belongs to how the answer is generated.
 const BESIDE: [&str; 8] = [
@@ -65,7 +65,7 @@ pub(crate) fn draft(prompt: &Prompt, params: Map<String, Value>) -> Result<Draft
             }
         }
     }
-    let output_max = config.get("maxOutputTokens").and_then(Value::as_u64);
+    let output_max = largest(OUTPUT_NAMES.iter().filter_map(|name| config.get(*name)));
     if !config.is_empty() {
         body.insert("generationConfig".to_owned(), Value::Object(config));
     }

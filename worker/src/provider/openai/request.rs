@@ -5,7 +5,7 @@ use promptq_common::work::Prompt;
 use serde_json::{Map, Value, json};
 
 use crate::provider::Endpoint;
-use crate::provider::request::{Draft, output_max, untaken};
+use crate::provider::request::{Draft, largest, untaken};
 
 /// The prompt as the user's message; parameters go beside it as they are.
 pub(crate) fn draft(prompt: &Prompt, model: &str, params: Map<String, Value>) -> Result<Draft, Failure> {
@@ -15,7 +15,7 @@ pub(crate) fn draft(prompt: &Prompt, model: &str, params: Map<String, Value>) ->
         messages.push(json!({ "role": "system", "content": system }));
     }
     messages.push(json!({ "role": "user", "content": prompt.text }));
-    let output_max = output_max(&params);
+    let output_max = largest(["max_completion_tokens", "max_tokens"].iter().filter_map(|name| params.get(*name)));
     let mut body = Map::new();
     body.insert("model".to_owned(), model.into());
     body.insert("messages".to_owned(), messages.into());
