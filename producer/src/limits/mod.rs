@@ -384,7 +384,7 @@ pub(crate) mod tests {
         assert_eq!(held.detail, "no credit");
         let bounded = |at_once| HeldKey { at_once, ..told("acme/gpt", FailureClass::Capacity, "too much to do") };
         let workers = [worker("a", vec![bounded(Some(9))]), worker("b", vec![bounded(Some(3)), bounded(None)])];
-        let standing = super::tests::standing(None, &workers);
-        assert_eq!(standing.held.iter().map(|held| held.at_once).collect::<Vec<_>>(), [None, Some(12)]);
+        let all = Standing::new("acme/gpt".into(), None, &workers, NOW);
+        assert_eq!(all.held.iter().map(|held| held.at_once).collect::<Vec<_>>(), [None, Some(12)]);
     }
 }
