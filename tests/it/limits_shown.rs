@@ -59,6 +59,12 @@ async fn a_limit_is_kept_by_workers_listed_shown_set_and_released() {
     );
     assert_eq!((&limit["held"], &limit["state"]), (&json!(0), &json!("open")), "those who left hold nothing");
 
+    // One that no setting names, taken back, is none: not even before a worker asks again.
+    home.promptq(&["limits", "set", "mock", "tokens=9/day"]).ends(0).prints(&["mock: no limit → 9 tokens/day"]);
+    let off = home.promptq(&["limits", "set", "mock", "tokens=off/day"]).ends(0);
+    off.prints(&["mock: 9 tokens/day → no limit, as configured"]);
+    assert_eq!(only(&home)["limit"], "600 requests/min");
+
     let set = home.promptq(&["limits", "set", "mock", "requests=30/min", "--reason", "they asked"]).ends(0);
     set.prints(&["mock: 600 requests/min → 30 requests/min, for every worker, until changed"]);
     let limit = only(&home);
@@ -83,7 +89,16 @@ async fn what_cannot_be_meant_changes_nothing() {
     {
         home.promptq(arguments).ends(5).says(&["error[not-found]: there is no queue at /"]);
     }
-    let _broker = home.broker().await;
+    let broker = home.broker().await;
+    put(&broker, &jobs(1)).await;
+    broker.ledger().seal(&BatchName::new("nov").unwrap(), &Queue::standard()).await.unwrap();
+    for (free, cap, hint) in
+        [("batch:nov", "usd=40", "--max-cost"), ("budget:default", "usd=9/day", "[queues.default]")]
+    {
+        let said = home.promptq(&["limits", "set", free, cap]).ends(5);
+        said.says(&["error[not-found]", "nothing was changed", hint]);
+        home.promptq(&["limits", "set", free, "tokens=9"]).ends(2).says(&["error[bad-limit]", "only usd is limited"]);
+    }
     home.promptq(&["limits", "set", "moc", "requests=30/min"]).ends(5).says(&["\"moc\"", "hint: did you mean mock?"]);
     home.promptq(&["limits", "release", "batch:none"]).ends(5).says(&["there are mock"]);
     for (wrong, says) in [
@@ -124,7 +139,7 @@ async fn a_key_that_nobody_keeps_to_is_neither_set_nor_released() {
     let set = home.promptq(&["limits", "set", "budget:default", "usd=4/day"]).ends(0);
     set.prints(&["budget:default: $20/day → $4/day, for every worker"]);
     let other = home.promptq(&["limits", "set", "budget:default", "requests=9"]).ends(2);
-    other.says(&["budget:default counts dollars alone", "nothing was changed", "usd=40"]);
+    other.says(&["of budget:default only usd is limited", "nothing was changed", "usd=40"]);
     home.promptq(&["limits", "release", "mock"]).ends(5);
     home.write("promptq.toml", "[providers.far]\nbase_url = \"http://127.0.0.1:9/v1\"\n");
     home.promptq(&["limits", "release", "far"]).ends(0);
@@ -165,6 +180,7 @@ fn report(queue: &Queue, key: &str, class: FailureClass, detail: &str) -> Worker
         until: now + Duration::from_secs(480),
         probing: false,
         lanes: vec![(queue.clone(), Some("mock".into()))],
+        at_once: None,
     };
     WorkerReport {
         id: WorkerId::random("w"),
@@ -250,6 +266,13 @@ async fn whoever_asks_why_is_told_which_limit_and_until_when() {
     let dated = report(&queue, "acme/gpt-4o", FailureClass::Account, "no credit");
     broker.ledger().report(&dated).await.unwrap();
     home.promptq(&["limits", "set", "acme", "requests=9"]).ends(5).says(&["there are acme/gpt-4o"]);
+    let mut slowed = report(&queue, "acme/slow", FailureClass::Capacity, "it has too much to do");
+    slowed.held[0].at_once = Some(12);
+    broker.ledger().report(&slowed).await.unwrap();
+    home.promptq(&["limits", "list"]).ends(0).prints(&["at most 12 at once"]);
+    home.promptq(&["limits", "show", "acme/slow"])
+        .ends(0)
+        .prints(&["it has too much to do, for 2m", "at most 12 calls"]);
     home.promptq(&["limits", "release", "acme"]).ends(0);
 }
 

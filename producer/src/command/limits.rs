@@ -1,5 +1,7 @@
 //! `promptq limits`: what may be used of accounts and budgets and what is used of it, changed for the whole fleet.
 
+use std::collections::BTreeSet;
+
 use promptq_common::broker::{Broker, HoldKey};
 use promptq_common::config::{Change, change_of};
 use promptq_common::error::Kind;
@@ -163,9 +165,6 @@ async fn set(cx: &Context, key: &str, caps: &[String], reason: Option<&str>) -> 
         Problem::new(Exit::Usage, "bad-limit", why).detail("nothing was changed").hint(example)
     };
     let changes: Vec<Change> = caps.iter().map(|text| change_of(key, text).map_err(bad)).collect::<Result<_>>()?;
-    if is_money && changes.iter().any(|change| change.measure != Measure::Usd) {
-        return Err(bad(format!("{key} counts dollars alone")));
-    }
     let broker = shared(cx).await?;
     known(cx, key, |known| known == key).await?;
     let configured = configured(cx, key);
@@ -183,7 +182,7 @@ async fn set(cx: &Context, key: &str, caps: &[String], reason: Option<&str>) -> 
     let (before, after) = limits::change(broker.ledger(), key, all).await?;
     let count = u64::try_from(changes.len()).unwrap_or(u64::MAX);
     audit(&Act { action: "set-limit", subject: key, reason, count });
-    let woken = wake(broker, &[HoldKey::of_limit(key)]).await?;
+    let woken = wake(broker, key).await?;
     let turn = |change: &Change| {
         let of = |view: &PoolView| in_force(view, &configured, change.measure, change.per);
         (*change, of(&before), of(&after))
@@ -203,7 +202,13 @@ async fn set(cx: &Context, key: &str, caps: &[String], reason: Option<&str>) -> 
         let whose = if change.most.is_some() { "for every worker, until changed" } else { "as configured" };
         cx.printer.line(&format!("{key}: {} → {}, {whose}", text(before), text(after)))?;
     }
-    cx.printer.say("workers follow within a second");
+    cx.printer.say(&match (after.workers, words::is_budget(key)) {
+        (0, true) => "no worker asks for it now; those that run its jobs will follow it".to_owned(),
+        (0, false) => {
+            format!("no worker asks for it now; those with a rule for it, [limits.\"{key}\"], will follow it")
+        }
+        (_, _) => "workers follow within a second".to_owned(),
+    });
     Ok(())
 }
 
@@ -250,11 +255,7 @@ async fn release(cx: &Context, key: &str, reason: Option<&str>) -> Result<()> {
         known(cx, key, is_provider).await?;
     }
     limits::change(broker.ledger(), key, Pool::release).await?;
-    let workers = broker.ledger().workers().await?;
-    let held = workers.iter().flat_map(|worker| &worker.held).map(|held| held.key.as_str());
-    let mut holds: Vec<HoldKey> = held.filter(|held| covers(key, held)).map(HoldKey::of_limit).collect();
-    holds.push(HoldKey::of_limit(key));
-    let woken = wake(broker, &holds).await?;
+    let woken = wake(broker, key).await?;
     audit(&Act { action: "release-limit", subject: key, reason, count: 1 });
     if cx.printer.is_json() {
         return cx.printer.json(&json!({ "key": key, "released": true, "woken": woken }));
@@ -262,13 +263,14 @@ async fn release(cx: &Context, key: &str, reason: Option<&str>) -> Result<()> {
     cx.printer.line(&format!("{key} is released; {} jobs that waited for it may start", thousands(woken)))
 }
 
-/// Wakes what was given back under these, each once.
-async fn wake(broker: &Broker, holds: &[HoldKey]) -> Result<u64> {
+/// Wakes what was given back under a key, or under one that it covers and that workers tell of.
+async fn wake(broker: &Broker, key: &str) -> Result<u64> {
+    let workers = broker.ledger().workers().await?;
+    let held = workers.iter().flat_map(|worker| &worker.held).map(|held| held.key.as_str());
+    let keys: BTreeSet<&str> = held.filter(|held| covers(key, held)).chain([key]).collect();
     let mut woken = 0;
-    for (at, hold) in holds.iter().enumerate() {
-        if !holds[..at].contains(hold) {
-            woken += broker.wake(hold).await?;
-        }
+    for key in keys {
+        woken += broker.wake(&HoldKey::of_limit(key)).await?;
     }
     Ok(woken)
 }
