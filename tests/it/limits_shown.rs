@@ -59,6 +59,12 @@ async fn a_limit_is_kept_by_workers_listed_shown_set_and_released() {
     );
     assert_eq!((&limit["held"], &limit["state"]), (&json!(0), &json!("open")), "those who left hold nothing");
 
+    // One that no setting names, taken back, is none: not even before a worker asks again.
+    home.promptq(&["limits", "set", "mock", "tokens=9/day"]).ends(0).prints(&["mock: no limit → 9 tokens/day"]);
+    let off = home.promptq(&["limits", "set", "mock", "tokens=off/day"]).ends(0);
+    off.prints(&["mock: 9 tokens/day → no limit, as configured"]);
+    assert_eq!(only(&home)["limit"], "600 requests/min");
+
     let set = home.promptq(&["limits", "set", "mock", "requests=30/min", "--reason", "they asked"]).ends(0);
     set.prints(&["mock: 600 requests/min → 30 requests/min, for every worker, until changed"]);
     let limit = only(&home);
@@ -83,7 +89,16 @@ async fn what_cannot_be_meant_changes_nothing() {
     {
         home.promptq(arguments).ends(5).says(&["error[not-found]: there is no queue at /"]);
     }
-    let _broker = home.broker().await;
+    let broker = home.broker().await;
+    put(&broker, &jobs(1)).await;
+    broker.ledger().seal(&BatchName::new("nov").unwrap(), &Queue::standard()).await.unwrap();
+    for (free, cap, hint) in
+        [("batch:nov", "usd=40", "--max-cost"), ("budget:default", "usd=9/day", "[queues.default]")]
+    {
+        let said = home.promptq(&["limits", "set", free, cap]).ends(2);
+        said.says(&["error[not-capped]", "nobody would keep a cap on it", "nothing was changed", hint]);
+        home.promptq(&["limits", "set", free, "tokens=9"]).ends(2).says(&["error[bad-limit]", "only usd is limited"]);
+    }
     home.promptq(&["limits", "set", "moc", "requests=30/min"]).ends(5).says(&["\"moc\"", "hint: did you mean mock?"]);
     home.promptq(&["limits", "release", "batch:none"]).ends(5).says(&["there are mock"]);
     for (wrong, says) in [
@@ -134,6 +149,7 @@ fn report(queue: &Queue, key: &str, class: FailureClass, detail: &str) -> Worker
         until: now + Duration::from_secs(480),
         probing: false,
         lanes: vec![(queue.clone(), Some("mock".into()))],
+        at_once: None,
     };
     WorkerReport {
         id: WorkerId::random("w"),

@@ -8,8 +8,9 @@ use std::time::Duration;
 use promptq_common::broker::{Broker, HoldKey, WorkerId};
 use promptq_common::config;
 use promptq_common::error::{Kind, Result};
+use promptq_common::job::Queue;
 use promptq_common::ledger::{HELD_KEYS, HELD_LANES, HeldKey, JobFilter, WorkerReport};
-use promptq_common::limits::{CapView, Held, Limits, look};
+use promptq_common::limits::{Bounded, CapView, Held, Limits, look};
 use promptq_common::outcome::FailureClass;
 use promptq_common::record::State;
 use promptq_common::store::{REUSE_FOLDER, Store};
@@ -68,7 +69,9 @@ pub(crate) async fn reports(broker: Broker, limits: Limits, settings: Settings, 
         }
         let status = board.now();
         told = failing(&status);
-        let held = limits.held().into_iter().take(HELD_KEYS).map(|held| held_key(held, &limits)).collect();
+        let held = limits.held().into_iter().map(|held| held_key(held, &limits));
+        let bounded = limits.bounded().into_iter().map(|bounded| bounded_key(bounded, &limits));
+        let held = held.chain(bounded).take(HELD_KEYS).collect();
         let report = WorkerReport { held, ..report(&settings, &status, started_at, &host) };
         if let Err(error) = broker.ledger().report(&report).await {
             tracing::debug!(%error, "reporting failed; trying again");
@@ -96,16 +99,34 @@ fn failing(status: &Status) -> BTreeSet<String> {
 }
 
 fn held_key(held: Held, limits: &Limits) -> HeldKey {
-    let lanes = limits.lanes_behind(&held.key, HELD_LANES).into_iter();
     HeldKey {
-        lanes: lanes.map(|(queue, model)| (queue, model.map(|model| model.as_str().to_owned()))).collect(),
+        lanes: lanes_behind(&held.key, limits),
         class: held.class,
         detail: held.detail.chars().take(DETAIL).collect(),
         since: held.since,
         until: held.until,
         probing: held.probing,
         key: held.key,
+        at_once: None,
     }
+}
+
+fn bounded_key(bounded: Bounded, limits: &Limits) -> HeldKey {
+    HeldKey {
+        lanes: lanes_behind(&bounded.key, limits),
+        class: FailureClass::Capacity,
+        detail: "it has too much to do".to_owned(),
+        since: bounded.since,
+        until: Timestamp::now(),
+        probing: false,
+        key: bounded.key,
+        at_once: Some(bounded.at_once),
+    }
+}
+
+fn lanes_behind(key: &str, limits: &Limits) -> Vec<(Queue, Option<String>)> {
+    let lanes = limits.lanes_behind(key, HELD_LANES).into_iter();
+    lanes.map(|(queue, model)| (queue, model.map(|model| model.as_str().to_owned()))).collect()
 }
 
 /// Asks for this worker's parts of the limits, and for what people have released.
@@ -274,7 +295,7 @@ fn every(length: Duration) -> tokio::time::Interval {
 #[cfg(test)]
 mod tests {
     use promptq_common::broker::LeaseId;
-    use promptq_common::job::{JobId, Queue};
+    use promptq_common::job::JobId;
     use promptq_common::outcome::Body;
     use tokio::time::Instant;
 

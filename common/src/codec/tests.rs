@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::broker::LeaseId;
 use crate::job::{BatchName, Extras, JobId, Priority};
+use crate::limits::{Amounts, Ask, Cap, Doubt, Heard, Measure, Per, Portion};
 use crate::outcome::{Attempt, Body, CostSource, Detail, FailureClass, Origin, Usage, Usd};
 use crate::record::{Answer, Cause, End, Output, Stored};
 use crate::work::{Input, Prompt, Work};
@@ -221,6 +222,45 @@ fn a_wrong_version_an_excess_byte_and_a_giant_are_refused() {
     assert_eq!(encode_job(&giant).unwrap_err().kind(), Kind::TooLarge);
 }
 
+/// Two workers of a key, the first gone without a word; heard of, refused, released and set.
+fn pool() -> Pool {
+    let cap = |measure, per, most| Cap { measure, per, most };
+    let caps = vec![
+        cap(Measure::Requests, Per::Minute, 600),
+        cap(Measure::Usd, Per::Day, 20),
+        cap(Measure::Concurrent, Per::Moment, 9),
+    ];
+    let amounts = Amounts { usd: 7, ..Amounts::call(900, 300) };
+    let portion = Portion { amounts, doubt: Doubt { input: 2.5, output: 400.0 } };
+    let heard = Heard { measure: Measure::Requests, per: Per::Minute, most: 500, left: Some(20) };
+    let ask = |id, seq, refused| Ask {
+        caps: caps.clone(),
+        adaptive: true,
+        spent: vec![(125, amounts)],
+        held: portion,
+        want: portion,
+        least: portion,
+        heard: vec![(0, heard)],
+        heard_of: vec!["acme/fast".into()],
+        ..Ask { id, seq, refused, ..Ask::default() }
+    };
+    let mut pool = Pool::default();
+    pool.ask(1_000_000, &ask(1, 1, None));
+    pool.release(1_020_000);
+    pool.ask(1_030_000, &ask(2, 9, Some((0, 5_000))));
+    pool.set(1_030_100, Measure::Tokens, Per::Day, Some(1_000_000));
+    pool
+}
+
+#[test]
+fn the_state_of_a_limit_reads_as_it_was_written() {
+    let bytes = encode_pool(&pool()).unwrap();
+    let golden = include_str!("../../golden/pool-v1.hex");
+    assert_eq!(hex(&bytes), golden.trim(), "a change of shape needs a new version byte");
+    assert_eq!(decode_pool(&bytes).unwrap(), pool());
+    assert_eq!(decode_pool(&[]).unwrap(), Pool::default());
+}
+
 /// The most memory this process ever held, in KiB.
 fn peak_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
@@ -261,6 +301,19 @@ proptest! {
             let at = at % bytes.len();
             bytes[at] = byte;
             let _record = decode_record(&bytes);
+        }
+    }
+
+    #[test]
+    fn a_limit_whose_bytes_were_flipped_is_an_error_or_another_that_can_be_asked(at in 0..500usize, byte in any::<u8>()) {
+        let mut bytes = encode_pool(&pool()).unwrap();
+        let at = at % bytes.len();
+        bytes[at] = byte;
+        if let Ok(mut pool) = decode_pool(&bytes) {
+            let amounts = Amounts { usd: 7, ..Amounts::call(900, 300) };
+            let portion = Portion { amounts, doubt: Doubt::default() };
+            let _answers = [1, 2].map(|id| pool.ask(2_000_000, &Ask { id, want: portion, least: portion, ..Ask::default() }));
+            pool.view(2_000_000);
         }
     }
 

@@ -1,6 +1,7 @@
 //! The sections `limits.KEY`: what may be used of an account, by whoever shares it.
 
 use super::reader::Reader;
+use crate::broker::HoldKey;
 use crate::limits::{Cap, DOLLARS, Measure, Per, Rule, dollars_of};
 
 /// The settings of a key, and what each counts.
@@ -23,12 +24,17 @@ pub(super) fn limits(r: &mut Reader<'_>) -> Vec<Rule> {
         let mut caps = Vec::new();
         for (name, measure, usual) in NAMES {
             let path = ["limits", key.as_str(), name];
-            if measure == Measure::Usd {
-                caps.extend(r.amount(&path, spending));
-                continue;
+            let cap = if measure == Measure::Usd {
+                r.amount(&path, spending)
+            } else {
+                let said = r.amount(&path, |text| Rate::read(text, usual));
+                said.map(|Rate { most, per }| Cap { measure, per, most })
+            };
+            let is_same = |known: &Cap| cap.is_some_and(|cap| (known.measure, known.per) == (cap.measure, cap.per));
+            if caps.iter().any(is_same) {
+                r.wrong(&path, "says another amount of what an earlier setting of the key limits too; name one");
             }
-            let said = r.amount(&path, |text| Rate::read(text, usual));
-            caps.extend(said.map(|Rate { most, per }| Cap { measure, per, most }));
+            caps.extend(cap);
         }
         let adaptive = r.boolean(&["limits", key.as_str(), "adaptive"], false);
         if caps.is_empty() && r.errors.is_empty() {
@@ -71,7 +77,7 @@ pub struct Change {
 }
 
 /// Reads what is to be set of `key`: `requests=300/min`, `tokens=off`, `usd=20/day`, by the names and forms of the settings.
-/// Of a batch (`batch:NAME`) it is all that its jobs may cost, `usd=40`.
+/// Of a batch (`batch:NAME`) it is all that its jobs may cost, `usd=40`; of a queue's budget it is money too.
 ///
 /// # Errors
 /// Says what was wrong.
@@ -83,6 +89,9 @@ pub fn change_of(key: &str, text: &str) -> Result<Change, String> {
         return Err(format!("{name:?} is no limit; there are {}", names.join(", ")));
     };
     let wrong = |why: String| format!("{name} {why}");
+    if measure != Measure::Usd && matches!(key.parse(), Ok(HoldKey::Batch(_) | HoldKey::Budget(_))) {
+        return Err(wrong(format!("is of accounts; of {key} only usd is limited")));
+    }
     match measure {
         // All that are counted in whole numbers.
         Measure::Requests | Measure::InputTokens | Measure::OutputTokens | Measure::Tokens | Measure::Concurrent => {
@@ -196,6 +205,9 @@ mod tests {
         let raised = change(Measure::Usd, Per::Ever, Some(40_000_000_000));
         assert_eq!(change_of("batch:nov", "usd=40"), raised);
         assert!(change_of("batch:nov", "usd=40/day").is_err() && change_of("batch:nov", "usd=off").is_err());
+        for key in ["batch:nov", "budget:default"] {
+            assert!(change_of(key, "tokens=9").unwrap_err().contains("only usd"), "nobody would keep it");
+        }
         for (text, says) in [
             ("requests", "no ="),
             ("speed=9", "there are requests"),

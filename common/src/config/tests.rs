@@ -198,6 +198,8 @@ fn settings_must_fit_each_other() {
         ("retention.dead = \"90d\"", "at least as long as"),
         ("queues.a.backoff = { first = \"2m\", max = \"1m\" }", "at most its max"),
         ("queues.a.reuse = \"8d\"", "at most retention.reuse"),
+        ("limits.a = { usd = \"5\", usd_per_day = \"9\" }", "limits.a.usd_per_day says another amount"),
+        ("limits.a = { tokens = \"2M/day\", tokens_per_day = \"1M\" }", "limits.a.tokens_per_day says another amount"),
         ("mock = { errors = 0.6, throttled = 0.6 }", "together must be at most 1"),
         ("ledger = \"redis://localhost\"", "keeps its own records"),
         ("ledger = \"store\"", "keeps its own records"),

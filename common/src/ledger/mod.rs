@@ -102,6 +102,14 @@ fn unshared(op: &'static str) -> Error {
 /// The most bytes kept of one limit key: 500 workers have it.
 pub const LIMIT_BYTES: usize = 128 << 10;
 
+/// Refuses what is above [`LIMIT_BYTES`].
+pub(crate) fn check_limit(op: &'static str, new: &[u8]) -> Result<()> {
+    if new.len() > LIMIT_BYTES {
+        return Err(Error::new(Kind::TooLarge, op, format!("{} bytes; the limit is {LIMIT_BYTES}", new.len())));
+    }
+    Ok(())
+}
+
 /// What is kept of a limit key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeptLimit {
@@ -360,4 +368,7 @@ pub struct HeldKey {
     pub probing: bool,
     /// Queue and model (as submitted) of jobs behind it, at most [`HELD_LANES`].
     pub lanes: Vec<(Queue, Option<String>)>,
+    /// It is not shut: its endpoint has too much to do, and gets so many calls at once from this worker.
+    #[serde(default)]
+    pub at_once: Option<u32>,
 }

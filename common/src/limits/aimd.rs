@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::amount::float;
 use crate::job::Lane;
 use crate::outcome::{FailureClass, Outcome, Usage};
+use crate::time::Timestamp;
 
 /// Calls at once after an outage, when nothing is known of what comes back.
 const FIRST: u32 = 4;
@@ -55,8 +56,9 @@ pub(super) struct Aimd {
     in_flight: u32,
     /// Jobs that were leased and do not run yet.
     expected: u32,
-    /// The most at once, if there is one.
+    /// The most at once, if there is one, and since when there has been.
     most: Option<u32>,
+    since: Option<(Instant, Timestamp)>,
     /// Below this it doubles with each round.
     doubles_to: u32,
     /// Refusals, each worth [`SHARE`], less the answers since.
@@ -211,6 +213,12 @@ impl Aimd {
         self.most
     }
 
+    /// The most at once and since when, where that has kept anybody waiting lately.
+    pub(super) fn bound_since(&self, now: Instant) -> Option<(u32, (Instant, Timestamp))> {
+        let lately = self.bound_at.is_some_and(|at| now.saturating_duration_since(at) < STALE);
+        self.most.filter(|_| lately).zip(self.since)
+    }
+
     /// How many more may begin.
     pub(super) fn room(&self) -> u32 {
         self.most.map_or(u32::MAX, |most| most.saturating_sub(self.in_flight).saturating_sub(self.expected))
@@ -268,6 +276,7 @@ impl Aimd {
     }
 
     fn bound(&mut self, now: Instant, most: u32) {
+        self.since = self.since.filter(|_| self.most.is_some()).or_else(|| Some((now, Timestamp::now())));
         (self.most, self.strain) = (Some(most), 0);
         (self.cut_at, self.bound_at) = (Some(now), Some(now));
         self.next_round(now);

@@ -48,6 +48,11 @@ impl Amounts {
         self.each(|part| whole(float(part) * factor))
     }
 
+    /// A part of `count`, at least 1, that are alike; rounded down.
+    pub(super) fn shared_by(self, count: i64) -> Self {
+        self.each(|part| part / count)
+    }
+
     /// The larger of each part.
     pub fn max(self, other: Self) -> Self {
         self.with(other, Ord::max)

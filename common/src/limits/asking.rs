@@ -8,7 +8,8 @@ use futures_util::future::join_all;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::amount::Amounts;
-use super::pool::{Grant, Pool};
+use super::ask::Grant;
+use super::pool::Pool;
 use super::{Limits, shared};
 use crate::error::{Error, Kind, Result};
 use crate::ledger::Ledger;

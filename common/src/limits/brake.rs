@@ -41,16 +41,17 @@ impl Default for Brake {
 impl Brake {
     /// Lets a clean minute count; after a clock that went back, no freeze is longer than one may be.
     pub(super) fn advance(&mut self, now: i64) {
-        self.frozen_until = self.frozen_until.min(now + LONGEST);
+        self.rate = self.rate.clamp(LEAST, 1.0);
+        self.frozen_until = self.frozen_until.min(now.saturating_add(LONGEST));
         self.stepped_at = self.stepped_at.min(now.max(self.frozen_until));
         while self.rate < 1.0 {
             let next = (self.rate + BACK).min(1.0);
             // A thousandth for the rounding of sums.
             let step = if next < self.refused_at * WELL_BELOW + 0.001 { QUICK } else { CLEAN };
-            if now - self.stepped_at < step {
+            if now.saturating_sub(self.stepped_at) < step {
                 break;
             }
-            (self.rate, self.stepped_at) = (next, self.stepped_at + step);
+            (self.rate, self.stepped_at) = (next, self.stepped_at.saturating_add(step));
         }
     }
 
@@ -60,7 +61,7 @@ impl Brake {
         let until = now + wait.clamp(0, LONGEST);
         let is_first = epoch >= self.epoch;
         if is_first {
-            self.epoch += 1;
+            self.epoch = self.epoch.saturating_add(1);
             self.refused_at = self.rate;
             self.rate = (self.rate * AFTER).max(LEAST);
         } else if self.frozen_until <= now {
@@ -80,6 +81,11 @@ impl Brake {
 
     pub(super) fn is_frozen(&self, now: i64) -> bool {
         now < self.frozen_until
+    }
+
+    /// For how many milliseconds yet.
+    pub(super) fn frozen_for(&self, now: i64) -> i64 {
+        self.frozen_until.saturating_sub(now).max(0)
     }
 }
 

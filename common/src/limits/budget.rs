@@ -21,6 +21,8 @@ use crate::time::Timestamp;
 
 /// A job keeps its slot for so long while others hold what is left: their calls may cost less than they reserved.
 const MOMENT: Duration = Duration::from_secs(5);
+/// A job that turns out to have to be reckoned comes again after so long.
+const SECOND: Duration = Duration::from_secs(1);
 /// Keys of money remembered; beyond that, those that nothing is known against are forgotten.
 const BUDGETS: usize = 2_000;
 /// Why nothing is called where a cap could not be kept.
@@ -134,9 +136,9 @@ impl Limits {
         mut pass: Pass,
         lane: &Lane,
         size: Size,
-        (worst, budgets): (Option<Usd>, &[Budget]),
+        (reckoned, budgets): (Option<Usd>, &[Budget]),
     ) -> Result<Pass, Turned> {
-        let worst = worst.map_or(0, Usd::as_nanos);
+        let worst = reckoned.map_or(0, Usd::as_nanos);
         pass.money.worst = worst;
         if worst > 0 {
             for budget in budgets {
@@ -151,6 +153,10 @@ impl Limits {
             }
         }
         let mut pass = self.reserve(pass, lane, size).await.map_err(|(denied, key)| Turned::Limit(denied, key))?;
+        if reckoned.is_none() && self.is_priced(lane, &pass) {
+            // A person has capped what its account costs meanwhile.
+            return Err(Turned::Limit(Denied::Later(SECOND), pass.unsent().unwrap_or_default()));
+        }
         pass.money.sent = true;
         Ok(pass)
     }
@@ -173,9 +179,10 @@ impl Limits {
         }
     }
 
-    /// A job may not be called until a person has mended something; `detail` says what. Shown for as long as such jobs come.
+    /// A job may not be called until a person has mended something; `detail` says what. Shown under its key (which may be
+    /// said as what the job waits for) as long as such jobs come.
     pub fn complain(&self, key: &str, detail: &str) -> Duration {
-        let (now, mut book) = (Timestamp::now(), self.quotas().book());
+        let (key, now, mut book) = (key.strip_prefix("limit:").unwrap_or(key), Timestamp::now(), self.quotas().book());
         book.complaints.retain(|_, held| held.until > now);
         let until = now + FAR * 2;
         if let Some(held) = book.complaints.get_mut(key) {

@@ -99,6 +99,16 @@ impl Limits {
     }
 }
 
+impl Pass {
+    /// Gives back what was reserved of the limits for a call that is not made after all; the key that has them.
+    pub(super) fn unsent(&mut self) -> Option<String> {
+        let mut reserved = self.reserved.take()?;
+        let reservation = reserved.reservation.take()?.costs(0);
+        self.limits.quotas().settle(&reserved.key, reservation, Came::Unsent);
+        Some(reserved.key.to_string())
+    }
+}
+
 fn asks<'a>(queue: &'a Queue, model: &'a str, size: &Size, counts: Counts) -> Asks<'a> {
     let output_upfront = counts.output_upfront && size.max_tokens.is_some();
     Asks { queue, model, bytes: size.bytes, max_tokens: size.max_tokens, output_upfront }

@@ -76,8 +76,8 @@ impl Estimates {
         let (plain, ratio) = (plain(asks.bytes), self.ratio(asks.model));
         let most = asks.max_tokens.unwrap_or(UNBOUNDED);
         let answer = self.answer(asks);
-        let (output, doubt) =
-            if asks.output_upfront { (float(most), 0.0) } else { (answer.mean.min(float(most)), answer.variance) };
+        let probably = asks.max_tokens.map_or(answer.mean, |most| answer.mean.min(float(most)));
+        let (output, doubt) = if asks.output_upfront { (float(most), 0.0) } else { (probably, answer.variance) };
         let amounts = Amounts::call(whole((plain * ratio.mean).ceil()).max(1), whole(output.ceil()).max(1));
         let doubt = Doubt { input: plain * plain * ratio.variance, output: doubt };
         Need { amounts, doubt, output_upfront: asks.output_upfront }
@@ -165,6 +165,8 @@ mod tests {
         assert!((1_999..=2_001).contains(&input) && (490..=510).contains(&output), "{input} {output}");
         assert_eq!(tokens(&estimates, &asks(&queue, 3_600, Some(50))).1, 50);
         assert_eq!(tokens(&estimates, &asks(&other, 3_600, None)).1, 1_024, "another queue, another template");
+        (0..400).for_each(|_| estimates.learn(&asks(&other, 3_600, None), 2_000, 20_000));
+        assert_eq!(tokens(&estimates, &asks(&other, 3_600, None)).1, 20_000, "nobody bounds it");
         let doubt = estimates.need(&asks(&queue, 3_600, None)).doubt;
         assert!((95.0..105.0).contains(&doubt.output.sqrt()) && doubt.input.sqrt() < 20.0, "{doubt:?}");
         estimates.learn(&asks(&queue, 10, None), 1_000_000, 1);

@@ -3,8 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::amount::{Amounts, Cap, Measure, Per, float, whole};
+use super::ask::Heard;
 use super::brake::Brake;
-use super::pool::{Heard, part_of};
+use super::pool::{SILENT, part_of};
 use super::view::CapView;
 use super::window::Window;
 
@@ -14,7 +15,7 @@ const AT_ONCE: f64 = 0.1;
 const REFILL: f64 = 1.1;
 /// What a header said is believed for so long without being said again: accounts are raised, and a header may have been
 /// one model's while several share the key.
-const BELIEVED: i64 = 600_000;
+pub(super) const BELIEVED: i64 = 600_000;
 /// A provider counts a little otherwise than we do (and rounds): less than this says nothing about others on its account.
 const TOLERANCE: f64 = 0.02;
 /// What is used up for ever may be had again when a person raises the cap: asked about so much later.
@@ -23,8 +24,9 @@ const RAISED_BY_THEN: i64 = 3_600_000;
 /// A cap with its window.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Meter {
-    /// As configured.
+    /// As the latest worker that asked has it configured, and when it did; without an end where nobody has.
     cap: Cap,
+    wanted_at: i64,
     /// As a person set it.
     set: Option<i64>,
     /// As the provider's headers have it.
@@ -45,6 +47,7 @@ impl Meter {
     pub(super) fn new(cap: Cap, now: i64) -> Self {
         let mut meter = Self {
             cap,
+            wanted_at: now,
             set: None,
             learned: None,
             heard_at: 0,
@@ -72,21 +75,31 @@ impl Meter {
         self.cap.per == Per::Minute && self.cap.measure != Measure::Usd
     }
 
-    pub(super) fn is_set(&self) -> bool {
-        self.set.is_some()
-    }
-
     pub(super) fn set(&mut self, most: Option<i64>) {
         self.set = most.map(|most| most.max(1));
     }
 
-    pub(super) fn configure(&mut self, most: i64, adaptive: bool) {
-        self.cap.most = most.max(1);
-        self.adaptive = adaptive;
+    pub(super) fn configure(&mut self, now: i64, most: i64, adaptive: bool) {
+        (self.cap.most, self.adaptive, self.wanted_at) = (most.max(1), adaptive, now);
+    }
+
+    /// A worker asked that has no such cap; nor has any other, if it was long ago that one asked. Whether it is still of use:
+    /// what was consumed is kept for as long as it would count, should somebody have the cap again.
+    pub(super) fn outlives(&mut self, now: i64) -> bool {
+        let unwanted = now.saturating_sub(self.wanted_at);
+        if unwanted >= SILENT {
+            self.cap.most = i64::MAX;
+        }
+        self.set.is_some() || unwanted < SILENT.max(self.cap.per.millis())
     }
 
     pub(super) fn unlearn(&mut self) {
         self.learned = None;
+    }
+
+    /// The cap, whatever refusals have left of it; `None` where there is none any more.
+    pub(super) fn allows(&self) -> Option<Cap> {
+        (self.base < i64::MAX).then_some(Cap { most: self.base, ..self.cap })
     }
 
     /// The cap as it is in force.
@@ -96,8 +109,8 @@ impl Meter {
 
     /// Brings it to `now`, with as much of it in force as the brake lets through.
     pub(super) fn advance(&mut self, now: i64, brake: &Brake) {
-        self.heard_at = self.heard_at.min(now);
-        self.learned = self.learned.filter(|_| now - self.heard_at < BELIEVED);
+        (self.heard_at, self.wanted_at) = (self.heard_at.min(now), self.wanted_at.min(now));
+        self.learned = self.learned.filter(|_| now.saturating_sub(self.heard_at) < BELIEVED);
         let learned = self.learned.unwrap_or(self.cap.most);
         let open = if self.adaptive { learned } else { learned.min(self.cap.most) };
         self.base = self.set.unwrap_or(open);
@@ -107,7 +120,7 @@ impl Meter {
         }
         self.window.advance(self.cap.per, now);
         if self.is_paced() {
-            let passed = float((now - self.paced_at).max(0)) / float(Per::Minute.millis());
+            let passed = float(now.saturating_sub(self.paced_at).max(0)) / float(Per::Minute.millis());
             self.pace = (self.pace + float(self.most) * passed * REFILL).min(float(self.at_once()));
             // It does not fill up while nobody may call.
             self.paced_at = now.max(brake.frozen_until);
@@ -127,7 +140,7 @@ impl Meter {
     /// Whether one job of that size may go now, however large it is beside what may go at once.
     pub(super) fn admits(&self, taken: i64, earlier: i64, needed: i64) -> bool {
         let fits = self.room_for(needed) >= self.used().saturating_add(taken).saturating_add(needed);
-        fits && (!self.is_paced() || whole(self.pace) - earlier >= needed.min(self.at_once()))
+        fits && (!self.is_paced() || whole(self.pace).saturating_sub(earlier) >= needed.min(self.at_once()))
     }
 
     /// What is in force for a job of that size: one that is larger than the rest left by refusals would never run.
@@ -150,7 +163,7 @@ impl Meter {
         }
         let lacking = float(needed.min(self.at_once()).saturating_add(earlier)) - self.pace;
         let filled = lacking / (float(self.most) * REFILL) * float(Per::Minute.millis());
-        falls.max(whole(filled) + 1)
+        falls.max(whole(filled).saturating_add(1))
     }
 
     /// What is not consumed, whoever holds it; below zero where the cap was lowered.
@@ -186,11 +199,11 @@ impl Meter {
 
     /// What the provider says of it. What is used there and neither used nor held here was used by others of the account;
     /// then all that is used there counts, and what is held comes on top, for nobody knows what of it has arrived there.
-    pub(super) fn hear(&mut self, now: i64, heard: &Heard, held: &Amounts) {
+    pub(super) fn hear(&mut self, now: i64, age: i64, heard: &Heard, held: &Amounts) {
         if heard.most <= 0 {
             return;
         }
-        (self.learned, self.heard_at) = (Some(heard.most), now);
+        (self.learned, self.heard_at) = (Some(heard.most), now.saturating_sub(age));
         let (used, held) = (self.used(), held.of(self.cap.measure));
         let theirs = heard.left.filter(|left| *left >= 0).map_or(0, |left| heard.most.saturating_sub(left));
         if theirs.saturating_sub(used).saturating_sub(held) > part_of(heard.most, TOLERANCE) {

@@ -4,8 +4,10 @@
 
 mod aimd;
 mod amount;
+mod ask;
 mod asking;
 mod behind;
+mod bounded;
 mod brake;
 mod breaker;
 mod budget;
@@ -20,10 +22,6 @@ mod purse;
 mod quota;
 mod release;
 mod shared;
-#[cfg(test)]
-mod sharing;
-#[cfg(test)]
-mod simulation;
 #[cfg(test)]
 mod tests;
 mod till;
@@ -44,13 +42,15 @@ use crate::time::Timestamp;
 use breaker::{Gate, Ticket};
 
 pub use amount::{Amounts, Cap, Measure, Per};
+pub use ask::{Ask, Grant, Heard, Money};
+pub use bounded::Bounded;
 pub use breaker::Ruling;
 pub use budget::{Budget, Ceiling, DOLLARS, Turned, dollars_of};
 pub use call::{Counts, Expected, Size};
 pub use ear::Ear;
 pub use estimate::{Asks, Estimates};
 pub use need::{Doubt, Need, Portion};
-pub use pool::{Ask, Grant, Heard, Money, Pool, VOID_AFTER};
+pub use pool::Pool;
 pub use purse::{Came, Purse, Reservation};
 pub use quota::{Denied, Rule, covers};
 pub use shared::{change, look};

@@ -4,7 +4,7 @@ use std::ops::{Add, Sub};
 
 use serde::{Deserialize, Serialize};
 
-use super::amount::{Amounts, Measure, whole};
+use super::amount::{Amounts, Measure, float, whole};
 
 /// What one job will probably consume.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -59,6 +59,11 @@ impl Portion {
         let Self { amounts, doubt } = self;
         let doubt = Doubt { input: doubt.input * factor, output: doubt.output * factor };
         Self { amounts: amounts.times(factor), doubt }
+    }
+
+    /// What each of `count` has of it, at least one of them: whole, where a fraction's rounding would make nothing of one.
+    pub(super) fn shared_by(self, count: i64) -> Self {
+        Self { amounts: self.amounts.shared_by(count), ..self.times(1.0 / float(count)) }
     }
 }
 

@@ -9,8 +9,9 @@ use tokio::time::Instant;
 
 use super::Held;
 use super::amount::Cap;
+use super::ask::{Ask, Grant, Heard};
 use super::need::{Need, Portion};
-use super::pool::{Ask, Grant, Heard, Pool};
+use super::pool::Pool;
 use super::purse::Purse;
 use super::quota::{FROZEN, GUESS, PATIENCE};
 use super::till::Till;
@@ -57,9 +58,6 @@ pub(super) struct Part {
     short: Option<Short>,
     /// Since when the store does not answer, and why.
     pub(super) trouble: Option<(Timestamp, String)>,
-    /// Whose headers were heard, and whether several's were.
-    heard_of: Option<Box<str>>,
-    mixed: bool,
     /// Without a store: what would be there.
     pub(super) alone: Option<Pool>,
 }
@@ -101,18 +99,17 @@ impl Part {
             last: Grant::default(),
             short: None,
             trouble: None,
-            heard_of: None,
-            mixed: false,
             alone: None,
         }
     }
 
     /// Jobs of this lane are ready.
     pub(super) fn seen(&mut self, lane: &Lane, now: i64) {
-        let mean = self.mean(now);
-        match self.lanes.get_mut(lane) {
-            Some(seen) => seen.ready_at = now,
-            None => drop(self.lanes.insert(lane.clone(), Seen { ready_at: now, mean })),
+        if let Some(seen) = self.lanes.get_mut(lane) {
+            seen.ready_at = now;
+        } else {
+            let mean = self.mean(now);
+            self.lanes.insert(lane.clone(), Seen { ready_at: now, mean });
         }
     }
 
@@ -126,13 +123,13 @@ impl Part {
         }
     }
 
-    /// What a header said to a call of that provider and model. Headers speak of one model: once the rule turns out to be
-    /// for several they say nothing of it.
+    /// What headers said to a call of that provider and model, if they said anything.
     pub(super) fn hear(&mut self, now: i64, limit_key: &str, heard: impl Iterator<Item = Heard>) {
-        self.mixed |= &**self.heard_of.get_or_insert_with(|| limit_key.into()) != limit_key;
-        if !self.mixed {
-            heard.for_each(|heard| self.purse.hear(now, heard));
+        let mut heard = heard.peekable();
+        if heard.peek().is_some() {
+            self.purse.hear_of(limit_key);
         }
+        heard.for_each(|heard| self.purse.hear(now, heard));
     }
 
     pub(super) fn forget_lanes(&mut self) {
@@ -146,8 +143,8 @@ impl Part {
     /// What a job of the key takes, over the lanes that have some.
     fn mean(&self, now: i64) -> Portion {
         let (count, sum) =
-            self.ready(now).fold((0.0, Portion::default()), |(n, sum), (_, seen)| (n + 1.0, sum + seen.mean));
-        if count > 0.0 { sum.times(1.0 / count) } else { Portion { amounts: GUESS, ..Portion::default() } }
+            self.ready(now).fold((0, Portion::default()), |(n, sum), (_, seen)| (n + 1, sum + seen.mean));
+        if count > 0 { sum.shared_by(count) } else { Portion { amounts: GUESS, ..Portion::default() } }
     }
 
     /// How many jobs of a lane there is room for: its part of what its key has, what was leased before taken off.
@@ -202,7 +199,7 @@ impl Part {
         let before = self.short;
         self.short = grant.short.map(|cap| Short { cap, ..before.unwrap_or_else(|| Short::now(cap)) });
         self.trouble = None;
-        self.last = *grant;
+        self.last = grant.clone();
         self.turned.notify_waiters();
         let has_room = grant.amounts.requests > 0 && self.purse.waiting() == 0;
         (has_room && std::mem::take(&mut self.given_back)) || opens
@@ -258,5 +255,22 @@ impl Part {
             return held(since, format!("all of {cap} is used; more workers will not help"), self.wait());
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::{Band, ModelName, Queue};
+
+    /// A forty-ninth of 49 is a little less than one, and of nothing any number would fit.
+    #[test]
+    fn a_job_is_one_job_however_many_lanes_there_are() {
+        let mut part = Part::new(1, Vec::new(), false);
+        for lanes in 1..200 {
+            let model = Some(ModelName::new(&lanes.to_string()));
+            part.seen(&Lane { queue: Queue::standard(), model, band: Band::Normal }, 0);
+            assert_eq!(part.mean(0).amounts, GUESS, "{lanes}");
+        }
     }
 }

@@ -4,8 +4,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::amount::{Amounts, Cap, Measure, Per, float, whole};
+use super::ask::{Ask, Grant, Heard, Money};
 use super::brake::Brake;
-use super::meter::Meter;
+use super::meter::{BELIEVED, Meter};
 use super::need::Portion;
 use super::view::PoolView;
 
@@ -14,12 +15,13 @@ pub const VOID_AFTER: i64 = 2_000;
 /// A worker counts among those that share for so long after it asked.
 const ACTIVE: i64 = 2_000;
 /// A worker that has said nothing for so long is gone: what it held counts as consumed.
-const SILENT: i64 = 10_000;
+pub(super) const SILENT: i64 = 10_000;
 /// The most workers of one key: each is some 100 bytes of a state that every ask reads and writes.
 const MEMBERS: usize = 500;
-/// Between two asks of a worker: so much for each that shares, so that they come to about 20 a second together.
+/// Between two asks of a worker: so much for each that shares, so that 20 of them come to about 20 a second; the least, and
+/// the most, as grants are void soon.
 const PAUSE: (i64, i64, i64) = (50, 100, 1_000);
-/// The most workers remembered that went without a word and held money.
+/// The most workers remembered that went without a word while money was capped.
 const GONE: usize = 100;
 
 /// The shared state of one limit key. Moments are milliseconds of the store's clock.
@@ -32,6 +34,8 @@ pub struct Pool {
     /// Workers that went without a word, with the moment that what they held was booked at. Money that one of them did not
     /// spend after all comes back with it, as after a while without the store: else a cap for ever would lose it for good.
     gone: Vec<(Member, i64)>,
+    /// The models that headers spoke of lately, at most two, and when they last did.
+    voices: Vec<(String, i64)>,
     brake: Brake,
     /// When a person ended all that held it back.
     released_at: Option<i64>,
@@ -52,76 +56,6 @@ struct Member {
     starving: Option<i64>,
 }
 
-/// What a worker tells and asks.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Ask {
-    /// Who asks.
-    pub id: u64,
-    /// One more with each ask that was answered.
-    pub seq: u64,
-    /// The key's caps as this worker's configuration has them.
-    pub caps: Vec<Cap>,
-    /// Whether a provider's header may raise them.
-    pub adaptive: bool,
-    /// What was consumed since the last ask, each with its age in milliseconds. Corrections may be negative.
-    pub spent: Vec<(i64, Amounts)>,
-    /// What is reserved by calls in flight.
-    pub held: Portion,
-    /// What could be used until the next ask.
-    pub want: Portion,
-    /// The least that is of any use: one job.
-    pub least: Portion,
-    /// Refusals since the last ask: the epoch of the latest call, and the longest wait in milliseconds.
-    pub refused: Option<(u64, i64)>,
-    /// What the provider's headers said since the last ask, each with its age in milliseconds.
-    pub heard: Vec<(i64, Heard)>,
-    /// Whether the worker leaves.
-    pub leaves: bool,
-}
-
-/// What a provider's header said of one of its limits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Heard {
-    /// Which of its limits.
-    pub measure: Measure,
-    /// Over what it counts.
-    pub per: Per,
-    /// The limit.
-    pub most: i64,
-    /// What is left of it, if that was said.
-    pub left: Option<i64>,
-}
-
-/// What a worker may use until its next ask; what it had before and did not use is part of it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Grant {
-    /// Of everything so much.
-    pub amounts: Amounts,
-    /// The epoch that calls are sent under.
-    pub epoch: u64,
-    /// For how long nobody calls, in milliseconds; 0 while the key is not frozen.
-    pub frozen: i64,
-    /// After how many milliseconds there may be enough for the least, if there is not now.
-    pub wait: Option<i64>,
-    /// The cap that kept it from giving all that was wanted.
-    pub short: Option<Cap>,
-    /// When to ask again, in milliseconds.
-    pub again: i64,
-    /// How money stands, where it is capped.
-    pub money: Option<Money>,
-}
-
-/// How money stands under a limit key: of several caps the one that leaves least.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Money {
-    /// The cap.
-    pub cap: Cap,
-    /// What is not spent, whoever holds it.
-    pub unspent: i64,
-    /// What of that nobody holds either.
-    pub open: i64,
-}
-
 impl Pool {
     /// Takes note of what a worker says, and gives it its part. An ask that was heard before changes nothing and is given
     /// nothing: what it was given the first time may be void, and comes back with the next.
@@ -138,10 +72,8 @@ impl Pool {
         {
             self.meters.iter_mut().for_each(Meter::drain);
         }
-        for (age, heard) in &ask.heard {
-            // What was left a while ago says nothing of now.
-            let left = heard.left.filter(|_| *age <= ACTIVE);
-            self.hear(now, &Heard { left, ..*heard });
+        if self.are_of_one(now, &ask.heard_of) {
+            ask.heard.iter().for_each(|(age, heard)| self.hear(now, *age, heard));
         }
         self.refit();
         if ask.leaves || (!known && self.members.len() > MEMBERS) {
@@ -156,10 +88,10 @@ impl Pool {
         let now = self.advance(clock);
         if let Some(meter) = self.meters.iter_mut().find(|meter| meter.is_for(measure, per)) {
             meter.set(most);
-        } else {
-            let mut meter = Meter::new(Cap { measure, per, most: most.unwrap_or(i64::MAX) }, now);
+        } else if most.is_some() {
+            let mut meter = Meter::new(Cap { measure, per, most: i64::MAX }, now);
             meter.set(most);
-            self.meters.extend(most.map(|_| meter));
+            self.meters.push(meter);
         }
         self.refit();
     }
@@ -174,7 +106,7 @@ impl Pool {
 
     /// How many milliseconds ago that was, if ever.
     pub fn released_for(&self, clock: i64) -> Option<i64> {
-        self.released_at.map(|at| (clock - at).max(0))
+        self.released_at.map(|at| clock.saturating_sub(at).max(0))
     }
 
     /// What people see of it.
@@ -183,11 +115,11 @@ impl Pool {
         let now = pool.advance(clock);
         let held = pool.held().amounts;
         let caps = pool.meters.iter().map(|meter| meter.view(&held)).collect();
-        let active = |member: &&Member| member.seen > now - SILENT;
-        let starving = |member: &&Member| member.seen > now - ACTIVE && member.starving.is_some();
+        let active = |member: &&Member| member.seen > now.saturating_sub(SILENT);
+        let starving = |member: &&Member| member.seen > now.saturating_sub(ACTIVE) && member.starving.is_some();
         PoolView {
             caps,
-            frozen_for: (pool.brake.frozen_until - now).max(0),
+            frozen_for: pool.brake.frozen_for(now),
             rate: pool.brake.rate,
             workers: pool.members.iter().filter(active).count(),
             starving: pool.members.iter().filter(starving).count(),
@@ -202,7 +134,8 @@ impl Pool {
         for member in &mut self.members {
             member.seen = member.seen.min(clock);
         }
-        let gone: Vec<_> = self.members.iter().filter(|member| member.seen <= clock - SILENT).map(|m| m.id).collect();
+        let gone: Vec<_> =
+            self.members.iter().filter(|member| member.seen <= clock.saturating_sub(SILENT)).map(|m| m.id).collect();
         for id in gone {
             self.lose(id, clock);
         }
@@ -216,16 +149,16 @@ impl Pool {
         }
     }
 
-    /// Has a meter for each cap; one that nobody configures any more goes, unless a person set it.
+    /// Has a meter for each cap. One of other workers alone stays as it is: settings are changed worker by worker.
     fn fit(&mut self, now: i64, caps: &[Cap], adaptive: bool) {
-        self.meters.retain(|meter| meter.is_set() || caps.iter().any(|cap| meter.is_for(cap.measure, cap.per)));
+        let is_here = |meter: &Meter| caps.iter().any(|cap| meter.is_for(cap.measure, cap.per));
+        self.meters.retain_mut(|meter| is_here(meter) || meter.outlives(now));
         for cap in caps {
-            if let Some(meter) = self.meters.iter_mut().find(|meter| meter.is_for(cap.measure, cap.per)) {
-                meter.configure(cap.most, adaptive);
-            } else {
-                let mut meter = Meter::new(*cap, now);
-                meter.configure(cap.most, adaptive);
-                self.meters.push(meter);
+            if !self.meters.iter().any(|meter| meter.is_for(cap.measure, cap.per)) {
+                self.meters.push(Meter::new(*cap, now));
+            }
+            for meter in self.meters.iter_mut().filter(|meter| meter.is_for(cap.measure, cap.per)) {
+                meter.configure(now, cap.most, adaptive);
             }
         }
         self.refit();
@@ -237,7 +170,7 @@ impl Pool {
         for (age, amounts) in &ask.spent {
             spent += *amounts;
             for meter in &mut self.meters {
-                meter.spend(now - age, amounts);
+                meter.spend(now.saturating_sub(*age), amounts);
             }
         }
         let (id, seq, seen, held) = (ask.id, ask.seq, now, ask.held);
@@ -256,12 +189,14 @@ impl Pool {
 
     /// A worker is gone. What it held may have been called for just before the grant was void.
     fn lose(&mut self, id: u64, now: i64) {
+        let is_money = self.money().is_some();
         for member in self.members.extract_if(.., |member| member.id == id) {
-            let at = (member.seen + VOID_AFTER).min(now);
+            let at = member.seen.saturating_add(VOID_AFTER).min(now);
             for meter in &mut self.meters {
                 meter.spend(at, &member.held.amounts);
             }
-            if member.held.amounts.usd > 0 {
+            // Also one that held none: what it told last is not counted again if it tells it again.
+            if is_money {
                 self.gone.push((member, at));
             }
         }
@@ -272,7 +207,7 @@ impl Pool {
     /// A worker that was taken for gone is back: what of its money it has spent it knows itself.
     fn take_back(&mut self, id: u64) {
         for (member, at) in self.gone.extract_if(.., |(member, _)| member.id == id) {
-            let usd = Amounts { usd: -member.held.amounts.usd, ..Amounts::NONE };
+            let usd = Amounts { usd: 0_i64.saturating_sub(member.held.amounts.usd), ..Amounts::NONE };
             for meter in &mut self.meters {
                 meter.spend(at, &usd);
             }
@@ -280,10 +215,25 @@ impl Pool {
         }
     }
 
-    fn hear(&mut self, now: i64, heard: &Heard) {
+    /// Whether headers speak of one model, and so of all that the key is for.
+    fn are_of_one(&mut self, now: i64, models: &[String]) -> bool {
+        self.voices.retain(|(_, at)| now.saturating_sub(*at) < BELIEVED);
+        for model in models {
+            match self.voices.iter_mut().find(|(known, _)| known == model) {
+                Some((_, at)) => *at = now,
+                None if self.voices.len() < 2 => self.voices.push((model.clone(), now)),
+                None => {}
+            }
+        }
+        self.voices.len() < 2
+    }
+
+    fn hear(&mut self, now: i64, age: i64, heard: &Heard) {
         let held = self.held().amounts;
+        // What was left a while ago says nothing of now.
+        let left = heard.left.filter(|_| age <= ACTIVE);
         if let Some(meter) = self.meters.iter_mut().find(|meter| meter.is_for(heard.measure, heard.per)) {
-            meter.hear(now, heard, &held);
+            meter.hear(now, age, &Heard { left, ..*heard }, &held);
         }
     }
 
@@ -300,7 +250,7 @@ impl Pool {
         let held = self.held();
         let mine = self.members.iter().find(|member| member.id == ask.id).and_then(|member| member.starving);
         let (mut earlier, mut wanted) = (Portion::default(), Amounts::NONE);
-        for member in self.members.iter().filter(|member| member.seen > now - ACTIVE) {
+        for member in self.members.iter().filter(|member| member.seen > now.saturating_sub(ACTIVE)) {
             wanted += member.want;
             let before = |since: i64| member.id != ask.id && mine.is_none_or(|mine| since < mine);
             if member.starving.is_some_and(before) {
@@ -311,16 +261,18 @@ impl Pool {
         let (mut part, mut short, mut wait) = (1.0_f64, None, None);
         for meter in &self.meters {
             let measure = meter.measure();
-            let (taken, first) = (held.amounts.of(measure) + earlier.amounts.of(measure), earlier.amounts.of(measure));
+            let first = earlier.amounts.of(measure);
+            let taken = held.amounts.of(measure).saturating_add(first);
             let needed = ask.least.amounts.of(measure);
             // However little is known of a job, most of a window has room for it.
-            let margin = (doubt + ask.least.doubt).margin(measure).min((meter.in_force().most - needed).max(0) / 2);
-            let with_least = taken + margin;
+            let margin =
+                (doubt + ask.least.doubt).margin(measure).min(meter.in_force().most.saturating_sub(needed).max(0) / 2);
+            let with_least = taken.saturating_add(margin);
             if needed > 0 && !meter.admits(with_least, first, needed) {
                 wait = wait.max(Some(meter.wait(now, with_least, first, needed)));
                 short = Some(meter.in_force());
             }
-            let left = meter.left(taken + (doubt + ask.want.doubt).margin(measure), first);
+            let left = meter.left(taken.saturating_add((doubt + ask.want.doubt).margin(measure)), first);
             let all = wanted.of(measure);
             let share = if all > 0 { float(left.max(0)) / float(all) } else { 1.0 };
             if ask.want.amounts.of(measure) > 0 && share < part {
@@ -335,7 +287,7 @@ impl Pool {
         let share = ask.want.times(part);
         let mut granted = if ask.least.amounts.is_within(&share.amounts) { share } else { ask.least };
         if let Some(money) = self.money() {
-            granted.amounts.usd = whole_jobs(granted.amounts.usd, ask, money.open - earlier.amounts.usd);
+            granted.amounts.usd = whole_jobs(granted.amounts.usd, ask, money.open.saturating_sub(earlier.amounts.usd));
         }
         self.give(ask.id, granted, None);
         self.answer(now, granted.amounts, None, short)
@@ -354,7 +306,7 @@ impl Pool {
     /// The cap on money that leaves least, if there is one.
     fn money(&self) -> Option<Money> {
         let held = self.held().amounts.usd;
-        let caps = self.meters.iter().filter(|meter| meter.measure() == Measure::Usd);
+        let caps = self.meters.iter().filter(|meter| meter.measure() == Measure::Usd && meter.allows().is_some());
         let stands = caps.map(|meter| {
             let unspent = meter.unspent();
             Money { cap: meter.in_force(), unspent, open: unspent.saturating_sub(held) }
@@ -363,10 +315,10 @@ impl Pool {
     }
 
     fn answer(&self, now: i64, amounts: Amounts, wait: Option<i64>, short: Option<Cap>) -> Grant {
-        let active = self.members.iter().filter(|member| member.seen > now - ACTIVE).count();
+        let active = self.members.iter().filter(|member| member.seen > now.saturating_sub(ACTIVE)).count();
         let pause = PAUSE.0.saturating_mul(i64::try_from(active).unwrap_or(PAUSE.2)).clamp(PAUSE.1, PAUSE.2);
-        let frozen = (self.brake.frozen_until - now).max(0);
-        Grant { amounts, epoch: self.brake.epoch, frozen, wait, short, again: pause, money: self.money() }
+        let (frozen, caps) = (self.brake.frozen_for(now), self.meters.iter().filter_map(Meter::allows).collect());
+        Grant { amounts, epoch: self.brake.epoch, frozen, wait, short, again: pause, money: self.money(), caps }
     }
 }
 

@@ -4,8 +4,9 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::amount::{Amounts, Cap, Measure, Per};
+use super::ask::{Ask, Grant, Heard};
 use super::need::{Doubt, Need, Portion};
-use super::pool::{Ask, Grant, Heard, VOID_AFTER};
+use super::pool::VOID_AFTER;
 
 /// What was consumed is told by moments this far apart: a quarter of the slots of the shared log, and a day's fits in.
 const GRAIN: i64 = 125;
@@ -21,7 +22,9 @@ const HEARD: usize = 8;
 pub struct Purse {
     id: u64,
     seq: u64,
+    /// As configured, and as the last answer has them: of people and headers too.
     caps: Vec<Cap>,
+    in_force: Vec<Cap>,
     adaptive: bool,
     /// Granted and not reserved, until `void_at`.
     free: Amounts,
@@ -40,6 +43,7 @@ pub struct Purse {
     tickets: u64,
     refused: Option<(u64, i64)>,
     heard: Vec<(i64, Heard)>,
+    heard_of: Vec<String>,
     epoch: u64,
     frozen_until: i64,
     latencies: VecDeque<i64>,
@@ -53,6 +57,7 @@ pub struct Purse {
 #[derive(Debug)]
 struct Asked {
     ask: Ask,
+    at: i64,
     moments: BTreeMap<i64, Amounts>,
     heard: Vec<(i64, Heard)>,
     /// Who was first in line.
@@ -105,6 +110,7 @@ impl Purse {
             free: Amounts::NONE,
             void_at: 0,
             gap: gap(&caps),
+            in_force: caps.clone(),
             caps,
             next_at: i64::MIN,
             running: Amounts::NONE,
@@ -114,6 +120,7 @@ impl Purse {
             tickets: 0,
             refused: None,
             heard: Vec::new(),
+            heard_of: Vec::new(),
             epoch: 0,
             frozen_until: 0,
             latencies: VecDeque::new(),
@@ -122,33 +129,46 @@ impl Purse {
         }
     }
 
-    /// The cap that a job of that size is above, so that it could never run.
+    /// The cap that a job of that size is above, so that it could never run: what is configured, unless more is in force.
+    /// One that was lowered may be raised again; such a job waits.
     pub fn above(&self, need: &Need) -> Option<Cap> {
         let certain = need.now();
-        self.caps.iter().find(|cap| certain.of(cap.measure) > cap.most).copied()
+        let in_force = |cap: &Cap| self.in_force.iter().find(|now| (now.measure, now.per) == (cap.measure, cap.per));
+        let most = |cap: &Cap| in_force(cap).map_or(cap.most, |now| now.most.max(cap.most));
+        self.caps.iter().map(|cap| Cap { most: most(cap), ..*cap }).find(|cap| certain.of(cap.measure) > cap.most)
     }
 
     /// The same with no longer an answer than any cap allows: that it may come to more is a guess, and no reason not to try.
     pub fn within(&self, need: &Need) -> Need {
-        let mut amounts = need.amounts;
-        for cap in &self.caps {
+        let output = self.at_most(need.amounts).output;
+        Need { amounts: Amounts { output, ..need.amounts }, ..*need }
+    }
+
+    /// So much as every cap has room for at once: jobs that are larger on average are none of those that come next.
+    fn at_most(&self, mut amounts: Amounts) -> Amounts {
+        for cap in &self.in_force {
             match cap.measure {
+                Measure::Requests => amounts.requests = amounts.requests.min(cap.most),
+                Measure::InputTokens => amounts.input = amounts.input.min(cap.most),
                 Measure::OutputTokens => amounts.output = amounts.output.min(cap.most),
-                Measure::Tokens => amounts.output = amounts.output.min(cap.most - amounts.input).max(0),
-                Measure::Requests | Measure::InputTokens | Measure::Concurrent | Measure::Usd => {}
+                Measure::Tokens => {
+                    amounts.input = amounts.input.min(cap.most);
+                    amounts.output = amounts.output.min(cap.most - amounts.input);
+                }
+                Measure::Concurrent => amounts.calls = amounts.calls.min(cap.most),
+                Measure::Usd => amounts.usd = amounts.usd.min(cap.most),
             }
         }
-        Need { amounts, ..*need }
+        amounts
     }
 
     /// How many more jobs of that size could start now; none while an opened one waits.
     pub fn room(&self, now: i64, mean: &Portion) -> u32 {
-        let mean = &mean.amounts;
         if !self.line.is_empty() {
             return 0;
         }
-        let free = self.free(now);
-        let parts = self.caps.iter().filter(|cap| mean.of(cap.measure) > 0);
+        let (mean, free) = (self.at_most(mean.amounts), self.free(now));
+        let parts = self.in_force.iter().filter(|cap| mean.of(cap.measure) > 0);
         let room = parts.map(|cap| free.of(cap.measure) / mean.of(cap.measure)).min().unwrap_or(i64::MAX);
         u32::try_from(room.max(0)).unwrap_or(u32::MAX)
     }
@@ -173,8 +193,8 @@ impl Purse {
     pub fn take(&mut self, now: i64, ticket: u64, need: &Need) -> Option<Reservation> {
         let free = self.free(now);
         let is_first = self.line.front().is_some_and(|(first, _)| *first == ticket);
-        let counted = |amounts: &Amounts| self.caps.iter().all(|cap| amounts.of(cap.measure) <= free.of(cap.measure));
-        if !is_first || now < self.next_at || !counted(&need.amounts) {
+        let fits = self.in_force.iter().all(|cap| need.amounts.of(cap.measure) <= free.of(cap.measure));
+        if !is_first || now < self.next_at || !fits {
             return None;
         }
         self.next_at = now + self.gap;
@@ -214,7 +234,7 @@ impl Purse {
                 self.spend(at + ON_ITS_WAY, Amounts { input: input - sent.input, ..Amounts::NONE });
                 let output = if need.output_upfront { 0 } else { output };
                 self.learn_latency(now - at);
-                self.spend(now - self.usual_latency(), Amounts { output, ..Amounts::NONE });
+                self.spend(at.max(now - self.usual_latency()), Amounts { output, ..Amounts::NONE });
             }
             Came::Unknown => self.spend(now, Amounts { calls: 0, usd: 0, ..need.later() }),
             Came::Unsent => self.spend(at + ON_ITS_WAY, Amounts::NONE - sent),
@@ -226,6 +246,13 @@ impl Purse {
                     self.frozen_until = self.frozen_until.max(now + wait);
                 }
             }
+        }
+    }
+
+    /// Headers spoke of this model. More than two say nothing that two do not.
+    pub(super) fn hear_of(&mut self, model: &str) {
+        if self.heard_of.len() < 2 && self.heard_of.iter().all(|known| known != model) {
+            self.heard_of.push(model.to_owned());
         }
     }
 
@@ -244,6 +271,7 @@ impl Purse {
             || self.running != Amounts::NONE
             || self.refused.is_some()
             || !self.heard.is_empty()
+            || !self.heard_of.is_empty()
             || self.asked.is_some()
     }
 
@@ -252,9 +280,14 @@ impl Purse {
         self.asked.is_some()
     }
 
-    /// Whether it counts what calls cost.
+    /// Whether what calls cost is capped, by settings or by a person since.
     pub(super) fn counts_money(&self) -> bool {
-        self.caps.iter().any(|cap| cap.measure == Measure::Usd)
+        self.caps.iter().chain(&self.in_force).any(|cap| cap.measure == Measure::Usd)
+    }
+
+    /// Whether an answer has told a moment ago which caps there are: else people or headers may have changed them.
+    pub(super) fn is_told(&self, now: i64) -> bool {
+        now < self.void_at
     }
 
     /// Jobs in line.
@@ -265,7 +298,8 @@ impl Purse {
     /// The next ask: gives back what is free, and asks for what the line needs, or else for `jobs` of the mean size. While
     /// an earlier one was not answered it is that one again, since nobody knows whether it was heard.
     pub fn ask(&mut self, now: i64, mean: &Portion, jobs: u32, leaves: bool) -> Ask {
-        if let Some(asked) = &self.asked {
+        if let Some(asked) = &mut self.asked {
+            asked.at = now;
             let (spent, heard) = (ages(&asked.moments, now), aged(&asked.heard, now));
             return Ask { spent, heard, ..asked.ask.clone() };
         }
@@ -274,7 +308,10 @@ impl Purse {
         let none = Portion::default();
         let (want, least) = match self.line.front() {
             Some((_, first)) => (self.line.iter().fold(none, |sum, (_, need)| sum + need.portion()), first.portion()),
-            None if jobs > 0 => (mean.times(f64::from(jobs)), *mean),
+            None if jobs > 0 => {
+                let mean = Portion { amounts: self.at_most(mean.amounts), ..*mean };
+                (mean.times(f64::from(jobs)), mean)
+            }
             None => (none, none),
         };
         let (moments, heard) = (std::mem::take(&mut self.spent), std::mem::take(&mut self.heard));
@@ -289,20 +326,25 @@ impl Purse {
             least,
             refused: self.refused.take(),
             heard: aged(&heard, now),
+            heard_of: std::mem::take(&mut self.heard_of),
             leaves,
         };
         let first = self.line.front().map(|(first, _)| *first);
-        self.asked = Some(Asked { ask: ask.clone(), moments, heard, first });
+        self.asked = Some(Asked { ask: ask.clone(), at: now, moments, heard, first });
         ask
     }
 
-    /// The answer to the last ask. It may be used from now on, for a moment.
+    /// The answer to the last ask. It may be used for a moment, which began with that.
     pub fn granted(&mut self, now: i64, grant: &Grant) {
-        self.told = self.asked.take().and_then(|asked| asked.first).zip(grant.wait);
+        let asked = self.asked.take();
+        self.void_at = asked.as_ref().map_or(now, |asked| asked.at) + VOID_AFTER;
+        self.told = asked.and_then(|asked| asked.first).zip(grant.wait);
         self.free = grant.amounts;
-        self.void_at = now + VOID_AFTER;
         self.epoch = grant.epoch;
-        self.frozen_until = now + grant.frozen;
+        // Whoever answered knows nothing yet of a refusal that came meanwhile.
+        let here = if self.refused.is_some() { self.frozen_until } else { now };
+        self.frozen_until = here.max(now + grant.frozen);
+        (self.in_force, self.gap) = (grant.caps.clone(), gap(&grant.caps));
     }
 
     fn spend(&mut self, at: i64, amounts: Amounts) {

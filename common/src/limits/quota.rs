@@ -11,10 +11,10 @@ use tokio::time::{Instant, sleep_until};
 
 use super::Held;
 use super::amount::{Amounts, Cap};
+use super::ask::Heard;
 use super::estimate::Estimates;
 use super::need::Need;
 use super::part::Part;
-use super::pool::Heard;
 use super::purse::{Came, Reservation};
 use crate::job::Lane;
 
@@ -198,15 +198,16 @@ impl Quotas {
     /// Waits in line until a call's needs are reserved. Dropping it leaves the line.
     pub(super) async fn reserve(&self, key: &Arc<str>, lane: &Lane, need: &Need) -> Result<Reservation, Denied> {
         let deadline = Instant::now() + PATIENCE;
-        let (need, ticket, turned) = {
+        let above = |part: &Part| part.purse.above(need).filter(|_| part.purse.is_told(self.now()));
+        let (within, ticket, turned) = {
             let mut book = self.book();
             let Some(part) = book.parts.get_mut(key) else { return Err(Denied::Later(Duration::from_secs(1))) };
-            if let Some(cap) = part.purse.above(need) {
+            if let Some(cap) = above(part) {
                 return Err(Denied::Never(cap));
             }
-            let need = part.purse.within(need);
-            part.opened(lane, &need);
-            (need, part.purse.enter(&need), Arc::clone(&part.turned))
+            let within = part.purse.within(need);
+            part.opened(lane, &within);
+            (within, part.purse.enter(&within), Arc::clone(&part.turned))
         };
         let _line = InLine { quotas: self, key, ticket };
         loop {
@@ -216,7 +217,10 @@ impl Quotas {
             let pause = {
                 let mut book = self.book();
                 let Some(part) = book.parts.get_mut(key) else { return Err(Denied::Later(Duration::from_secs(1))) };
-                if let Some(reservation) = part.purse.take(now, ticket, &need) {
+                if let Some(cap) = above(part) {
+                    return Err(Denied::Never(cap));
+                }
+                if let Some(reservation) = part.purse.take(now, ticket, &within) {
                     return Ok(reservation);
                 }
                 if let Some(wait) = part.too_long(now, ticket) {

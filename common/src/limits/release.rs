@@ -33,7 +33,7 @@ impl Limits {
         self.0.changed.notify_one();
     }
 
-    /// Opens what is shut here once a person has released it anywhere (`promptq limits release KEY`), until it is dropped:
+    /// Opens what is shut or bounded here once a person has released it anywhere (`promptq limits release KEY`), until it is dropped:
     /// also keys without a rule, since a release leaves its moment with the ledger. Where that shares no limits, only a new
     /// worker tries at once.
     pub async fn keep_opening(&self, ledger: &dyn Ledger) {
@@ -58,13 +58,14 @@ impl Limits {
         Ok(())
     }
 
-    /// Each name that a person may have for what is shut here, and for how long the latest of it has been shut.
+    /// Each name that a person may have for what is shut or bounded here, and for how long the latest of it has been.
     fn shut(&self) -> BTreeMap<String, Duration> {
         let (table, now) = (self.table(), Instant::now());
         let mut shut = BTreeMap::new();
         for (key, gate) in &table.gates {
-            let Some(gate) = &gate.shut else { continue };
-            let length = now.saturating_duration_since(gate.began);
+            let bounded = || gate.endpoint.as_ref()?.bound_since(now).map(|(_, (began, _))| began);
+            let Some(began) = gate.shut.as_ref().map(|shut| shut.began).or_else(bounded) else { continue };
+            let length = now.saturating_duration_since(began);
             let rule = self.quotas().rule_key(key);
             let names: BTreeSet<_> = [Some(&**key), key.split('/').next(), rule].into_iter().flatten().collect();
             for name in names {

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::Held;
 use super::amount::float;
-use super::pool::{Grant, Money};
+use super::ask::{Grant, Money};
 use crate::job::Queue;
 use crate::outcome::FailureClass;
 use crate::time::Timestamp;

@@ -1,5 +1,7 @@
 //! `promptq limits`: what may be used of accounts and budgets and what is used of it, changed for the whole fleet.
 
+use std::collections::BTreeSet;
+
 use promptq_common::broker::{Broker, HoldKey};
 use promptq_common::config::{Change, change_of};
 use promptq_common::error::Kind;
@@ -167,6 +169,7 @@ async fn set(cx: &Context, key: &str, caps: &[String], reason: Option<&str>) -> 
     let changes: Vec<Change> = caps.iter().map(|text| change_of(key, text).map_err(bad)).collect::<Result<_>>()?;
     let broker = shared(cx).await?;
     known(cx, key, |known| known == key).await?;
+    capped(cx, key).await?;
     let all = |pool: &mut Pool, now: i64| {
         let before = pool.view(now);
         for change in &changes {
@@ -177,7 +180,7 @@ async fn set(cx: &Context, key: &str, caps: &[String], reason: Option<&str>) -> 
     let (before, after) = limits::change(broker.ledger(), key, all).await?;
     let count = u64::try_from(changes.len()).unwrap_or(u64::MAX);
     audit(&Act { action: "set-limit", subject: key, reason, count });
-    let woken = wake(broker, &[HoldKey::of_limit(key)]).await?;
+    let woken = wake(broker, key).await?;
     let configured = cx.config.limits.iter().find(|rule| rule.key == key).map(|rule| rule.caps.as_slice());
     let turn = |change: &Change| {
         let of = |view: &PoolView| in_force(view, configured.unwrap_or_default(), change.measure, change.per);
@@ -198,8 +201,36 @@ async fn set(cx: &Context, key: &str, caps: &[String], reason: Option<&str>) -> 
         let whose = if change.most.is_some() { "for every worker, until changed" } else { "as configured" };
         cx.printer.line(&format!("{key}: {} → {}, {whose}", text(before), text(after)))?;
     }
-    cx.printer.say("workers follow within a second");
+    cx.printer.say(&match (after.workers, words::is_budget(key)) {
+        (0, true) => "no worker asks for it now; those that run its jobs will follow it".to_owned(),
+        (0, false) => {
+            format!("no worker asks for it now; those with a rule for it, [limits.\"{key}\"], will follow it")
+        }
+        (_, _) => "workers follow within a second".to_owned(),
+    });
     Ok(())
+}
+
+/// Fails for a batch or a queue whose jobs ask for no money, so that nobody would keep what is set of it.
+async fn capped(cx: &Context, key: &str) -> Result<()> {
+    let hint = match HoldKey::of_limit(key) {
+        HoldKey::Limit(_) => return Ok(()),
+        HoldKey::Batch(_) => "a cap comes with the jobs: run or submit them with --max-cost".to_owned(),
+        HoldKey::Budget(queue)
+            if cx.config.queues.iter().any(|(name, own)| name.as_str() == queue && own.budget.is_some()) =>
+        {
+            return Ok(());
+        }
+        HoldKey::Budget(queue) => {
+            format!("where workers run: [queues.{queue}] budget = \"20/day\"; then limits set changes it at once")
+        }
+    };
+    let shared = limits::look(cx.existing().await?.ledger(), key).await?;
+    if shared.is_some_and(|shared| shared.caps.iter().any(|cap| cap.cap.measure == Measure::Usd)) {
+        return Ok(());
+    }
+    let what = format!("the jobs of {key} ask for no money: nobody would keep a cap on it");
+    Err(Problem::new(Exit::Usage, "not-capped", what).detail("nothing was changed").hint(hint))
 }
 
 /// A cap as it is in force, without what refusals take of it; before anybody has used it, as the settings here have it.
@@ -215,11 +246,7 @@ async fn release(cx: &Context, key: &str, reason: Option<&str>) -> Result<()> {
     // Of a provider, all of its models may be meant, though only they have limits.
     known(cx, key, |known| covers(key, known)).await?;
     limits::change(broker.ledger(), key, Pool::release).await?;
-    let workers = broker.ledger().workers().await?;
-    let held = workers.iter().flat_map(|worker| &worker.held).map(|held| held.key.as_str());
-    let mut holds: Vec<HoldKey> = held.filter(|held| covers(key, held)).map(HoldKey::of_limit).collect();
-    holds.push(HoldKey::of_limit(key));
-    let woken = wake(broker, &holds).await?;
+    let woken = wake(broker, key).await?;
     audit(&Act { action: "release-limit", subject: key, reason, count: 1 });
     if cx.printer.is_json() {
         return cx.printer.json(&json!({ "key": key, "released": true, "woken": woken }));
@@ -227,13 +254,14 @@ async fn release(cx: &Context, key: &str, reason: Option<&str>) -> Result<()> {
     cx.printer.line(&format!("{key} is released; {} jobs that waited for it may start", thousands(woken)))
 }
 
-/// Wakes what was given back under these, each once.
-async fn wake(broker: &Broker, holds: &[HoldKey]) -> Result<u64> {
+/// Wakes what was given back under a key, or under one that it covers and that workers tell of.
+async fn wake(broker: &Broker, key: &str) -> Result<u64> {
+    let workers = broker.ledger().workers().await?;
+    let held = workers.iter().flat_map(|worker| &worker.held).map(|held| held.key.as_str());
+    let keys: BTreeSet<&str> = held.filter(|held| covers(key, held)).chain([key]).collect();
     let mut woken = 0;
-    for (at, hold) in holds.iter().enumerate() {
-        if !holds[..at].contains(hold) {
-            woken += broker.wake(hold).await?;
-        }
+    for key in keys {
+        woken += broker.wake(&HoldKey::of_limit(key)).await?;
     }
     Ok(woken)
 }

@@ -72,6 +72,7 @@ fn held(blocked: &Blocked) -> Held {
         probing: false,
         workers: Vec::new(),
         lanes: BTreeSet::new(),
+        at_once: None,
     }
 }
 

@@ -60,6 +60,8 @@ pub struct Held {
     pub workers: Vec<String>,
     /// Queues and models of the jobs behind it, as far as they are told.
     pub lanes: BTreeSet<(Queue, Option<String>)>,
+    /// It is not shut: its endpoint has too much to do, and gets so many calls at once from these workers together.
+    pub at_once: Option<u32>,
 }
 
 /// What matters most of a key now.
@@ -75,6 +77,8 @@ pub enum State<'a> {
     Full(&'a CapView, Option<Timestamp>),
     /// Something else holds jobs back for a time.
     Throttled(&'a Held),
+    /// Its endpoint has too much to do, and gets only so many calls at once.
+    Bounded(&'a Held, u32),
     /// It is used with caution, this share of its limits, after refusals.
     Cautious(f64),
     /// Nothing holds it back.
@@ -129,7 +133,7 @@ impl Standing {
 
     /// What matters most of it.
     pub fn state(&self) -> State<'_> {
-        let of = |class| self.held.iter().find(|held| held.class == class);
+        let of = |class| self.held.iter().find(|held| held.class == class && held.at_once.is_none());
         if let Some(held) = of(FailureClass::Account) {
             return State::Refused(held);
         }
@@ -143,10 +147,15 @@ impl Standing {
         if let Some(cap) = self.binding(throttled) {
             return State::Full(cap, throttled.map(|held| held.until).filter(|until| *until > self.at));
         }
-        match (throttled, self.shared.as_ref().map_or(1.0, |shared| shared.rate)) {
-            (Some(held), _) => State::Throttled(held),
-            (None, rate) if rate < 1.0 => State::Cautious(rate),
-            (None, _) => State::Open,
+        if let Some(held) = throttled {
+            return State::Throttled(held);
+        }
+        if let Some((held, at_once)) = self.held.iter().find_map(|held| Some((held, held.at_once?))) {
+            return State::Bounded(held, at_once);
+        }
+        match self.shared.as_ref().map_or(1.0, |shared| shared.rate) {
+            rate if rate < 1.0 => State::Cautious(rate),
+            _ => State::Open,
         }
     }
 
@@ -206,6 +215,7 @@ impl Standing {
                 "probing": held.probing,
                 "workers": held.workers,
                 "lanes": held.lanes.iter().map(lane).collect::<Vec<_>>(),
+                "at_once": held.at_once,
             })
         };
         self.held.iter().map(held).collect()
@@ -221,12 +231,12 @@ fn part(cap: &CapView) -> f64 {
 /// What workers say holds back the jobs of a key, the gravest first.
 fn held(key: &str, workers: &[WorkerReport], at: Timestamp) -> Vec<Held> {
     const GRAVEST: [FailureClass; 2] = [FailureClass::Account, FailureClass::Capacity];
-    let mut all: BTreeMap<usize, Held> = BTreeMap::new();
+    let mut all: BTreeMap<(bool, usize), Held> = BTreeMap::new();
     let fresh = |told: &&HeldKey| told.class != FailureClass::Throttled || told.until + FRESH > at;
     for worker in workers {
         for told in worker.held.iter().filter(|told| told.key == key).filter(fresh) {
             let place = GRAVEST.iter().position(|class| *class == told.class).unwrap_or(GRAVEST.len());
-            let held = all.entry(place).or_insert_with(|| Held {
+            let held = all.entry((told.at_once.is_some(), place)).or_insert_with(|| Held {
                 class: told.class,
                 detail: told.detail.clone(),
                 since: told.since,
@@ -234,7 +244,9 @@ fn held(key: &str, workers: &[WorkerReport], at: Timestamp) -> Vec<Held> {
                 probing: false,
                 workers: Vec::new(),
                 lanes: BTreeSet::new(),
+                at_once: None,
             });
+            held.at_once = told.at_once.map(|most| most.saturating_add(held.at_once.unwrap_or_default()));
             held.since = held.since.min(told.since);
             held.until = held.until.min(told.until);
             held.probing |= told.probing;
@@ -281,6 +293,7 @@ pub(crate) mod tests {
             until: Timestamp::from_millis(160_000),
             probing: false,
             lanes: vec![(Queue::standard(), Some("gpt".into()))],
+            at_once: None,
         }
     }
 
@@ -319,14 +332,17 @@ pub(crate) mod tests {
         let down = told("acme/gpt", FailureClass::Capacity, "refused");
         let slow = told("acme/gpt", FailureClass::Throttled, "slow down");
         assert_eq!(word(Some(frozen.clone()), &[slow.clone(), down.clone(), account]), "refused");
-        assert_eq!(word(Some(frozen.clone()), &[slow.clone(), down]), "unreachable");
+        assert_eq!(word(Some(frozen.clone()), &[slow.clone(), down.clone()]), "unreachable");
         assert_eq!(word(Some(frozen), std::slice::from_ref(&slow)), "frozen");
         assert_eq!(word(Some(full), &[]), "full");
         assert_eq!(word(Some(low.clone()), std::slice::from_ref(&slow)), "throttled");
         assert_eq!(word(Some(view((300, 10), (0, 0))), std::slice::from_ref(&slow)), "throttled", "by the provider");
-        assert_eq!(word(None, &[slow]), "throttled", "a gate of a key without a rule");
+        assert_eq!(word(None, std::slice::from_ref(&slow)), "throttled", "a gate of a key without a rule");
         assert_eq!(word(Some(PoolView { rate: 0.5, ..low.clone() }), &[]), "cautious");
-        assert_eq!(word(Some(low), &[told("acme/gpt-2", FailureClass::Account, "")]), "open", "another key's");
+        assert_eq!(word(Some(low.clone()), &[told("acme/gpt-2", FailureClass::Account, "")]), "open", "another key's");
+        let bounded = HeldKey { at_once: Some(9), ..down };
+        assert_eq!(word(Some(PoolView { rate: 0.5, ..low }), std::slice::from_ref(&bounded)), "bounded");
+        assert_eq!(word(None, &[bounded, slow]), "throttled");
         assert_eq!(word(None, &[]), "open");
     }
 
@@ -366,5 +382,9 @@ pub(crate) mod tests {
         assert_eq!((held.since.as_millis(), held.until.as_millis(), held.probing), (80_000, 160_000, true));
         assert_eq!((held.workers.join(" "), held.lanes.len()), ("a b".to_owned(), 2));
         assert_eq!(held.detail, "no credit");
+        let bounded = |at_once| HeldKey { at_once, ..told("acme/gpt", FailureClass::Capacity, "too much to do") };
+        let workers = [worker("a", vec![bounded(Some(9))]), worker("b", vec![bounded(Some(3)), bounded(None)])];
+        let standing = super::tests::standing(None, &workers);
+        assert_eq!(standing.held.iter().map(|held| held.at_once).collect::<Vec<_>>(), [None, Some(12)]);
     }
 }

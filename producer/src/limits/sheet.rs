@@ -39,7 +39,14 @@ pub fn lines(standing: &Standing, configured: Option<&[Cap]>) -> Vec<String> {
     for held in &standing.held {
         let since = format_duration(at.since(held.since));
         say(held.class.as_str(), format!("{}, for {since}", held.detail));
-        say("", format!("tried again {}, by {}", when(held.until), held.workers.join(", ")));
+        let by = held.workers.join(", ");
+        say(
+            "",
+            match held.at_once {
+                Some(most) => format!("at most {most} calls at once, from {by}"),
+                None => format!("tried again {}, by {by}", when(held.until)),
+            },
+        );
         let jobs = held.lanes.iter().map(|(queue, model)| format!("{queue}/{}", model.as_deref().unwrap_or("_")));
         if !held.lanes.is_empty() {
             say("", format!("jobs that wait: {}", jobs.collect::<Vec<_>>().join(", ")));
@@ -53,6 +60,7 @@ pub fn lines(standing: &Standing, configured: Option<&[Cap]>) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use promptq_common::ledger::HeldKey;
     use promptq_common::limits::{Measure, Per};
     use promptq_common::outcome::FailureClass;
 
@@ -81,6 +89,12 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part:?} is not in\n{text}");
         }
+        let bounded = HeldKey { at_once: Some(12), ..told("acme/gpt", FailureClass::Capacity, "too much to do") };
+        let text = lines(&standing(None, &[worker("w", vec![bounded])]), None).join("\n");
+        assert!(
+            text.contains("capacity   too much to do, for 10s\n           at most 12 calls at once, from w"),
+            "{text}"
+        );
         let cap = Cap { measure: Measure::Requests, per: Per::Minute, most: 9 };
         let text = lines(&standing(None, &[]), Some(&[cap])).join("\n");
         assert!(

@@ -140,7 +140,8 @@ fn gravest_first(mut standings: Vec<Standing>) -> Vec<Standing> {
         State::Frozen(_) => 3,
         State::Full(..) => 4,
         State::Throttled(_) => 5,
-        State::Cautious(_) | State::Open => 6,
+        State::Bounded(..) => 6,
+        State::Cautious(_) | State::Open => 7,
     };
     standings.retain(Standing::holds);
     standings.sort_by_key(rank);

@@ -21,6 +21,7 @@ pub fn word(state: State<'_>) -> &'static str {
         State::Frozen(_) => "frozen",
         State::Full(..) => "full",
         State::Throttled(_) => "throttled",
+        State::Bounded(..) => "bounded",
         State::Cautious(_) => "cautious",
         State::Open => "open",
     }
@@ -38,6 +39,7 @@ pub fn brief(standing: &Standing) -> String {
             None => "full".to_owned(),
         },
         State::Throttled(held) => format!("held back for {}", left(held.until, at)),
+        State::Bounded(_, at_once) => format!("at most {at_once} at once"),
         State::Cautious(_) => caution(standing).unwrap_or_default(),
         State::Open => "open".to_owned(),
     }
@@ -59,6 +61,9 @@ pub fn line(standing: &Standing) -> Option<String> {
             format!("{bound}: {key} {}{rest}; more workers will not help", taken(cap))
         }
         State::Throttled(held) => format!("limit-bound: {key} ({}), for {}", said(held), left(held.until, at)),
+        State::Bounded(held, at_once) => {
+            format!("slowed down: {key} ({}), at most {at_once} at once for {}", said(held), since(held, at))
+        }
         State::Cautious(_) | State::Open => return None,
     })
 }
@@ -66,17 +71,16 @@ pub fn line(standing: &Standing) -> Option<String> {
 /// For whoever asks why a job waits for a key; `None` where nothing holds it back.
 pub fn sentence(standing: &Standing) -> Option<String> {
     let (key, at) = (&standing.key, standing.at);
-    let since = |held: &Held| format_duration(at.since(held.since));
     Some(match standing.state() {
         State::Refused(held) => format!(
             "The account of {key} has been refused for {} ({}); it is {}. Mend its key, credit or permission, then: \
              promptq limits release {key}.",
-            since(held),
+            since(held, at),
             said(held),
             tried(held, at)
         ),
         State::Down(held) => {
-            format!("{key} has not worked for {} ({}); it is {}.", since(held), said(held), tried(held, at))
+            format!("{key} has not worked for {} ({}); it is {}.", since(held, at), said(held), tried(held, at))
         }
         State::Frozen(until) => format!(
             "{key} refused a call and is frozen for {}: nobody calls it until then, and more workers will not help.",
@@ -95,8 +99,14 @@ pub fn sentence(standing: &Standing) -> Option<String> {
             )
         }
         State::Throttled(held) => {
-            format!("{key} has been held back for {} ({}), for {} more.", since(held), said(held), left(held.until, at))
+            let (length, more) = (since(held, at), left(held.until, at));
+            format!("{key} has been held back for {length} ({}), for {more} more.", said(held))
         }
+        State::Bounded(held, at_once) => format!(
+            "{key} has been slowed down for {} ({}): at most {at_once} calls go there at once, and more workers will not help.",
+            since(held, at),
+            said(held)
+        ),
         State::Cautious(_) | State::Open => return None,
     })
 }
@@ -115,6 +125,7 @@ pub fn next(standing: &Standing) -> Vec<String> {
             format!("promptq limits set {key} {}=AMOUNT allows more, where the account does", cap.cap.measure.as_str()),
         ],
         State::Throttled(_) => vec!["it goes on by itself".to_owned()],
+        State::Bounded(..) => vec![format!("it gets more by itself while all goes well; {release} ends the bound now")],
         State::Cautious(_) => {
             vec![format!("it comes back by itself, minute by minute; {release} has it use all of its limits now")]
         }
@@ -199,6 +210,10 @@ fn tried(held: &Held, at: Timestamp) -> String {
     format!("tried again in {}", left(held.until, at))
 }
 
+fn since(held: &Held, at: Timestamp) -> String {
+    format_duration(at.since(held.since))
+}
+
 /// Whole seconds, at least one.
 fn left(until: Timestamp, at: Timestamp) -> String {
     let seconds = until.since(at).as_millis().div_ceil(1_000).max(1);
@@ -259,6 +274,12 @@ mod tests {
             assert_eq!(line(&standing).as_deref(), Some(says));
         }
         assert_eq!(line(&shared(view((10, 0), (0, 0)))), None);
+        let mut bounded = told("acme/gpt", FailureClass::Capacity, "it has too much to do");
+        bounded.at_once = Some(12);
+        let slowed = standing(None, &[worker("w", vec![bounded])]);
+        let says = "slowed down: acme/gpt (it has too much to do), at most 12 at once for 10s";
+        assert_eq!((line(&slowed).as_deref(), brief(&slowed).as_str()), (Some(says), "at most 12 at once"));
+        assert!(sentence(&slowed).unwrap().contains("at most 12 calls go there at once"));
         let long = line(&held(FailureClass::Account, &"x".repeat(500))).unwrap();
         assert!(long.chars().count() < 200, "{long}");
     }

@@ -247,6 +247,7 @@ pub(crate) async fn workers_that_report_are_known(f: Fixture) {
         until: report.seen_at + Duration::from_secs(600),
         probing: true,
         lanes: vec![(queue("default"), Some("m".into())), (queue("default"), None)],
+        at_once: Some(7),
     };
     let blocked = Some("disk".into());
     let second = WorkerReport { id: WorkerId::random("v"), blocked, held: vec![held], ..report.clone() };

@@ -12,8 +12,8 @@ use crate::codec;
 use crate::error::{Error, Kind, Result};
 use crate::job::{BatchName, Fingerprint, JobId, Queue};
 use crate::ledger::{
-    BatchView, Cursor, DeadGroup, JobFilter, JobView, KeptLimit, Known, LIMIT_BYTES, Ledger, Page, RESULT_BYTES,
-    Results, Scope, WorkerReport,
+    BatchView, Cursor, DeadGroup, JobFilter, JobView, KeptLimit, Known, Ledger, Page, RESULT_BYTES, Results, Scope,
+    WorkerReport, check_limit,
 };
 use crate::outcome::FailureClass;
 use crate::record::Record;
@@ -191,9 +191,7 @@ impl Ledger for Memory {
     }
 
     async fn swap_limit(&self, key: &str, old: &[u8], new: &[u8]) -> Result<bool> {
-        if new.len() > LIMIT_BYTES {
-            return Err(Error::new(Kind::TooLarge, "change a limit", format!("over {LIMIT_BYTES} bytes")));
-        }
+        check_limit("change a limit", new)?;
         let (_, mut book) = self.look();
         let same = book.aside.limits.get(key).map_or(&[][..], Vec::as_slice) == old;
         if same && new.is_empty() {

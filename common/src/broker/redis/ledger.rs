@@ -17,8 +17,8 @@ use crate::broker::WorkerId;
 use crate::error::{Error, Kind, Result};
 use crate::job::{BatchName, Fingerprint, JobId, Queue};
 use crate::ledger::{
-    BatchView, Cursor, DeadGroup, JobFilter, JobView, KeptLimit, Known, LIMIT_BYTES, Ledger, Page, RESULT_BYTES,
-    Results, Scope, WorkerReport,
+    BatchView, Cursor, DeadGroup, JobFilter, JobView, KeptLimit, Known, Ledger, Page, RESULT_BYTES, Results, Scope,
+    WorkerReport, check_limit,
 };
 use crate::time::Timestamp;
 
@@ -192,9 +192,7 @@ impl Ledger for Redis {
 
     async fn swap_limit(&self, key: &str, old: &[u8], new: &[u8]) -> Result<bool> {
         const OP: &str = "change a limit";
-        if new.len() > LIMIT_BYTES {
-            return Err(Error::new(Kind::TooLarge, OP, format!("it is above {LIMIT_BYTES} bytes")));
-        }
+        check_limit(OP, new)?;
         one(act(&self.link, OP, vec!["swap".into(), key.into(), old.into(), new.into()]).await?)?.flag()
     }
 

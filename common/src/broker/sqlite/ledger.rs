@@ -10,8 +10,8 @@ use crate::broker::WorkerId;
 use crate::error::{Error, Kind, Result};
 use crate::job::{BatchName, Fingerprint, JobId, Queue};
 use crate::ledger::{
-    BatchView, Cursor, DeadGroup, JobFilter, JobView, KeptLimit, Known, LIMIT_BYTES, Ledger, Page, Results, Scope,
-    WorkerReport,
+    BatchView, Cursor, DeadGroup, JobFilter, JobView, KeptLimit, Known, Ledger, Page, Results, Scope, WorkerReport,
+    check_limit,
 };
 use crate::time::Timestamp;
 
@@ -120,9 +120,7 @@ impl Ledger for Sqlite {
 
     async fn swap_limit(&self, key: &str, old: &[u8], new: &[u8]) -> Result<bool> {
         const OP: &str = "change a limit";
-        if new.len() > LIMIT_BYTES {
-            return Err(Error::new(Kind::TooLarge, OP, format!("it is above {LIMIT_BYTES} bytes")));
-        }
+        check_limit(OP, new)?;
         let (key, old, new) = (key.to_owned(), old.to_owned(), new.to_owned());
         self.writer.write(OP, 0, move |tx| account::swap_limit(tx, &key, &old, &new)).await
     }

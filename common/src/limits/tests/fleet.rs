@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::super::{Cap, Denied, Expected, Limits, Measure, Per, Refused, Rule, Size, look};
+use super::super::{Cap, Denied, Expected, Limits, Measure, Per, Pool, Refused, Rule, Size, change, look};
 use crate::broker::memory::Memory;
 use crate::job::{Band, JobId, Lane, ModelName, Queue};
 use crate::outcome::{Failure, FailureClass, Outcome, Reply, Usage};
@@ -168,15 +168,20 @@ async fn what_can_never_fit_is_told_at_once_and_what_has_no_room_in_time() {
         let pass = limits.admit(&lane, "acme/fast").map_err(|refused: Refused| refused.class).unwrap();
         limits.reserve(pass, &lane, Size { bytes, max_tokens: None }).await
     };
-    let (never, key) = reserve(3_604).await.unwrap_err();
-    assert!(matches!(never, Denied::Never(cap) if cap.most == 1_000) && key == "acme");
     let begun = Instant::now();
     assert!(matches!(reserve(360).await.unwrap_err().0, Denied::Later(_)), "nobody asks for it");
     assert_eq!(begun.elapsed().as_secs(), 60);
     let mut asking = std::pin::pin!(limits.keep_asking(&ledger, 0.125));
-    let reserved = tokio::select! {
-        () = &mut asking => None,
-        reserved = timeout(5 * SECOND, reserve(360)) => reserved.ok(),
+    let asked = async {
+        let (never, key) = reserve(3_604).await.unwrap_err();
+        assert!(matches!(never, Denied::Never(cap) if cap.most == 1_000) && key == "acme");
+        let raise = |pool: &mut Pool, now: i64| pool.set(now, Measure::InputTokens, Per::Minute, Some(100_000));
+        change(&ledger, "acme", raise).await.unwrap();
+        sleep(MINUTE).await;
+        reserve(3_604).await.is_ok() && reserve(360).await.is_ok()
     };
-    assert!(reserved.is_some_and(|reserved| reserved.is_ok()));
+    tokio::select! {
+        () = &mut asking => unreachable!("it asks for ever"),
+        reserved = timeout(2 * MINUTE, asked) => assert_eq!(reserved, Ok(true)),
+    }
 }

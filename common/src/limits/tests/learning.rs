@@ -184,12 +184,20 @@ async fn an_endpoint_with_too_much_to_do_gets_what_its_lanes_may_take_together()
     limits.seen([&fast, &other].into_iter(), |_| None);
     assert_eq!(limits.caps(), [(fast.clone(), 10)], "others are not bounded");
     assert!(limits.held().is_empty(), "nothing is held back");
+    let bounded = || limits.bounded().into_iter().map(|bounded| (bounded.key, bounded.at_once)).collect::<Vec<_>>();
+    assert_eq!(bounded(), [("acme/fast".to_owned(), 10)]);
     let expected: Vec<_> = (0..4).map(|_| limits.expect(&fast).unwrap()).collect();
     let running: Vec<_> = (0..5).map(|_| begin()).collect();
     assert_eq!(limits.caps(), [(fast.clone(), 1)], "what is leased counts like what runs");
     drop(expected);
     drop(running);
     assert_eq!(limits.room(&fast), 10);
-    limits.open("acme");
-    assert!(limits.caps().is_empty());
+    let ledger = Memory::new();
+    with(&ledger, &[&limits], async {
+        sleep(SECOND).await;
+        change(&ledger, "acme/fast", Pool::release).await.unwrap();
+        sleep(6 * SECOND).await;
+    })
+    .await;
+    assert!(limits.caps().is_empty() && bounded().is_empty(), "a person knows better");
 }

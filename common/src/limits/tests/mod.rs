@@ -1,7 +1,10 @@
-//! Tests of a worker's limits: its gates, and what it shares over a ledger.
+//! Tests of a worker's limits: its gates, what it shares over a ledger, and by which rules; a fleet simulated.
 
+mod changes;
 mod fleet;
 mod gates;
 mod learning;
 mod money;
 mod shared;
+mod sharing;
+mod simulation;

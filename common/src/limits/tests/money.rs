@@ -13,8 +13,8 @@ use crate::broker::HoldKey;
 use crate::broker::memory::Memory;
 use crate::job::{Band, BatchName, JobId, Lane, ModelName, Queue};
 use crate::limits::{
-    Amounts, Budget, Came, Cap, Doubt, Limits, Measure, Need, Pass, Per, Pool, Portion, Purse, Reservation, Size,
-    Turned, change, look,
+    Amounts, Budget, Came, Cap, Denied, Doubt, Limits, Measure, Need, Pass, Per, Pool, Portion, Purse, Reservation,
+    Rule, Size, Turned, change, look,
 };
 use crate::outcome::{Outcome, Reply, Usd};
 
@@ -189,6 +189,33 @@ fn a_worker_that_was_taken_for_gone_brings_back_what_it_did_not_spend() {
     assert!(world.take(1));
 }
 
+/// It was heard and not answered, so it is told again, however much later.
+#[test]
+fn what_was_told_counts_once_though_its_worker_was_taken_for_gone_meanwhile() {
+    let mut world = World::new(2);
+    world.enter(0, 100_000);
+    world.ask(0, true, true, false);
+    assert!(world.take(0));
+    world.settle(0, 0, 1_000);
+    world.ask(0, true, false, false);
+    world.clock += 30_000;
+    world.ask(1, true, true, false);
+    for _ in 0..2 {
+        world.ask(0, true, true, false);
+    }
+    let view = world.pool.view(world.clock);
+    assert_eq!((view.caps[0].used, view.caps[0].held), (100_000, 0));
+}
+
+#[test]
+fn what_a_person_has_to_mend_is_told_under_its_key() {
+    let limits = Limits::new();
+    let hold = HoldKey::Limit("acme/m".into());
+    limits.complain(&hold.to_string(), "no price");
+    limits.complain("batch:b", "no price");
+    assert_eq!(limits.held().iter().map(|held| held.key.clone()).collect::<Vec<_>>(), ["acme/m", "batch:b"]);
+}
+
 fn batch(most: i64) -> Budget {
     Budget::of_batch(&BatchName::new("b").unwrap(), Usd::from_nanos(most))
 }
@@ -300,7 +327,7 @@ async fn a_fleet_spends_a_batchs_cap_and_no_more() {
 async fn an_accounts_own_cap_is_kept_with_its_other_limits() {
     let ledger = Memory::new();
     let caps = vec![Cap { per: Per::Day, most: 100, ..CAP }];
-    let limits = Limits::ruled(vec![crate::limits::Rule { key: "acme".to_owned(), caps, adaptive: false }]);
+    let limits = Limits::ruled(vec![Rule { key: "acme".to_owned(), caps, adaptive: false }]);
     let work = async {
         limits.seen(std::iter::once(&lane()), |_| Some("acme/m".to_owned()));
         for _ in 0..2 {
@@ -313,6 +340,34 @@ async fn an_accounts_own_cap_is_kept_with_its_other_limits() {
         assert!(limits.held().iter().any(|held| held.key == "acme" && held.spent), "{:?}", limits.held());
         sleep(Duration::from_secs(90_000)).await;
         assert!(reserve(&limits, 45, &[]).await.is_ok(), "another day");
+    };
+    with(&ledger, &limits, work).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cap_on_money_that_people_set_is_kept_where_no_setting_has_one() {
+    let ledger = Memory::new();
+    let set =
+        async |most| change(&ledger, "acme", |pool, now| pool.set(now, Measure::Usd, Per::Day, most)).await.unwrap();
+    let caps = vec![Cap { measure: Measure::Requests, per: Per::Minute, most: 6_000 }];
+    let limits = Limits::ruled(vec![Rule { key: "acme".to_owned(), caps, adaptive: false }]);
+    set(Some(100)).await;
+    let work = async {
+        let pass = || limits.admit(&lane(), "acme/m").unwrap();
+        let unreckoned =
+            async || limits.reserve_all(pass(), &lane(), Size { bytes: 9, max_tokens: None }, (None, &[])).await;
+        let turned = unreckoned().await.unwrap_err();
+        assert!(matches!(&turned, Turned::Limit(Denied::Later(_), key) if key == "acme"), "{turned:?}");
+        assert!(limits.is_priced(&lane(), &pass()), "known from the first answer on");
+        reserve(&limits, 60, &[]).await.unwrap().report(JobId::fresh(), &cost(60));
+        sleep(Duration::from_secs(2)).await;
+        let short = reserve(&limits, 60, &[]).await.unwrap_err();
+        assert!(matches!(&short, Turned::Short { hold: HoldKey::Limit(key), .. } if key == "acme"), "{short:?}");
+        let caps = look(&ledger, "acme").await.unwrap().unwrap().caps;
+        assert_eq!((caps[0].used, caps[0].held, caps[1].used), (60, 0, 1), "what was not called is no request");
+        set(None).await;
+        sleep(Duration::from_secs(6)).await;
+        assert!(!limits.is_priced(&lane(), &pass()) && unreckoned().await.is_ok());
     };
     with(&ledger, &limits, work).await;
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::limits::amount::{Amounts, Measure, Per};
-use crate::limits::pool::Heard;
+use crate::limits::ask::Heard;
 
 /// A minute in milliseconds.
 pub(super) const MINUTE: i64 = 60_000;

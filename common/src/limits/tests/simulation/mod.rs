@@ -3,7 +3,7 @@
 mod provider;
 mod world;
 
-use super::amount::Measure;
+use crate::limits::amount::Measure;
 use provider::MINUTE;
 use world::{Figures, PLAN, Plan, World};
 

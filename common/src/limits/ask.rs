@@ -1,0 +1,79 @@
+//! What a worker tells the shared state of a limit key and asks of it, and what it is answered: pure values. Who deals out
+//! what there is, is `pool.rs`.
+
+use super::amount::{Amounts, Cap, Measure, Per};
+use super::need::Portion;
+
+/// What a worker tells and asks.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Ask {
+    /// Who asks.
+    pub id: u64,
+    /// One more with each ask that was answered.
+    pub seq: u64,
+    /// The key's caps as this worker's configuration has them.
+    pub caps: Vec<Cap>,
+    /// Whether a provider's header may raise them.
+    pub adaptive: bool,
+    /// What was consumed since the last ask, each with its age in milliseconds. Corrections may be negative.
+    pub spent: Vec<(i64, Amounts)>,
+    /// What is reserved by calls in flight.
+    pub held: Portion,
+    /// What could be used until the next ask.
+    pub want: Portion,
+    /// The least that is of any use: one job.
+    pub least: Portion,
+    /// Refusals since the last ask: the epoch of the latest call, and the longest wait in milliseconds.
+    pub refused: Option<(u64, i64)>,
+    /// What the provider's headers said since the last ask, each with its age in milliseconds.
+    pub heard: Vec<(i64, Heard)>,
+    /// The models that they said it of, at most two: of several they say nothing of the key.
+    pub heard_of: Vec<String>,
+    /// Whether the worker leaves.
+    pub leaves: bool,
+}
+
+/// What a provider's header said of one of its limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heard {
+    /// Which of its limits.
+    pub measure: Measure,
+    /// Over what it counts.
+    pub per: Per,
+    /// The limit.
+    pub most: i64,
+    /// What is left of it, if that was said.
+    pub left: Option<i64>,
+}
+
+/// What a worker may use until its next ask; what it had before and did not use is part of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Grant {
+    /// Of everything so much.
+    pub amounts: Amounts,
+    /// The epoch that calls are sent under.
+    pub epoch: u64,
+    /// For how long nobody calls, in milliseconds; 0 while the key is not frozen.
+    pub frozen: i64,
+    /// After how many milliseconds there may be enough for the least, if there is not now.
+    pub wait: Option<i64>,
+    /// The cap that kept it from giving all that was wanted.
+    pub short: Option<Cap>,
+    /// When to ask again, in milliseconds.
+    pub again: i64,
+    /// How money stands, where it is capped.
+    pub money: Option<Money>,
+    /// The caps there are, as people set them and headers have them: not only those that the asker is configured with.
+    pub caps: Vec<Cap>,
+}
+
+/// How money stands under a limit key: of several caps the one that leaves least.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Money {
+    /// The cap.
+    pub cap: Cap,
+    /// What is not spent, whoever holds it.
+    pub unspent: i64,
+    /// What of that nobody holds either.
+    pub open: i64,
+}
