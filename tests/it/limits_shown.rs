@@ -235,6 +235,13 @@ async fn whoever_asks_why_is_told_which_limit_and_until_when() {
     let dated = report(&queue, "acme/gpt-4o", FailureClass::Account, "no credit");
     broker.ledger().report(&dated).await.unwrap();
     home.promptq(&["limits", "set", "acme", "requests=9"]).ends(5).says(&["there are acme/gpt-4o"]);
+    let mut slowed = report(&queue, "acme/slow", FailureClass::Capacity, "it has too much to do");
+    slowed.held[0].at_once = Some(12);
+    broker.ledger().report(&slowed).await.unwrap();
+    home.promptq(&["limits", "list"]).ends(0).prints(&["at most 12 at once"]);
+    home.promptq(&["limits", "show", "acme/slow"])
+        .ends(0)
+        .prints(&["it has too much to do, for 2m", "at most 12 calls"]);
     home.promptq(&["limits", "release", "acme"]).ends(0);
 }
 

@@ -148,9 +148,11 @@ impl Meter {
         if needed > self.most { self.base } else { self.most }
     }
 
-    /// After how long it may admit that, if nothing else is consumed.
+    /// After how long it may admit that, if nothing else is consumed; 0 where calls that end may be enough.
     pub(super) fn wait(&self, now: i64, taken: i64, earlier: i64, needed: i64) -> i64 {
-        if self.cap.per == Per::Moment {
+        // Of money the worst is held, and calls cost less.
+        let is_held = self.cap.measure == Measure::Usd && self.unspent() >= needed;
+        if self.cap.per == Per::Moment || is_held {
             return 0;
         }
         if self.cap.per == Per::Ever {

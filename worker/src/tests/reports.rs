@@ -53,3 +53,23 @@ async fn a_limit_that_binds_is_reported_under_its_rule() {
     assert!(told.detail.starts_with("all of 60 requests/min is used"), "{}", told.detail);
     assert_eq!(told.lanes, [(Queue::standard(), Some("m".to_owned()))]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_with_too_much_to_do_is_reported_with_how_many_calls_it_gets() {
+    let mut rig = Rig::new();
+    rig.settings.concurrency = 64;
+    let mut runner = Scripted::new("acme/m", |_, _| Play::After(Duration::from_secs(1)));
+    runner.takes = Some(8);
+    rig.runs("m", runner);
+    rig.submit("m", 2_000).await;
+    rig.start();
+    let bounded = async || {
+        let workers = rig.broker.ledger().workers().await.unwrap();
+        workers.into_iter().flat_map(|worker| worker.held).find(|held| held.at_once.is_some())
+    };
+    rig.until(async || bounded().await.is_some()).await;
+    let told = bounded().await.unwrap();
+    assert_eq!((told.key.as_str(), told.class), ("acme/m", FailureClass::Capacity));
+    assert!(told.at_once.is_some_and(|most| most <= 32), "{told:?}");
+    assert_eq!(told.lanes, [(Queue::standard(), Some("m".to_owned()))]);
+}

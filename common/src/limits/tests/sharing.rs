@@ -146,6 +146,20 @@ fn a_day_is_not_dealt_out_by_the_second() {
 }
 
 #[test]
+fn money_that_calls_hold_may_be_back_soon_and_what_is_spent_with_its_window_alone() {
+    let caps = vec![cap(Measure::Usd, Per::Day, 100)];
+    let (mut pool, mut a, mut b) = (Pool::default(), Purse::new(1, caps.clone(), false), Purse::new(2, caps, false));
+    let dear = Need { amounts: Amounts { usd: 60, ..Amounts::call(1, 1) }, ..need(1, 1) };
+    let (ticket, _waits) = (a.enter(&dear), b.enter(&dear));
+    ask(&mut pool, 0, &mut a, &job(1, 1), 0);
+    let call = a.take(0, ticket, &dear).expect("granted");
+    assert_eq!(ask(&mut pool, 100, &mut b, &job(1, 1), 0).wait, Some(0));
+    a.settle(200, call.costs(60), Came::Unsent);
+    ask(&mut pool, 300, &mut a, &job(1, 1), 0);
+    assert!(ask(&mut pool, 400, &mut b, &job(1, 1), 0).wait.is_some_and(|wait| wait > 86_000_000));
+}
+
+#[test]
 fn a_refusal_freezes_the_key_for_all_and_is_undone_by_people() {
     let (mut pool, mut a, mut b) =
         (Pool::default(), Purse::new(1, requests(600), false), Purse::new(2, requests(600), false));
