@@ -23,6 +23,8 @@ const MEMBERS: usize = 500;
 const PAUSE: (i64, i64, i64) = (50, 100, 1_000);
 /// The most workers remembered that went without a word while money was capped.
 const GONE: usize = 100;
+/// And for how long one of them that held none: its last word, if that was not answered, is said again within this.
+const LAST_WORD: i64 = 600_000;
 
 /// The shared state of one limit key. Moments are milliseconds of the store's clock.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -200,8 +202,12 @@ impl Pool {
                 self.gone.push((member, at));
             }
         }
-        let first = self.gone.len().saturating_sub(GONE);
-        self.gone.drain(..first);
+        let brings = |member: &Member| member.held.amounts.usd > 0;
+        self.gone.retain(|(member, at)| brings(member) || now.saturating_sub(*at) < LAST_WORD);
+        while self.gone.len() > GONE {
+            let least = self.gone.iter().position(|(member, _)| !brings(member)).unwrap_or_default();
+            self.gone.remove(least);
+        }
     }
 
     /// A worker that was taken for gone is back: what of its money it has spent it knows itself.

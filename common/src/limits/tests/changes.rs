@@ -45,11 +45,11 @@ fn what_people_set_is_what_jobs_are_measured_by() {
     assert!(tickets.iter().all(|ticket| purse.take(2_050, *ticket, &need(100, 1)).is_some()), "in one millisecond");
     // Lowered, a job above it may be waited for; and one that is smaller is asked for, whatever they are on average.
     pool.set(2_100, Measure::InputTokens, Per::Minute, Some(500));
-    ask(&mut pool, 63_000, &mut purse, &job(800, 1), 3);
-    let grant = ask(&mut pool, 63_100, &mut purse, &job(800, 1), 3);
-    assert_eq!((grant.amounts.input, purse.room(63_100, &job(800, 1)), purse.above(&need(900, 1))), (500, 1, None));
-    pool.set(63_100, Measure::OutputTokens, Per::Minute, Some(9));
-    ask(&mut pool, 64_000, &mut purse, &job(1, 1), 1);
+    ask(&mut pool, 66_000, &mut purse, &job(800, 1), 3);
+    let grant = ask(&mut pool, 66_100, &mut purse, &job(800, 1), 3);
+    assert_eq!((grant.amounts.input, purse.room(66_100, &job(800, 1)), purse.above(&need(900, 1))), (500, 1, None));
+    pool.set(66_100, Measure::OutputTokens, Per::Minute, Some(9));
+    ask(&mut pool, 67_000, &mut purse, &job(1, 1), 1);
     assert_eq!(purse.within(&need(5, 40)).amounts.output, 9);
 }
 
