@@ -14,6 +14,7 @@ mod budget;
 mod call;
 mod ear;
 mod estimate;
+mod local;
 mod meter;
 mod need;
 mod part;

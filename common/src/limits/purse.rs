@@ -3,8 +3,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::amount::{Amounts, Cap, Measure, Per};
+use super::amount::{Amounts, Cap, Measure};
 use super::ask::{Ask, Grant, Heard};
+use super::local::Pace;
 use super::need::{Doubt, Need, Portion};
 use super::pool::VOID_AFTER;
 
@@ -29,8 +30,8 @@ pub struct Purse {
     /// Granted and not reserved, until `void_at`.
     free: Amounts,
     void_at: i64,
-    /// Calls are at least this far apart, and none begins before then.
-    gap: i64,
+    pace: Pace,
+    /// No call begins before then.
     next_at: i64,
     /// Reserved by calls in flight and not consumed yet.
     running: Amounts,
@@ -109,7 +110,7 @@ impl Purse {
             adaptive,
             free: Amounts::NONE,
             void_at: 0,
-            gap: gap(&caps),
+            pace: Pace::new(&caps),
             in_force: caps.clone(),
             caps,
             next_at: i64::MIN,
@@ -194,10 +195,13 @@ impl Purse {
         let free = self.free(now);
         let is_first = self.line.front().is_some_and(|(first, _)| *first == ticket);
         let fits = self.in_force.iter().all(|cap| need.amounts.of(cap.measure) <= free.of(cap.measure));
-        if !is_first || now < self.next_at || !fits {
+        if !is_first || !fits {
             return None;
         }
-        self.next_at = now + self.gap;
+        if let Err(wait) = self.pace.pass(now) {
+            self.next_at = now.saturating_add(wait);
+            return None;
+        }
         self.line.pop_front();
         self.free -= need.amounts;
         self.running += need.later();
@@ -344,7 +348,8 @@ impl Purse {
         // Whoever answered knows nothing yet of a refusal that came meanwhile.
         let here = if self.refused.is_some() { self.frozen_until } else { now };
         self.frozen_until = here.max(now + grant.frozen);
-        (self.in_force, self.gap) = (grant.caps.clone(), gap(&grant.caps));
+        self.pace.follow(&grant.caps);
+        self.in_force = grant.caps.clone();
     }
 
     fn spend(&mut self, at: i64, amounts: Amounts) {
@@ -368,14 +373,6 @@ impl Purse {
         }
         self.latencies.push_back(latency.max(0));
     }
-}
-
-/// What is granted does not leave in one millisecond: where a limit is above a call a second, one worker's calls are half
-/// as far apart as they would be if they were spread evenly and were all there are.
-fn gap(caps: &[Cap]) -> i64 {
-    let requests = caps.iter().filter(|cap| cap.measure == Measure::Requests && cap.per == Per::Minute);
-    let most = requests.map(|cap| cap.most).min().unwrap_or_default();
-    if most > 60 { Per::Minute.millis() / most / 2 } else { 0 }
 }
 
 fn aged(heard: &[(i64, Heard)], now: i64) -> Vec<(i64, Heard)> {
