@@ -225,10 +225,10 @@ impl Pool {
     fn are_of_one(&mut self, now: i64, models: &[String]) -> bool {
         self.voices.retain(|(_, at)| now.saturating_sub(*at) < BELIEVED);
         for model in models {
-            match self.voices.iter_mut().find(|(known, _)| known == model) {
-                Some((_, at)) => *at = now,
-                None if self.voices.len() < 2 => self.voices.push((model.clone(), now)),
-                None => {}
+            if let Some((_, at)) = self.voices.iter_mut().find(|(known, _)| known == model) {
+                *at = now;
+            } else if self.voices.len() < 2 {
+                self.voices.push((model.clone(), now));
             }
         }
         self.voices.len() < 2
@@ -291,7 +291,7 @@ impl Pool {
             return self.answer(now, Amounts::NONE, wait, short);
         }
         let share = ask.want.times(part);
-        let mut granted = if ask.least.amounts.is_within(&share.amounts) { share } else { ask.least };
+        let mut granted = ask.whole_jobs(share);
         if let Some(money) = self.money() {
             granted.amounts.usd = whole_jobs(granted.amounts.usd, ask, money.open.saturating_sub(earlier.amounts.usd));
         }
