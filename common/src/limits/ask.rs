@@ -23,6 +23,8 @@ pub struct Ask {
     pub want: Portion,
     /// The least that is of any use: one job.
     pub least: Portion,
+    /// What the first in line need: one job, two, and so on, at most [`STEPS`]. Empty where jobs are only expected.
+    pub steps: Vec<Portion>,
     /// Refusals since the last ask: the epoch of the latest call, and the longest wait in milliseconds.
     pub refused: Option<(u64, i64)>,
     /// What the provider's headers said since the last ask, each with its age in milliseconds.
@@ -31,6 +33,26 @@ pub struct Ask {
     pub heard_of: Vec<String>,
     /// Whether the worker leaves.
     pub leaves: bool,
+}
+
+/// Of so many jobs in line it is told what they need one by one.
+pub(super) const STEPS: usize = 16;
+
+impl Ask {
+    /// What of a share goes to whole jobs, at least one: with a part of one nothing can be called, and meanwhile nobody
+    /// else has it.
+    pub(super) fn whole_jobs(&self, share: Portion) -> Portion {
+        let fits = |portion: &&Portion| portion.amounts.is_within(&share.amounts);
+        match self.steps.last() {
+            _ if fits(&&self.want) => share,
+            Some(last) if self.steps.len() >= STEPS && fits(&last) => share,
+            Some(_) => self.steps.iter().rev().find(fits).copied().unwrap_or(self.least),
+            None => {
+                let jobs = u32::try_from(share.amounts.requests.max(1)).unwrap_or(u32::MAX);
+                self.least.times(f64::from(jobs))
+            }
+        }
+    }
 }
 
 /// What a provider's header said of one of its limits.

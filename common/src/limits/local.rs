@@ -22,8 +22,12 @@ const SLOW: u64 = 60;
 const TOGETHER: u64 = 10;
 
 /// The distance between a worker's calls under one limit key.
-#[derive(Debug, Default)]
-pub(super) struct Pace(Option<Spread>);
+#[derive(Debug)]
+pub(super) struct Pace {
+    /// The calls a minute that it is for.
+    most: Option<u64>,
+    spread: Option<Spread>,
+}
 
 #[derive(Debug)]
 struct Spread {
@@ -46,15 +50,27 @@ impl Clock for Told {
 impl Pace {
     /// Half the distance that calls would have if the smallest of the limits by the minute were spread evenly.
     pub(super) fn new(caps: &[Cap]) -> Self {
-        let requests = caps.iter().filter(|cap| cap.measure == Measure::Requests && cap.per == Per::Minute);
-        let most = requests.filter_map(|cap| u64::try_from(cap.most).ok()).min();
-        Self(most.filter(|most| *most > SLOW).and_then(|most| Spread::new(most.saturating_mul(HASTE))))
+        let most = calls_a_minute(caps);
+        let spread = most.filter(|most| *most > SLOW).and_then(|most| Spread::new(most.saturating_mul(HASTE)));
+        Self { most, spread }
+    }
+
+    /// The limits are these now.
+    pub(super) fn follow(&mut self, caps: &[Cap]) {
+        if calls_a_minute(caps) != self.most {
+            *self = Self::new(caps);
+        }
     }
 
     /// Lets a call pass, or says after how many milliseconds it may ask again.
     pub(super) fn pass(&self, now: i64) -> Result<(), i64> {
-        self.0.as_ref().map_or(Ok(()), |spread| spread.pass(now))
+        self.spread.as_ref().map_or(Ok(()), |spread| spread.pass(now))
     }
+}
+
+fn calls_a_minute(caps: &[Cap]) -> Option<u64> {
+    let requests = caps.iter().filter(|cap| cap.measure == Measure::Requests && cap.per == Per::Minute);
+    requests.filter_map(|cap| u64::try_from(cap.most).ok()).min()
 }
 
 impl Spread {
@@ -91,6 +107,17 @@ mod tests {
         assert_eq!([pace.pass(1_000), pace.pass(1_000), pace.pass(1_020)], [Ok(()), Err(50), Err(30)]);
         assert_eq!([pace.pass(1_050), pace.pass(1_099), pace.pass(1_100)], [Ok(()), Err(1), Ok(())]);
         assert_eq!([pace.pass(9_000), pace.pass(9_000)], [Ok(()), Err(50)], "a pause is not saved up");
+    }
+
+    #[test]
+    fn a_limit_that_changes_takes_its_distance_with_it() {
+        let caps = |most| [Cap { measure: Measure::Requests, per: Per::Minute, most }];
+        let mut pace = pace(600);
+        assert_eq!(pace.pass(1_000), Ok(()));
+        pace.follow(&caps(600));
+        assert_eq!(pace.pass(1_020), Err(30), "the same limit is no news");
+        pace.follow(&caps(300));
+        assert_eq!([pace.pass(1_050), pace.pass(1_050)], [Ok(()), Err(100)]);
     }
 
     #[test]

@@ -18,6 +18,8 @@ const REFILL: f64 = 1.1;
 pub(super) const BELIEVED: i64 = 600_000;
 /// A provider counts a little otherwise than we do (and rounds): less than this says nothing about others on its account.
 const TOLERANCE: f64 = 0.02;
+/// More than that for so long is others' use, and no matter of who counted first.
+const LASTS: i64 = 1_000;
 /// What is used up for ever may be had again when a person raises the cap: asked about so much later.
 const RAISED_BY_THEN: i64 = 3_600_000;
 
@@ -32,6 +34,8 @@ pub(super) struct Meter {
     /// As the provider's headers have it.
     learned: Option<i64>,
     heard_at: i64,
+    /// Since when they have told of more than is known here, and how much of it is not used here at least.
+    unknown: Option<(i64, i64)>,
     /// Whether those may raise it.
     adaptive: bool,
     /// What is in force now: all of it, and after refusals less.
@@ -51,6 +55,7 @@ impl Meter {
             set: None,
             learned: None,
             heard_at: 0,
+            unknown: None,
             adaptive: false,
             base: cap.most,
             most: cap.most,
@@ -199,17 +204,25 @@ impl Meter {
         self.pace = self.pace.min(0.0);
     }
 
-    /// What the provider says of it. What is used there and neither used nor held here was used by others of the account;
-    /// then all that is used there counts, and what is held comes on top, for nobody knows what of it has arrived there.
+    /// What the provider says of it. What is used there and neither used nor held here was used by others of the account,
+    /// if it is so for a while: answers count there as they end and here a little before, so that for moments it is so
+    /// anyway. Then all that is used there counts, and what is held comes on top, for nobody knows what of it has arrived.
     pub(super) fn hear(&mut self, now: i64, age: i64, heard: &Heard, held: &Amounts) {
         if heard.most <= 0 {
             return;
         }
         (self.learned, self.heard_at) = (Some(heard.most), now.saturating_sub(age));
-        let (used, held) = (self.used(), held.of(self.cap.measure));
-        let theirs = heard.left.filter(|left| *left >= 0).map_or(0, |left| heard.most.saturating_sub(left));
-        if theirs.saturating_sub(used).saturating_sub(held) > part_of(heard.most, TOLERANCE) {
-            self.window.add(self.cap.per, now, theirs - used);
+        let Some(left) = heard.left.filter(|left| *left >= 0) else { return };
+        let unknown = heard.most.saturating_sub(left).saturating_sub(self.used());
+        if unknown.saturating_sub(held.of(self.cap.measure)) <= part_of(heard.most, TOLERANCE) {
+            self.unknown = None;
+            return;
+        }
+        let (since, least) = self.unknown.map_or((now, unknown), |(since, least)| (since.min(now), least.min(unknown)));
+        self.unknown = Some((since, least));
+        if now.saturating_sub(since) >= LASTS {
+            self.window.add(self.cap.per, now, least);
+            self.unknown = None;
         }
     }
 

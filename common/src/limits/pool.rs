@@ -291,7 +291,7 @@ impl Pool {
             return self.answer(now, Amounts::NONE, wait, short);
         }
         let share = ask.want.times(part);
-        let mut granted = if ask.least.amounts.is_within(&share.amounts) { share } else { ask.least };
+        let mut granted = ask.whole_jobs(share);
         if let Some(money) = self.money() {
             granted.amounts.usd = whole_jobs(granted.amounts.usd, ask, money.open.saturating_sub(earlier.amounts.usd));
         }

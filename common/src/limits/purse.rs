@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::amount::{Amounts, Cap, Measure};
-use super::ask::{Ask, Grant, Heard};
+use super::ask::{Ask, Grant, Heard, STEPS};
 use super::local::Pace;
 use super::need::{Doubt, Need, Portion};
 use super::pool::VOID_AFTER;
@@ -328,6 +328,7 @@ impl Purse {
             held: Portion { amounts: self.running, doubt: self.doubt },
             want,
             least,
+            steps: self.steps(),
             refused: self.refused.take(),
             heard: aged(&heard, now),
             heard_of: std::mem::take(&mut self.heard_of),
@@ -336,6 +337,14 @@ impl Purse {
         let first = self.line.front().map(|(first, _)| *first);
         self.asked = Some(Asked { ask: ask.clone(), at: now, moments, heard, first });
         ask
+    }
+
+    fn steps(&self) -> Vec<Portion> {
+        let add = |sum: &mut Portion, (_, need): &(u64, Need)| {
+            *sum = *sum + need.portion();
+            Some(*sum)
+        };
+        self.line.iter().take(STEPS).scan(Portion::default(), add).collect()
     }
 
     /// The answer to the last ask. It may be used for a moment, which began with that.

@@ -6,8 +6,8 @@ use crate::ledger::{LIMIT_BYTES, Ledger as _};
 use crate::limits::{Amounts, Ask, Cap, Measure, Per, Pool, Portion, change, look};
 
 fn ask(id: u64, requests: i64) -> Ask {
-    let amounts = Amounts { requests, ..Amounts::NONE };
-    let (want, least) = (Portion { amounts, ..Portion::default() }, Portion::default());
+    let amounts = |requests| Portion { amounts: Amounts { requests, ..Amounts::NONE }, ..Portion::default() };
+    let (want, least) = (amounts(requests), amounts(1));
     let caps = vec![Cap { measure: Measure::Requests, per: Per::Minute, most: 600 }];
     Ask { id, seq: 1, caps, want, least, ..Ask::default() }
 }
