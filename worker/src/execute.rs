@@ -21,6 +21,7 @@ use crate::heartbeat::{self, Fate, Rhythm};
 use crate::judge::{Decision, Past, judge};
 use crate::money::{Money, money};
 use crate::output;
+use crate::repair;
 use crate::reuse::{self, Fresh, Shelf};
 use crate::runner::{RunContext, Runner, Runners, WhenLost};
 use crate::settings::Settings;
@@ -168,8 +169,13 @@ async fn work(job: Box<Job>, expected: Option<Expected>, case: &Case<'_>, lease:
     let bill = Bill { prices: &desk.settings.prices, runner: &*runner, job: &job };
     match run(&job, &*runner, &context, lease, desk).await {
         Ran::Done { outcome, lost } => {
-            match Box::pin(finish(bill.outcome(outcome), lost, &job, pass, case, lease, desk)).await {
-                Step::Settle(verdict) => match reuse::fresh(&job, &*runner, &verdict) {
+            let outcome = bill.outcome(outcome);
+            let class = match &outcome {
+                Outcome::Success(reply) => Some(reply.class),
+                Outcome::Failure(_) => None,
+            };
+            match Box::pin(finish(outcome, lost, bill, pass, case, lease, desk)).await {
+                Step::Settle(verdict) => match reuse::fresh(&job, &*runner, class, &verdict) {
                     Some(fresh) => Step::Share(verdict, fresh),
                     None => Step::Settle(verdict),
                 },
@@ -285,20 +291,25 @@ async fn run(job: &Job, runner: &dyn Runner, context: &RunContext, lease: &Lease
     }
 }
 
-/// Judges an outcome, tells the limits, and keeps the output.
+/// Judges an outcome, tells the limits, and keeps the output, unless it is put aside.
 #[expect(clippy::too_many_arguments, reason = "the last of a row of steps: each argument is what an earlier one gave")]
 async fn finish(
     outcome: Outcome,
     lost: bool,
-    job: &Job,
+    bill: Bill<'_>,
     pass: Pass,
     case: &Case<'_>,
     lease: &Lease,
     desk: &Desk,
 ) -> Step {
+    let job = bill.job;
     let key = pass.key().to_owned();
     let ruling = pass.report(job.id, &outcome);
     let reply = match outcome {
+        // A late one is kept: whoever has the job now has none yet.
+        Outcome::Success(reply) if !lost && repair::again(&reply, bill, case) => {
+            return Step::Settle(case.put_aside(&reply));
+        }
         Outcome::Success(reply) => reply,
         // Whoever has the job now spends its attempts.
         Outcome::Failure(_) if lost => return Step::Drop,

@@ -7,6 +7,7 @@ use promptq_common::limits::{Budget, Ceiling, Measure, Pass, Size};
 use promptq_common::outcome::{FailureClass, Usd};
 use promptq_common::price::{Price, Prices};
 
+use crate::cost::Bill;
 use crate::execute::Desk;
 use crate::runner::Runner;
 use crate::size::{answers, parameters, size, tier};
@@ -57,6 +58,18 @@ pub(crate) fn money(
         }),
         _ => Money::Costs(Some(worst), budgets),
     }
+}
+
+/// Whether a job's own cap allows another call after one that cost so much (`None`: nobody knows).
+pub(crate) fn has_left(bill: Bill<'_>, case: &Case<'_>, cost: Option<Usd>) -> bool {
+    let Some(most) = bill.job.extras.as_ref().and_then(|extras| extras.max_cost) else { return true };
+    let size = size(&bill.job.work);
+    let input = u64::try_from(size.bytes).unwrap_or(u64::MAX);
+    worst(bill.job, bill.runner, &size, (input, bill.prices)).is_ok_and(|worst| {
+        let mut before = spent(case, worst);
+        before += cost.unwrap_or(worst);
+        !over(worst, before, most)
+    })
 }
 
 /// Why a job under a cap on its cost would not be called by such workers, with a hint; `None` where it would.

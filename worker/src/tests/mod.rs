@@ -5,6 +5,7 @@ mod leaving;
 mod lifecycle;
 mod limits;
 mod money;
+mod repair;
 mod reports;
 mod reuse;
 
@@ -42,6 +43,10 @@ enum Play {
     After(Duration),
     /// Answers after a second, and costs so much.
     Costs(Usd),
+    /// Answers just this.
+    Reply(Box<Reply>),
+    /// Does this after so long.
+    Late(Duration, Box<Play>),
     Panic,
     Forever,
 }
@@ -114,7 +119,12 @@ impl Runner for Scripted {
             let full = Failure::new(FailureClass::Capacity, "overloaded", "as scripted");
             return Outcome::Failure(Failure { status_code: Some(529), ..full });
         }
-        match (self.script)(job, cx) {
+        let mut play = (self.script)(job, cx);
+        if let Play::Late(wait, late) = play {
+            sleep(wait).await;
+            play = *late;
+        }
+        match play {
             Play::Answer(text) => answer(text),
             Play::Fail(failure) => Outcome::Failure(failure),
             Play::After(wait) => {
@@ -125,8 +135,9 @@ impl Runner for Scripted {
                 sleep(Duration::from_secs(1)).await;
                 Outcome::Success(Reply { status_code: 200, cost: Some(cost), ..Reply::default() })
             }
+            Play::Reply(reply) => Outcome::Success(*reply),
             Play::Panic => panic!("as scripted"),
-            Play::Forever => std::future::pending().await,
+            Play::Forever | Play::Late(..) => std::future::pending().await,
         }
     }
 

@@ -222,7 +222,7 @@ impl Chat {
                 return Err(unknown(FailureClass::Fatal, "output_too_large", "an answer of more than 16 MiB came"));
             }
         }
-        match crate::provider::read(request.endpoint, status, got.body.clone()) {
+        match crate::provider::read(request.endpoint, &request.body, status, got.body.clone()) {
             Read::Answer(mut reply) => {
                 if let Some(id) = request_id(headers) {
                     reply.request_id = Some(id);
