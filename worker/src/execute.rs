@@ -57,6 +57,8 @@ pub(crate) enum Did {
 
 /// The runner keeps its time limit itself; this much later the worker cuts one that does not.
 const OVERTIME: Duration = Duration::from_secs(5);
+/// What is said in place of an answer that took too long to be whole.
+const GATEWAY_TIMEOUT: u16 = 504;
 /// How long a job of a paused queue is kept away, as long as a pause takes to be seen everywhere.
 const PAUSED: Duration = Duration::from_secs(5);
 
@@ -165,7 +167,8 @@ async fn work(job: Box<Job>, expected: Option<Expected>, case: &Case<'_>, lease:
         Err(step) => return step,
     };
     let attempt = case.head.attempts.saturating_add(1);
-    let context = RunContext { attempt, lease: case.lease, worker: case.worker.clone(), ear: pass.ear() };
+    let stream = case.head.history.recent.last().is_some_and(|last| last.status_code == Some(GATEWAY_TIMEOUT));
+    let context = RunContext { attempt, lease: case.lease, worker: case.worker.clone(), ear: pass.ear(), stream };
     let bill = Bill { prices: &desk.settings.prices, runner: &*runner, job: &job };
     match run(&job, &*runner, &context, lease, desk).await {
         Ran::Done { outcome, lost } => {

@@ -156,7 +156,13 @@ fn working(job: Job) -> anyhow::Result<Vec<Step>> {
         exec: ExecSettings { named: [].into(), allow_inline: false, environment: Vec::new(), max_output: 1_000 },
         mock: MockSettings { latency: (Duration::ZERO, Duration::ZERO), ..MockSettings::standard() },
     })?;
-    let cx = RunContext { attempt: 1, lease: LeaseId::random(), worker: WorkerId::random("bench"), ear: None };
+    let cx = RunContext {
+        attempt: 1,
+        lease: LeaseId::random(),
+        worker: WorkerId::random("bench"),
+        ear: None,
+        stream: false,
+    };
     let past = Past::default();
     let first = policy.clone();
     Ok(vec![
