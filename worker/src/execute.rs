@@ -172,18 +172,7 @@ async fn work(job: Box<Job>, expected: Option<Expected>, case: &Case<'_>, lease:
     let bill = Bill { prices: &desk.settings.prices, runner: &*runner, job: &job };
     match run(&job, &*runner, &context, lease, desk).await {
         Ran::Done { outcome, lost } => {
-            let outcome = bill.outcome(outcome);
-            let class = match &outcome {
-                Outcome::Success(reply) => Some(reply.class),
-                Outcome::Failure(_) => None,
-            };
-            match Box::pin(finish(outcome, lost, bill, pass, case, lease, desk)).await {
-                Step::Settle(verdict) => match reuse::fresh(&job, &*runner, class, &verdict) {
-                    Some(fresh) => Step::Share(verdict, fresh),
-                    None => Step::Settle(verdict),
-                },
-                step @ (Step::Go | Step::Share(..) | Step::Cut(_) | Step::Drop) => step,
-            }
+            Box::pin(finish(bill.outcome(outcome), lost, bill, pass, case, lease, desk)).await
         }
         Ran::Cancelled => {
             let cut = runner.billed().then(|| cut_call("cancelled while the call was running", bill));
@@ -324,17 +313,22 @@ async fn finish(
             return Step::Settle(after(&failure, job, case, ruling.wait.map(|_| key.as_str())));
         }
     };
+    let class = reply.class;
     let mut reply = reply;
     let place = (job.id, case.lease);
     let keeping = output::keep(desk.store.as_ref(), &desk.settings, place, std::mem::take(&mut reply.body));
     let kept = if lost { keeping.await } else { heartbeat::during(lease, rhythm(desk), keeping).await };
-    Step::Settle(match kept {
+    let verdict = match kept {
         Ok(output) => case.succeeded(reply, output),
         Err(mut failure) => {
             (failure.usage, failure.cost, failure.status_code) = (reply.usage, reply.cost, Some(reply.status_code));
             case.failed(&failure)
         }
-    })
+    };
+    match reuse::fresh(job, bill.runner, class, &verdict) {
+        Some(fresh) => Step::Share(verdict, fresh),
+        None => Step::Settle(verdict),
+    }
 }
 
 /// The verdict on a failure. `held_by` is the limit key that is shut now.

@@ -27,7 +27,7 @@ impl Tally {
 
     pub(super) fn append(&mut self, more: &Self) {
         for (word, count) in &more.0 {
-            *self.0.entry(word).or_default() += count;
+            *self.0.entry(*word).or_default() += count;
         }
     }
 

@@ -6,7 +6,7 @@ use serde::de::IgnoredAny;
 use serde_json::Value;
 
 /// Whether this text may answer this request: it does not ask for JSON, or the text is one JSON value.
-pub(crate) fn fits(request: &[u8], text: &str) -> bool {
+pub(super) fn fits(request: &[u8], text: &str) -> bool {
     !asks_for_json(request) || serde_json::from_str::<IgnoredAny>(text).is_ok()
 }
 

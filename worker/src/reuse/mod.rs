@@ -90,14 +90,8 @@ pub(crate) async fn found(job: &Job, runners: &[Arc<dyn Runner>], case: &Case<'_
 
 /// What is to be kept of a job's end: nothing, unless the job takes stored answers and has come to one of its own, of which
 /// nothing is missing. `verdict` is what ends it.
-pub(crate) fn fresh(
-    job: &Job,
-    runner: &dyn Runner,
-    class: Option<AnswerClass>,
-    verdict: &Verdict,
-) -> Option<Box<Fresh>> {
-    class.filter(|class| *class == AnswerClass::Complete)?;
-    oldest(job)?;
+pub(crate) fn fresh(job: &Job, runner: &dyn Runner, class: AnswerClass, verdict: &Verdict) -> Option<Box<Fresh>> {
+    oldest(job).filter(|_| class == AnswerClass::Complete)?;
     let Verdict::End(record) = verdict else { return None };
     let Record { id, ended_at, answer: Some(answer), .. } = &**record else { return None };
     let key = runner.reuse_key(job)?;
