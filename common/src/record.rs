@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::broker::{Head, LeaseId};
 use crate::job::{BatchName, JobId, Queue};
-use crate::outcome::{Body, Detail, FailureClass, History, Origin};
+use crate::outcome::{AnswerClass, Body, Detail, FailureClass, History, Origin};
 use crate::time::Timestamp;
 
 /// How a job ended, what it gave and what it took. A success is never replaced by anything.
@@ -55,6 +55,15 @@ pub struct Record {
 }
 
 impl Record {
+    /// The class of the failure it died of, or of an answer that is not whole; `None` for the others.
+    pub fn class_name(&self) -> Option<&'static str> {
+        match (&self.cause, &self.answer) {
+            (Some(cause), _) => cause.class.map(FailureClass::as_str),
+            (None, Some(_)) => self.history.recent.last()?.fault().map(AnswerClass::as_str),
+            (None, None) => None,
+        }
+    }
+
     /// The record of a job that ended without running in this lease: cancelled, expired, or dead before a call.
     pub fn unrun(head: &Head, end: End, cause: Option<Cause>, at: Timestamp) -> Self {
         Self {

@@ -1,6 +1,7 @@
 //! Jobs and batches as the JSON objects that every command shows, and as cells of tables.
 
 use promptq_common::ledger::{BatchView, JobView};
+use promptq_common::record::Record;
 use promptq_common::time::Timestamp;
 use serde_json::{Value, json};
 
@@ -11,7 +12,7 @@ pub fn job(view: &JobView) -> Value {
     let mut object = json!(view);
     let record = view.record.as_deref();
     let cause = record.and_then(|record| record.cause.as_ref());
-    object["class"] = json!(cause.and_then(|cause| cause.class));
+    object["class"] = json!(record.and_then(Record::class_name));
     object["code"] = json!(cause.map(|cause| &cause.code));
     object["detail"] = json!(cause.map(|cause| &cause.detail));
     object["usage"] = json!(record.map(|record| record.history.usage));

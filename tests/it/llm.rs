@@ -117,7 +117,8 @@ fn request(url: &str, body: &str) -> Work {
 
 async fn run(runners: &Runners, work: Work) -> Result<Reply, Failure> {
     let job = Job::new(Queue::standard(), work);
-    let cx = RunContext { attempt: 1, lease: LeaseId::random(), worker: WorkerId::random("llm"), ear: None };
+    let cx =
+        RunContext { attempt: 1, lease: LeaseId::random(), worker: WorkerId::random("llm"), ear: None, stream: false };
     match runners.pick(&job)?.run(&job, &cx).await {
         Outcome::Success(reply) => Ok(reply),
         Outcome::Failure(failure) => Err(failure),

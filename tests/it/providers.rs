@@ -13,6 +13,7 @@ pub(crate) const KEY: &str = "sk-planted-4711";
 const MESSAGE: &str = r#"{"id":"msg_1","model":"claude-x","content":[{"type":"text","text":"from anthropic"}],"stop_reason":"end_turn","usage":{"input_tokens":3,"cache_creation_input_tokens":4,"output_tokens":1,"service_tier":"standard"}}"#;
 const CONTENT: &str = r#"{"candidates":[{"content":{"parts":[{"text":"from gemini"}]},"finishReason":"STOP"}],"usageMetadata":{"promptTokenCount":7,"candidatesTokenCount":1},"modelVersion":"g"}"#;
 const CHAT: &str = r#"{"id":"c","model":"m","choices":[{"message":{"content":"from openai"},"finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":1}}"#;
+const CUT: &str = r#"{"id":"c","model":"m","choices":[{"message":{"content":"from"},"finish_reason":"length"}],"usage":{"prompt_tokens":3,"completion_tokens":1}}"#;
 const STREAM: &str = "data: {\"type\":\"message_start\",\"message\":{\"id\":\"m\",\"content\":[],\"stop_reason\":null,\"usage\":{\"input_tokens\":5,\"output_tokens\":0}}}\n\n\
     data: {\"type\":\"content_block_start\",\"index\":0,\"content_block\":{\"type\":\"text\",\"text\":\"streamed\"}}\n\n\
     data: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":\"end_turn\"},\"usage\":{\"output_tokens\":2}}\n\n\
@@ -64,6 +65,9 @@ fn answer(request: &str) -> (&'static str, &'static str, &'static str) {
         "/v1/messages" if request.contains("\"stream\":true") => ("200 OK", "text/event-stream", STREAM),
         "/v1/messages" => ("200 OK", JSON, MESSAGE),
         path if path.ends_with(":generateContent") => ("200 OK", JSON, CONTENT),
+        path if path.ends_with("/v1/chat/completions") && request.contains("\"max_tokens\":1,") => {
+            ("200 OK", JSON, CUT)
+        }
         path if path.ends_with("/v1/chat/completions") => ("200 OK", JSON, CHAT),
         path if path.ends_with("/models") => ("200 OK", JSON, r#"{"data":[]}"#),
         _ => ("404 Not Found", JSON, "{}"),
@@ -158,6 +162,40 @@ fn every_api_is_asked_by_prompts_and_by_requests_of_its_own() {
     let untouched = r#"{"model":"claude-x","max_tokens":5,"messages":[]}"#;
     assert!(seen.iter().any(|request| request.ends_with(untouched)), "{seen:?}");
     assert!(seen.iter().any(|request| request.starts_with("POST /box/v1/chat/completions ")), "{seen:?}");
+}
+
+#[test]
+fn an_answer_that_is_not_whole_says_so_and_is_asked_for_again_where_its_line_says() {
+    let server = Server::start();
+    let home = settled(&server);
+    home.write(
+        "in.jsonl",
+        concat!(
+            r#"{"id":"1","model":"box/small","prompt":"Hi","params":{"max_tokens":1,"n":1}}"#,
+            "\n",
+            r#"{"id":"2","url":"/v1/chat/completions","body":{"model":"box/small","messages":[],"response_format":{"type":"json_object"}},"promptq":{"repair_attempts":1}}"#,
+            "\n",
+            r#"{"id":"3","model":"box/small","prompt":"Hi"}"#,
+            "\n",
+        ),
+    );
+    let said = run(&home, &["run", "in.jsonl", "-o", "out.jsonl"]).ends(0);
+    said.says(&["3 succeeded (1 invalid_output, 1 truncated)"]);
+    assert_eq!(server.requests().len(), 4);
+    let lines = results(&home, "out.jsonl");
+    let account = |at: usize| &lines[at]["promptq"];
+    let classes: Vec<_> = (0..3).map(|at| account(at)["class"].as_str()).collect();
+    assert_eq!(classes, [Some("truncated"), Some("invalid_output"), None]);
+    assert_eq!((&account(0)["text"], &account(1)["text"]), (&"from".into(), &"from openai".into()));
+    assert_eq!(account(1)["usage"]["input_tokens"], 6, "both were paid");
+    let tries: Vec<_> = account(1)["attempts"].as_array().unwrap().iter().map(|of| of["class"].as_str()).collect();
+    assert_eq!(tries, [Some("invalid_output"); 2]);
+    let listed = run(&home, &["jobs", "list", "--where", "class=truncated", "--json"]).ends(0).json();
+    assert_eq!((listed["items"].as_array().unwrap().len(), &listed["items"][0]["custom_id"]), (1, &"1".into()));
+    for (at, answer) in [(0, "truncated: the answer was cut off (length)"), (1, "is not the JSON that was asked for")] {
+        let id = account(at)["job_id"].as_str().unwrap();
+        run(&home, &["jobs", "show", id]).ends(0).prints(&["answer     ", answer]);
+    }
 }
 
 #[test]

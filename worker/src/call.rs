@@ -17,6 +17,7 @@ use crate::heartbeat::{self, Fate};
 use crate::judge::{Decision, Past, judge};
 use crate::money::{Money, money};
 use crate::output;
+use crate::repair;
 use crate::reuse;
 use crate::runner::{RunContext, Runner, WhenLost};
 use crate::size::size;
@@ -73,12 +74,13 @@ pub(crate) async fn call(errand: Errand<'_>, way: Way<'_>, expected: &mut Option
         Err(came) => return came,
     };
     let attempt = case.head.attempts.saturating_add(1);
-    let context = RunContext { attempt, lease: case.lease, worker: case.worker.clone(), ear: pass.ear() };
+    let stream = case.head.history.recent.last().is_some_and(|last| last.status_code == Some(GATEWAY_TIMEOUT));
+    let context = RunContext { attempt, lease: case.lease, worker: case.worker.clone(), ear: pass.ear(), stream };
     let bill = Bill { prices: &desk.settings.prices, runner, job };
     match run(errand, runner, &context).await {
         Ran::Done { outcome, lost } => {
             let outcome = bill.outcome(told(outcome, job, way));
-            Box::pin(finish(errand, way, pass, (outcome, lost))).await
+            Box::pin(finish(errand, way, pass, bill, (outcome, lost))).await
         }
         Ran::Cancelled => {
             let cut = runner.billed().then(|| cut_call("cancelled while the call was running", bill));
@@ -191,11 +193,24 @@ async fn run(errand: Errand<'_>, runner: &dyn Runner, context: &RunContext) -> R
 /// The runner keeps its time limit itself; this much later the worker cuts one that does not.
 const OVERTIME: Duration = Duration::from_secs(5);
 
-/// Judges an outcome, tells the limits, and keeps the output.
-async fn finish(errand: Errand<'_>, way: Way<'_>, pass: Pass, (outcome, lost): (Outcome, bool)) -> Came {
+/// What is said in place of an answer that took too long to be whole.
+const GATEWAY_TIMEOUT: u16 = 504;
+
+/// Judges an outcome, tells the limits, and keeps the output, unless it is put aside.
+async fn finish(
+    errand: Errand<'_>,
+    way: Way<'_>,
+    pass: Pass,
+    bill: Bill<'_>,
+    (outcome, lost): (Outcome, bool),
+) -> Came {
     let Errand { job, case, lease, desk } = errand;
     let ruling = pass.report(job.id, &outcome);
     let reply = match outcome {
+        // A late one is kept: whoever has the job now has none yet.
+        Outcome::Success(reply) if !lost && repair::again(&reply, bill, &case) => {
+            return Came::settle(case.put_aside(&reply));
+        }
         Outcome::Success(reply) => reply,
         // Whoever has the job now spends its attempts.
         Outcome::Failure(_) if lost => return Came::Step(Step::Drop),
@@ -210,6 +225,7 @@ async fn finish(errand: Errand<'_>, way: Way<'_>, pass: Pass, (outcome, lost): (
             return judged(failure, errand, way, shut);
         }
     };
+    let class = reply.class;
     let mut reply = reply;
     let place = (job.id, case.lease);
     let keeping = output::keep(desk.store.as_ref(), &desk.settings, place, std::mem::take(&mut reply.body));
@@ -221,7 +237,7 @@ async fn finish(errand: Errand<'_>, way: Way<'_>, pass: Pass, (outcome, lost): (
             case.failed(&failure)
         }
     };
-    Came::Step(match reuse::fresh(job, way.runner, &verdict) {
+    Came::Step(match reuse::fresh(job, way.runner, class, &verdict) {
         Some(fresh) => Step::Share(verdict, fresh),
         None => Step::Settle(verdict),
     })

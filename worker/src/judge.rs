@@ -28,7 +28,7 @@ pub enum Decision {
 /// What a job has behind it in this epoch.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Past {
-    /// Attempts spent before this one.
+    /// Attempts spent before this one; those whose answers were put aside have a budget of their own (`repair.rs`).
     pub attempts: u32,
     /// Those of them that may have been billed without an answer.
     pub unknown_billed: u32,
@@ -42,6 +42,7 @@ impl Past {
         // Of several ways, one that was shut is no attempt.
         let spent = history.recent.iter().filter(|attempt| attempt.class.is_some_and(FailureClass::spends_attempt));
         let alike = spent.filter(|attempt| attempt.code.as_ref() == Some(&failure.code)).count();
+        let attempts = attempts.saturating_sub(history.put_aside());
         Self { attempts, unknown_billed: history.unknown_billed, alike: u32::try_from(alike).unwrap_or(u32::MAX) }
     }
 }
@@ -91,7 +92,8 @@ fn backoff(backoff: &Backoff, spent: u32, dice: f64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use promptq_common::outcome::Reply;
+    use promptq_common::outcome::{Attempt, Reply, Usage};
+    use promptq_common::time::Timestamp;
 
     const fn seconds(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
@@ -142,32 +144,49 @@ mod tests {
         assert_eq!(decide(FailureClass::Transient, 1, 1), Decision::Retry { after: seconds(2) });
     }
 
+    fn attempt(class: Option<FailureClass>, code: &str) -> Attempt {
+        let at = Timestamp::from_millis(0);
+        Attempt {
+            n: 1,
+            worker: "w".to_owned(),
+            started_at: at,
+            ended_at: at,
+            class,
+            code: Some(code.to_owned()),
+            detail: None,
+            status_code: None,
+            usage: Usage::default(),
+            cost: None,
+        }
+    }
+
     #[test]
     fn a_fault_that_may_be_the_requests_own_is_met_so_often_and_no_other_counts() {
         let failure = Failure { tries: Some(2), ..Failure::new(FailureClass::Transient, "http_500", "") };
         let after = |codes: &[&str]| {
             let mut history = History::default();
-            for code in codes {
-                let (worker, at) = ("w".to_owned(), promptq_common::time::Timestamp::from_millis(0));
-                history.push(promptq_common::outcome::Attempt {
-                    n: 1,
-                    worker,
-                    started_at: at,
-                    ended_at: at,
-                    class: Some(FailureClass::Transient),
-                    code: Some((*code).to_owned()),
-                    detail: None,
-                    status_code: None,
-                    usage: promptq_common::outcome::Usage::default(),
-                    cost: None,
-                });
-            }
+            codes.iter().for_each(|code| history.push(attempt(Some(FailureClass::Transient), code)));
             let past = Past::new(u32::try_from(codes.len()).unwrap(), &history, &failure);
             judge(&Outcome::Failure(failure.clone()), past, &Policy::standard(), 1.0)
         };
         assert_eq!(after(&[]), Decision::Retry { after: seconds(1) });
         assert_eq!(after(&["http_502", "connection_lost"]), Decision::Retry { after: seconds(4) });
         assert_eq!(after(&["http_502", "http_500"]), Decision::Dead);
+    }
+
+    #[test]
+    fn answers_that_were_put_aside_are_no_failed_attempts() {
+        let mut history = History::default();
+        for _ in 0..4 {
+            history.push(attempt(None, "truncated"));
+        }
+        let failure = Failure::new(FailureClass::Transient, "http_500", "");
+        let decide = |attempts| {
+            let past = Past::new(attempts, &history, &failure);
+            judge(&Outcome::Failure(failure.clone()), past, &Policy::standard(), 1.0)
+        };
+        assert_eq!(decide(4), Decision::Retry { after: seconds(1) }, "the first that failed");
+        assert_eq!((decide(7), decide(8)), (Decision::Retry { after: seconds(8) }, Decision::Dead));
     }
 
     #[test]

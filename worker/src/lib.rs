@@ -18,6 +18,7 @@ pub mod judge;
 pub mod money;
 mod output;
 mod provider;
+mod repair;
 mod reuse;
 pub mod rollup;
 mod route;

@@ -10,6 +10,7 @@ use promptq_common::outcome::{FailureClass, Usd};
 use promptq_common::price::{Price, Prices};
 
 use crate::asked::{Asked, IMAGE_TOKENS, Images};
+use crate::cost::Bill;
 use crate::execute::Desk;
 use crate::runner::Runner;
 use crate::size::{bytes, parameters};
@@ -62,13 +63,27 @@ pub(crate) fn money(job: &Job, runner: &dyn Runner, (case, desk, pass): (&Case<'
     }
 }
 
+/// Whether a job's own cap allows another call after one that cost so much (`None`: nobody knows).
+pub(crate) fn has_left(bill: Bill<'_>, case: &Case<'_>, cost: Option<Usd>) -> bool {
+    let Some(most) = bill.job.extras.as_ref().and_then(|extras| extras.max_cost) else { return true };
+    worst(bill.job, bill.runner, as_many, bill.prices).is_ok_and(|worst| {
+        let mut before = spent(case, worst);
+        before += cost.unwrap_or(worst);
+        !over(worst, before, most)
+    })
+}
+
+/// The most tokens of a text: one for each byte.
+fn as_many(bytes: usize) -> u64 {
+    u64::try_from(bytes).unwrap_or(u64::MAX)
+}
+
 /// Why a job under a cap on its cost would not be called by such workers, with a hint; `None` where it would. Of several
 /// ways all need a price: the job waits at one that has none. One that nobody bounds, or can reckon, is passed by.
 pub fn missing(job: &Job, runners: &[Arc<dyn Runner>], prices: &Prices) -> Option<String> {
-    let tokens = |bytes: usize| u64::try_from(bytes).unwrap_or(u64::MAX);
     let (mut passed, mut works) = (None, false);
     for runner in runners {
-        match worst(job, &**runner, tokens, prices) {
+        match worst(job, &**runner, as_many, prices) {
             Err(Unknown::Price) => return Some(NO_PRICE.to_owned()),
             Err(Unknown::Answer) => passed = Some(NO_MAX_TOKENS.to_owned()),
             Err(Unknown::Part(name)) => passed = Some(uncounted(&name)),

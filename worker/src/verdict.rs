@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use promptq_common::broker::{Head, HoldKey, LeaseId, Verdict, WorkerId};
-use promptq_common::outcome::{Attempt, Failure, FailureClass, Reply};
+use promptq_common::outcome::{AnswerClass, Attempt, Failure, FailureClass, Reply};
 use promptq_common::record::{Answer, Cause, End, Output, Record};
 use promptq_common::time::Timestamp;
 
@@ -22,9 +22,7 @@ impl Case<'_> {
     /// An answer.
     pub(crate) fn succeeded(&self, reply: Reply, output: Output) -> Verdict {
         let mut record = self.record(End::Succeeded, None);
-        let mut attempt = self.attempt(None);
-        (attempt.usage, attempt.cost, attempt.status_code) = (reply.usage, reply.cost, Some(reply.status_code));
-        spend(&mut record, attempt);
+        spend(&mut record, self.answered(&reply));
         record.answer = Some(Answer {
             status_code: reply.status_code,
             request_id: reply.request_id,
@@ -35,6 +33,11 @@ impl Case<'_> {
             origin: reply.origin,
         });
         Verdict::End(Box::new(record))
+    }
+
+    /// Called again at once: an answer that is not whole is put aside.
+    pub(crate) fn put_aside(&self, reply: &Reply) -> Verdict {
+        Verdict::Retry { after: Duration::ZERO, attempt: Box::new(self.answered(reply)) }
     }
 
     /// Given up after a run.
@@ -85,6 +88,21 @@ impl Case<'_> {
         record
     }
 
+    fn answered(&self, reply: &Reply) -> Attempt {
+        let wrong = wrong_with(reply);
+        Attempt {
+            code: wrong.map(|_| reply.class.as_str().to_owned()),
+            detail: wrong.map(|wrong| {
+                let reason = reply.finish_reason.as_deref().map_or_else(String::new, |reason| format!(" ({reason})"));
+                format!("{wrong}{reason}")
+            }),
+            status_code: Some(reply.status_code),
+            usage: reply.usage,
+            cost: reply.cost,
+            ..self.attempt(None)
+        }
+    }
+
     /// This run, as the job's history keeps it.
     pub(crate) fn attempt(&self, failure: Option<&Failure>) -> Attempt {
         Attempt {
@@ -110,6 +128,18 @@ pub(crate) fn hold(after: Duration, hold: HoldKey) -> Verdict {
 /// Back to its lane, spending nothing.
 pub(crate) fn release(after: Duration, held_by: Option<&str>) -> Verdict {
     Verdict::Release { after, hold: held_by.map(|key| HoldKey::Limit(key.to_owned())) }
+}
+
+/// What is known to be wrong with an answer, in words.
+fn wrong_with(reply: &Reply) -> Option<&'static str> {
+    let says = reply.text.as_deref().is_some_and(|text| !text.trim().is_empty());
+    match reply.class {
+        AnswerClass::Complete | AnswerClass::Unknown => None,
+        AnswerClass::Truncated => Some("the answer was cut off"),
+        AnswerClass::Refused => Some("the answer was refused"),
+        AnswerClass::InvalidOutput if says => Some("the answer is not the JSON that was asked for"),
+        AnswerClass::InvalidOutput => Some("the answer is empty"),
+    }
 }
 
 fn spend(record: &mut Record, attempt: Attempt) {

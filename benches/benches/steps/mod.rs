@@ -12,7 +12,7 @@ use promptq_common::broker::{LeaseId, WorkerId, envelope};
 use promptq_common::codec::{decode_job, decode_record, encode_job, encode_record};
 use promptq_common::job::{BatchName, Job, JobId, Policy, Queue};
 use promptq_common::limits::Limits;
-use promptq_common::outcome::{Body, Failure, FailureClass, Outcome, Reply, Usage, Usd};
+use promptq_common::outcome::{AnswerClass, Body, Failure, FailureClass, Outcome, Reply, Usage, Usd};
 use promptq_common::result_line::result_line;
 use promptq_common::work::Work;
 use promptq_worker::judge::{Past, judge};
@@ -156,7 +156,13 @@ fn working(job: Job) -> anyhow::Result<Vec<Step>> {
         exec: ExecSettings { named: [].into(), allow_inline: false, environment: Vec::new(), max_output: 1_000 },
         mock: MockSettings { latency: (Duration::ZERO, Duration::ZERO), ..MockSettings::standard() },
     })?;
-    let cx = RunContext { attempt: 1, lease: LeaseId::random(), worker: WorkerId::random("bench"), ear: None };
+    let cx = RunContext {
+        attempt: 1,
+        lease: LeaseId::random(),
+        worker: WorkerId::random("bench"),
+        ear: None,
+        stream: false,
+    };
     let past = Past::default();
     let first = policy.clone();
     Ok(vec![
@@ -192,6 +198,7 @@ fn reply() -> Reply {
         text: None,
         model: Some("mock".to_owned()),
         finish_reason: Some("stop".to_owned()),
+        class: AnswerClass::Complete,
         usage: Usage { input_tokens: 70, output_tokens: 60, cached_tokens: 0, reasoning_tokens: 0 },
         cost: Some(Usd::from_nanos(1_250)),
         detail: None,

@@ -22,6 +22,8 @@ pub(crate) const UNREADABLE: u8 = 0;
 const JOB_V1: u8 = 1;
 /// As the first, followed by what only some jobs ask for; written only for those.
 const JOB_V2: u8 = 2;
+/// As the first, followed by that, if it asks for anything, and how often it may be repaired; written only where it may.
+const JOB_V3: u8 = 3;
 const RECORD_V1: u8 = 1;
 /// As the first, followed by what else the provider said of the answer; written only where it said something.
 const RECORD_V2: u8 = 2;
@@ -37,9 +39,16 @@ const POOL_V1: u8 = 1;
 pub fn encode_job(job: &Job) -> Result<Vec<u8>> {
     const OP: &str = "encode a job";
     let mut bytes = encode(OP, JOB_V1, job)?;
-    if let Some(extras) = job.extras.as_deref() {
-        bytes[0] = JOB_V2;
-        append(OP, extras, &mut bytes)?;
+    match (job.extras.as_deref(), job.policy.repair_attempts) {
+        (None, 0) => {}
+        (Some(extras), 0) => {
+            bytes[0] = JOB_V2;
+            append(OP, extras, &mut bytes)?;
+        }
+        asked => {
+            bytes[0] = JOB_V3;
+            append(OP, &asked, &mut bytes)?;
+        }
     }
     Ok(bytes)
 }
@@ -57,13 +66,20 @@ pub fn decode_job(bytes: &[u8]) -> Result<Job> {
             "it came from a foreign client as a line that nobody could read; push a mended line and drop this job";
         return Err(Error::new(Kind::Corrupt, OP, why));
     }
-    if bytes.first() != Some(&JOB_V2) {
-        return decode(OP, JOB_V1, bytes);
-    }
+    let version = match bytes.first() {
+        Some(version @ &(JOB_V2 | JOB_V3)) => *version,
+        _ => return decode(OP, JOB_V1, bytes),
+    };
     check_size(OP, bytes.len())?;
     let (mut job, rest): (Job, _) = part_of(OP, &bytes[1..])?;
-    let extras: Extras = last_part(OP, rest)?;
-    job.extras = Some(Box::new(extras));
+    if version == JOB_V2 {
+        let extras: Extras = last_part(OP, rest)?;
+        job.extras = Some(Box::new(extras));
+    } else {
+        let extras: Option<Extras>;
+        (extras, job.policy.repair_attempts) = last_part(OP, rest)?;
+        job.extras = extras.map(Box::new);
+    }
     Ok(job)
 }
 

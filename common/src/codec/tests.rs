@@ -200,6 +200,26 @@ fn what_only_some_jobs_ask_for_follows_a_job_of_the_first_version() {
 }
 
 #[test]
+fn how_often_a_job_may_be_repaired_follows_with_or_without_what_else_it_asks_for() {
+    let mut bare = job();
+    bare.policy.repair_attempts = 2;
+    let whole =
+        Job { extras: Extras { reuse: Some(Duration::from_secs(9)), ..Extras::default() }.kept(), ..bare.clone() };
+    let golden = include_str!("../../golden/job-v3-repairs.hex");
+    assert_eq!(hex(&encode_job(&whole).unwrap()), golden.trim(), "a change of shape needs a new version byte");
+    assert_eq!(whole.fingerprint(), job().fingerprint(), "it asks for the same");
+    let plain = encode_job(&job()).unwrap();
+    for job in [whole, bare] {
+        let bytes = encode_job(&job).unwrap();
+        assert_eq!(decode_job(&bytes).unwrap(), job);
+        assert_eq!((bytes[0], &bytes[1..plain.len()]), (3, &plain[1..]));
+        for wrong in [&bytes[..bytes.len() - 1], &[&bytes[..], &[0]].concat(), &bytes[..plain.len()]] {
+            assert_eq!(decode_job(wrong).unwrap_err().kind(), Kind::Corrupt);
+        }
+    }
+}
+
+#[test]
 fn a_payload_in_json_is_a_job_line() {
     let job = decode_job(br#"{"prompt":"Hi","promptq":{"priority":1}}"#).unwrap();
     assert_eq!((job.queue.as_str(), job.priority.get()), ("default", 1));
@@ -213,8 +233,8 @@ fn a_wrong_version_an_excess_byte_and_a_giant_are_refused() {
     let mut bytes = encode_job(&job()).unwrap();
     bytes.push(0);
     assert_eq!(decode_job(&bytes).unwrap_err().kind(), Kind::Corrupt);
-    bytes[0] = 3;
-    assert!(decode_job(&bytes).unwrap_err().to_string().contains("version 3"));
+    bytes[0] = 4;
+    assert!(decode_job(&bytes).unwrap_err().to_string().contains("version 4"));
     assert_eq!(decode_job(&[]).unwrap_err().kind(), Kind::Corrupt);
     assert_eq!(decode_job(&vec![1; MAX_BYTES + 1]).unwrap_err().kind(), Kind::TooLarge);
     let mut giant = job();

@@ -144,6 +144,8 @@ pub struct Worker {
 pub struct QueuePolicy {
     /// Attempts in all.
     pub attempts: u32,
+    /// How often an answer that is not whole is put aside and asked for again.
+    pub repair_attempts: u32,
     /// The wait between them.
     pub backoff: Backoff,
     /// The longest one attempt may run.
@@ -240,6 +242,7 @@ impl QueuePolicy {
         let policy = crate::job::Policy::standard();
         Self {
             attempts: policy.attempts,
+            repair_attempts: policy.repair_attempts,
             backoff: Backoff::standard(),
             timeout: policy.timeout,
             deadline: crate::job::Job::DEADLINE,

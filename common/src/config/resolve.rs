@@ -15,6 +15,7 @@ use super::reader::Reader;
 use super::{Config, Exec, LogFormat, Mock, QueuePolicy, Telemetry, Worker, check, places, provider};
 use crate::broker::Retention;
 use crate::job::{Backoff, ModelName, Queue, Reuse};
+use crate::line::MAX_REPAIRS;
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -131,6 +132,7 @@ fn queues(r: &mut Reader<'_>) -> BTreeMap<Queue, QueuePolicy> {
         let in_backoff = |setting: &'static str| ["queues", name.as_str(), "backoff", setting];
         let policy = QueuePolicy {
             attempts: r.integer(&at("attempts"), 1..=1_000, standard.attempts),
+            repair_attempts: r.integer(&at("repair_attempts"), 0..=MAX_REPAIRS.into(), standard.repair_attempts),
             backoff: Backoff {
                 first: r.duration(&in_backoff("first"), Duration::ZERO..=DAY, standard.backoff.first),
                 max: r.duration(&in_backoff("max"), Duration::ZERO..=DAY, standard.backoff.max),

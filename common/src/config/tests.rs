@@ -383,10 +383,11 @@ fn what_a_brokers_confirmation_must_be_worth_is_a_setting() {
 
 #[test]
 fn a_queues_policy_is_its_own_where_said_and_the_standard_elsewhere() {
-    let text = "[queues.vision]\nattempts = 2\nprotected = true\nbackoff = { first = \"3s\" }\nreuse = \"24h\"\nbudget = \"20/day\"";
+    let text = "[queues.vision]\nattempts = 2\nrepair_attempts = 1\nprotected = true\nbackoff = { first = \"3s\" }\nreuse = \"24h\"\nbudget = \"20/day\"";
     let config = file(text).unwrap();
     let policy = config.queue(&Queue::new("vision").unwrap());
     assert_eq!((policy.attempts, policy.protected, policy.backoff.first), (2, true, Duration::from_secs(3)));
+    assert_eq!(policy.repair_attempts, 1);
     assert_eq!((policy.timeout, policy.reuse), (QueuePolicy::standard().timeout, Some(Duration::from_secs(86_400))));
     assert_eq!(policy.budget.unwrap().to_string(), "$20/day");
     assert_eq!(config.queue(&Queue::standard()), QueuePolicy::standard());

@@ -281,12 +281,16 @@ pub struct Policy {
     pub backoff: Backoff,
     /// The longest one attempt may run; of an answer that is streamed, the longest silence in it.
     pub timeout: Duration,
+    /// How often an answer that is not whole is put aside and the job called again, beside those attempts. Follows the rest
+    /// of the job in its bytes (`codec`).
+    #[serde(skip)]
+    pub repair_attempts: u32,
 }
 
 impl Policy {
-    /// 5 attempts, 1 s to 5 min apart, 10 minutes each.
+    /// 5 attempts, 1 s to 5 min apart, 10 minutes each; a paid answer is kept, whole or not.
     pub const fn standard() -> Self {
-        Self { attempts: 5, backoff: Backoff::standard(), timeout: Duration::from_secs(600) }
+        Self { attempts: 5, backoff: Backoff::standard(), timeout: Duration::from_secs(600), repair_attempts: 0 }
     }
 }
 

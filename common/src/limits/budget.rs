@@ -180,8 +180,7 @@ impl Limits {
         }
     }
 
-    /// A job may not be called until a person has mended something; `detail` says what. Shown under its key (which may be
-    /// said as what the job waits for) as long as such jobs come.
+    /// A job may not be called until a person has mended something; `detail` says what. Shown for as long as such jobs come.
     pub fn complain(&self, key: &str, detail: &str) -> Duration {
         let (key, now, mut book) = (key.strip_prefix("limit:").unwrap_or(key), Timestamp::now(), self.quotas().book());
         book.complaints.retain(|_, held| held.until > now);

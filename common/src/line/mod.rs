@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::job::{Job, Priority, Queue, Reuse};
 use crate::limits::dollars_of;
-use crate::outcome::Usd;
+use crate::outcome::{History, Usd};
 use crate::time::{Timestamp, parse_duration};
 use crate::work::{Input, Prompt, Work};
 use fields::Fields;
@@ -24,6 +24,9 @@ pub const NAME_CHARS: usize = 256;
 pub const MAX_TAGS: usize = 32;
 /// The most attempts a job may ask for: beyond this a retry is a loop.
 pub const MAX_ATTEMPTS: u32 = 1_000;
+/// The most answers of one job that are put aside: each was paid for, and all of them stay in its history.
+pub const MAX_REPAIRS: u32 = 9;
+const _: () = assert!((MAX_REPAIRS as usize) < History::KEPT);
 
 /// A job as a line says it; what a line leaves out is the submitter's to fill.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,6 +58,8 @@ pub struct LineTerms {
     pub tags: BTreeMap<String, String>,
     /// Attempts in all.
     pub attempts: Option<u32>,
+    /// How often an answer that is not whole is put aside and asked for again.
+    pub repair_attempts: Option<u32>,
     /// The wait after the first failed attempt.
     pub backoff: Option<Duration>,
     /// The longest one attempt may run.
@@ -163,6 +168,9 @@ impl Line {
         if let Some(attempts) = terms.attempts {
             job.policy.attempts = attempts;
         }
+        if let Some(repairs) = terms.repair_attempts {
+            job.policy.repair_attempts = repairs;
+        }
         if let Some(first) = terms.backoff {
             job.policy.backoff.first = first;
             job.policy.backoff.max = job.policy.backoff.max.max(first);
@@ -196,6 +204,7 @@ const EXTRA_KEYS: &[&str] = &[
     "tenant",
     "tags",
     "attempts",
+    "repair_attempts",
     "backoff",
     "timeout",
     "max_cost_usd",
@@ -323,6 +332,7 @@ fn terms(fields: &Fields<'_>) -> Result<LineTerms, BadLine> {
         tenant: extras.name("tenant")?,
         tags: extras.tags("tags")?,
         attempts: extras.number("attempts", 1, MAX_ATTEMPTS)?,
+        repair_attempts: extras.number("repair_attempts", 0, MAX_REPAIRS)?,
         backoff: length("backoff")?,
         timeout: length("timeout")?,
         max_cost: read("max_cost_usd")?.map(dollars).transpose()?,

@@ -16,7 +16,7 @@ fn refusal(text: &str) -> String {
 fn a_prompt_line_says_all_there_is_to_say() {
     let line = parse(
         r#"{"prompt":"Hi","system":"Be brief","id":7,"model":"fast","max_tokens":256,"temperature":0.5,"params":{"top_p":1},"tags":{"run":42},
-            "promptq":{"queue":"bulk","priority":9,"delay":"90s","deadline":"24h","idempotency_key":"k","tenant":"acme","attempts":2,"backoff":"3s","timeout":"30s"}}"#,
+            "promptq":{"queue":"bulk","priority":9,"delay":"90s","deadline":"24h","idempotency_key":"k","tenant":"acme","attempts":2,"repair_attempts":1,"backoff":"3s","timeout":"30s"}}"#,
     )
     .unwrap();
     assert_eq!(line.custom_id.as_deref(), Some("7"));
@@ -26,6 +26,7 @@ fn a_prompt_line_says_all_there_is_to_say() {
     let job = line.into_job(&Queue::standard(), now);
     assert_eq!(job.id, crate::job::JobId::derived(&Queue::new("bulk").unwrap(), Some("acme"), "k"));
     assert_eq!((job.queue.as_str(), job.priority.get(), job.policy.attempts), ("bulk", 9, 2));
+    assert_eq!(job.policy.repair_attempts, 1);
     assert_eq!(
         (job.not_before, job.deadline),
         (Some(now + Duration::from_secs(90)), now + Duration::from_secs(86_400))
@@ -72,6 +73,10 @@ fn what_is_wrong_is_said_with_its_place_and_a_way_out() {
         ),
         (r#"{"prompt":"a","promptq":{"priority":10}}"#, "37: \"priority\" is not a whole number of 0 to 9"),
         (r#"{"prompt":"a","promptq":{"attempts":0}}"#, "37: \"attempts\" is not a whole number of 1 to 1000"),
+        (
+            r#"{"prompt":"a","promptq":{"repair_attempts":10}}"#,
+            "44: \"repair_attempts\" is not a whole number of 0 to 9",
+        ),
         (
             r#"{"prompt":"a","promptq":{"max_cost_usd":"0"}}"#,
             "41: \"0\" is no sum of dollars above 0 such as 25 or 0.50",

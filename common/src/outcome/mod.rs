@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+mod answer_class;
 mod detail;
+mod history;
 
+pub use answer_class::AnswerClass;
 pub use detail::{CostSource, Detail, Origin};
-
-use crate::time::Timestamp;
+pub use history::{Attempt, History};
 
 /// What a run returned.
 #[derive(Clone, Debug)]
@@ -37,6 +39,8 @@ pub struct Reply {
     pub model: Option<String>,
     /// Why the provider stopped (`stop`, `length`, …).
     pub finish_reason: Option<String>,
+    /// How whole it is.
+    pub class: AnswerClass,
     /// What it consumed.
     pub usage: Usage,
     /// What it cost, when known.
@@ -269,71 +273,6 @@ impl<'de> Deserialize<'de> for Usd {
     }
 }
 
-/// One try of a job, as its history keeps it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Attempt {
-    /// 1 for the first.
-    pub n: u32,
-    /// Who ran it.
-    pub worker: String,
-    /// When it began.
-    pub started_at: Timestamp,
-    /// When it ended.
-    pub ended_at: Timestamp,
-    /// Why it did not succeed; `None` for the one that did.
-    pub class: Option<FailureClass>,
-    /// The failure's code.
-    pub code: Option<String>,
-    /// The failure in one line.
-    pub detail: Option<String>,
-    /// HTTP status, where there was one.
-    pub status_code: Option<u16>,
-    /// What it consumed.
-    pub usage: Usage,
-    /// What it cost, when known.
-    pub cost: Option<Usd>,
-}
-
-/// What the attempts so far came to: sums over all, details of the last ten.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct History {
-    /// Tokens over all attempts.
-    pub usage: Usage,
-    /// Known cost over all attempts; `None` while none was known.
-    pub cost: Option<Usd>,
-    /// Attempts that may have been billed without an answer.
-    pub unknown_billed: u32,
-    /// The last [`History::KEPT`] attempts, oldest first.
-    pub recent: Vec<Attempt>,
-}
-
-impl History {
-    /// How many attempts are kept in detail.
-    pub const KEPT: usize = 10;
-
-    /// Whether something was consumed at a cost nobody knows.
-    pub fn is_cost_unknown(&self) -> bool {
-        let unpriced = |attempt: &Attempt| attempt.cost.is_none() && attempt.usage != Usage::default();
-        let consumed = self.usage != Usage::default() || self.unknown_billed > 0;
-        consumed && (self.cost.is_none() || self.recent.iter().any(unpriced))
-    }
-
-    /// Adds an attempt to the sums and the list.
-    pub fn push(&mut self, attempt: Attempt) {
-        self.usage += attempt.usage;
-        if let Some(cost) = attempt.cost {
-            *self.cost.get_or_insert_default() += cost;
-        }
-        if attempt.class == Some(FailureClass::UnknownBilled) {
-            self.unknown_billed += 1;
-        }
-        if self.recent.len() >= Self::KEPT {
-            self.recent.remove(0);
-        }
-        self.recent.push(attempt);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -346,26 +285,5 @@ mod tests {
         for text in ["", "-1", "1.", "x", "0.0000000001", "99999999999"] {
             assert_eq!(text.parse::<Usd>().is_ok(), text == "1.", "{text}");
         }
-    }
-
-    #[test]
-    fn history_keeps_the_sums_of_what_it_drops() {
-        let mut history = History::default();
-        for n in 1..=12 {
-            history.push(Attempt {
-                n,
-                worker: "w".into(),
-                started_at: Timestamp::from_millis(0),
-                ended_at: Timestamp::from_millis(1),
-                class: Some(FailureClass::Transient),
-                code: None,
-                detail: None,
-                status_code: None,
-                usage: Usage { input_tokens: 2, ..Usage::default() },
-                cost: Some(Usd::from_nanos(3)),
-            });
-        }
-        assert_eq!((history.usage.input_tokens, history.cost), (24, Some(Usd::from_nanos(36))));
-        assert_eq!((history.recent.len(), history.recent[0].n), (History::KEPT, 3));
     }
 }

@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 
 use crate::job::{BatchName, JobId, Queue};
-use crate::outcome::{Attempt, Body, CostSource, FailureClass, Usage, Usd};
+use crate::outcome::{Attempt, Body, CostSource, Usage, Usd};
 use crate::record::{Answer, End, Output, Record};
 use crate::time::Timestamp;
 
@@ -68,7 +68,7 @@ fn account<'a>(record: &'a Record, body: Option<&'a Body>) -> Account<'a> {
         row: record.row,
         queue: &record.queue,
         state: record.end,
-        class: record.cause.as_ref().and_then(|cause| cause.class),
+        class: record.class_name(),
         text: body.and_then(answer_text),
         model: answer.and_then(|answer| answer.model.as_deref()).or(record.model.as_deref()),
         finish_reason: answer.and_then(|answer| answer.finish_reason.as_deref()),
@@ -163,7 +163,7 @@ struct Account<'a> {
     row: Option<u64>,
     queue: &'a Queue,
     state: End,
-    class: Option<FailureClass>,
+    class: Option<&'static str>,
     text: Option<Cow<'a, str>>,
     model: Option<&'a str>,
     finish_reason: Option<&'a str>,
@@ -205,7 +205,7 @@ struct Try<'a> {
     worker: &'a str,
     started_at: Timestamp,
     ended_at: Timestamp,
-    class: Option<FailureClass>,
+    class: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     code: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -222,7 +222,7 @@ impl<'a> Try<'a> {
             worker: &attempt.worker,
             started_at: attempt.started_at,
             ended_at: attempt.ended_at,
-            class: attempt.class,
+            class: attempt.class_name(),
             code: attempt.code.as_deref(),
             detail: attempt.detail.as_deref(),
             status_code: attempt.status_code,
@@ -246,7 +246,7 @@ struct Timing {
 mod tests {
     use super::*;
     use crate::broker::LeaseId;
-    use crate::outcome::History;
+    use crate::outcome::{FailureClass, History};
 
     fn record(answer: Option<Answer>, cause: Option<crate::record::Cause>) -> Record {
         Record {
@@ -333,6 +333,30 @@ mod tests {
             (&account["price_as_of"], account["reused_from"].as_str().unwrap().len()),
             (&"2026-11-03".into(), 36)
         );
+    }
+
+    #[test]
+    fn an_answer_that_is_not_whole_is_a_success_with_its_class() {
+        let mut record = record(Some(answer(Body::Text("{".into()))), None);
+        for code in ["truncated", "invalid_output"] {
+            record.history.push(Attempt {
+                n: 1,
+                worker: "w".into(),
+                started_at: Timestamp::from_millis(0),
+                ended_at: Timestamp::from_millis(1),
+                class: None,
+                code: Some(code.into()),
+                detail: None,
+                status_code: Some(200),
+                usage: Usage::default(),
+                cost: None,
+            });
+        }
+        let line: serde_json::Value = serde_json::from_str(&result_line(&record, None)).unwrap();
+        let account = &line["promptq"];
+        assert_eq!((&account["state"], &account["class"]), (&"succeeded".into(), &"invalid_output".into()));
+        assert_eq!(account["attempts"][0]["class"], "truncated");
+        assert_eq!((&line["error"], &line["response"]["status_code"]), (&serde_json::Value::Null, &200.into()));
     }
 
     #[test]

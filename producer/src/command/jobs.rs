@@ -170,6 +170,8 @@ pub(super) fn show(cx: &Context, job: &JobView) -> Result<()> {
     let Some(record) = &job.record else { return Ok(()) };
     say("ended", ago(record.ended_at))?;
     maybe("cause", record.cause.as_ref().map(|cause| format!("{}: {}", cause.code, cause.detail)))?;
+    let fault = record.history.recent.last().filter(|last| record.cause.is_none() && last.fault().is_some());
+    maybe("answer", fault.and_then(|last| Some(format!("{}: {}", last.code.as_ref()?, last.detail.as_ref()?))))?;
     let usage = record.history.usage;
     let more = if record.history.is_cost_unknown() { " + ?" } else { "" };
     let cost = record.history.cost.map_or_else(|| "?".to_owned(), |cost| format!("${cost}{more}"));

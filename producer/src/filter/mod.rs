@@ -51,7 +51,7 @@ pub enum Field {
     Worker,
     /// The code of its cause.
     Code,
-    /// The class of its last failure.
+    /// The class of its last failure, or of an answer that is not whole.
     Class,
     /// A tag.
     Tag(String),
@@ -164,7 +164,7 @@ impl Field {
             Self::Tenant => job.tenant.clone(),
             Self::Worker => job.worker.clone().or_else(|| job.record.as_ref().and_then(|record| record.worker.clone())),
             Self::Code => cause.map(|cause| cause.code.clone()),
-            Self::Class => cause.and_then(|cause| cause.class).map(|class| class.to_string()),
+            Self::Class => job.record.as_ref().and_then(|record| record.class_name()).map(str::to_owned),
             Self::Tag(name) => job.tags.get(name).cloned(),
         }
     }

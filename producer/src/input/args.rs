@@ -88,6 +88,10 @@ pub struct JobArgs {
     /// Attempts in all (5)
     #[arg(long, value_name = "N", alias = "max-attempts", value_parser = clap::value_parser!(u32).range(1..=i64::from(promptq_common::line::MAX_ATTEMPTS)))]
     pub attempts: Option<u32>,
+    /// Calls again for an answer that was cut off or refused, is empty, or is not the JSON that was asked for, so many times;
+    /// each is paid, and the last is kept (0)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=i64::from(promptq_common::line::MAX_REPAIRS)))]
+    pub repair_attempts: Option<u32>,
     /// The wait after the first failed attempt; doubles from there (1s)
     #[arg(long, value_name = "LENGTH", value_parser = length)]
     pub backoff: Option<Duration>,

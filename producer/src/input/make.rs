@@ -120,7 +120,8 @@ impl Maker {
             Row::Text { text, file } => self.text_line(text, file)?,
         };
         self.apply(&mut line)?;
-        let (attempts, backoff, timeout) = (line.terms.attempts, line.terms.backoff, line.terms.timeout);
+        let (attempts, repairs) = (line.terms.attempts, line.terms.repair_attempts);
+        let (backoff, timeout) = (line.terms.backoff, line.terms.timeout);
         let deadline = line.terms.deadline;
         let mut job = line.into_job(&self.queue, self.now);
         if let Some(policy) = &self.policy {
@@ -128,6 +129,7 @@ impl Maker {
                 attempts: attempts.unwrap_or(policy.attempts),
                 backoff: if backoff.is_some() { job.policy.backoff } else { policy.backoff.clone() },
                 timeout: timeout.unwrap_or(policy.timeout),
+                repair_attempts: repairs.unwrap_or(policy.repair_attempts),
             };
             if deadline.is_none() {
                 job.deadline = job.not_before.unwrap_or(self.now).max(self.now) + policy.deadline;
@@ -249,6 +251,7 @@ impl Maker {
         terms.not_before = flags.at.map(When::At).or(flags.delay.map(When::In)).or(terms.not_before);
         terms.deadline = flags.deadline.or(terms.deadline);
         terms.attempts = flags.attempts.or(terms.attempts);
+        terms.repair_attempts = flags.repair_attempts.or(terms.repair_attempts);
         terms.backoff = flags.backoff.or(terms.backoff);
         terms.timeout = flags.timeout.or(terms.timeout);
         terms.tenant = flags.tenant.clone().or(terms.tenant.take());

@@ -84,6 +84,21 @@ fn a_stored_answer_is_taken_as_flag_line_and_queue_say_in_this_order() {
 }
 
 #[test]
+fn an_answer_is_repaired_as_often_as_flag_line_and_queue_say_in_this_order() {
+    let by_queue = |to: &mut Destination| {
+        to.policy = Some(QueuePolicy { repair_attempts: 3, ..QueuePolicy::standard() });
+    };
+    let asked = |flags: &[&str], line: &str, change: fn(&mut Destination)| {
+        let row = Row::Json(format!(r#"{{"prompt":"x","promptq":{{{line}}}}}"#));
+        maker_to(flags, change).unwrap().make(1, row).unwrap().job.policy.repair_attempts
+    };
+    let line = r#""repair_attempts":2"#;
+    assert_eq!((asked(&[], "", |_| {}), asked(&[], line, |_| {})), (0, 2));
+    assert_eq!((asked(&[], "", by_queue), asked(&[], line, by_queue)), (3, 2));
+    assert_eq!(asked(&["--repair-attempts", "0"], line, by_queue), 0);
+}
+
+#[test]
 fn stored_answers_that_cannot_be_had_are_refused() {
     let no_store = |to: &mut Destination| to.reusable_for = None;
     let problem = maker_to(&["--reuse", "24h"], no_store).unwrap_err();

@@ -330,7 +330,7 @@ impl<'a> Drive<'a> {
         }
         let how = if finished { "done" } else { "stopped" };
         let say = |line: &str| self.cx.printer.say(line);
-        say(&summary(how, &view, self.follower.reused(), self.progress.elapsed(), &self.args.output));
+        say(&summary(how, &view, &self.follower.tally(), self.progress.elapsed(), &self.args.output));
         let lines = self.follower.position().lines;
         if finished && lines < view.counts.ended() {
             let gone = submit::grouped(view.counts.ended() - lines);

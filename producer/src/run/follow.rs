@@ -10,6 +10,7 @@ use promptq_common::result_line::result_line;
 use promptq_common::store::Store;
 
 use super::output::{OutputFile, Position};
+use super::summary::Tally;
 use crate::printer::Printer;
 use crate::problem::{Exit, Problem, Result};
 use crate::sink;
@@ -79,15 +80,15 @@ pub(super) struct Follower {
     sink: Sink,
     page: usize,
     saved: bool,
-    /// Stored answers among what it has copied; `None` where an earlier run has copied some of it.
-    reused: Option<u64>,
+    /// What is told of what it has copied; `None` where an earlier run has copied some of it.
+    tally: Option<Tally>,
 }
 
 impl Follower {
     /// Goes on where `sink` stands; positions are saved in the ledger under `note`.
     pub(super) fn new(broker: Broker, store: Option<Store>, batch: BatchName, note: String, sink: Sink) -> Self {
-        let reused = (sink.position().lines == 0).then_some(0);
-        Self { broker, store, batch, note, sink, page: PAGE / 10, saved: false, reused }
+        let tally = (sink.position().lines == 0).then(Tally::default);
+        Self { broker, store, batch, note, sink, page: PAGE / 10, saved: false, tally }
     }
 
     /// The positions saved under `note`.
@@ -104,9 +105,9 @@ impl Follower {
         self.sink.position()
     }
 
-    /// How many of the batch's results were stored answers; 0 where that is not known.
-    pub(super) fn reused(&self) -> u64 {
-        self.reused.unwrap_or_default()
+    /// What is told of the batch's results; nothing where that is not known.
+    pub(super) fn tally(&self) -> Tally {
+        self.tally.clone().unwrap_or_default()
     }
 
     /// Copies what comes next. Cancel-safe: what was read is appended whole or not at all, and a position that was not saved is
@@ -130,7 +131,9 @@ impl Follower {
         self.page = (self.page * pages * PAGE_BYTES / read.bytes.len().max(1)).clamp(1, PAGE);
         self.saved = false;
         tokio::task::block_in_place(|| self.sink.append(&read.bytes, read.lines, read.last))?;
-        self.reused = self.reused.map(|reused| reused + read.reused);
+        if let Some(tally) = &mut self.tally {
+            tally.append(&read.tally);
+        }
         self.save().await?;
         Ok(if read.more { Copied::Full } else { Copied::Some })
     }
@@ -182,8 +185,7 @@ async fn save(broker: &Broker, note: &str, positions: &[&Position]) -> Result<()
 struct Read {
     bytes: Vec<u8>,
     lines: u64,
-    /// Stored answers among them.
-    reused: u64,
+    tally: Tally,
     last: Cursor,
     /// Whether there was more.
     more: bool,
@@ -192,7 +194,8 @@ struct Read {
 impl Read {
     fn append(&mut self, next: &Self) {
         self.bytes.extend_from_slice(&next.bytes);
-        (self.lines, self.reused) = (self.lines + next.lines, self.reused + next.reused);
+        self.lines += next.lines;
+        self.tally.append(&next.tally);
         (self.last, self.more) = (next.last, next.more);
     }
 }
@@ -210,7 +213,7 @@ async fn page(
         return Ok(None);
     }
     let current = if newest { replaced(broker, &records).await? } else { Vec::new() };
-    let (mut bytes, mut lines, mut reused) = (Vec::new(), 0, 0);
+    let (mut bytes, mut lines, mut tally) = (Vec::new(), 0, Tally::default());
     for (n, (_, record)) in records.iter().enumerate() {
         if current.get(n) == Some(&true) {
             continue;
@@ -219,10 +222,9 @@ async fn page(
         bytes.extend_from_slice(result_line(record, body.as_ref()).as_bytes());
         bytes.push(b'\n');
         lines += 1;
-        let origin = record.answer.as_ref().and_then(|answer| answer.origin.as_ref());
-        reused += u64::from(origin.is_some_and(|origin| origin.reused_from.is_some()));
+        tally.add(record);
     }
-    Ok(Some(Read { bytes, lines, reused, last, more }))
+    Ok(Some(Read { bytes, lines, tally, last, more }))
 }
 
 /// For each record, whether the job's account is another one by now.

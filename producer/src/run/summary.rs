@@ -7,16 +7,41 @@ use std::time::Duration;
 use promptq_common::broker::MAX_BATCH;
 use promptq_common::job::BatchName;
 use promptq_common::ledger::{BatchView, JobFilter, Ledger};
-use promptq_common::record::State;
+use promptq_common::record::{Record, State};
 
 use crate::problem::Result;
 use crate::submit::{grouped, jobs};
 
+/// What is told of results beside how many there are: which answers were stored ones, and which are not whole.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Tally(BTreeMap<&'static str, u64>);
+
+impl Tally {
+    pub(super) fn add(&mut self, record: &Record) {
+        let Some(answer) = &record.answer else { return };
+        let reused = answer.origin.as_ref().and_then(|origin| origin.reused_from).map(|_| "reused");
+        for word in reused.into_iter().chain(record.class_name()) {
+            *self.0.entry(word).or_default() += 1;
+        }
+    }
+
+    pub(super) fn append(&mut self, more: &Self) {
+        for (word, count) in &more.0 {
+            *self.0.entry(*word).or_default() += count;
+        }
+    }
+
+    /// ` (3,000 reused, 12 truncated)`, or nothing.
+    fn says(&self) -> String {
+        let words: Vec<_> = self.0.iter().map(|(word, count)| format!("{} {word}", grouped(*count))).collect();
+        if words.is_empty() { String::new() } else { format!(" ({})", words.join(", ")) }
+    }
+}
+
 /// `done: 4,992 succeeded (3,000 reused), 8 dead, $0.24, 10:04 → out.jsonl`; a cost that nobody knows is called so.
-pub(super) fn summary(how: &str, view: &BatchView, reused: u64, elapsed: Duration, output: &Path) -> String {
+pub(super) fn summary(how: &str, view: &BatchView, tally: &Tally, elapsed: Duration, output: &Path) -> String {
     let counts = &view.counts;
-    let reused = if reused == 0 { String::new() } else { format!(" ({} reused)", grouped(reused)) };
-    let mut parts = vec![format!("{} succeeded{reused}", grouped(counts.succeeded))];
+    let mut parts = vec![format!("{} succeeded{}", grouped(counts.succeeded), tally.says())];
     for (count, what) in [(counts.dead, "dead"), (counts.cancelled, "cancelled"), (counts.expired, "expired")] {
         if count > 0 {
             parts.push(format!("{} {what}", grouped(count)));
@@ -102,9 +127,12 @@ mod tests {
             cost_unknown: 0,
             last: Cursor(0),
         };
-        let line = |view: &BatchView| summary("done", view, 0, Duration::from_secs(604), Path::new("out.jsonl"));
-        let reused = summary("done", &view, 3_000, Duration::ZERO, Path::new("-"));
-        assert_eq!(reused, "done: 4,992 succeeded (3,000 reused), 8 dead, $0.24, 0:00");
+        let none = Tally::default();
+        let line = |view: &BatchView| summary("done", view, &none, Duration::from_secs(604), Path::new("out.jsonl"));
+        let (mut tally, more) = (Tally(BTreeMap::from([("truncated", 1)])), [("truncated", 11), ("reused", 3_000)]);
+        tally.append(&Tally(BTreeMap::from(more)));
+        let told = summary("done", &view, &tally, Duration::ZERO, Path::new("-"));
+        assert_eq!(told, "done: 4,992 succeeded (3,000 reused, 12 truncated), 8 dead, $0.24, 0:00");
         assert_eq!(line(&view), "done: 4,992 succeeded, 8 dead, $0.24, 10:04 → out.jsonl");
         view.cost = None;
         assert_eq!(line(&view), "done: 4,992 succeeded, 8 dead, cost unknown, 10:04 → out.jsonl");

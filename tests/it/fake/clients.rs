@@ -43,7 +43,13 @@ impl Clients {
     async fn call_within(&self, streamed: bool, work: Work, timeout: Duration) -> Result<Reply, Failure> {
         let mut job = Job::new(Queue::standard(), work);
         job.policy.timeout = timeout;
-        let cx = RunContext { attempt: 1, lease: LeaseId::random(), worker: WorkerId::random("fake"), ear: None };
+        let cx = RunContext {
+            attempt: 1,
+            lease: LeaseId::random(),
+            worker: WorkerId::random("fake"),
+            ear: None,
+            stream: false,
+        };
         match self.0[usize::from(streamed)].pick(&job)?.run(&job, &cx).await {
             Outcome::Success(reply) => Ok(reply),
             Outcome::Failure(failure) => Err(failure),

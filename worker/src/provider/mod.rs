@@ -3,7 +3,9 @@
 
 pub(crate) mod allowance;
 mod anthropic;
+mod class;
 mod delay;
+mod form;
 mod gemini;
 mod merge;
 mod openai;
@@ -16,7 +18,7 @@ mod stream;
 
 use promptq_common::config::Api;
 use promptq_common::line::model_in;
-use promptq_common::outcome::{Failure, Reply};
+use promptq_common::outcome::{AnswerClass, Failure, Reply};
 use promptq_common::time::Timestamp;
 use serde_json::Value;
 
@@ -71,13 +73,21 @@ pub(crate) enum Read {
     Garbage,
 }
 
-/// Reads the body of a 2xx answer.
-pub(crate) fn read(endpoint: Endpoint, status_code: u16, body: Vec<u8>) -> Read {
-    match endpoint.api() {
+/// Reads the body of a 2xx answer to a request with this body.
+pub(crate) fn read(endpoint: Endpoint, asked: &[u8], status_code: u16, body: Vec<u8>) -> Read {
+    let mut read = match endpoint.api() {
         Api::OpenAi => openai::answer::read(endpoint, status_code, body),
         Api::Anthropic => anthropic::answer::read(status_code, body),
         Api::Gemini => gemini::answer::read(status_code, body),
+    };
+    if let Read::Answer(reply) = &mut read
+        && matches!(reply.class, AnswerClass::Complete | AnswerClass::Unknown)
+        && !class::is_call(reply.finish_reason.as_deref())
+        && reply.text.as_ref().is_some_and(|text| !form::fits(asked, text))
+    {
+        reply.class = AnswerClass::InvalidOutput;
     }
+    read
 }
 
 /// The most characters kept of a model's name, an id, a reason or a tier as a provider says it.

@@ -17,7 +17,7 @@ pub(super) type Row<'a> = (u16, &'a [(&'static str, &'a str)], &'a str, FailureC
 /// The reply that a 200 with this body is.
 #[track_caller]
 pub(super) fn answered(endpoint: Endpoint, body: &str) -> Reply {
-    match read(endpoint, 200, body.as_bytes().to_vec()) {
+    match read(endpoint, b"", 200, body.as_bytes().to_vec()) {
         Read::Answer(reply) => *reply,
         odd @ (Read::Failed | Read::Garbage) => panic!("{odd:?}"),
     }

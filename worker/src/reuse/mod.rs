@@ -4,7 +4,6 @@
 mod canonical;
 #[cfg(test)]
 mod tests;
-mod whole;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,7 +12,7 @@ use std::time::Duration;
 use promptq_common::broker::Verdict;
 use promptq_common::error::Kind;
 use promptq_common::job::{Job, JobId};
-use promptq_common::outcome::{Origin, Reply, Usd};
+use promptq_common::outcome::{AnswerClass, Origin, Reply, Usd};
 use promptq_common::record::{Answer, Output, Record};
 use promptq_common::store::{Kept, REUSE_BYTES, ReuseKey, Store};
 use promptq_common::time::Timestamp;
@@ -26,7 +25,6 @@ use crate::execute::Desk;
 use crate::output;
 use crate::runner::Runner;
 use crate::verdict::Case;
-use whole::is_whole;
 
 /// The longest that an answer is looked for: some twenty times what a bucket far away takes, and little beside a call.
 const LOOK: Duration = Duration::from_secs(2);
@@ -90,9 +88,10 @@ pub(crate) async fn found(job: &Job, runners: &[Arc<dyn Runner>], case: &Case<'_
     }
 }
 
-/// What is to be kept of a job's end: nothing, unless the job takes stored answers and has come to one of its own.
-pub(crate) fn fresh(job: &Job, runner: &dyn Runner, verdict: &Verdict) -> Option<Box<Fresh>> {
-    oldest(job)?;
+/// What is to be kept of a job's end: nothing, unless the job takes stored answers and has come to one of its own, of which
+/// nothing is missing. `verdict` is what ends it.
+pub(crate) fn fresh(job: &Job, runner: &dyn Runner, class: AnswerClass, verdict: &Verdict) -> Option<Box<Fresh>> {
+    oldest(job).filter(|_| class == AnswerClass::Complete)?;
     let Verdict::End(record) = verdict else { return None };
     let Record { id, ended_at, answer: Some(answer), .. } = &**record else { return None };
     let key = runner.reuse_key(job)?;
@@ -151,7 +150,7 @@ impl Shelf {
         }
     }
 
-    /// Keeps an answer for others, if it is whole and not too large. Comes after its record: should the worker die before it
+    /// Keeps an answer for others, if it is not too large. Comes after its record: should the worker die before it
     /// is done, the job has its answer, and the next that asks the same is called.
     pub(crate) async fn keep(&self, fresh: Fresh) {
         let Some(store) = self.open() else { return };
@@ -163,9 +162,6 @@ impl Shelf {
                 Output::Stored(stored) if stored.bytes <= REUSE_BYTES => store.get_output(&stored).await?,
                 Output::Stored(_) => return Ok(()),
             };
-            if !is_whole(&body) {
-                return Ok(());
-            }
             store.keep_reusable(&key, &Kept { job, at, status_code, model, finish_reason, body }).await
         };
         match timeout(WRITE, keeping).await {

@@ -164,6 +164,7 @@ async fn a_finished_batch_gets_its_results_at_once_and_again_after_a_redrive() {
     let summary = bench.lines("summary.json").await.unwrap().join("\n");
     let summary: serde_json::Value = serde_json::from_str(&summary).unwrap();
     assert_eq!((&summary["lines"], &summary["counts"]["succeeded"]), (&130.into(), &130.into()));
+    assert_eq!(summary["classes"], serde_json::json!({}));
 }
 
 #[tokio::test]

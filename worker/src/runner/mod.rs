@@ -98,6 +98,8 @@ pub struct RunContext {
     pub worker: WorkerId,
     /// Who is told what the answer's headers say of the account's limits; nobody where those are not limited.
     pub ear: Option<Ear>,
+    /// Whether the answer is to come as a stream where it can: the attempt before waited for a whole one for too long.
+    pub stream: bool,
 }
 
 /// Every runner a worker has.

@@ -44,6 +44,25 @@ async fn a_failed_attempt_is_repeated_until_the_policy_ends_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn after_a_504_the_answer_is_asked_for_as_a_stream() {
+    let mut rig = Rig::new();
+    rig.runs(
+        "m",
+        Scripted::new("m", |_, cx| match cx.attempt {
+            1 => failure(FailureClass::Transient, 504),
+            2 => failure(FailureClass::Transient, if cx.stream { 500 } else { 400 }),
+            _ => Play::Answer(format!("{}", cx.stream)),
+        }),
+    );
+    let id = rig.submit("m", 1).await[0];
+    rig.start();
+    assert_eq!(rig.ends(&[id]).await, [End::Succeeded]);
+    let record = rig.record(id).await;
+    assert_eq!(record.history.recent[1].status_code, Some(500));
+    assert_eq!(record.answer.unwrap().output, Output::Inline(Body::Text("false".into())));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_panic_is_a_crash_and_stays_in_its_job() {
     let mut rig = Rig::new();
     rig.runs("m", Scripted::new("m", |_, cx| if cx.attempt < 3 { Play::Panic } else { Play::Answer("ok".into()) }));

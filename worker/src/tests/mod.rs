@@ -5,6 +5,7 @@ mod leaving;
 mod lifecycle;
 mod limits;
 mod money;
+mod repair;
 mod reports;
 mod reuse;
 mod routes;
@@ -43,6 +44,8 @@ enum Play {
     After(Duration),
     /// Answers after a second, and costs so much.
     Costs(Usd),
+    /// Answers just this.
+    Reply(Box<Reply>),
     /// Does the other after this long.
     Wait(Duration, Box<Play>),
     Panic,
@@ -133,6 +136,7 @@ impl Runner for Scripted {
                 sleep(Duration::from_secs(1)).await;
                 Outcome::Success(Reply { status_code: 200, cost: Some(cost), ..Reply::default() })
             }
+            Play::Reply(reply) => Outcome::Success(*reply),
             Play::Panic => panic!("as scripted"),
             Play::Wait(..) | Play::Forever => std::future::pending().await,
         }

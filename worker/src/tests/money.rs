@@ -3,6 +3,7 @@
 use promptq_common::broker::HoldKey;
 use promptq_common::job::{BatchName, Extras};
 use promptq_common::limits::{Cap, Measure, Per, change, look};
+use promptq_common::outcome::AnswerClass;
 use promptq_common::price::{Price, Prices};
 use promptq_common::time::Timestamp;
 use promptq_common::work::Input;
@@ -157,6 +158,27 @@ async fn what_may_cost_more_than_its_own_cap_is_dead_with_both_figures() {
     assert!(causes[0].code == "larger_than_max_cost" && causes[0].detail.contains("$0.0199"), "{:?}", causes[0]);
     assert!(causes[1].detail.contains("$0.01, and has cost $0.015 before"), "{:?}", causes[1]);
     assert_eq!((causes[2].code.as_str(), runner.started(), tried.started()), ("no_max_tokens", 1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_is_not_put_aside_for_a_call_that_its_job_may_not_make() {
+    let mut rig = rig();
+    let script = |_: &Job, _: &RunContext| {
+        let (class, cost) = (AnswerClass::Truncated, Some(usd("0.005")));
+        Play::Reply(Box::new(Reply { status_code: 200, class, cost, ..Reply::default() }))
+    };
+    rig.runs("m", Scripted::new(KEY, script));
+    let jobs = [("0.0149", 1), ("0.015", 2), ("0.02", 3), ("1", 4)].map(|(most, calls)| {
+        let mut job = bounded("m", "b", 1_000, Extras { max_cost: Some(usd(most)), ..Extras::default() });
+        job.policy.repair_attempts = 3;
+        (job, calls)
+    });
+    put(&rig, &jobs.clone().map(|(job, _)| job)).await;
+    rig.start();
+    for (job, calls) in jobs {
+        assert_eq!(rig.ends(&[job.id]).await, [End::Succeeded]);
+        assert_eq!(rig.record(job.id).await.attempts, calls, "{:?}", job.extras);
+    }
 }
 
 #[tokio::test(start_paused = true)]

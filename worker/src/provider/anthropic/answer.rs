@@ -4,6 +4,7 @@ use promptq_common::outcome::{Body, Detail, Reply, Usage};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::provider::class::{End, says};
 use crate::provider::{Read, owned};
 
 /// Reads the body of a 2xx answer.
@@ -21,6 +22,7 @@ pub(crate) fn read(status_code: u16, body: Vec<u8>) -> Read {
         text: (!texts.is_empty()).then(|| texts.concat()),
         model: owned(&shape.model),
         finish_reason: owned(&shape.stop_reason),
+        class: End { reason: &shape.stop_reason, refused: false, holds: content.iter().any(holds) }.class(),
         usage: usage(&shape.usage),
         cost: None,
         detail: Detail {
@@ -32,6 +34,14 @@ pub(crate) fn read(status_code: u16, body: Vec<u8>) -> Read {
         origin: None,
         body: Body::Json(body),
     }))
+}
+
+/// Whether a block is a part of the answer: what was thought is none.
+fn holds(block: &Value) -> bool {
+    match block["type"].as_str() {
+        Some("text") => block["text"].as_str().is_some_and(says),
+        kind => !matches!(kind, Some("thinking" | "redacted_thinking")),
+    }
 }
 
 #[derive(Default, Deserialize)]

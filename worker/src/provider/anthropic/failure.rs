@@ -172,6 +172,7 @@ mod tests {
             (429, &[], spent, Account, "enforced_spend_limit_reached", month),
             (429, &[("retry-after", "7")], spent, Account, "enforced_spend_limit_reached", Some(7.0)),
             (400, &[], &reached, Account, "usage_limit_reached", month),
+            (400, &[("retry-after", "7")], &reached, Account, "usage_limit_reached", Some(7.0)),
             (400, &[], &workspace, Account, "usage_limit_reached", None),
             (400, &[], &low, Account, "credit_balance_too_low", None),
             (402, &[], &error("billing_error", "Payment is needed"), Account, "billing_error", None),

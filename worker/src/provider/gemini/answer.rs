@@ -1,9 +1,10 @@
 //! From the body of a 200 to a reply. Lenient: a paid answer is never thrown away because a side field looks odd.
 
-use promptq_common::outcome::{Body, Detail, Reply, Usage};
+use promptq_common::outcome::{AnswerClass, Body, Detail, Reply, Usage};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::provider::class::{self, End, says};
 use crate::provider::{Read, owned};
 
 /// Reasons to stop that mean: this is not to be answered.
@@ -27,6 +28,7 @@ pub(crate) fn read(status_code: u16, body: Vec<u8>) -> Read {
         text: text(first),
         model: owned(&shape.model_version),
         finish_reason: owned(&first["finishReason"]),
+        class: class::of_all(shape.candidates.as_array().into_iter().flatten().map(of_candidate)),
         usage: usage(&shape.usage),
         cost: None,
         detail: Detail { service_tier: owned(&shape.usage["serviceTier"]), ..Detail::default() }.kept(),
@@ -57,6 +59,17 @@ struct Shape {
     error: Value,
     #[serde(rename = "usageMetadata")]
     usage: Value,
+}
+
+/// How whole a candidate is. What it thought is no part of the answer.
+fn of_candidate(candidate: &Value) -> AnswerClass {
+    let parts = candidate["content"]["parts"].as_array().into_iter().flatten();
+    let mut said = parts.filter(|part| part["thought"] != true);
+    // Without a text it is a call, or data.
+    let is_other =
+        |part: &Value| part.as_object().is_some_and(|part| part.keys().any(|name| name != "thoughtSignature"));
+    let holds = said.any(|part| part["text"].as_str().map_or_else(|| is_other(part), says));
+    End { reason: &candidate["finishReason"], refused: false, holds }.class()
 }
 
 fn text(candidate: &Value) -> Option<String> {

@@ -1,10 +1,11 @@
 //! From the body of a 200 to a reply: text, finish reason, usage and cost. Lenient: a paid answer is never thrown away
 //! because a side field looks odd.
 
-use promptq_common::outcome::{Body, Detail, Reply, Usage, Usd};
+use promptq_common::outcome::{AnswerClass, Body, Detail, Reply, Usage, Usd};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::provider::class::{self, End, says};
 use crate::provider::{Endpoint, Read, owned};
 
 /// Reads the body of a 2xx answer.
@@ -28,6 +29,7 @@ pub(crate) fn read(endpoint: Endpoint, status_code: u16, body: Vec<u8>) -> Read 
         text: shape.text(endpoint),
         model: owned(&shape.model),
         finish_reason: shape.finish_reason(endpoint),
+        class: if endpoint == Endpoint::Embeddings { vectors(&body) } else { shape.class(endpoint) },
         usage: usage(&shape.usage),
         cost: cost(&shape.usage),
         detail: Detail {
@@ -91,6 +93,57 @@ impl Shape {
             Endpoint::Embeddings | Endpoint::Messages | Endpoint::Generate => None,
         }
     }
+
+    fn class(&self, endpoint: Endpoint) -> AnswerClass {
+        if endpoint == Endpoint::Chat {
+            return class::of_all(self.choices.as_array().into_iter().flatten().map(of_choice));
+        }
+        let items = || self.output.as_array().into_iter().flatten();
+        let holds = |item: &Value| match item["type"].as_str() {
+            Some("message") => joined(&item["content"]).is_some_and(|text| says(&text)),
+            kind => kind != Some("reasoning"),
+        };
+        let why = &self.incomplete_details["reason"];
+        End {
+            reason: if why.is_string() { why } else { &self.status },
+            refused: items()
+                .flat_map(|item| item["content"].as_array().into_iter().flatten())
+                .any(|part| part["type"] == "refusal"),
+            holds: items().any(holds),
+        }
+        .class()
+    }
+}
+
+/// How whole a choice of a chat is. What it thought is no part of the answer.
+fn of_choice(choice: &Value) -> AnswerClass {
+    if !choice["error"].is_null() {
+        return AnswerClass::InvalidOutput;
+    }
+    let message = &choice["message"];
+    let is_there = |part: &Value| part.as_array().map_or(!part.is_null(), |items| !items.is_empty());
+    let beside = ["tool_calls", "function_call", "audio", "images"].iter().any(|name| is_there(&message[*name]));
+    End {
+        reason: &choice["finish_reason"],
+        refused: message["refusal"].as_str().is_some_and(says),
+        holds: beside || joined(&message["content"]).is_some_and(|text| says(&text)),
+    }
+    .class()
+}
+
+/// How whole an answer with embeddings is, which may be millions of numbers.
+fn vectors(body: &str) -> AnswerClass {
+    #[derive(Deserialize)]
+    struct Vectors {
+        data: Vec<Vector>,
+    }
+    #[derive(Deserialize)]
+    struct Vector {
+        embedding: Option<serde::de::IgnoredAny>,
+    }
+    let data = serde_json::from_str(body).map_or_else(|_| Vec::new(), |Vectors { data }| data);
+    let is_whole = !data.is_empty() && data.iter().all(|vector| vector.embedding.is_some());
+    if is_whole { AnswerClass::Complete } else { AnswerClass::InvalidOutput }
 }
 
 /// A text, or the texts of a list of parts.

@@ -6,7 +6,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-use super::tests::{HELLO, KEY, Server, call, http, request};
+use super::tests::{HELLO, KEY, Server, call, call_again, http, request};
 use super::*;
 
 const LONG: Duration = Duration::from_secs(10);
@@ -142,6 +142,21 @@ async fn a_streamed_answer_is_as_a_whole_one() {
             let server = Server::answering(http("200 OK", "", answer)).await;
             let reply = call(&provider(api, &server.base_url, 1_000), work(params), LONG).await.unwrap();
             assert_eq!(reply.text.as_deref(), Some("Hello"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_took_too_long_to_come_whole_is_asked_for_as_a_stream() {
+    for (api, answer, mark) in
+        [(Api::Anthropic, MESSAGE, r#""stream":true"#), (Api::Gemini, CONTENT, "m:streamGenerateContent?alt=sse")]
+    {
+        for stream in [false, true] {
+            let mut server = Server::answering(http("200 OK", "", answer)).await;
+            let chat = provider(api, &server.base_url, 1_000);
+            call_again(&chat, work(r#"{"max_tokens":9}"#), LONG, stream).await.unwrap();
+            let seen = server.seen.recv().await.unwrap();
+            assert_eq!(seen.contains(mark), stream, "{seen}");
         }
     }
 }

@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use async_trait::async_trait;
 use promptq_common::config::{Api, Model};
 use promptq_common::job::Job;
-use promptq_common::limits::{Counts, Ear};
+use promptq_common::limits::Counts;
 use promptq_common::outcome::{CostSource, Failure, FailureClass, Outcome, Reply, Usage};
 use promptq_common::store::ReuseKey;
 use promptq_common::time::{Timestamp, format_duration};
@@ -131,8 +131,9 @@ impl Chat {
         Ok(headers)
     }
 
-    async fn call(&self, job: &Job, ear: Option<&Ear>) -> Result<Reply, Failure> {
-        let request = Request::new(&job.work, &self.target())?;
+    async fn call(&self, job: &Job, cx: &RunContext) -> Result<Reply, Failure> {
+        let stream_above = if cx.stream { 0 } else { self.settings.stream_above };
+        let request = Request::new(&job.work, &Target { stream_above, ..self.target() })?;
         let (sent, timeout) = (Sent::default(), job.policy.timeout);
         let patience = Patience::new(timeout, if request.stream { streamed(timeout) } else { timeout });
         let response = patience.wait(self.send(&request, &sent)).await.unwrap_or_else(|| {
@@ -141,7 +142,7 @@ impl Chat {
         })?;
         let status = response.status().as_u16();
         let headers = response.headers().clone();
-        if let Some(ear) = ear {
+        if let Some(ear) = &cx.ear {
             ear.hear(allowance::heard(&headers, Timestamp::now()));
         }
         if !response.status().is_success() {
@@ -222,7 +223,7 @@ impl Chat {
                 return Err(unknown(FailureClass::Fatal, "output_too_large", "an answer of more than 16 MiB came"));
             }
         }
-        match crate::provider::read(request.endpoint, status, got.body.clone()) {
+        match crate::provider::read(request.endpoint, &request.body, status, got.body.clone()) {
             Read::Answer(mut reply) => {
                 if let Some(id) = request_id(headers) {
                     reply.request_id = Some(id);
@@ -264,7 +265,7 @@ impl std::fmt::Debug for Chat {
 #[async_trait]
 impl Runner for Chat {
     async fn run(&self, job: &Job, cx: &RunContext) -> Outcome {
-        match self.call(job, cx.ear.as_ref()).await {
+        match self.call(job, cx).await {
             Ok(reply) => Outcome::Success(reply),
             Err(failure) => Outcome::Failure(failure),
         }

@@ -90,9 +90,14 @@ async fn run(base_url: &str, work: Work, timeout: Duration) -> Result<Reply, Fai
 }
 
 pub(super) async fn call(chat: &Chat, work: Work, timeout: Duration) -> Result<Reply, Failure> {
+    call_again(chat, work, timeout, false).await
+}
+
+/// Calls, for a stream if one can be had.
+pub(super) async fn call_again(chat: &Chat, work: Work, timeout: Duration, stream: bool) -> Result<Reply, Failure> {
     let mut job = Job::new(Queue::standard(), work);
     job.policy.timeout = timeout;
-    let cx = RunContext { attempt: 1, lease: LeaseId::random(), worker: WorkerId::random("w"), ear: None };
+    let cx = RunContext { attempt: 1, lease: LeaseId::random(), worker: WorkerId::random("w"), ear: None, stream };
     match chat.run(&job, &cx).await {
         Outcome::Success(reply) => Ok(reply),
         Outcome::Failure(failure) => Err(failure),
@@ -276,7 +281,7 @@ async fn learned(server: &Server) -> Option<i64> {
         let pass = limits.reserve(pass, &lane, Size { bytes: 9, max_tokens: None }).await.unwrap();
         let job = Job::new(Queue::standard(), Work::prompt(Some("local/m"), "Hi"));
         let worker = WorkerId::random("w");
-        let cx = RunContext { attempt: 1, lease: LeaseId::random(), worker, ear: pass.ear() };
+        let cx = RunContext { attempt: 1, lease: LeaseId::random(), worker, ear: pass.ear(), stream: false };
         drop(chat.run(&job, &cx).await);
         std::future::pending::<()>().await;
     };

@@ -32,7 +32,7 @@ fn job(prompt: &str, timeout_ms: u64) -> Job {
 }
 
 fn cx() -> RunContext {
-    RunContext { attempt: 3, lease: LeaseId::random(), worker: WorkerId::random("w"), ear: None }
+    RunContext { attempt: 3, lease: LeaseId::random(), worker: WorkerId::random("w"), ear: None, stream: false }
 }
 
 async fn run(exec: &Exec, prompt: &str) -> Result<String, Failure> {

@@ -1,7 +1,7 @@
 //! What the mock says, in the shape of the endpoint it was asked through.
 
 use promptq_common::job::Job;
-use promptq_common::outcome::{Body, Failure, FailureClass, Reply, Usage, Usd};
+use promptq_common::outcome::{AnswerClass, Body, Failure, FailureClass, Reply, Usage, Usd};
 use promptq_common::work::Input;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -58,6 +58,7 @@ pub(super) fn answer(job: &Job, tokens: (u64, u64), dice: &mut Dice) -> Result<R
         finish_reason: (!embeddings).then(|| "stop".to_owned()),
         text: (!embeddings).then_some(said.text),
         model: Some(said.model),
+        class: AnswerClass::Complete,
         usage: said.usage,
         cost: Some(Usd::default()),
         detail: None,

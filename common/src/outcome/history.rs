@@ -1,0 +1,141 @@
+//! What became of a job's attempts: sums over all of them, and ten in detail.
+
+use serde::{Deserialize, Serialize};
+
+use super::{AnswerClass, FailureClass, Usage, Usd};
+use crate::time::Timestamp;
+
+/// One try of a job, as its history keeps it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// 1 for the first.
+    pub n: u32,
+    /// Who ran it.
+    pub worker: String,
+    /// When it began.
+    pub started_at: Timestamp,
+    /// When it ended.
+    pub ended_at: Timestamp,
+    /// Why it did not succeed; `None` for one that was answered.
+    pub class: Option<FailureClass>,
+    /// The failure's code; of an answer that is known not to be whole, its class.
+    pub code: Option<String>,
+    /// The failure, or what is wrong with the answer, in one line.
+    pub detail: Option<String>,
+    /// HTTP status, where there was one.
+    pub status_code: Option<u16>,
+    /// What it consumed.
+    pub usage: Usage,
+    /// What it cost, when known.
+    pub cost: Option<Usd>,
+}
+
+impl Attempt {
+    /// What is wrong with the answer it was given, if it was given one and that is known.
+    pub fn fault(&self) -> Option<AnswerClass> {
+        let code = self.code.as_deref().filter(|_| self.class.is_none())?;
+        AnswerClass::FAULTY.into_iter().find(|class| class.as_str() == code)
+    }
+
+    /// The class of its failure, or of an answer that is not whole.
+    pub fn class_name(&self) -> Option<&'static str> {
+        self.class.map(FailureClass::as_str).or_else(|| self.fault().map(AnswerClass::as_str))
+    }
+}
+
+/// What the attempts so far came to: sums over all, details of ten: of those whose answers were put aside, and of the last.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct History {
+    /// Tokens over all attempts.
+    pub usage: Usage,
+    /// Known cost over all attempts; `None` while none was known.
+    pub cost: Option<Usd>,
+    /// Attempts that may have been billed without an answer.
+    pub unknown_billed: u32,
+    /// At most [`History::KEPT`] attempts, oldest first. The oldest that failed makes room; those that were answered stay.
+    pub recent: Vec<Attempt>,
+}
+
+impl History {
+    /// How many attempts are kept in detail.
+    pub const KEPT: usize = 10;
+
+    /// Whether something was consumed at a cost nobody knows.
+    pub fn is_cost_unknown(&self) -> bool {
+        let unpriced = |attempt: &Attempt| attempt.cost.is_none() && attempt.usage != Usage::default();
+        let consumed = self.usage != Usage::default() || self.unknown_billed > 0;
+        consumed && (self.cost.is_none() || self.recent.iter().any(unpriced))
+    }
+
+    /// Attempts of a job that has not ended whose answers were put aside, for the job to be called again.
+    pub fn put_aside(&self) -> u32 {
+        u32::try_from(self.recent.iter().filter(|attempt| attempt.class.is_none()).count()).unwrap_or(u32::MAX)
+    }
+
+    /// Adds an attempt to the sums and the list.
+    pub fn push(&mut self, attempt: Attempt) {
+        self.usage += attempt.usage;
+        if let Some(cost) = attempt.cost {
+            *self.cost.get_or_insert_default() += cost;
+        }
+        if attempt.class == Some(FailureClass::UnknownBilled) {
+            self.unknown_billed += 1;
+        }
+        if self.recent.len() >= Self::KEPT {
+            let failed = self.recent.iter().position(|attempt| attempt.class.is_some());
+            self.recent.remove(failed.unwrap_or(0));
+        }
+        self.recent.push(attempt);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attempt(n: u32, class: Option<FailureClass>, code: Option<&str>) -> Attempt {
+        Attempt {
+            n,
+            worker: "w".into(),
+            started_at: Timestamp::from_millis(0),
+            ended_at: Timestamp::from_millis(1),
+            class,
+            code: code.map(str::to_owned),
+            detail: None,
+            status_code: None,
+            usage: Usage { input_tokens: 2, ..Usage::default() },
+            cost: Some(Usd::from_nanos(3)),
+        }
+    }
+
+    #[test]
+    fn history_keeps_the_sums_of_what_it_drops() {
+        let mut history = History::default();
+        for n in 1..=12 {
+            history.push(attempt(n, Some(FailureClass::Transient), None));
+        }
+        assert_eq!((history.usage.input_tokens, history.cost), (24, Some(Usd::from_nanos(36))));
+        assert_eq!((history.recent.len(), history.recent[0].n), (History::KEPT, 3));
+    }
+
+    #[test]
+    fn answers_that_were_put_aside_are_counted_however_many_attempts_fail_after_them() {
+        let mut history = History::default();
+        for n in 1..=9 {
+            history.push(attempt(n, None, Some("truncated")));
+        }
+        for n in 10..=40 {
+            history.push(attempt(n, Some(FailureClass::Transient), Some("http_500")));
+        }
+        assert_eq!((history.put_aside(), history.recent.len(), history.recent[9].n), (9, History::KEPT, 40));
+        assert_eq!(history.usage.input_tokens, 80);
+    }
+
+    #[test]
+    fn an_attempt_has_the_class_of_its_failure_or_of_what_is_wrong_with_its_answer() {
+        let name = |class, code| attempt(1, class, code).class_name();
+        assert_eq!((name(None, None), name(None, Some("refused"))), (None, Some("refused")));
+        assert_eq!(name(Some(FailureClass::Fatal), Some("refused")), Some("fatal"), "a failure's code is its own");
+        assert_eq!(name(None, Some("complete")), None);
+    }
+}
