@@ -165,7 +165,9 @@ mod tests {
         let failure = Failure { tries: Some(2), ..Failure::new(FailureClass::Transient, "http_500", "") };
         let after = |codes: &[&str]| {
             let mut history = History::default();
-            codes.iter().for_each(|code| history.push(attempt(Some(FailureClass::Transient), code)));
+            for code in codes {
+                history.push(attempt(Some(FailureClass::Transient), code));
+            }
             let past = Past::new(u32::try_from(codes.len()).unwrap(), &history, &failure);
             judge(&Outcome::Failure(failure.clone()), past, &Policy::standard(), 1.0)
         };

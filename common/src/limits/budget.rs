@@ -153,7 +153,7 @@ impl Limits {
             }
         }
         let mut pass = self.reserve(pass, lane, size).await.map_err(|(denied, key)| Turned::Limit(denied, key))?;
-        if reckoned.is_none() && self.is_priced(lane, &pass) {
+        if reckoned.is_none() && self.is_priced(&pass) {
             // A person has capped what its account costs meanwhile.
             return Err(Turned::Limit(Denied::Later(SECOND), pass.unsent().unwrap_or_default()));
         }

@@ -358,7 +358,7 @@ impl Purse {
         let here = if self.refused.is_some() { self.frozen_until } else { now };
         self.frozen_until = here.max(now + grant.frozen);
         self.pace.follow(&grant.caps);
-        self.in_force = grant.caps.clone();
+        self.in_force.clone_from(&grant.caps);
     }
 
     fn spend(&mut self, at: i64, amounts: Amounts) {

@@ -90,7 +90,7 @@ mod tests {
             assert!(text.contains(part), "{part:?} is not in\n{text}");
         }
         let bounded = HeldKey { at_once: Some(12), ..told("acme/gpt", FailureClass::Capacity, "too much to do") };
-        let text = lines(&standing(None, &[worker("w", vec![bounded])]), None).join("\n");
+        let text = lines(&standing(None, &[worker("w", vec![bounded])]), &[]).join("\n");
         assert!(
             text.contains("capacity   too much to do, for 10s\n           at most 12 calls at once, from w"),
             "{text}"

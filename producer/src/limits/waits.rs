@@ -149,10 +149,12 @@ fn gravest_first(mut standings: Vec<Standing>) -> Vec<Standing> {
 #[cfg(test)]
 mod tests {
     use promptq_common::broker::Broker;
+    use promptq_common::job::Job;
     use promptq_common::ledger::HeldKey;
     use promptq_common::limits::{self, Ask, Cap, Measure, Per};
     use promptq_common::outcome::FailureClass;
     use promptq_common::time::Timestamp;
+    use promptq_common::work::Work;
 
     use super::super::tests::{told, worker};
     use super::*;

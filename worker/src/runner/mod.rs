@@ -239,14 +239,10 @@ impl Runners {
 
     /// A job without a model: its body may have one, its provider may know a default.
     fn unnamed(&self, job: &Job) -> Result<Arc<Chat>, Failure> {
-        match self.usual(job) {
-            Some(provider) if provider.serves_unnamed(job) => Ok(Arc::<Chat>::clone(provider)),
-            _ => {
-                let detail = "the job names no model and there is no default; \
-                              hint: name one with --model, or set providers.openai.default_model";
-                Err(fatal("no_model", detail))
-            }
-        }
+        let usual = self.usual(job).filter(|provider| provider.serves_unnamed(job));
+        let detail = "the job names no model and there is no default; \
+                      hint: name one with --model, or set providers.openai.default_model";
+        usual.map(Arc::clone).ok_or_else(|| fatal("no_model", detail))
     }
 
     /// Every model, or kind of model, that some runner knows.

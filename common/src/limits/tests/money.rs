@@ -358,7 +358,7 @@ async fn a_cap_on_money_that_people_set_is_kept_where_no_setting_has_one() {
             async || limits.reserve_all(pass(), &lane(), Size { bytes: 9, max_tokens: None }, (None, &[])).await;
         let turned = unreckoned().await.unwrap_err();
         assert!(matches!(&turned, Turned::Limit(Denied::Later(_), key) if key == "acme"), "{turned:?}");
-        assert!(limits.is_priced(&lane(), &pass()), "known from the first answer on");
+        assert!(limits.is_priced(&pass()), "known from the first answer on");
         reserve(&limits, 60, &[]).await.unwrap().report(JobId::fresh(), &cost(60));
         sleep(Duration::from_secs(2)).await;
         let short = reserve(&limits, 60, &[]).await.unwrap_err();
@@ -367,7 +367,7 @@ async fn a_cap_on_money_that_people_set_is_kept_where_no_setting_has_one() {
         assert_eq!((caps[0].used, caps[0].held, caps[1].used), (60, 0, 1), "what was not called is no request");
         set(None).await;
         sleep(Duration::from_secs(6)).await;
-        assert!(!limits.is_priced(&lane(), &pass()) && unreckoned().await.is_ok());
+        assert!(!limits.is_priced(&pass()) && unreckoned().await.is_ok());
     };
     with(&ledger, &limits, work).await;
 }
