@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use promptq_common::broker::{Claim, Delivery, Lease, Settled, Verdict};
+use promptq_common::broker::{Delivery, Lease, Settled, Verdict};
+use promptq_common::error::Error;
 use promptq_common::job::Job;
 use promptq_common::limits::{Denied, Expected, Limits, Pass, Turned};
 use promptq_common::outcome::{Failure, FailureClass, Outcome};
@@ -16,6 +17,7 @@ use promptq_common::time::Timestamp;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use crate::claim::claim;
 use crate::cost::Bill;
 use crate::heartbeat::{self, Fate, Rhythm};
 use crate::judge::{Decision, Past, judge};
@@ -56,39 +58,53 @@ pub(crate) enum Did {
 
 /// The runner keeps its time limit itself; this much later the worker cuts one that does not.
 const OVERTIME: Duration = Duration::from_secs(5);
-/// How long a job of a paused queue is kept away, as long as a pause takes to be seen everywhere.
-const PAUSED: Duration = Duration::from_secs(5);
 
-/// Takes a delivery to its end. Panics in the runner are failures; nothing here fails for what a job says.
-pub(crate) async fn execute(delivery: Delivery, expected: Option<Expected>, desk: Arc<Desk>) -> Did {
-    let opened = delivery.open();
-    let Delivery { head, payload, lease } = delivery;
-    drop(payload);
-    let started_at = Timestamp::now();
-    let case = Case { head: &head, lease: lease.id(), worker: &desk.settings.worker, started_at };
-    let step = match opened {
-        Ok(job) => match claim(&case, &lease, &desk).await {
-            Step::Go => Box::pin(work(Box::new(job), expected, &case, &lease, &desk)).await,
+/// Takes a delivery to its end. Panics in the runner are failures; nothing here fails for what a job says. Each slot has
+/// one of these: what few jobs need, or only for a moment, is in boxes; an `async fn` would hold the delivery twice.
+pub(crate) fn execute(
+    mut delivery: Delivery,
+    expected: Option<Expected>,
+    desk: Arc<Desk>,
+) -> impl Future<Output = Did> + Send + 'static {
+    async move {
+        let opened = delivery.open().map(Box::new);
+        delivery.payload = Vec::new();
+        let (verdict, was_cut, fresh) = match verdict_on(&delivery, opened, expected, &desk).await {
+            Step::Settle(verdict) => (verdict, false, None),
+            Step::Share(verdict, fresh) => (verdict, false, Some(fresh)),
+            Step::Cut(verdict) => (verdict, true, None),
+            Step::Go | Step::Drop => return Did::Dropped,
+        };
+        let did = settle(delivery.lease, verdict, was_cut).await;
+        if let (Some(fresh), Did::Ended(End::Succeeded)) = (fresh, did) {
+            Box::pin(async {
+                tokio::select! { () = desk.shelf.keep(*fresh) => {}, () = cut(&desk) => {} }
+            })
+            .await;
+        }
+        did
+    }
+}
+
+/// What is to become of it.
+async fn verdict_on(
+    Delivery { head, lease, .. }: &Delivery,
+    opened: Result<Box<Job>, Error>,
+    expected: Option<Expected>,
+    desk: &Desk,
+) -> Step {
+    let case = Case { head, lease: lease.id(), worker: &desk.settings.worker, started_at: Timestamp::now() };
+    match opened {
+        Ok(job) => match claim(&case, lease, desk).await {
+            Step::Go => Box::pin(work(job, expected, &case, lease, desk)).await,
             stop @ (Step::Settle(_) | Step::Share(..) | Step::Cut(_) | Step::Drop) => stop,
         },
         Err(error) => Step::Settle(case.dead(FailureClass::Fatal, "undecodable", &error.to_string())),
-    };
-    match step {
-        Step::Settle(verdict) => settle(lease, verdict, false).await,
-        Step::Share(verdict, fresh) => {
-            let did = settle(lease, verdict, false).await;
-            if did == Did::Ended(End::Succeeded) {
-                tokio::select! { () = Box::pin(desk.shelf.keep(*fresh)) => {}, () = cut(&desk) => {} }
-            }
-            did
-        }
-        Step::Cut(verdict) => settle(lease, verdict, true).await,
-        Step::Go | Step::Drop => Did::Dropped,
     }
 }
 
 /// What comes next.
-enum Step {
+pub(crate) enum Step {
     /// The next step.
     Go,
     /// The end of the lease.
@@ -99,39 +115,6 @@ enum Step {
     Cut(Verdict),
     /// Nothing: the job is somebody else's, or has ended.
     Drop,
-}
-
-/// Asks the ledger whether this lease may run the job now; repeats what fails until the lease's own time is over.
-async fn claim(case: &Case<'_>, lease: &Lease, desk: &Desk) -> Step {
-    let asked = timeout(desk.settings.lease, async {
-        let mut pause = Duration::from_millis(100);
-        loop {
-            match lease.claim().await {
-                Ok(claim) => return claim,
-                Err(error) => tracing::warn!(%error, job = %case.head.id, "a claim failed; trying again"),
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_secs(2));
-        }
-    });
-    let claim = tokio::select! {
-        claim = asked => claim,
-        () = cut(desk) => return Step::Cut(release(Duration::ZERO, None)),
-    };
-    match claim {
-        Ok(Claim::Fresh { deaths }) if deaths >= desk.settings.max_deaths => {
-            let detail = format!("{deaths} workers died, or lost their lease, while running it");
-            Step::Settle(case.dead(FailureClass::Crashed, "crash_loop", &detail))
-        }
-        Ok(Claim::Fresh { .. }) => Step::Go,
-        Ok(Claim::Cancelled) => Step::Settle(case.cancelled(None)),
-        Ok(Claim::Paused { .. }) => Step::Settle(release(PAUSED, None)),
-        Ok(Claim::Taken { until }) => {
-            let wait = until.since(Timestamp::now()).max(Duration::from_secs(1));
-            Step::Settle(release(wait, None))
-        }
-        Ok(Claim::Ended(_) | Claim::Stale) | Err(_) => Step::Drop,
-    }
 }
 
 /// Runs the job, and turns what came of it into a verdict.
@@ -167,15 +150,13 @@ async fn work(job: Box<Job>, expected: Option<Expected>, case: &Case<'_>, lease:
     let context = RunContext { attempt, lease: case.lease, worker: case.worker.clone(), ear: pass.ear() };
     let bill = Bill { prices: &desk.settings.prices, runner: &*runner, job: &job };
     match run(&job, &*runner, &context, lease, desk).await {
-        Ran::Done { outcome, lost } => {
-            match Box::pin(finish(bill.outcome(outcome), lost, &job, pass, case, lease, desk)).await {
-                Step::Settle(verdict) => match reuse::fresh(&job, &*runner, &verdict) {
-                    Some(fresh) => Step::Share(verdict, fresh),
-                    None => Step::Settle(verdict),
-                },
-                step @ (Step::Go | Step::Share(..) | Step::Cut(_) | Step::Drop) => step,
-            }
-        }
+        Ran::Done { outcome, lost } => match finish(bill.outcome(outcome), lost, &job, pass, case, lease, desk).await {
+            Step::Settle(verdict) => match reuse::fresh(&job, &*runner, &verdict) {
+                Some(fresh) => Step::Share(verdict, fresh),
+                None => Step::Settle(verdict),
+            },
+            step @ (Step::Go | Step::Share(..) | Step::Cut(_) | Step::Drop) => step,
+        },
         Ran::Cancelled => {
             let cut = runner.billed().then(|| cut_call("cancelled while the call was running", bill));
             Step::Settle(case.cancelled(cut.as_ref()))
@@ -203,7 +184,7 @@ async fn reused(job: &Job, runners: &[Arc<dyn Runner>], case: &Case<'_>, lease: 
 #[expect(clippy::too_many_arguments, reason = "one of a row of steps: each argument is what an earlier one gave")]
 async fn reserve(
     job: &Job,
-    pass: Pass,
+    mut pass: Pass,
     runner: &dyn Runner,
     case: &Case<'_>,
     lease: &Lease,
@@ -218,7 +199,10 @@ async fn reserve(
             return Err(Step::Settle(hold(wait, key)));
         }
     };
-    let reserving = desk.limits.reserve_all(pass, &case.head.lane, size, (worst, &budgets));
+    if desk.limits.asks_nothing(&mut pass, &case.head.lane, worst) {
+        return Ok(pass);
+    }
+    let reserving = Box::pin(desk.limits.reserve_all(pass, &case.head.lane, size, (worst, &budgets)));
     let denied = tokio::select! {
         biased;
         reserved = reserving => match reserved {
@@ -296,7 +280,7 @@ async fn finish(
     lease: &Lease,
     desk: &Desk,
 ) -> Step {
-    let key = pass.key().to_owned();
+    let key = matches!(outcome, Outcome::Failure(_)).then(|| pass.key().to_owned());
     let ruling = pass.report(job.id, &outcome);
     let reply = match outcome {
         Outcome::Success(reply) => reply,
@@ -307,13 +291,20 @@ async fn finish(
                 failure.class = FailureClass::Capacity;
             }
             failure.retry_after = failure.retry_after.max(ruling.wait);
-            return Step::Settle(after(&failure, job, case, ruling.wait.map(|_| key.as_str())));
+            return Step::Settle(after(&failure, job, case, key.as_deref().filter(|_| ruling.wait.is_some())));
         }
     };
     let mut reply = reply;
     let place = (job.id, case.lease);
-    let keeping = output::keep(desk.store.as_ref(), &desk.settings, place, std::mem::take(&mut reply.body));
-    let kept = if lost { keeping.await } else { heartbeat::during(lease, rhythm(desk), keeping).await };
+    let body = std::mem::take(&mut reply.body);
+    let kept = if output::is_stored(desk.store.as_ref(), &desk.settings, &body) {
+        let keeping = output::keep(desk.store.as_ref(), &desk.settings, place, body);
+        let beating =
+            async { if lost { keeping.await } else { heartbeat::during(lease, rhythm(desk), keeping).await } };
+        Box::pin(beating).await
+    } else {
+        output::inline(&desk.settings, body)
+    };
     Step::Settle(match kept {
         Ok(output) => case.succeeded(reply, output),
         Err(mut failure) => {
@@ -354,7 +345,8 @@ async fn settle(lease: Lease, verdict: Verdict, was_cut: bool) -> Did {
     }
 }
 
-async fn cut(desk: &Desk) {
+/// Waits until running jobs are to be given up.
+pub(crate) async fn cut(desk: &Desk) {
     // An error means that nobody can ask for it any more.
     if desk.cut.clone().wait_for(|cut| *cut).await.is_err() {
         std::future::pending::<()>().await;

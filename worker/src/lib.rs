@@ -3,6 +3,7 @@
 //! Read in this order: `intake` (the loop), `execute` (one job), `judge` (what an outcome means).
 
 mod admission;
+mod claim;
 pub mod cli;
 pub mod configured;
 mod cost;

@@ -123,6 +123,13 @@ impl Limits {
         self.quotas().book().estimates.most_input(pass.key(), size.bytes)
     }
 
+    /// Whether there is nothing to reserve for a call that may cost this: then it counts as sent.
+    pub fn asks_nothing(&self, pass: &mut Pass, lane: &Lane, worst: Option<Usd>) -> bool {
+        let nothing = worst.unwrap_or_default() == Usd::default() && self.quotas().rule_for(lane, pass.key()).is_none();
+        pass.money.sent |= nothing;
+        nothing
+    }
+
     /// Reserves all that a call needs, or nothing: first `worst` of each budget in the given order (which must be the same
     /// everywhere), then its part of its account's limits. Waits a moment for each. Dropping it gives all of it back; after
     /// it, the call counts as sent.

@@ -92,7 +92,8 @@ impl Limits {
         };
         let guess = (need.amounts.input, need.amounts.output);
         let limits = self.clone();
-        pass.reserved = Some(Reserved { limits, key, reservation, queue, model, size, counts, guess, worst });
+        let reserved = Reserved { limits, key, reservation, queue, model, size, counts, guess, worst };
+        pass.reserved = Some(Box::new(reserved));
         // Only now it is sent.
         pass.ticket.called = pass.ticket.called.map(|_| Instant::now());
         Ok(pass)

@@ -339,7 +339,7 @@ pub struct Pass {
     ticket: Ticket,
     counts: Counts,
     used: bool,
-    reserved: Option<Reserved>,
+    reserved: Option<Box<Reserved>>,
     money: Paid,
 }
 
