@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use promptq_common::broker::{Delivery, Lease, Settled, Verdict};
+use promptq_common::broker::{Delivery, Head, Lease, Settled, Verdict};
+use promptq_common::codec::decode_job;
 use promptq_common::error::Error;
 use promptq_common::job::Job;
 use promptq_common::limits::{Denied, Expected, Limits, Pass, Turned};
@@ -62,20 +63,21 @@ const OVERTIME: Duration = Duration::from_secs(5);
 /// Takes a delivery to its end. Panics in the runner are failures; nothing here fails for what a job says. Each slot has
 /// one of these: what few jobs need, or only for a moment, is in boxes; an `async fn` would hold the delivery twice.
 pub(crate) fn execute(
-    mut delivery: Delivery,
+    delivery: Delivery,
     expected: Option<Expected>,
     desk: Arc<Desk>,
 ) -> impl Future<Output = Did> + Send + 'static {
+    let Delivery { head, payload, lease } = delivery;
     async move {
-        let opened = delivery.open().map(Box::new);
-        delivery.payload = Vec::new();
-        let (verdict, was_cut, fresh) = match verdict_on(&delivery, opened, expected, &desk).await {
+        let opened = decode_job(&payload).map(Box::new);
+        drop(payload);
+        let (verdict, was_cut, fresh) = match verdict_on((&head, &lease), opened, expected, &desk).await {
             Step::Settle(verdict) => (verdict, false, None),
             Step::Share(verdict, fresh) => (verdict, false, Some(fresh)),
             Step::Cut(verdict) => (verdict, true, None),
             Step::Go | Step::Drop => return Did::Dropped,
         };
-        let did = settle(delivery.lease, verdict, was_cut).await;
+        let did = settle(lease, verdict, was_cut).await;
         if let (Some(fresh), Did::Ended(End::Succeeded)) = (fresh, did) {
             Box::pin(async {
                 tokio::select! { () = desk.shelf.keep(*fresh) => {}, () = cut(&desk) => {} }
@@ -88,7 +90,7 @@ pub(crate) fn execute(
 
 /// What is to become of it.
 async fn verdict_on(
-    Delivery { head, lease, .. }: &Delivery,
+    (head, lease): (&Head, &Lease),
     opened: Result<Box<Job>, Error>,
     expected: Option<Expected>,
     desk: &Desk,
