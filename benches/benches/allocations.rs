@@ -13,10 +13,12 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 fn main() -> anyhow::Result<()> {
-    let so_far = || {
-        let stats = ALLOCATOR.stats();
-        stats.allocations + stats.reallocations
-    };
-    print!("{}", costs::tables(costs::Meter::Allocations(so_far))?);
+    let meter = costs::Meter { unit: "allocations", process: so_far, thread: so_far, is_time: false };
+    print!("{}", costs::tables(meter)?);
     Ok(())
+}
+
+fn so_far() -> anyhow::Result<f64> {
+    let stats = ALLOCATOR.stats();
+    Ok(f64::from(u32::try_from(stats.allocations + stats.reallocations)?))
 }

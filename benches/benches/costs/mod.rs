@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use futures_util::future::try_join_all;
 use promptq_benches::library::{enqueue, subscribe, success};
-use promptq_benches::scaling::{Kind, Place, own_time};
+use promptq_benches::scaling::{Kind, Place};
 use promptq_common::broker::{Broker, Claim, Delivery, Want, WorkerId};
 use promptq_common::job::{Job, Queue};
 use promptq_worker::runner::{ExecSettings, MockSettings, RunnerSettings, Runners};
@@ -19,7 +19,6 @@ use promptq_worker::settings::Settings;
 use promptq_worker::status::Board;
 use promptq_worker::stop::Stop;
 use promptq_worker::{Drained, Parts};
-use rustix::time::{ClockId, clock_gettime};
 
 /// How often a step is done that needs no broker, and how often before it counts.
 const TIMES: u32 = 50_000;
@@ -36,28 +35,15 @@ const WHOLE: [&str; 2] = ["enqueue", "a worker with the mock"];
 
 /// What is measured.
 #[derive(Clone, Copy)]
-pub(crate) enum Meter {
-    /// Microseconds of processor time: ours, and of the servers.
-    Time,
-    /// Allocations so far, as this tells.
-    Allocations(fn() -> usize),
-}
-
-impl Meter {
-    fn unit(self) -> &'static str {
-        match self {
-            Self::Time => "us",
-            Self::Allocations(_) => "allocations",
-        }
-    }
-
-    /// Of the whole process, so far.
-    fn ours(self) -> anyhow::Result<f64> {
-        match self {
-            Self::Time => own_time().map(|seconds| seconds * 1e6),
-            Self::Allocations(so_far) => Ok(count(so_far())),
-        }
-    }
+pub(crate) struct Meter {
+    /// The name of what it counts.
+    pub(crate) unit: &'static str,
+    /// How many so far, of the whole process.
+    pub(crate) process: fn() -> anyhow::Result<f64>,
+    /// And of this thread alone.
+    pub(crate) thread: fn() -> anyhow::Result<f64>,
+    /// Whether these are microseconds of processor time, of which servers take some too.
+    pub(crate) is_time: bool,
 }
 
 /// The tables, of the brokers that the command line names, or all: `memory sqlite redis rabbit`.
@@ -74,24 +60,20 @@ pub(crate) fn tables(meter: Meter) -> anyhow::Result<String> {
         whole.push(runtime.block_on(by_worker(*kind, meter))?);
     }
     let heads: Vec<_> = kinds.iter().map(name).collect();
-    text += &table(&format!("call, {}", meter.unit()), &heads, &CALLS, &calls);
-    text += &table(&format!("whole, {}", meter.unit()), &heads, &WHOLE, &whole);
+    text += &table(&format!("call, {}", meter.unit), &heads, &CALLS, &calls);
+    text += &table(&format!("whole, {}", meter.unit), &heads, &WHOLE, &whole);
     Ok(text)
 }
 
 /// What needs no broker, by the time of this thread alone.
 fn steps(meter: Meter) -> anyhow::Result<String> {
     let folder = tempfile::TempDir::new()?;
-    let mut text = format!("| step | {} |\n|---|---|\n", meter.unit());
+    let mut text = format!("| step | {} |\n|---|---|\n", meter.unit);
     for (name, mut step) in way::steps(&folder)? {
-        let so_far = || match meter {
-            Meter::Time => thread_time().map(|seconds| seconds * 1e6),
-            Meter::Allocations(so_far) => Ok(count(so_far())),
-        };
         (0..TIMES / 10).for_each(|_| step());
-        let began = so_far()?;
+        let began = (meter.thread)()?;
         (0..TIMES).for_each(|_| step());
-        let _written = writeln!(text, "| {name} | {:.2} |", (so_far()? - began) / f64::from(TIMES));
+        let _written = writeln!(text, "| {name} | {:.2} |", ((meter.thread)()? - began) / f64::from(TIMES));
     }
     Ok(text)
 }
@@ -149,17 +131,15 @@ impl Stage {
     }
 
     fn theirs(&self) -> anyhow::Result<f64> {
-        match (self.meter, &self.place) {
-            (Meter::Time, Some(place)) => place.time().map(|seconds| seconds * 1e6),
-            (Meter::Time, None) | (Meter::Allocations(_), _) => Ok(0.0),
-        }
+        let servers = self.place.as_ref().filter(|_| self.meter.is_time);
+        servers.map_or(Ok(0.0), |place| place.time().map(|seconds| seconds * 1e6))
     }
 
     /// Does something, and adds what it took.
     async fn clocked<T>(&self, sum: &mut Took, of: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-        let (theirs, ours) = (self.theirs()?, self.meter.ours()?);
+        let (theirs, ours) = (self.theirs()?, (self.meter.process)()?);
         let value = of.await?;
-        let ours = self.meter.ours()? - ours;
+        let ours = (self.meter.process)()? - ours;
         sum.add(Took { ours, theirs: self.theirs()? - theirs });
         Ok(value)
     }
@@ -249,12 +229,6 @@ async fn work(broker: Broker) -> anyhow::Result<Drained> {
     let runners = Arc::new(Runners::new(runners)?);
     let parts = Parts { broker, store: None, runners, settings, board: Board::new() };
     tokio::spawn(promptq_worker::run(parts, Stop::new())).await?
-}
-
-/// Processor time of this thread, in seconds.
-fn thread_time() -> anyhow::Result<f64> {
-    let own = clock_gettime(ClockId::ThreadCPUTime);
-    Ok(f64::from(u32::try_from(own.tv_sec)?) + f64::from(u32::try_from(own.tv_nsec)?) / 1e9)
 }
 
 fn count(number: usize) -> f64 {
