@@ -106,12 +106,7 @@ impl Lease {
             let mut pause = Duration::from_millis(50);
             loop {
                 let error = match self.hold.settle(&verdict).await {
-                    Ok(settled) => {
-                        if self.trouble.note(false) {
-                            tracing::info!("settling works again");
-                        }
-                        return Ok(settled);
-                    }
+                    Ok(settled) => return Ok(self.worked(settled)),
                     Err(error) => error,
                 };
                 match (error.kind(), &mut verdict) {
@@ -122,6 +117,13 @@ impl Lease {
             }
         };
         settling.instrument(span)
+    }
+
+    fn worked(&self, settled: Settled) -> Settled {
+        if self.trouble.note(false) {
+            tracing::info!("settling works again");
+        }
+        settled
     }
 
     async fn wait_after(&self, error: Error, pause: &mut Duration) {
