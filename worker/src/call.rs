@@ -80,7 +80,7 @@ pub(crate) async fn call(errand: Errand<'_>, way: Way<'_>, expected: &mut Option
     match run(errand, runner, &context).await {
         Ran::Done { outcome, lost } => {
             let outcome = bill.outcome(told(outcome, job, way));
-            Box::pin(finish(errand, way, pass, bill, (outcome, lost))).await
+            finish(errand, way, pass, bill, (outcome, lost)).await
         }
         Ran::Cancelled => {
             let cut = runner.billed().then(|| cut_call("cancelled while the call was running", bill));
@@ -107,7 +107,7 @@ fn told(mut outcome: Outcome, job: &Job, way: Way<'_>) -> Outcome {
 }
 
 /// Waits in line, under heartbeat, until there is money for the job's call and the limits of its key have room.
-async fn reserve(errand: Errand<'_>, pass: Pass, runner: &dyn Runner) -> Result<Pass, Came> {
+async fn reserve(errand: Errand<'_>, mut pass: Pass, runner: &dyn Runner) -> Result<Pass, Came> {
     let Errand { job, case, lease, desk } = errand;
     let size = size(&job.work);
     let refused = |code: &str, detail: &str| {
@@ -122,7 +122,10 @@ async fn reserve(errand: Errand<'_>, pass: Pass, runner: &dyn Runner) -> Result<
             return Err(Came::settle(hold(wait, key)));
         }
     };
-    let reserving = desk.limits.reserve_all(pass, &case.head.lane, size, (worst, &budgets));
+    if desk.limits.asks_nothing(&mut pass, worst) {
+        return Ok(pass);
+    }
+    let reserving = Box::pin(desk.limits.reserve_all(pass, &case.head.lane, size, (worst, &budgets)));
     let denied = tokio::select! {
         biased;
         reserved = reserving => match reserved {
@@ -228,8 +231,15 @@ async fn finish(
     let class = reply.class;
     let mut reply = reply;
     let place = (job.id, case.lease);
-    let keeping = output::keep(desk.store.as_ref(), &desk.settings, place, std::mem::take(&mut reply.body));
-    let kept = if lost { keeping.await } else { heartbeat::during(lease, rhythm(desk), keeping).await };
+    let body = std::mem::take(&mut reply.body);
+    let kept = if output::is_stored(desk.store.as_ref(), &desk.settings, &body) {
+        let keeping = output::keep(desk.store.as_ref(), &desk.settings, place, body);
+        let beating =
+            async { if lost { keeping.await } else { heartbeat::during(lease, rhythm(desk), keeping).await } };
+        Box::pin(beating).await
+    } else {
+        output::inline(&desk.settings, body)
+    };
     let verdict = match kept {
         Ok(output) => case.succeeded(reply, output),
         Err(mut failure) => {

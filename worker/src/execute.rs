@@ -4,7 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use promptq_common::broker::{Claim, Delivery, Lease, Settled, Verdict};
+use promptq_common::broker::{Delivery, Head, Lease, Settled, Verdict};
+use promptq_common::codec::decode_job;
+use promptq_common::error::Error;
 use promptq_common::job::Job;
 use promptq_common::limits::{Expected, Limits};
 use promptq_common::outcome::FailureClass;
@@ -12,8 +14,8 @@ use promptq_common::record::End;
 use promptq_common::store::Store;
 use promptq_common::time::Timestamp;
 use tokio::sync::watch;
-use tokio::time::timeout;
 
+use crate::claim::claim;
 use crate::heartbeat::{self, Rhythm};
 use crate::reuse::{self, Fresh, Shelf};
 use crate::route::{self, Nevers};
@@ -58,37 +60,49 @@ pub(crate) enum Did {
     Dropped,
 }
 
-/// How long a job of a paused queue is kept away, as long as a pause takes to be seen everywhere.
-const PAUSED: Duration = Duration::from_secs(5);
-
-/// Takes a delivery to its end. Panics in the runner are failures; nothing here fails for what a job says.
-pub(crate) async fn execute(delivery: Delivery, expected: Option<Expected>, desk: Arc<Desk>) -> Did {
-    let opened = delivery.open();
+/// Takes a delivery to its end. Panics in the runner are failures; nothing here fails for what a job says. Each slot has
+/// one of these: what few jobs need, or only for a moment, is in boxes; an `async fn` would hold the delivery twice.
+pub(crate) fn execute(
+    delivery: Delivery,
+    expected: Option<Expected>,
+    desk: Arc<Desk>,
+) -> impl Future<Output = Did> + Send + 'static {
     let Delivery { head, payload, lease } = delivery;
-    drop(payload);
+    async move {
+        let opened = decode_job(&payload).map(Box::new);
+        drop(payload);
+        let (verdict, was_cut, fresh) = match verdict_on((&head, &lease), opened, expected, &desk).await {
+            Step::Settle(verdict) => (verdict, false, None),
+            Step::Share(verdict, fresh) => (verdict, false, Some(fresh)),
+            Step::Cut(verdict) => (verdict, true, None),
+            Step::Go { .. } | Step::Drop => return Did::Dropped,
+        };
+        let did = settle(lease, verdict, was_cut).await;
+        if let (Some(fresh), Did::Ended(End::Succeeded)) = (fresh, did) {
+            Box::pin(async {
+                tokio::select! { () = desk.shelf.keep(*fresh) => {}, () = cut(&desk) => {} }
+            })
+            .await;
+        }
+        did
+    }
+}
+
+/// What is to become of it.
+async fn verdict_on(
+    (head, lease): (&Head, &Lease),
+    opened: Result<Box<Job>, Error>,
+    expected: Option<Expected>,
+    desk: &Desk,
+) -> Step {
     let started_at = Timestamp::now();
-    let case = Case { head: &head, lease: lease.id(), worker: &desk.settings.worker, started_at, deaths: 0 };
-    let step = match opened {
-        Ok(job) => match claim(&case, &lease, &desk).await {
-            Step::Go { deaths } => {
-                let case = Case { deaths, ..case };
-                Box::pin(work(Box::new(job), expected, &case, &lease, &desk)).await
-            }
+    let case = Case { head, lease: lease.id(), worker: &desk.settings.worker, started_at, deaths: 0 };
+    match opened {
+        Ok(job) => match claim(&case, lease, desk).await {
+            Step::Go { deaths } => Box::pin(work(job, expected, &Case { deaths, ..case }, lease, desk)).await,
             stop @ (Step::Settle(_) | Step::Share(..) | Step::Cut(_) | Step::Drop) => stop,
         },
         Err(error) => Step::Settle(case.dead(FailureClass::Fatal, "undecodable", &error.to_string())),
-    };
-    match step {
-        Step::Settle(verdict) => settle(lease, verdict, false).await,
-        Step::Share(verdict, fresh) => {
-            let did = settle(lease, verdict, false).await;
-            if did == Did::Ended(End::Succeeded) {
-                tokio::select! { () = Box::pin(desk.shelf.keep(*fresh)) => {}, () = cut(&desk) => {} }
-            }
-            did
-        }
-        Step::Cut(verdict) => settle(lease, verdict, true).await,
-        Step::Go { .. } | Step::Drop => Did::Dropped,
     }
 }
 
@@ -105,39 +119,6 @@ pub(crate) enum Step {
     Cut(Verdict),
     /// Nothing: the job is somebody else's, or has ended.
     Drop,
-}
-
-/// Asks the ledger whether this lease may run the job now; repeats what fails until the lease's own time is over.
-async fn claim(case: &Case<'_>, lease: &Lease, desk: &Desk) -> Step {
-    let asked = timeout(desk.settings.lease, async {
-        let mut pause = Duration::from_millis(100);
-        loop {
-            match lease.claim().await {
-                Ok(claim) => return claim,
-                Err(error) => tracing::warn!(%error, job = %case.head.id, "a claim failed; trying again"),
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_secs(2));
-        }
-    });
-    let claim = tokio::select! {
-        claim = asked => claim,
-        () = cut(desk) => return Step::Cut(release(Duration::ZERO, None)),
-    };
-    match claim {
-        Ok(Claim::Fresh { deaths }) if deaths >= desk.settings.max_deaths => {
-            let detail = format!("{deaths} workers died, or lost their lease, while running it");
-            Step::Settle(case.dead(FailureClass::Crashed, "crash_loop", &detail))
-        }
-        Ok(Claim::Fresh { deaths }) => Step::Go { deaths },
-        Ok(Claim::Cancelled) => Step::Settle(case.cancelled(None)),
-        Ok(Claim::Paused { .. }) => Step::Settle(release(PAUSED, None)),
-        Ok(Claim::Taken { until }) => {
-            let wait = until.since(Timestamp::now()).max(Duration::from_secs(1));
-            Step::Settle(release(wait, None))
-        }
-        Ok(Claim::Ended(_) | Claim::Stale) | Err(_) => Step::Drop,
-    }
 }
 
 /// Runs the job, and turns what came of it into a verdict.

@@ -6,6 +6,7 @@
 mod admission;
 pub mod asked;
 mod call;
+mod claim;
 pub mod cli;
 pub mod configured;
 mod cost;

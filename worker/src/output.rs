@@ -10,6 +10,11 @@ use promptq_common::store::Store;
 
 use crate::settings::Settings;
 
+/// Whether a body goes into the store; else [`inline`] is its place, and nothing has to be waited for.
+pub(crate) fn is_stored(store: Option<&Store>, settings: &Settings, body: &Body) -> bool {
+    store.is_some() && (settings.store_all || size(body) > settings.inline_limit)
+}
+
 /// Finds a place for a body; once this returns, the place is durable or the record carries the body. A store out of
 /// reach is tried again for as long as this is polled: the answer is paid for.
 ///
@@ -21,10 +26,7 @@ pub(crate) async fn keep(
     (job, lease): (JobId, LeaseId),
     body: Body,
 ) -> Result<Output, Failure> {
-    let bytes = size(&body);
-    let Some(store) = store.filter(|_| settings.store_all || bytes > settings.inline_limit) else {
-        return inline(settings, body, "output_too_large", "hint: give the worker a store with --store");
-    };
+    let Some(store) = store.filter(|_| is_stored(store, settings, &body)) else { return inline(settings, body) };
     let mut pause = Duration::from_millis(100);
     loop {
         match store.put_output(job, lease, &body).await {
@@ -36,13 +38,21 @@ pub(crate) async fn keep(
             }
             Err(error) => {
                 tracing::error!(%error, %job, "the store refuses an answer; keeping it in the record if it fits");
-                return inline(settings, body, "output_not_stored", "hint: see the worker's log for the store's error");
+                return fitted(settings, body, "output_not_stored", "hint: see the worker's log for the store's error");
             }
         }
     }
 }
 
-fn inline(settings: &Settings, body: Body, code: &str, hint: &str) -> Result<Output, Failure> {
+/// A place in the record.
+///
+/// # Errors
+/// A `fatal` failure, `output_too_large`, when it does not fit.
+pub(crate) fn inline(settings: &Settings, body: Body) -> Result<Output, Failure> {
+    fitted(settings, body, "output_too_large", "hint: give the worker a store with --store")
+}
+
+fn fitted(settings: &Settings, body: Body, code: &str, hint: &str) -> Result<Output, Failure> {
     let (bytes, most) = (size(&body), settings.inline_max);
     if bytes > most {
         let detail = format!("the answer has {bytes} bytes, a record holds at most {most}; {hint}");

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
+use tracing::Instrument as _;
+
 use super::{Beat, Claim, Head, Hold, LeaseId, RawDelivery, Settled, Source, Trouble, Verdict, Want};
 use crate::codec;
 use crate::error::{Error, Kind, Result};
@@ -83,8 +86,8 @@ impl Lease {
     }
 
     /// See [`Hold::claim`].
-    pub async fn claim(&self) -> Result<Claim> {
-        self.hold.claim().await
+    pub fn claim(&self) -> BoxFuture<'_, Result<Claim>> {
+        self.hold.claim()
     }
 
     /// See [`Hold::beat`].
@@ -96,34 +99,42 @@ impl Lease {
     /// it is polled: an answer was paid for, so even an error that a person has to mend is waited out. A record that is
     /// too large to be kept ends its job as dead, `output_too_large`. `Err` only when this process can never settle
     /// anything again. Dropped before it returns: unknown; the lease runs out by itself.
-    #[tracing::instrument(skip_all, level = "debug", fields(lease = %self.id))]
-    pub async fn settle(self, mut verdict: Verdict) -> Result<Settled> {
-        let mut pause = Duration::from_millis(50);
-        loop {
-            let error = match self.hold.settle(&verdict).await {
-                Ok(settled) => {
-                    if self.trouble.note(false) {
-                        tracing::info!("settling works again");
-                    }
-                    return Ok(settled);
-                }
-                Err(error) => error,
-            };
-            match (error.kind(), &mut verdict) {
-                (Kind::Closed, _) => return Err(error),
-                (Kind::TooLarge, Verdict::End(record)) if record.answer.is_some() => give_up_answer(record, &error),
-                _ => {
-                    // Once for all jobs: a worker of many slots would say the same for each, several times a second.
-                    if self.trouble.note(true) {
-                        tracing::warn!(%error, "settling failed; trying again until it works");
-                    } else {
-                        tracing::debug!(%error, "settling failed; trying again");
-                    }
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(Duration::from_secs(2));
+    // As a block: `instrument` above a function has it twice in every job.
+    pub fn settle(self, mut verdict: Verdict) -> impl Future<Output = Result<Settled>> + Send {
+        let span = tracing::debug_span!("settle", lease = %self.id);
+        let settling = async move {
+            let mut pause = Duration::from_millis(50);
+            loop {
+                let error = match self.hold.settle(&verdict).await {
+                    Ok(settled) => return Ok(self.worked(settled)),
+                    Err(error) => error,
+                };
+                match (error.kind(), &mut verdict) {
+                    (Kind::Closed, _) => return Err(error),
+                    (Kind::TooLarge, Verdict::End(record)) if record.answer.is_some() => give_up_answer(record, &error),
+                    _ => Box::pin(self.wait_after(error, &mut pause)).await,
                 }
             }
+        };
+        settling.instrument(span)
+    }
+
+    fn worked(&self, settled: Settled) -> Settled {
+        if self.trouble.note(false) {
+            tracing::info!("settling works again");
         }
+        settled
+    }
+
+    async fn wait_after(&self, error: Error, pause: &mut Duration) {
+        // Once for all jobs: a worker of many slots would say the same for each, several times a second.
+        if self.trouble.note(true) {
+            tracing::warn!(%error, "settling failed; trying again until it works");
+        } else {
+            tracing::debug!(%error, "settling failed; trying again");
+        }
+        tokio::time::sleep(*pause).await;
+        *pause = (*pause * 2).min(Duration::from_secs(2));
     }
 }
 

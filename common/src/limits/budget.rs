@@ -208,7 +208,7 @@ pub(super) struct Paid {
     /// The most that its call may cost.
     pub(super) worst: i64,
     /// Whether the call was made, as far as anybody knows.
-    sent: bool,
+    pub(super) sent: bool,
     reserved: Vec<(Arc<str>, Reservation)>,
 }
 

@@ -10,7 +10,7 @@ use super::purse::{Came, Reservation};
 use super::quota::Denied;
 use super::{Limits, Pass, budget};
 use crate::job::{Lane, Queue};
-use crate::outcome::{FailureClass, Outcome, Usage};
+use crate::outcome::{FailureClass, Outcome, Usage, Usd};
 
 /// How a provider counts a call against its limits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -77,6 +77,13 @@ impl Limits {
         (rule.is_some() || endpoint.is_some()).then(|| Expected { limits: self.clone(), rule, endpoint })
     }
 
+    /// Whether there is nothing to reserve for a call that may cost this: then it counts as sent.
+    pub fn asks_nothing(&self, pass: &mut Pass, worst: Option<Usd>) -> bool {
+        let nothing = worst.unwrap_or_default() == Usd::default() && self.quotas().rule_for(pass.key()).is_none();
+        pass.money.sent |= nothing;
+        nothing
+    }
+
     /// Waits, at most a minute, until what the call will need is reserved; at once where its key has no limits.
     /// Dropping it gives up the place in line.
     ///
@@ -94,7 +101,8 @@ impl Limits {
         };
         let guess = (need.amounts.input, need.amounts.output);
         let limits = self.clone();
-        pass.reserved = Some(Reserved { limits, key, reservation, queue, model, size, counts, guess, worst });
+        let reserved = Reserved { limits, key, reservation, queue, model, size, counts, guess, worst };
+        pass.reserved = Some(Box::new(reserved));
         // Only now it is sent.
         pass.ticket.called = pass.ticket.called.map(|_| Instant::now());
         Ok(pass)

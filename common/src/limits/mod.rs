@@ -249,7 +249,7 @@ pub struct Pass {
     account: Option<Ticket>,
     counts: Counts,
     used: bool,
-    reserved: Option<Reserved>,
+    reserved: Option<Box<Reserved>>,
     money: Paid,
 }
 

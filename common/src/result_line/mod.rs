@@ -19,6 +19,8 @@ pub use text::answer_text;
 /// The longest announcement with its answer's body: 10,000 of them, which a stream holds, are some 600 MiB, within the 1
 /// GiB that a results queue may take.
 pub const ANNOUNCED_BYTES: usize = 64 * 1024;
+/// What a line has beside its answer, mostly less.
+const USUAL_BYTES: usize = 1024;
 
 /// One line of JSON without its newline. `body` is the answer's body where the record only names it in object
 /// storage; an inline body is taken from the record. Without either, `response.body` is null and `promptq.output`
@@ -53,8 +55,12 @@ fn line(record: &Record, body: Option<&Body>) -> String {
         error: record.cause.as_ref().map(|cause| Cause { code: &cause.code, message: &cause.detail }),
         promptq: account(record, body),
     };
-    serde_json::to_string(&line)
-        .unwrap_or_else(|error| format!(r#"{{"id":"batch_req_{}","error":"{error}"}}"#, record.id))
+    // The body, the text in it, and the account: a line that grows is copied again and again.
+    let size = body.map_or(0, |(Body::Json(text) | Body::Text(text))| text.len());
+    let mut text = Vec::with_capacity(USUAL_BYTES + 2 * size);
+    let written = serde_json::to_writer(&mut text, &line).map_err(|error| error.to_string());
+    let text = written.and_then(|()| String::from_utf8(text).map_err(|error| error.to_string()));
+    text.unwrap_or_else(|error| format!(r#"{{"id":"batch_req_{}","error":"{error}"}}"#, record.id))
 }
 
 fn account<'a>(record: &'a Record, body: Option<&'a Body>) -> Account<'a> {

@@ -182,7 +182,10 @@ impl Hold for MemoryHold {
     async fn settle(&self, verdict: &Verdict) -> Result<Settled> {
         let now = self.shared.now();
         let settled = settle(&mut self.shared.book(), (self.id, self.lease), verdict, now);
-        self.shared.changed.notify_waiters();
+        // An end makes nothing ready, and nothing due.
+        if !matches!(verdict, Verdict::End(_)) {
+            self.shared.changed.notify_waiters();
+        }
         Ok(settled)
     }
 }
