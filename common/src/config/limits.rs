@@ -1,8 +1,9 @@
 //! The sections `limits.KEY`: what may be used of an account, by whoever shares it.
 
+use super::error::Origin;
 use super::reader::Reader;
 use crate::broker::HoldKey;
-use crate::limits::{Cap, DOLLARS, Measure, Per, Rule, dollars_of};
+use crate::limits::{Cap, DOLLARS, Measure, Per, Rule, covers, dollars_of};
 
 /// The settings of a key, and what each counts.
 const NAMES: [(&str, Measure, Per); 9] = [
@@ -44,6 +45,14 @@ pub(super) fn limits(r: &mut Reader<'_>) -> Vec<Rule> {
             );
         }
         rules.push(Rule { key, caps, adaptive });
+    }
+    for rule in rules.iter().filter(|rule| rule.caps.iter().any(|cap| cap.measure == Measure::Usd)) {
+        let under = rules.iter().find(|other| other.key != rule.key && covers(&rule.key, &other.key));
+        if let Some(Rule { key, .. }) = under {
+            let name = if r.origin(&["limits", &rule.key, "usd"]) == Origin::Default { "usd_per_day" } else { "usd" };
+            let why = format!("would not hold for {key}, which has limits of its own; give each of them its own");
+            r.wrong(&["limits", &rule.key, name], &why);
+        }
     }
     rules
 }

@@ -22,7 +22,10 @@ pub(super) fn prices(r: &mut Reader<'_>, providers: &BTreeMap<String, Provider>)
 fn price(r: &mut Reader<'_>, name: &str) -> Price {
     let at = |setting: &'static str| ["prices", name, setting];
     let is_whole = name.split_once('/').is_some_and(|(provider, model)| !provider.is_empty() && !model.is_empty());
-    if !is_whole {
+    let is_part = name.split_once('/').is_some_and(|(_, model)| model.contains('*') && model != "*");
+    if is_part {
+        r.wrong(&at("input"), "cannot be: a price is of one model, or of all others as in [prices.\"acme/*\"]");
+    } else if !is_whole {
         r.wrong(&at("input"), "cannot be: prices are of PROVIDER/MODEL, as in [prices.\"acme/fast-2\"]");
     }
     let input = needed(r, &at("input"));
@@ -121,6 +124,8 @@ mod tests {
             assert!(price(settings).contains(says), "{}", price(settings));
             assert_eq!(price(settings).lines().count(), 1, "{}", price(settings));
         }
+        let part = given("[prices.\"acme/fast-*\"]\ninput = \"1\"\noutput = \"1\"").unwrap_err();
+        assert!(part.contains("[prices.\"acme/*\"]") && part.lines().count() == 1, "{part}");
         let nameless = given("[prices.fast]\ninput = \"1\"\noutput = \"1\"").unwrap_err();
         assert!(nameless.contains("prices are of PROVIDER/MODEL"), "{nameless}");
     }

@@ -199,6 +199,8 @@ fn settings_must_fit_each_other() {
         ("queues.a.backoff = { first = \"2m\", max = \"1m\" }", "at most its max"),
         ("queues.a.reuse = \"8d\"", "at most retention.reuse"),
         ("limits.a = { usd = \"5\", usd_per_day = \"9\" }", "limits.a.usd_per_day says another amount"),
+        ("limits.a.usd = \"5\"\nlimits.\"a/m\".requests = \"9\"", "limits.a.usd would not hold for a/m"),
+        ("limits.a.usd_per_day = \"5\"\nlimits.\"a/m\".usd = \"1\"", "limits.a.usd_per_day would not hold for a/m"),
         ("limits.a = { tokens = \"2M/day\", tokens_per_day = \"1M\" }", "limits.a.tokens_per_day says another amount"),
         ("mock = { errors = 0.6, throttled = 0.6 }", "together must be at most 1"),
         ("ledger = \"redis://localhost\"", "keeps its own records"),

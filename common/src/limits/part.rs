@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::Held;
-use super::amount::Cap;
+use super::amount::{Cap, Measure};
 use super::ask::{Ask, Grant, Heard};
 use super::need::{Need, Portion};
 use super::pool::Pool;
@@ -242,18 +242,24 @@ impl Part {
     /// What holds its jobs back, if something does.
     pub(super) fn held(&self, key: &str) -> Option<Held> {
         let now = Timestamp::now();
-        let held = |since, detail, wait| {
+        let held = |since, detail, wait, spent| {
             let (key, class) = (key.to_owned(), FailureClass::Throttled);
-            Some(Held { key, class, detail, since, until: now + wait, probing: false, spent: false })
+            Some(Held { key, class, detail, since, until: now + wait, probing: false, spent })
         };
         if let Some((since, why)) = &self.trouble {
-            return held(*since, format!("the store of the limits does not answer: {why}"), Duration::from_secs(1));
+            return held(
+                *since,
+                format!("the store of the limits does not answer: {why}"),
+                Duration::from_secs(1),
+                false,
+            );
         }
         if let Some(held) = self.till.held(key) {
             return Some(held);
         }
         if let Some(Short { cap, since, .. }) = self.short.filter(|short| short.began.elapsed() >= SHORT) {
-            return held(since, format!("all of {cap} is used; more workers will not help"), self.wait());
+            let spent = cap.measure == Measure::Usd && self.till.is_empty();
+            return held(since, format!("all of {cap} is used; more workers will not help"), self.wait(), spent);
         }
         None
     }

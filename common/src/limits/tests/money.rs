@@ -333,11 +333,17 @@ async fn an_accounts_own_cap_is_kept_with_its_other_limits() {
         for _ in 0..2 {
             reserve(&limits, 45, &[]).await.unwrap().report(JobId::fresh(), &cost(40));
         }
-        sleep(Duration::from_secs(2)).await;
+        let is_told = || limits.held().iter().any(|held| held.key == "acme" && held.spent);
+        limits.rest(8);
+        for _ in 0..4 {
+            limits.seen(std::iter::once(&lane()), |_| Some("acme/m".to_owned()));
+            sleep(Duration::from_secs(1)).await;
+        }
+        assert!(is_told(), "though no job comes that it could turn away");
         assert!(
             matches!(reserve(&limits, 45, &[]).await, Err(Turned::Short { hold: HoldKey::Limit(key), .. }) if key == "acme")
         );
-        assert!(limits.held().iter().any(|held| held.key == "acme" && held.spent), "{:?}", limits.held());
+        assert!(is_told(), "{:?}", limits.held());
         sleep(Duration::from_secs(90_000)).await;
         assert!(reserve(&limits, 45, &[]).await.is_ok(), "another day");
     };
