@@ -39,7 +39,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::job::{JobId, Lane};
-use crate::outcome::{FailureClass, Outcome};
+use crate::outcome::{Failure, FailureClass, Outcome};
 use crate::time::Timestamp;
 use breaker::{Gate, Ticket};
 
@@ -287,6 +287,15 @@ impl Pass {
         self.money.settle(self.limits.quotas(), Some(outcome));
         if let Some(reserved) = self.reserved.take() {
             reserved.settle(outcome, ruling.wait);
+        }
+        if ruling.shut
+            && let Outcome::Failure(Failure { class, detail, .. }) = outcome
+        {
+            if ruling.account.is_some() {
+                tracing::warn!(account = account_of(&self.key), "an account is refused; its jobs wait: {detail}");
+            } else {
+                tracing::info!(key = &*self.key, %class, "calls fail; jobs wait while one at a time tries: {detail}");
+            }
         }
         if let Some(at_once) = ruling.at_once {
             tracing::info!(key = &*self.key, at_once, "an endpoint has too much to do; it gets fewer calls at once");

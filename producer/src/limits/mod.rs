@@ -13,7 +13,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use promptq_common::error::Kind;
 use promptq_common::job::Queue;
 use promptq_common::ledger::{HeldKey, Ledger, WorkerReport};
-use promptq_common::limits::{self, CapView, PoolView};
+use promptq_common::limits::{self, CapView, Per, PoolView};
 use promptq_common::outcome::FailureClass;
 use promptq_common::time::Timestamp;
 use serde_json::{Value, json};
@@ -145,7 +145,9 @@ impl Standing {
         }
         let throttled = of(FailureClass::Throttled);
         if let Some(cap) = self.binding(throttled) {
-            return State::Full(cap, throttled.map(|held| held.until).filter(|until| *until > self.at));
+            // Of what never ages nothing comes back by itself.
+            let told = throttled.filter(|_| cap.cap.per != Per::Ever);
+            return State::Full(cap, told.map(|held| held.until).filter(|until| *until > self.at));
         }
         if let Some(held) = throttled {
             return State::Throttled(held);
@@ -260,7 +262,7 @@ fn held(key: &str, workers: &[WorkerReport], at: Timestamp) -> Vec<Held> {
 #[cfg(test)]
 pub(crate) mod tests {
     use promptq_common::broker::WorkerId;
-    use promptq_common::limits::{Cap, Measure, Per};
+    use promptq_common::limits::{Cap, Measure};
 
     use super::*;
 
@@ -355,6 +357,9 @@ pub(crate) mod tests {
         };
         let short = told("acme/gpt", FailureClass::Throttled, "all of 500 requests/min is used; more workers …");
         assert_eq!(named(view((90, 0), (85_000, 0)), std::slice::from_ref(&short)), Some((Measure::Requests, true)));
+        let mut for_ever = view((500, 0), (0, 0));
+        for_ever.caps[0].cap.per = Per::Ever;
+        assert_eq!(named(for_ever, std::slice::from_ref(&short)), Some((Measure::Requests, false)));
         let past = HeldKey { until: Timestamp::from_millis(100_000 - 15_000), ..short };
         assert_eq!(named(view((90, 0), (80_000, 0)), &[past]), None, "of a worker that told it long ago");
         assert_eq!(named(view((480, 0), (89_000, 0)), &[]), Some((Measure::Tokens, false)));
