@@ -78,7 +78,7 @@ fn an_account_that_is_refused_is_told_of_at_once() {
         assert!(talk.read_line(&mut line).unwrap() > 0, "it left without a word");
     }
     assert!(began.elapsed() < Duration::from_secs(6), "said after {:?}", began.elapsed());
-    assert!(line.starts_with("warning: openai/gpt-4o") && line.contains("invalid_api_key"), "{line}");
+    assert!(line.starts_with("warning: openai (account)") && line.contains("invalid_api_key"), "{line}");
     assert!(line.contains("60 s"), "{line}");
     signal(&child, Signal::INT);
     let mut rest = String::new();
