@@ -23,7 +23,7 @@ pub struct Ask {
     pub want: Portion,
     /// The least that is of any use: one job.
     pub least: Portion,
-    /// What the first in line need: one job, two, and so on, at most [`STEPS`]. Empty where jobs are only expected.
+    /// What the first in line need: one job, two, and so on, at most 16. Empty where jobs are only expected.
     pub steps: Vec<Portion>,
     /// Refusals since the last ask: the epoch of the latest call, and the longest wait in milliseconds.
     pub refused: Option<(u64, i64)>,
