@@ -99,3 +99,22 @@ pub struct Money {
     /// What of that nobody holds either.
     pub open: i64,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_is_whole_jobs_and_at_least_one() {
+        let portion =
+            |requests, input| Portion { amounts: Amounts { requests, input, ..Amounts::NONE }, ..Portion::default() };
+        let line = vec![portion(1, 300), portion(2, 400), portion(3, 900)];
+        let opened = Ask { want: portion(3, 900), least: portion(1, 300), steps: line, ..Ask::default() };
+        for (share, granted) in [(200, 300), (399, 300), (700, 400), (900, 900)] {
+            assert_eq!(opened.whole_jobs(portion(3, share)).amounts.input, granted, "{share}");
+        }
+        let expected = Ask { want: portion(9, 900), least: portion(1, 100), ..Ask::default() };
+        assert_eq!(expected.whole_jobs(portion(4, 450)).amounts, portion(4, 400).amounts);
+        assert_eq!(expected.whole_jobs(portion(9, 900)).amounts, expected.want.amounts);
+    }
+}
