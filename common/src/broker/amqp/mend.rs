@@ -10,10 +10,16 @@ use tokio::time::Instant;
 use super::desk::Desk;
 use super::post::Post;
 use super::topology;
+use crate::broker::Declared;
+use crate::error::{Kind, Result};
 use crate::job::Queue;
 
 /// Without the right to make a queue, it is somebody else who has to, and who may take their time.
 const AGAIN: Duration = Duration::from_secs(30);
+
+/// Between the first tries of one who has the right.
+const SOON: [Duration; 4] =
+    [Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
 
 /// What was done about those that are missing.
 #[derive(Debug, Default)]
@@ -54,15 +60,19 @@ impl Mender {
 
 /// Makes everything of a queue that is missing, and tells of those that were not known to be.
 async fn mend(post: &Post, queue: &Queue, new: &[Arc<str>]) {
-    // No models but those that the ledger knows: one that was given up since is not to come back.
-    let made = topology::declare(&post.link, post.ledger(), queue, &[], &post.settings).await;
-    if let Err(error) = &made {
-        tracing::debug!(%error, %queue, "what is missing of a queue was not made");
-    }
-    let made = made.map(|declared| declared.made).unwrap_or_default();
+    let declared = match declare(post, queue).await {
+        Ok(declared) => declared,
+        Err(error) => {
+            tracing::debug!(%error, %queue, "what is missing of a queue was not made");
+            Declared::default()
+        }
+    };
     for name in new {
-        if made.iter().any(|made| **made == **name) {
+        let is_among = |names: &[String]| names.iter().any(|known| **known == **name);
+        if is_among(&declared.made) {
             tracing::warn!("RabbitMQ had no queue {name} any more; it is made again, what waited in it is gone");
+        } else if is_among(&declared.there) {
+            tracing::info!("RabbitMQ had no queue {name} any more; somebody made it again, what waited in it is gone");
         } else {
             tracing::warn!(
                 "RabbitMQ has no queue {name} any more, so its jobs go elsewhere or are refused; \
@@ -70,4 +80,20 @@ async fn mend(post: &Post, queue: &Queue, new: &[Arc<str>]) {
             );
         }
     }
+}
+
+/// A server that is still about deleting a queue may refuse to make it for a moment, in words that do not say so.
+async fn declare(post: &Post, queue: &Queue) -> Result<Declared> {
+    // No models but those that the ledger knows: one that was given up since is not to come back.
+    let once = || topology::declare(&post.link, post.ledger(), queue, &[], &post.settings);
+    for wait in SOON {
+        match once().await {
+            Err(error) if !matches!(error.kind(), Kind::Denied | Kind::Closed) => {
+                tracing::debug!(%error, %queue, "what is missing of a queue was not made yet");
+                tokio::time::sleep(wait).await;
+            }
+            done => return done,
+        }
+    }
+    once().await
 }
