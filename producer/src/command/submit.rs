@@ -86,7 +86,7 @@ pub async fn run(cx: &Context, args: &SubmitArgs) -> Result<Exit> {
         return dry_run(cx, broker, &input, (checked, job.max_cost)).await;
     }
     let capped = match job.max_cost {
-        Some(most) => Some(budget::cap(broker, &batch, most).await?),
+        Some(most) => Some(budget::cap(&cx.printer, broker, &batch, most).await?),
         None => None,
     };
     let tally = submit::enqueue(&input, broker, terms, checked.as_ref(), |_| {})
@@ -212,6 +212,9 @@ async fn wait(
         };
         let blocked = waits.line(broker.ledger(), &view, None).await;
         progress.show(&view, 0, blocked.as_deref());
+        if let Some(news) = waits.news() {
+            progress.hide(|| cx.printer.say(&news));
+        }
         if view.counts.ended() >= view.counts.total {
             return Ok((view, false));
         }

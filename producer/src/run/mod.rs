@@ -70,7 +70,7 @@ pub(crate) async fn run(cx: &Context, args: &RunArgs) -> Result<Exit> {
     if let Some(most) = job.max_cost {
         let is_new = broker.ledger().batch(&batch).await?.is_none();
         // Its own workers keep all of the batch under it; of a fleet's each goes by what the jobs say.
-        if !crate::budget::cap(broker, &batch, most).await? && fleet && !is_new {
+        if !crate::budget::cap(&cx.printer, broker, &batch, most).await? && fleet && !is_new {
             cx.printer.warn(UNCAPPED);
         }
     }

@@ -293,3 +293,43 @@ async fn what_only_its_own_cap_holds_back_is_shown_under_its_models_key() {
     let hold = rig.view(ids[0]).await.hold.unwrap();
     assert_eq!((&hold, hold.limit_key().as_str()), (&HoldKey::Limit("acme/unknown".into()), "acme/unknown"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_leaves_when_idle_leaves_what_only_money_helps_and_says_so() {
+    let budget = Cap { measure: Measure::Usd, per: Per::Day, most: 50_000_000 };
+    for (budget, extras) in [(Some(budget), Extras::default()), (None, capped("0.05"))] {
+        let mut rig = rig();
+        half(&mut rig, "m");
+        rig.settings.exit_when_idle = Some(Duration::from_secs(5));
+        rig.settings.budgets.extend(budget.map(|cap| (Queue::standard(), cap)));
+        let jobs: Vec<_> = (0..60).map(|_| bounded("m", "b", 1_000, extras.clone())).collect();
+        put(&rig, &jobs).await;
+        let begun = tokio::time::Instant::now();
+        rig.start();
+        let drained = rig.left().await;
+        assert_eq!((drained.reason, drained.exit_code()), (StopReason::Broke, 9), "{budget:?}");
+        assert!((8..=10).contains(&drained.finished.succeeded), "{drained:?}");
+        assert!(begun.elapsed() < Duration::from_secs(120), "{:?}", begun.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_stays_for_what_waits_for_more_than_money() {
+    let mut rig = rig();
+    half(&mut rig, "m");
+    rig.settings.exit_when_idle = Some(Duration::from_secs(5));
+    let budget = Cap { measure: Measure::Usd, per: Per::Day, most: 50_000_000 };
+    rig.settings.budgets.insert(Queue::standard(), budget);
+    let other = Queue::new("other").unwrap();
+    rig.settings.queues.push((other.clone(), 1));
+    let jobs: Vec<_> = (0..60).map(|_| bounded("m", "b", 1_000, Extras::default())).collect();
+    put(&rig, &jobs).await;
+    let paused = put(&rig, &[Job { queue: other.clone(), ..bounded("m", "c", 9, Extras::default()) }]).await;
+    rig.broker.pause(&other, None).await.unwrap();
+    rig.start();
+    sleep(Duration::from_secs(300)).await;
+    assert!(rig.workers.try_join_next().is_none(), "its other queue is only paused");
+    rig.broker.resume(&other).await.unwrap();
+    assert_eq!(rig.ends(&paused).await, [End::Succeeded]);
+    assert_eq!(rig.left().await.reason, StopReason::Broke);
+}
