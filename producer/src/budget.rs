@@ -65,7 +65,8 @@ pub(crate) async fn unaccounted(ledger: &dyn Ledger, batch: &BatchView) -> error
         cap => cap?,
     };
     let told = batch.cost.unwrap_or_default().as_nanos();
-    let more = cap.map_or(0, |cap| cap.used.saturating_sub(told));
+    // What a worker held that died a moment ago counts as used soon.
+    let more = cap.map_or(0, |cap| cap.used.saturating_add(cap.held).saturating_sub(told));
     Ok((more > 0 && batch.counts.running == 0).then(|| {
         let more = Usd::from_nanos(more);
         format!("up to ${more} more may have been billed, by calls that were cut or whose cost nobody told; the cap counts it")
