@@ -55,18 +55,19 @@ fn lowered(key: &str, before: i64, most: Usd) -> String {
 }
 
 /// What calls of a batch may have cost beside what its results say, where it has a cap: that counts the worst of calls that
-/// were cut, by a death too, and of those whose cost nobody told.
+/// were cut, by a death too, and of those whose cost nobody told. `is_own`: its workers were those of a run, which have left.
 ///
 /// # Errors
 /// As the ledger's.
-pub(crate) async fn unaccounted(ledger: &dyn Ledger, batch: &BatchView) -> error::Result<Option<String>> {
+pub(crate) async fn unaccounted(ledger: &dyn Ledger, batch: &BatchView, is_own: bool) -> error::Result<Option<String>> {
     let cap = match cap_of(ledger, &HoldKey::Batch(batch.name.clone()).to_string()).await {
         Err(error) if error.kind() == Kind::Unsupported => None,
         cap => cap?,
     };
     let told = batch.cost.unwrap_or_default().as_nanos();
-    // What a worker held that died a moment ago counts as used soon.
-    let more = cap.map_or(0, |cap| cap.used.saturating_add(cap.held).saturating_sub(told));
+    // What a worker held that died a moment ago counts as used soon; a fleet's may hold some for what comes next.
+    let used = |cap: CapView| cap.used.saturating_add(if is_own { cap.held } else { 0 });
+    let more = cap.map_or(0, |cap| used(cap).saturating_sub(told));
     Ok((more > 0 && batch.counts.running == 0).then(|| {
         let more = Usd::from_nanos(more);
         format!("up to ${more} more may have been billed, by calls that were cut or whose cost nobody told; the cap counts it")
@@ -253,7 +254,7 @@ mod tests {
         let told = async |cost: Option<i64>, running| {
             let mut view = view(&broker).await;
             (view.cost, view.counts.running) = (cost.map(Usd::from_nanos), running);
-            unaccounted(broker.ledger(), &view).await.unwrap()
+            unaccounted(broker.ledger(), &view, true).await.unwrap()
         };
         assert_eq!(told(Some(9), 0).await, None, "without a cap nobody knows");
         cap(&quiet(), &broker, &batch(), Usd::from_nanos(25_000_000_000)).await.unwrap();

@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use promptq_common::limits::{Measure, Per};
+use promptq_common::limits::{Cap, Measure, Per};
 use promptq_common::outcome::Usd;
 use promptq_common::time::format_duration;
 use serde_json::{Value, json};
 
 use super::Forecast;
+use super::stored::Stored;
 use super::weigh::Bound;
 use crate::limits::words;
 use crate::submit::{grouped, jobs};
@@ -101,11 +102,12 @@ impl Forecast {
         format!("limits  {cap}: bound by {what}, about {} with any number of workers{held}", about(takes))
     }
 
-    /// What caps on money hold back: of each that does, the one that holds most first; else of the one that is nearest to it.
+    /// What caps on money hold back: a line for each that does, or for the one that is nearest to it.
     fn money(&self, bounds: &[Bound]) -> Vec<String> {
-        let waits = |bound: &Bound| bound.fits.map(|(likely, most)| (bound.load.jobs - likely, bound.load.jobs - most));
+        let waits = |bound: &Bound| bound.fits.map(|(likely, most)| (bound.called() - likely, bound.called() - most));
         let mut money: Vec<_> = bounds.iter().filter_map(|bound| Some((waits(bound)?, bound))).collect();
-        money.sort_by_key(|(waits, bound)| std::cmp::Reverse((bound.cap.per == Per::Ever, *waits)));
+        let rank = |(likely, most): (u64, u64), cap: &Cap| (likely > 0, cap.per == Per::Ever, likely, most);
+        money.sort_by_key(|(waits, bound)| std::cmp::Reverse(rank(*waits, &bound.cap)));
         let shown = money.iter().take_while(|((likely, _), _)| *likely > 0).count().clamp(1, CAPS);
         let uncalled = money.iter().map(|(_, bound)| bound.load.uncalled).max().unwrap_or_default();
         let lines = money.iter().take(shown).map(|(_, bound)| format!("money   {}", fitting(bound)));
@@ -118,17 +120,17 @@ impl Forecast {
 
     /// Which jobs have a stored answer.
     fn reuse(&self) -> Option<String> {
-        let (stored, count) = (&self.stored, |number: u64| grouped(number));
-        let (asked, looked_up, found) = (stored.asked, stored.looked_up, stored.found);
+        let Stored { asked, looked_up, found, trouble, .. } = &self.stored;
+        let (asked, looked_up, found) = (*asked, *looked_up, *found);
         if asked == 0 {
             return None;
         }
-        let of = if looked_up == asked { count(asked) } else { format!("{} looked up", count(looked_up)) };
-        let found = format!("reuse   {} of {of} have a stored answer, which costs nothing", count(found));
-        let rest = match (asked - looked_up, &stored.trouble) {
+        let of = if looked_up == asked { grouped(asked) } else { format!("{} looked up", grouped(looked_up)) };
+        let found = format!("reuse   {} of {of} have a stored answer, which costs nothing", grouped(found));
+        let rest = match (asked - looked_up, trouble) {
             (0, _) => String::new(),
-            (rest, Some(why)) => format!("; {} more were not looked up: {why}", count(rest)),
-            (rest, None) => format!("; {} more were not looked up, and count as called", count(rest)),
+            (rest, Some(why)) => format!("; {} more were not looked up: {why}", grouped(rest)),
+            (rest, None) => format!("; {} more were not looked up, and count as called", grouped(rest)),
         };
         Some(found + &rest)
     }
@@ -163,8 +165,8 @@ fn at_once(bound: &Bound) -> Option<String> {
 
 /// How many jobs a cap on money will do for, and what becomes of the others.
 fn fitting(bound: &Bound) -> String {
-    let (load, (likely, most)) = (&bound.load, bound.fits.unwrap_or_default());
-    let (all, cap) = (load.jobs - load.uncalled, cap(bound));
+    let (likely, most) = bound.fits.unwrap_or_default();
+    let (all, cap) = (bound.called(), cap(bound));
     if most == all {
         return format!("{cap}: room for all");
     }

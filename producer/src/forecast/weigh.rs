@@ -143,10 +143,15 @@ fn in_force(view: &CapView, here: Option<i64>) -> Option<(i64, &'static str)> {
 }
 
 impl Bound {
+    /// The jobs under it that are called, as soon as it lets them.
+    pub(super) fn called(&self) -> u64 {
+        self.load.jobs - self.load.uncalled
+    }
+
     /// Jobs that wait until a person allows more.
     pub(super) fn holds(&self) -> u64 {
         let fits = self.fits.filter(|_| self.cap.per == Per::Ever);
-        fits.map_or(0, |(likely, _)| self.load.jobs - self.load.uncalled - likely)
+        fits.map_or(0, |(likely, _)| self.called() - likely)
     }
 }
 

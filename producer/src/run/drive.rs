@@ -334,7 +334,7 @@ impl<'a> Drive<'a> {
         let how = if finished { "done" } else { "stopped" };
         let say = |line: &str| self.cx.printer.say(line);
         say(&summary(how, &view, &self.follower.tally(), self.progress.elapsed(), &self.args.output));
-        if let Some(more) = budget::unaccounted(broker.ledger(), &view).await? {
+        if let Some(more) = budget::unaccounted(broker.ledger(), &view, self.is_own).await? {
             say(&more);
         }
         let lines = self.follower.position().lines;
