@@ -5,7 +5,7 @@ use promptq_common::broker::{Broker, HoldKey};
 use promptq_common::error::{self, Kind};
 use promptq_common::job::BatchName;
 use promptq_common::ledger::{BatchView, HeldKey, JobFilter, Ledger};
-use promptq_common::limits::{CapView, Measure, Per, change, look};
+use promptq_common::limits::{CapView, Measure, Per, PoolView, change, look};
 use promptq_common::outcome::Usd;
 use promptq_common::record::State;
 use promptq_worker::status::{Blocked, BlockedBy};
@@ -27,16 +27,7 @@ const ASKED: usize = 20;
 pub(crate) async fn cap(printer: &Printer, broker: &Broker, batch: &BatchName, most: Usd) -> Result<bool> {
     let (hold, ledger) = (HoldKey::Batch(batch.clone()), broker.ledger());
     let key = hold.to_string();
-    let before = match look(ledger, &key).await {
-        Ok(before) => before,
-        Err(error) if error.kind() == Kind::Unsupported => {
-            let what = "--max-cost cannot be kept: workers cannot share what they spend over this ledger";
-            return Err(Problem::new(Exit::Usage, "unsupported", what)
-                .detail("nothing was enqueued")
-                .hint("name a ledger that can: --ledger redis://HOST:6379, or on one host --ledger sqlite:///PATH"));
-        }
-        Err(error) => return Err(error.into()),
-    };
+    let before = kept(ledger, &key).await?;
     change(ledger, &key, |pool, now| pool.set(now, Measure::Usd, Per::Ever, Some(most.as_nanos()))).await?;
     broker.wake(&hold).await?;
     let before = before.and_then(|view| view.caps.into_iter().find(|cap| cap.cap.measure == Measure::Usd));
@@ -44,6 +35,22 @@ pub(crate) async fn cap(printer: &Printer, broker: &Broker, batch: &BatchName, m
         printer.warn(&lowered(&key, before.cap.most, most));
     }
     Ok(before.is_some())
+}
+
+/// What is kept of a batch's cap.
+///
+/// # Errors
+/// Where nothing could keep one.
+pub(crate) async fn kept(ledger: &dyn Ledger, key: &str) -> Result<Option<PoolView>> {
+    match look(ledger, key).await {
+        Err(error) if error.kind() == Kind::Unsupported => {
+            let what = "--max-cost cannot be kept: workers cannot share what they spend over this ledger";
+            Err(Problem::new(Exit::Usage, "unsupported", what)
+                .detail("nothing was enqueued")
+                .hint("name a ledger that can: --ledger redis://HOST:6379, or on one host --ledger sqlite:///PATH"))
+        }
+        looked => Ok(looked?),
+    }
 }
 
 /// Of a cap that an earlier submission, or a person since, had made higher.

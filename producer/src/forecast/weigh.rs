@@ -11,6 +11,7 @@ use promptq_common::limits::{Amounts, Cap, CapView, Measure, Per, Rule};
 use promptq_common::outcome::Usd;
 
 use super::{Forecast, Forecaster};
+use crate::budget;
 use crate::context::Context;
 use crate::limits::{Standing, kept, several, words};
 use crate::problem::Result;
@@ -159,7 +160,7 @@ impl Forecast {
     /// Sets it against the caps as they stand: of accounts, of the queue, and `max_cost` of the batch.
     ///
     /// # Errors
-    /// As the ledger's.
+    /// As the ledger's; where nothing could keep `max_cost`.
     pub async fn weigh(
         &mut self,
         ledger: &dyn Ledger,
@@ -167,22 +168,21 @@ impl Forecast {
         (queue, batch, max_cost): (&Queue, &BatchName, Option<Usd>),
     ) -> Result<()> {
         let used: BTreeSet<String> = self.under.keys().filter_map(|key| self.keys.get(*key)).cloned().collect();
-        let budget = HoldKey::Budget(queue.to_string()).to_string();
-        let keys = used.into_iter().chain([budget.clone()]).collect();
+        let own = HoldKey::Budget(queue.to_string()).to_string();
+        let keys = used.into_iter().chain([own.clone()]).collect();
         let mut stands = Vec::new();
         for standing in several(ledger, keys, &[]).await? {
             let rule = config.limits.iter().find(|rule| rule.key == standing.key);
-            let of_queue = config.queues.get(queue).and_then(|queue| queue.budget).filter(|_| standing.key == budget);
+            let of_queue = config.queues.get(queue).and_then(|queue| queue.budget).filter(|_| standing.key == own);
             let configured: Vec<Cap> = rule.iter().flat_map(|rule| &rule.caps).copied().chain(of_queue).collect();
             stands.extend(Stand::all(&standing, &configured));
         }
         if let Some(most) = max_cost {
             let key = HoldKey::Batch(batch.clone()).to_string();
             let cap = Cap { measure: Measure::Usd, per: Per::Ever, most: most.as_nanos() };
-            let known = several(ledger, [key.clone()].into(), &[]).await?;
-            let views = known.iter().flat_map(|standing| standing.shared.iter().flat_map(|shared| &shared.caps));
-            let taken = views.filter(|view| view.cap.measure == Measure::Usd);
-            let taken = taken.map(|view| view.used.saturating_add(view.held)).max().unwrap_or_default();
+            let views = budget::kept(ledger, &key).await?.into_iter().flat_map(|view| view.caps);
+            let spent = views.filter(|view| view.cap.measure == Measure::Usd);
+            let taken = spent.map(|view| view.used.saturating_add(view.held)).max().unwrap_or_default();
             stands.push(Stand { key, cap, from: "--max-cost", taken });
         }
         self.stands = stands;
