@@ -385,7 +385,7 @@ async fn a_stored_answer_costs_nothing_and_only_so_many_are_looked_up() {
         (forecast.jobs, &forecast.json()["reuse"]),
         (108, &json!({ "asked": 604, "looked_up": 500, "found": 497 }))
     );
-    let nowhere = super::Forecaster::new(&config(ACME)).unwrap();
+    let nowhere = Forecaster::new(&config(ACME)).unwrap();
     let mut forecast = nowhere.forecast();
     forecast.take(vec![nowhere.share(&reusing(1))]).await;
     assert!(lines_of(&forecast, "reuse")[0].ends_with("1 more were not looked up: no store is set here (--store)"));

@@ -5,6 +5,7 @@ use std::time::Duration;
 use promptq_common::error::Error;
 use promptq_common::job::Lane;
 use promptq_common::limits::Held;
+use promptq_common::time::Timestamp;
 use tokio::time::Instant;
 
 use super::Intake;
@@ -56,7 +57,8 @@ impl Intake {
     pub(super) fn waits_with(&mut self, lanes: &[Lane]) -> Option<StopReason> {
         let length = self.desk.settings.exit_when_idle?;
         let is_new = self.waits_since.is_none();
-        if self.waits_since.get_or_insert_with(Instant::now).elapsed() >= length {
+        let is_long = self.waits_since.get_or_insert_with(Instant::now).elapsed() >= length;
+        if is_long && self.retries_until.is_none_or(|until| until < Timestamp::now()) {
             return self.broke(lanes);
         }
         if is_new {

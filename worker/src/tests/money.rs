@@ -9,6 +9,7 @@ use promptq_common::time::Timestamp;
 use promptq_common::work::Input;
 
 use super::*;
+use crate::StopReason;
 use crate::status::BlockedBy;
 
 const KEY: &str = "acme/m";
@@ -322,14 +323,18 @@ async fn a_worker_stays_for_what_waits_for_more_than_money() {
     rig.settings.budgets.insert(Queue::standard(), budget);
     let other = Queue::new("other").unwrap();
     rig.settings.queues.push((other.clone(), 1));
-    let jobs: Vec<_> = (0..60).map(|_| bounded("m", "b", 1_000, Extras::default())).collect();
-    put(&rig, &jobs).await;
-    let paused = put(&rig, &[Job { queue: other.clone(), ..bounded("m", "c", 9, Extras::default()) }]).await;
-    rig.broker.pause(&other, None).await.unwrap();
+    let calls = AtomicU32::new(0);
+    let refused = move |_: &Job, _: &RunContext| match calls.fetch_add(1, Ordering::SeqCst) {
+        0..8 => failure(FailureClass::Account, 401),
+        _ => Play::Answer("ok".into()),
+    };
+    rig.runs("refused", Scripted::new("dead/m", refused));
+    put(&rig, &(0..60).map(|_| bounded("m", "b", 1_000, Extras::default())).collect::<Vec<_>>()).await;
+    let waiting: Vec<_> = (0..20).map(|_| Job { queue: other.clone(), ..job("refused", "x") }).collect();
+    let ids = put(&rig, &waiting).await;
     rig.start();
     sleep(Duration::from_secs(300)).await;
-    assert!(rig.workers.try_join_next().is_none(), "its other queue is only paused");
-    rig.broker.resume(&other).await.unwrap();
-    assert_eq!(rig.ends(&paused).await, [End::Succeeded]);
+    assert!(rig.workers.try_join_next().is_none(), "an account may be mended");
+    assert_eq!(rig.ends(&ids).await, [End::Succeeded; 20]);
     assert_eq!(rig.left().await.reason, StopReason::Broke);
 }
