@@ -45,14 +45,8 @@ pub fn record(head: &Head, lease: LeaseId, answer: &str) -> Record {
         usage: Usage { input_tokens: 70, output_tokens: 60, cached_tokens: 0, reasoning_tokens: 0 },
         cost: Some(Usd::from_nanos(1_250)),
     });
-    record.answer = Some(Answer {
-        status_code: 200,
-        request_id: None,
-        model: Some("mock".to_owned()),
-        finish_reason: Some("stop".to_owned()),
-        output: Output::Inline(Body::Text(answer.to_owned())),
-        detail: None,
-        origin: None,
-    });
+    let (model, finish_reason) = (Some("mock".to_owned()), Some("stop".to_owned()));
+    let plain = Answer::plain(Output::Inline(Body::Text(answer.to_owned())));
+    record.answer = Some(Answer { model, finish_reason, ..plain });
     record
 }

@@ -16,6 +16,7 @@ pub mod record;
 pub mod result_line;
 pub mod store;
 pub mod telemetry;
+mod text_or_number;
 pub mod time;
 pub mod tls;
 pub mod work;

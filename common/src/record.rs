@@ -157,6 +157,21 @@ pub struct Answer {
     pub origin: Option<Box<Origin>>,
 }
 
+impl Answer {
+    /// A success of which nothing else is known.
+    pub const fn plain(output: Output) -> Self {
+        Self {
+            status_code: 200,
+            request_id: None,
+            model: None,
+            finish_reason: None,
+            output,
+            detail: None,
+            origin: None,
+        }
+    }
+}
+
 /// Where an answer's body is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Output {

@@ -5,13 +5,14 @@ use promptq_common::broker::{Broker, HoldKey};
 use promptq_common::error::{self, Kind};
 use promptq_common::job::BatchName;
 use promptq_common::ledger::{BatchView, HeldKey, JobFilter, Ledger};
-use promptq_common::limits::{CapView, Measure, Per, change, look};
+use promptq_common::limits::{CapView, Measure, Per, PoolView, change, look};
 use promptq_common::outcome::Usd;
 use promptq_common::record::State;
 use promptq_worker::status::{Blocked, BlockedBy};
 
 use crate::limits::waits::serves;
 use crate::list::quoted;
+use crate::printer::Printer;
 use crate::problem::{Exit, Problem, Result};
 use crate::submit::grouped;
 
@@ -23,22 +24,61 @@ const ASKED: usize = 20;
 ///
 /// # Errors
 /// Where nothing could keep it.
-pub(crate) async fn cap(broker: &Broker, batch: &BatchName, most: Usd) -> Result<bool> {
+pub(crate) async fn cap(printer: &Printer, broker: &Broker, batch: &BatchName, most: Usd) -> Result<bool> {
     let (hold, ledger) = (HoldKey::Batch(batch.clone()), broker.ledger());
     let key = hold.to_string();
-    let before = match look(ledger, &key).await {
-        Ok(before) => before,
-        Err(error) if error.kind() == Kind::Unsupported => {
-            let what = "--max-cost cannot be kept: workers cannot share what they spend over this ledger";
-            return Err(Problem::new(Exit::Usage, "unsupported", what)
-                .detail("nothing was enqueued")
-                .hint("name a ledger that can: --ledger redis://HOST:6379, or on one host --ledger sqlite:///PATH"));
-        }
-        Err(error) => return Err(error.into()),
-    };
+    let before = kept(ledger, &key).await?;
     change(ledger, &key, |pool, now| pool.set(now, Measure::Usd, Per::Ever, Some(most.as_nanos()))).await?;
     broker.wake(&hold).await?;
-    Ok(before.is_some_and(|view| !view.caps.is_empty()))
+    let before = before.and_then(|view| view.caps.into_iter().find(|cap| cap.cap.measure == Measure::Usd));
+    if let Some(before) = before.filter(|before| before.cap.most > most.as_nanos()) {
+        printer.warn(&lowered(&key, before.cap.most, most));
+    }
+    Ok(before.is_some())
+}
+
+/// What is kept of a batch's cap.
+///
+/// # Errors
+/// Where nothing could keep one.
+pub(crate) async fn kept(ledger: &dyn Ledger, key: &str) -> Result<Option<PoolView>> {
+    match look(ledger, key).await {
+        Err(error) if error.kind() == Kind::Unsupported => {
+            let what = "--max-cost cannot be kept: workers cannot share what they spend over this ledger";
+            Err(Problem::new(Exit::Usage, "unsupported", what)
+                .detail("nothing was enqueued")
+                .hint("name a ledger that can: --ledger redis://HOST:6379, or on one host --ledger sqlite:///PATH"))
+        }
+        looked => Ok(looked?),
+    }
+}
+
+/// Of a cap that an earlier submission, or a person since, had made higher.
+fn lowered(key: &str, before: i64, most: Usd) -> String {
+    let (before, now) = (Usd::from_nanos(before), most);
+    format!(
+        "{key} had a cap of ${before}; --max-cost makes it ${now} (to keep it: --max-cost {before}, or leave it out)"
+    )
+}
+
+/// What calls of a batch may have cost beside what its results say, where it has a cap: that counts the worst of calls that
+/// were cut, by a death too, and of those whose cost nobody told. `is_own`: its workers were those of a run, which have left.
+///
+/// # Errors
+/// As the ledger's.
+pub(crate) async fn unaccounted(ledger: &dyn Ledger, batch: &BatchView, is_own: bool) -> error::Result<Option<String>> {
+    let cap = match cap_of(ledger, &HoldKey::Batch(batch.name.clone()).to_string()).await {
+        Err(error) if error.kind() == Kind::Unsupported => None,
+        cap => cap?,
+    };
+    let told = batch.cost.unwrap_or_default().as_nanos();
+    // What a worker held that died a moment ago counts as used soon; a fleet's may hold some for what comes next.
+    let used = |cap: CapView| cap.used.saturating_add(if is_own { cap.held } else { 0 });
+    let more = cap.map_or(0, |cap| used(cap).saturating_sub(told));
+    Ok((more > 0 && batch.counts.running == 0).then(|| {
+        let more = Usd::from_nanos(more);
+        format!("up to ${more} more may have been billed, by calls that were cut or whose cost nobody told; the cap counts it")
+    }))
 }
 
 /// Why a batch gets no further for want of money, as a worker says; nothing where none of them can.
@@ -136,12 +176,18 @@ mod tests {
 
     use promptq_common::broker::{Terms, Verdict, Want, WorkerId};
     use promptq_common::job::{Job, Queue};
+    use promptq_common::limits::{Amounts, Ask, Cap};
     use promptq_common::outcome::FailureClass;
     use promptq_common::time::Timestamp;
     use promptq_common::work::Work;
 
     use super::*;
     use crate::limits::tests::{told as told_of, worker};
+    use crate::printer::Style;
+
+    fn quiet() -> Printer {
+        Printer::new(Style { quiet: true, ..Style::default() })
+    }
 
     fn batch() -> BatchName {
         BatchName::new("nov").unwrap()
@@ -177,7 +223,7 @@ mod tests {
     #[tokio::test]
     async fn a_batch_that_waits_for_money_alone_is_told_with_what_it_has_cost() {
         let broker = Broker::memory();
-        assert!(!cap(&broker, &batch(), Usd::from_nanos(25_000_000_000)).await.unwrap());
+        assert!(!cap(&quiet(), &broker, &batch(), Usd::from_nanos(25_000_000_000)).await.unwrap());
         waiting(&broker).await;
         assert!(spent(&broker, &view(&broker).await).await.unwrap().is_none(), "one may be leased yet");
         release(&broker).await;
@@ -200,9 +246,41 @@ mod tests {
         let Short(blocked) = told().await.unwrap();
         let problem = stopped(&broker, &view(&broker).await, blocked.as_ref()).await.unwrap();
         assert_eq!(problem.what, "stopped at $0 of --max-cost 25; 0 done, 2 held");
-        assert!(cap(&broker, &batch(), Usd::from_nanos(40_000_000_000)).await.unwrap(), "there was one before");
+        assert!(
+            cap(&quiet(), &broker, &batch(), Usd::from_nanos(40_000_000_000)).await.unwrap(),
+            "there was one before"
+        );
         let woken = view(&broker).await;
         assert_eq!((woken.counts.queued, woken.counts.delayed), (2, 0));
+    }
+
+    #[tokio::test]
+    async fn what_the_cap_counts_and_no_result_says_is_told() {
+        let broker = Broker::memory();
+        waiting(&broker).await;
+        let told = async |cost: Option<i64>, running| {
+            let mut view = view(&broker).await;
+            (view.cost, view.counts.running) = (cost.map(Usd::from_nanos), running);
+            unaccounted(broker.ledger(), &view, true).await.unwrap()
+        };
+        assert_eq!(told(Some(9), 0).await, None, "without a cap nobody knows");
+        cap(&quiet(), &broker, &batch(), Usd::from_nanos(25_000_000_000)).await.unwrap();
+        assert_eq!(told(None, 0).await, None);
+        let caps = vec![Cap { measure: Measure::Usd, per: Per::Ever, most: 25_000_000_000 }];
+        let spent = vec![(0, Amounts { usd: 3_500_000_000, ..Amounts::NONE })];
+        let ask = Ask { id: 1, seq: 1, caps, spent, ..Ask::default() };
+        change(broker.ledger(), "batch:nov", |pool, now| pool.ask(now, &ask)).await.unwrap();
+        let said = told(Some(3_000_000_000), 0).await.unwrap();
+        assert!(said.starts_with("up to $0.5 more may have been billed"), "{said}");
+        assert!(told(None, 0).await.unwrap().starts_with("up to $3.5 more"));
+        assert_eq!((told(Some(3_500_000_000), 0).await, told(None, 1).await), (None, None));
+    }
+
+    #[test]
+    fn a_cap_that_an_older_max_cost_lowers_is_told_with_how_to_keep_it() {
+        let said = lowered("batch:nov", 40_000_000_000, Usd::from_nanos(25_000_000_000));
+        let keeps = "(to keep it: --max-cost 40, or leave it out)";
+        assert_eq!(said, format!("batch:nov had a cap of $40; --max-cost makes it $25 {keeps}"));
     }
 
     #[tokio::test]

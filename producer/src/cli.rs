@@ -1,9 +1,10 @@
 //! What may be said on the command line: the command tree and the flags commands share. What a command's own flags
 //! mean is the command's file's business.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::command;
 use crate::printer::{Color, Format};
@@ -26,6 +27,26 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// Reads the arguments of a process. A number below 0 is a value, to be refused for what it is, and no flag.
+    ///
+    /// # Errors
+    /// What is wrong with them, or what was asked for instead of a command: help, the version.
+    pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let mut command = with_negatives(Self::command());
+        let matches = command.try_get_matches_from_mut(arguments)?;
+        Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+    }
+}
+
+fn with_negatives(command: clap::Command) -> clap::Command {
+    let command = command.mut_args(|arg| {
+        let takes = !arg.is_positional() && arg.get_action().takes_values();
+        if takes { arg.allow_negative_numbers(true) } else { arg }
+    });
+    command.mut_subcommands(with_negatives)
 }
 
 const EXIT_CODES: &str = "Exit codes:
@@ -187,9 +208,22 @@ impl Command {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
+
+    #[test]
+    fn a_number_below_zero_is_refused_as_the_value_that_it_is() {
+        for (line, says) in [
+            ("submit a.csv --max-cost -5", "\"-5\" is no sum of dollars above 0"),
+            ("run a.csv --concurrency -1", "-1 is not in 1..=20000"),
+            ("submit a.csv --limit -1", "invalid value '-1' for '--limit <N>'"),
+        ] {
+            let words = std::iter::once("promptq").chain(line.split(' ')).map(OsString::from);
+            let said = Cli::read(words).unwrap_err().to_string();
+            assert!(said.contains(says) && !said.contains("-- -"), "{line}: {said}");
+        }
+        let words = ["promptq", "run", "a.csv", "--temperature", "-1", "-m", "mock"].map(OsString::from);
+        Cli::read(words).unwrap();
+    }
 
     /// The words of a line as a shell has them, up to where it is given to another program.
     fn words(line: &str) -> Vec<String> {

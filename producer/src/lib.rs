@@ -27,7 +27,6 @@ pub mod view;
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use clap::error::ErrorKind;
 use promptq_common::{config, telemetry};
 
@@ -38,7 +37,7 @@ use problem::{Exit, Problem};
 
 /// Runs the command that the arguments name, to its exit code.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => return misused(&error).into(),
     };

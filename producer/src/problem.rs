@@ -149,7 +149,9 @@ impl From<Error> for Problem {
             Kind::Corrupt => (Exit::Failed, "corrupt"),
             _ => (Exit::Failed, "failed"),
         };
-        let mut problem = Self::new(exit, slug, error.to_string());
+        let text = error.to_string();
+        let (what, hint) = text.split_once("; hint: ").map_or((&*text, None), |(what, hint)| (what, Some(hint)));
+        let mut problem = hint.into_iter().fold(Self::new(exit, slug, what), Self::hint);
         let mut source = std::error::Error::source(&error);
         while let Some(cause) = source {
             problem.details.push(format!("because: {cause}"));

@@ -106,10 +106,14 @@ async fn what_cannot_be_meant_changes_nothing() {
         ("requests", "has no ="),
         ("requests=0", "must be an amount"),
         ("requests=5/s", "must be an amount"),
+        ("usd=0", "hint: such as usd=20/day, or usd=off for what the settings say"),
+        ("requests=x", "hint: such as requests=300/min, or requests=off for what the settings say"),
     ] {
         let said = home.promptq(&["limits", "set", "mock", "tokens=9", wrong]).ends(2);
         said.says(&["error[bad-limit]", says, "nothing was changed"]);
     }
+    let off = home.promptq(&["limits", "set", "batch:nov", "usd=off"]).ends(2);
+    off.says(&["cannot be off", "hint: a batch's cap is raised, such as usd=40"]);
     home.promptq(&["limits", "set", "mock"]).ends(2);
     assert!(home.promptq(&["limits", "list", "--json"]).ends(0).json()["items"].as_array().unwrap().is_empty());
 }
@@ -139,7 +143,7 @@ async fn a_key_that_nobody_keeps_to_is_neither_set_nor_released() {
     let set = home.promptq(&["limits", "set", "budget:default", "usd=4/day"]).ends(0);
     set.prints(&["budget:default: $20/day → $4/day, for every worker"]);
     let other = home.promptq(&["limits", "set", "budget:default", "requests=9"]).ends(2);
-    other.says(&["of budget:default only usd is limited", "nothing was changed", "usd=40"]);
+    other.says(&["of budget:default only usd is limited", "nothing was changed", "usd=40/day"]);
     home.promptq(&["limits", "release", "mock"]).ends(5);
     home.write("promptq.toml", "[providers.far]\nbase_url = \"http://127.0.0.1:9/v1\"\n");
     home.promptq(&["limits", "release", "far"]).ends(0);
@@ -162,6 +166,10 @@ fn a_ledger_that_cannot_share_limits_says_so() {
             "hint: each worker keeps to worker.limit_share",
         ]);
     }
+    home.write("in.txt", "a\n");
+    let dry = ["submit", "in.txt", "--in", "lines", "-m", "mock", "--dry-run"];
+    promptq(&dry).ends(0).prints(&["limits  mock: 600 requests/min: room for all at once"]);
+    promptq(&[&dry[..], &["--max-cost", "1"]].concat()).ends(2).says(&["--max-cost cannot be kept"]);
     let list = promptq(&["limits", "list", "--json"]).ends(0);
     assert_eq!(list.json()["items"], json!([]));
     list.says(&["limits are not shared by this ledger"]);
@@ -281,4 +289,39 @@ async fn doctor_shows_the_rules_and_names_those_that_no_job_comes_under() {
     home.write("promptq.toml", text);
     let said = home.promptq(&["doctor"]).ends(0);
     said.prints(&["warn    limits: no job comes under [limits.\"acme/fast\"]", "there is no [providers.acme]"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_state_names_the_command_that_mends_it() {
+    let home = limited("600/min");
+    let broker = home.broker().await;
+    put(&broker, &jobs(3)).await;
+    assert!(broker.ledger().swap_limit("mock", &[], &[200, 1]).await.unwrap());
+    home.promptq(&["limits", "reset", "moc", "--yes"]).ends(5).says(&["did you mean mock?"]);
+    for arguments in
+        [&["limits", "list"][..], &["limits", "set", "mock", "requests=9"], &["submit", "in.txt", "--dry-run"]]
+    {
+        home.write("in.txt", "a\nb\n");
+        let said = home.promptq(
+            &[arguments, if arguments[0] == "submit" { &["--in", "lines", "-m", "mock"] } else { &[] }].concat(),
+        );
+        said.ends(1).says(&[
+            "error[corrupt]",
+            "\"mock\" is damaged",
+            "hint: ",
+            "promptq limits reset \"mock\" begins it anew",
+        ]);
+    }
+    let log = Said::of(&mut home.program("promptq-worker", &["--once"])).stderr;
+    assert!(log.contains("promptq limits reset"), "{log}");
+    home.promptq(&["limits", "reset", "mock"]).ends(2).says(&["reset of 1 limit mock (it cannot be read", "--yes"]);
+    home.promptq(&["limits", "reset", "mock", "--dry-run"])
+        .ends(0)
+        .prints(&["would reset 1 limit mock (it cannot be read"]);
+    let reset = home.promptq(&["limits", "reset", "mock", "--yes", "--reason", "damaged"]).ends(0);
+    reset.prints(&["mock is reset"]).says(&["warning: mock: it cannot be read: what is used counts from 0 again"]);
+    home.promptq(&["limits", "list"]).ends(0);
+    home.promptq(&["limits", "reset", "mock", "--yes", "--json"]).ends(0).prints(&["\"reset\": false"]);
+    home.program("promptq-worker", &["--once"]).status().unwrap();
+    assert_eq!(only(&home)["used"], 3, "workers begin it anew");
 }

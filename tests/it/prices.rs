@@ -80,6 +80,30 @@ fn a_dry_run_says_what_it_would_take_and_takes_nothing() {
 }
 
 #[test]
+fn a_dry_run_weighs_what_a_cap_and_a_person_leave_of_it() {
+    let server = Server::start();
+    let home = settled(&server, "[limits.box]\nrequests = \"1/min\"\n");
+    let row = |n: u64| format!("{{\"id\":\"{n}\",\"prompt\":\"Hi\",\"model\":\"cheap\",\"max_tokens\":400}}\n");
+    home.write("in.jsonl", &(1..=90).map(row).collect::<String>());
+    let dry =
+        |more: &[&str]| promptq(&home, &[&["submit", "in.jsonl", "--batch", "b", "--dry-run"], more].concat()).ends(0);
+    // 256 tokens likely are $0.00256; the last one needs some $0.004.
+    dry(&["--max-cost", "0.1"]).prints(&[
+        "money   batch:b: $0.1 (--max-cost): about 38 of 90 jobs fit into $0.1, the rest are held",
+        "limits  box: 1 requests/min: bound by requests, about 38m with any number of workers for what is not held",
+    ]);
+    // What is set for the fleet is weighed, once there is one.
+    home.write("one.jsonl", &row(1));
+    promptq(&home, &["submit", "one.jsonl", "--batch", "first", "--max-cost", "1"]).ends(0);
+    promptq(&home, &["limits", "set", "box", "requests=9/min"]).ends(0);
+    dry(&[]).prints(&["limits  box: 9 requests/min (set): bound by requests, about 10m with any number of workers"]);
+    promptq(&home, &["limits", "set", "batch:first", "usd=2"]).ends(0);
+    let lowered = promptq(&home, &["submit", "one.jsonl", "--batch", "first", "--max-cost", "1"]).ends(0);
+    lowered.says(&["warning: batch:first had a cap of $2; --max-cost makes it $1 (to keep it: --max-cost 2"]);
+    assert_eq!(server.requests(), Vec::<String>::new());
+}
+
+#[test]
 fn a_dry_run_refuses_what_submitting_would_refuse() {
     let home = settled(&Server::start(), "");
     home.write("bad.jsonl", "{\"prompt\":\"a\"}\n{\"prompt\":\n");

@@ -104,15 +104,8 @@ pub fn record(head: &Head, lease: LeaseId, end: End) -> Record {
 
 /// An answer kept in the record.
 pub fn answer(text: &str) -> Answer {
-    Answer {
-        status_code: 200,
-        request_id: None,
-        model: Some("mock".to_owned()),
-        finish_reason: Some("stop".to_owned()),
-        output: Output::Inline(Body::Text(text.to_owned())),
-        detail: None,
-        origin: None,
-    }
+    let (model, finish_reason) = (Some("mock".to_owned()), Some("stop".to_owned()));
+    Answer { model, finish_reason, ..Answer::plain(Output::Inline(Body::Text(text.to_owned()))) }
 }
 
 /// An answer kept in object storage under `key`.

@@ -18,7 +18,7 @@ use crate::settings::Settings;
     max_term_width = 100,
     before_help = "Examples:\n  promptq-worker --queues reviews:5,other:1 --concurrency 64\n  promptq-worker --once",
     after_help = "Exit codes:\n  0 drained   1 failed   2 usage or settings wrong   7 broker lost\n  \
-                  124 drain time over, jobs handed back"
+                  9 what is left waits for money (--exit-when-idle)   124 drain time over, jobs handed back"
 )]
 pub struct Cli {
     /// Settings file, in place of ./promptq.toml and the user's own

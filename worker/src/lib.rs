@@ -80,6 +80,8 @@ pub enum StopReason {
     Signal,
     /// Nothing was there to run for as long as it was told to wait; see [`settings::Settings::exit_when_idle`].
     Idle,
+    /// The same, but jobs are left that wait for money which only a person, or another day, brings.
+    Broke,
     /// It ran as many jobs as it was told to.
     MaxJobs,
     /// Nothing more was ready.
@@ -95,11 +97,12 @@ pub enum StopReason {
 }
 
 impl Drained {
-    /// The process's exit code: 0 drained, 2 refused, 7 broker lost, 124 drain time over (or told to leave at once) with jobs cut.
+    /// The process's exit code: 0 drained, 2 refused, 7 broker lost, 9 what is left waits for money, 124 drain time over (or told to leave at once) with jobs cut.
     pub fn exit_code(&self) -> u8 {
         match self.reason {
             StopReason::BackendLost => 7,
             StopReason::Refused => 2,
+            StopReason::Broke => 9,
             StopReason::DeadlinePassed | StopReason::Now if self.handed_back > 0 => 124,
             StopReason::Signal
             | StopReason::Idle

@@ -190,16 +190,7 @@ mod tests {
         let job = Job::new(Queue::standard(), Work::prompt(None, "x"));
         let head = crate::broker::envelope(&job).unwrap().head;
         let mut record = Record::unrun(&head, End::Succeeded, None, Timestamp::now());
-        let output = Output::Inline(Body::Text("paid".into()));
-        record.answer = Some(Answer {
-            status_code: 200,
-            request_id: None,
-            model: None,
-            finish_reason: None,
-            output,
-            detail: None,
-            origin: None,
-        });
+        record.answer = Some(Answer::plain(Output::Inline(Body::Text("paid".into()))));
         let kept = Arc::new(Mutex::new(None));
         let hold = Box::new(Picky(Mutex::new(refusals.to_vec()), Arc::clone(&kept)));
         let lease = Lease { id: LeaseId::random(), hold, trouble: Trouble::default() };

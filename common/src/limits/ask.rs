@@ -85,6 +85,8 @@ pub struct Grant {
     pub again: i64,
     /// How money stands, where it is capped.
     pub money: Option<Money>,
+    /// There are as many workers of the key as there may be: the asker gets nothing of it.
+    pub crowded: bool,
     /// The caps there are, as people set them and headers have them: not only those that the asker is configured with.
     pub caps: Vec<Cap>,
 }

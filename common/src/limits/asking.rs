@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::amount::Amounts;
 use super::ask::Grant;
+use super::part::crowded;
 use super::pool::Pool;
 use super::{Limits, shared};
 use crate::error::{Error, Kind, Result};
@@ -117,7 +118,12 @@ impl Limits {
             let mut book = quotas.book();
             let Some(part) = book.parts.get_mut(key) else { return };
             match answer {
-                Ok(grant) => part.granted(now, &grant),
+                Ok(grant) => {
+                    if grant.crowded && part.crowded.is_none() {
+                        tracing::warn!(%key, "a limit has too many workers: {}", crowded());
+                    }
+                    part.granted(now, &grant)
+                }
                 Err(error) => {
                     if part.unanswered(now, error.to_string()) {
                         tracing::warn!(%error, %key, "the limits' store does not answer; what was granted is used up, then nothing");

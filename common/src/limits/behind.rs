@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use tokio::time::Instant;
 
-use super::Limits;
-use crate::job::{ModelName, Queue};
+use super::{Held, Limits};
+use crate::job::{Lane, ModelName, Queue};
 
 impl Limits {
     /// The queues and models whose jobs go, or wait, by this key: of a provider and model, of an account or of a rule. Not
@@ -27,13 +27,24 @@ impl Limits {
         }
         found.into_iter().collect()
     }
+
+    /// What has no money for the jobs of these lanes, where all of them wait for money and for nothing else: a person has to
+    /// allow more, or another day comes.
+    pub fn is_spent_for(&self, lanes: &[Lane]) -> Option<Held> {
+        let spent: Vec<Held> = self.held().into_iter().filter(|held| held.spent).collect();
+        let behind = spent.iter().flat_map(|held| self.lanes_behind(&held.key, usize::MAX));
+        let (closed, behind) = (self.broke_queues(), behind.collect::<BTreeSet<_>>());
+        let is_spent =
+            |lane: &Lane| closed.contains(&lane.queue) || behind.contains(&(lane.queue.clone(), lane.model.clone()));
+        if lanes.iter().all(is_spent) { spent.into_iter().next() } else { None }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::{Cap, Measure, Per, Rule};
     use super::*;
-    use crate::job::{Band, Lane};
+    use crate::job::Band;
 
     #[tokio::test]
     async fn the_lanes_of_a_rule_and_of_a_gate_are_told_once_each_and_only_so_many() {

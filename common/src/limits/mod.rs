@@ -55,7 +55,7 @@ pub use need::{Doubt, Need, Portion};
 pub use pool::Pool;
 pub use purse::{Came, Purse, Reservation};
 pub use quota::{Denied, Rule, covers};
-pub use shared::{change, look};
+pub use shared::{change, look, reset};
 pub use view::{CapView, PoolView};
 pub use ways::account_of;
 

@@ -11,7 +11,7 @@ use super::Held;
 use super::amount::{Cap, Measure};
 use super::ask::{Ask, Grant, Heard};
 use super::need::{Need, Portion};
-use super::pool::Pool;
+use super::pool::{MEMBERS, Pool};
 use super::purse::Purse;
 use super::quota::{FROZEN, GUESS, PATIENCE};
 use super::till::Till;
@@ -60,6 +60,8 @@ pub(super) struct Part {
     short: Option<Short>,
     /// Since when the store does not answer, and why.
     pub(super) trouble: Option<(Timestamp, String)>,
+    /// Since when there are too many workers of the key for this one to have a part.
+    pub(super) crowded: Option<Timestamp>,
     /// Without a store: what would be there.
     pub(super) alone: Option<Pool>,
 }
@@ -101,6 +103,7 @@ impl Part {
             last: Grant::default(),
             short: None,
             trouble: None,
+            crowded: None,
             alone: None,
         }
     }
@@ -200,6 +203,7 @@ impl Part {
         let before = self.short;
         self.short = grant.short.map(|cap| Short { cap, ..before.unwrap_or_else(|| Short::now(cap)) });
         self.trouble = None;
+        self.crowded = grant.crowded.then(|| self.crowded.unwrap_or_else(Timestamp::now));
         self.last = grant.clone();
         self.turned.notify_waiters();
         let has_room = grant.amounts.requests > 0 && self.purse.waiting() == 0;
@@ -254,6 +258,9 @@ impl Part {
                 false,
             );
         }
+        if let Some(since) = self.crowded {
+            return held(since, crowded(), Duration::from_secs(10), false);
+        }
         if let Some(held) = self.till.held(key) {
             return Some(held);
         }
@@ -263,6 +270,14 @@ impl Part {
         }
         None
     }
+}
+
+/// Why a worker gets nothing of a key, and what to do about it.
+pub(super) fn crowded() -> String {
+    format!(
+        "{MEMBERS} workers share it already, the most there may be, so this one gets nothing of it until one of them leaves; \
+         hint: fewer workers with more --concurrency each"
+    )
 }
 
 #[cfg(test)]

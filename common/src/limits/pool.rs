@@ -17,7 +17,7 @@ const ACTIVE: i64 = 2_000;
 /// A worker that has said nothing for so long is gone: what it held counts as consumed.
 pub(super) const SILENT: i64 = 10_000;
 /// The most workers of one key: each is some 100 bytes of a state that every ask reads and writes.
-const MEMBERS: usize = 500;
+pub(super) const MEMBERS: usize = 500;
 /// Between two asks of a worker: so much for each that shares, so that 20 of them come to about 20 a second; the least, and
 /// the most, as grants are void soon.
 const PAUSE: (i64, i64, i64) = (50, 100, 1_000);
@@ -78,9 +78,10 @@ impl Pool {
             ask.heard.iter().for_each(|(age, heard)| self.hear(now, *age, heard));
         }
         self.refit();
-        if ask.leaves || (!known && self.members.len() > MEMBERS) {
+        let crowded = !known && self.members.len() > MEMBERS;
+        if ask.leaves || crowded {
             self.lose(ask.id, now);
-            return self.answer(now, Amounts::NONE, None, None);
+            return Grant { crowded: crowded && !ask.leaves, ..self.answer(now, Amounts::NONE, None, None) };
         }
         self.share(now, ask)
     }
@@ -324,7 +325,8 @@ impl Pool {
         let active = self.members.iter().filter(|member| member.seen > now.saturating_sub(ACTIVE)).count();
         let pause = PAUSE.0.saturating_mul(i64::try_from(active).unwrap_or(PAUSE.2)).clamp(PAUSE.1, PAUSE.2);
         let (frozen, caps) = (self.brake.frozen_for(now), self.meters.iter().filter_map(Meter::allows).collect());
-        Grant { amounts, epoch: self.brake.epoch, frozen, wait, short, again: pause, money: self.money(), caps }
+        let (epoch, money) = (self.brake.epoch, self.money());
+        Grant { amounts, epoch, frozen, wait, short, again: pause, money, crowded: false, caps }
     }
 }
 

@@ -22,7 +22,7 @@ const PAUSE: Duration = Duration::from_millis(3);
 pub async fn change<T>(ledger: &dyn Ledger, key: &str, mut how: impl FnMut(&mut Pool, i64) -> T) -> Result<T> {
     for tries in 1..=TRIES {
         let kept = ledger.limit(key).await?;
-        let mut pool = codec::decode_pool(&kept.bytes)?;
+        let mut pool = read(key, &kept.bytes)?;
         let said = how(&mut pool, kept.now.as_millis());
         let new = codec::encode_pool(&pool)?;
         if ledger.swap_limit(key, &kept.bytes, &new).await? {
@@ -39,7 +39,7 @@ pub async fn change<T>(ledger: &dyn Ledger, key: &str, mut how: impl FnMut(&mut 
 /// As the ledger's.
 pub(super) async fn released(ledger: &dyn Ledger, key: &str) -> Result<Option<Duration>> {
     let kept = ledger.limit(key).await?;
-    let ago = codec::decode_pool(&kept.bytes)?.released_for(kept.now.as_millis());
+    let ago = read(key, &kept.bytes)?.released_for(kept.now.as_millis());
     Ok(ago.map(|ago| Duration::from_millis(u64::try_from(ago).unwrap_or_default())))
 }
 
@@ -52,5 +52,30 @@ pub async fn look(ledger: &dyn Ledger, key: &str) -> Result<Option<PoolView>> {
     if kept.bytes.is_empty() {
         return Ok(None);
     }
-    Ok(Some(codec::decode_pool(&kept.bytes)?.view(kept.now.as_millis())))
+    Ok(Some(read(key, &kept.bytes)?.view(kept.now.as_millis())))
+}
+
+/// Forgets what a fleet shares of a limit key, readable or not; whether there was anything. Workers tell again what their
+/// calls hold.
+///
+/// # Errors
+/// As [`change`].
+pub async fn reset(ledger: &dyn Ledger, key: &str) -> Result<bool> {
+    for tries in 1..=TRIES {
+        let kept = ledger.limit(key).await?;
+        if kept.bytes.is_empty() || ledger.swap_limit(key, &kept.bytes, &[]).await? {
+            return Ok(!kept.bytes.is_empty());
+        }
+        tokio::time::sleep(PAUSE.mul_f64(f64::from(tries) * rand::random::<f64>())).await;
+    }
+    Err(Error::new(Kind::Unavailable, "reset a limit", format!("{key}: others were faster {TRIES} times")))
+}
+
+/// What is damaged, or of a later release, says how it is mended: nobody can go on with it.
+fn read(key: &str, bytes: &[u8]) -> Result<Pool> {
+    codec::decode_pool(bytes).map_err(|error| {
+        let what = format!("what workers share of the limit {key:?} is damaged or of another release");
+        let hint = format!("hint: if no newer promptq uses it, promptq limits reset {key:?} begins it anew");
+        Error::new(Kind::Corrupt, "read a limit", format!("{what}; {hint}")).because(error)
+    })
 }

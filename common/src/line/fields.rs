@@ -74,6 +74,9 @@ impl<'a> Fields<'a> {
         match self.value(key)? {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
+            Some(Value::Number(number)) => {
+                Err(self.fault(key, &format!("{key:?} is a text: write it in quotes, \"{number}\"")))
+            }
             Some(_) => Err(self.fault(key, &format!("{key:?} is not a text"))),
         }
     }

@@ -81,6 +81,10 @@ fn what_is_wrong_is_said_with_its_place_and_a_way_out() {
             r#"{"prompt":"a","promptq":{"max_cost_usd":"0"}}"#,
             "41: \"0\" is no sum of dollars above 0 such as 25 or 0.50",
         ),
+        (
+            r#"{"prompt":"a","promptq":{"max_cost_usd":0.01}}"#,
+            "41: \"max_cost_usd\" is a text: write it in quotes, \"0.01\"",
+        ),
         (r#"{"prompt":""}"#, "11: the prompt is empty"),
         (
             r#"{"url":"/v1/audio","body":{}}"#,

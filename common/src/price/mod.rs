@@ -109,6 +109,14 @@ impl Prices {
         })
     }
 
+    /// The names, `PROVIDER/MODEL`, that have a price of one's own.
+    pub fn own(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0
+            .own
+            .iter()
+            .flat_map(|(provider, models)| models.keys().map(move |model| (provider.as_str(), model.as_str())))
+    }
+
     /// Whether a provider tells what each answer cost, so that nobody needs a price for its models.
     pub fn is_told(&self, provider: &str) -> bool {
         self.seller(provider) == Some(Seller::OpenRouter)

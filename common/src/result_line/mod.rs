@@ -279,16 +279,7 @@ mod tests {
     }
 
     fn answer(body: Body) -> Answer {
-        let output = Output::Inline(body);
-        Answer {
-            status_code: 200,
-            request_id: None,
-            model: None,
-            finish_reason: Some("stop".into()),
-            output,
-            detail: None,
-            origin: None,
-        }
+        Answer { finish_reason: Some("stop".into()), ..Answer::plain(Output::Inline(body)) }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use promptq_common::broker::Broker;
 use promptq_common::job::{BatchName, JobId, Queue};
 use promptq_common::ledger::BatchView;
+use promptq_common::outcome::Usd;
 use serde_json::json;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -76,16 +77,16 @@ pub async fn run(cx: &Context, args: &SubmitArgs) -> Result<Exit> {
     let terms =
         Terms { skip_invalid: args.input.skip_invalid, on_conflict: job.on_conflict, republish: args.republish };
     let broker = cx.broker().await?;
-    let forecaster = if args.input.dry_run { Some(Forecaster::new(&cx.config)?) } else { None };
+    let forecaster = if args.input.dry_run { Some(Forecaster::of(cx, broker).await?) } else { None };
     let checked = if args.input.stream { None } else { Some(submit::check(&input, broker, terms, forecaster).await?) };
     if args.input.dry_run {
         let Some(checked) = checked else {
             return Err(Problem::usage("--dry-run reads the whole input first; leave out --stream"));
         };
-        return dry_run(cx, &input, &checked);
+        return dry_run(cx, broker, &input, (checked, job.max_cost)).await;
     }
     let capped = match job.max_cost {
-        Some(most) => Some(budget::cap(broker, &batch, most).await?),
+        Some(most) => Some(budget::cap(&cx.printer, broker, &batch, most).await?),
         None => None,
     };
     let tally = submit::enqueue(&input, broker, terms, checked.as_ref(), |_| {})
@@ -139,7 +140,15 @@ pub(crate) async fn sources(args: &InputArgs) -> Result<Vec<Source>> {
 }
 
 /// What a dry run prints.
-pub(crate) fn dry_run(cx: &Context, input: &Input, checked: &Checked) -> Result<Exit> {
+pub(crate) async fn dry_run(
+    cx: &Context,
+    broker: &Broker,
+    input: &Input,
+    (mut checked, max_cost): (Checked, Option<Usd>),
+) -> Result<Exit> {
+    if let Some(forecast) = &mut checked.forecast {
+        forecast.weigh(broker.ledger(), &cx.config, (input.queue(), input.batch(), max_cost)).await?;
+    }
     if cx.printer.is_json() {
         cx.printer.json(&json!({ "dry_run": true, "batch": input.batch(), "queue": input.queue(),
             "rows": checked.rows, "known": checked.known, "invalid": checked.invalid, "repeated": checked.repeated,
@@ -203,6 +212,9 @@ async fn wait(
         };
         let blocked = waits.line(broker.ledger(), &view, None).await;
         progress.show(&view, 0, blocked.as_deref());
+        if let Some(news) = waits.news() {
+            progress.hide(|| cx.printer.say(&news));
+        }
         if view.counts.ended() >= view.counts.total {
             return Ok((view, false));
         }

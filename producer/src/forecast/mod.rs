@@ -1,25 +1,32 @@
 //! What a submission will probably take: tokens, dollars and time, added up job by job while its input is read. The guesses
-//! are the limits' own, the prices and limits the configuration's. How it is shown is `show.rs`.
+//! are the limits' own, the prices the configuration's. What caps do to it is `weigh.rs`, which jobs have a stored answer
+//! `stored.rs`; how it is shown is `show.rs`.
 
 mod show;
+mod stored;
+mod weigh;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
+use promptq_common::broker::HoldKey;
 use promptq_common::config::{Api, Config};
 use promptq_common::job::Job;
-use promptq_common::limits::{Amounts, Asks, Cap, Estimates, Per, Rule, covers};
+use promptq_common::limits::{Amounts, Asks, Estimates, covers};
 use promptq_common::line::model_in;
 use promptq_common::outcome::{Usage, Usd};
 use promptq_common::price::{Consumed, Date, Price, Prices, Seller};
+use promptq_common::store::Store;
 use promptq_common::work::{Input, family};
 use promptq_worker::asked::{Asked, Images};
 use promptq_worker::configured;
-use promptq_worker::runner::Runners;
+use promptq_worker::money;
+use promptq_worker::runner::{Runner, Runners};
 use promptq_worker::size;
 
 use crate::problem::{Exit, Problem, Result};
+use stored::{Reusable, Stored};
+use weigh::{Load, Stand};
 
 /// The most models that are named.
 const NAMED: usize = 20;
@@ -30,9 +37,12 @@ pub struct Forecaster {
     runners: Runners,
     programs: BTreeSet<String>,
     prices: Prices,
-    /// The longest key first.
-    rules: Arc<[Rule]>,
+    /// Limit keys that anything is said of, the longest first.
+    keys: Arc<[String]>,
+    /// Their caps as configured here.
+    stands: Vec<Stand>,
     estimates: Estimates,
+    store: Option<Store>,
 }
 
 /// What one job will probably take.
@@ -50,7 +60,11 @@ pub struct Share {
     /// Other routes that have no price.
     unpriced: Vec<String>,
     as_of: Option<Date>,
-    rule: Option<usize>,
+    /// What is reserved of caps on money before its call; `None` where nobody knows, so that it is not called under one.
+    worst: Option<Usd>,
+    /// The limit keys that it comes under, by number.
+    under: Vec<usize>,
+    reusable: Option<Reusable>,
 }
 
 /// What jobs will probably take together, each in one call.
@@ -74,17 +88,12 @@ pub struct Forecast {
     models: (BTreeSet<String>, BTreeSet<String>),
     /// The days of the oldest and the newest price.
     as_of: Option<(Date, Date)>,
-    rules: Arc<[Rule]>,
-    /// What falls under each rule.
-    under: BTreeMap<usize, Amounts>,
-}
-
-/// A cap, and how long the jobs under it take because of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Bound {
-    key: String,
-    cap: Cap,
-    takes: Duration,
+    keys: Arc<[String]>,
+    /// What falls under each limit key, and what there is in all.
+    under: BTreeMap<usize, Load>,
+    all: Load,
+    stands: Vec<Stand>,
+    stored: Stored,
 }
 
 impl Forecaster {
@@ -95,25 +104,35 @@ impl Forecaster {
     pub fn new(config: &Config) -> Result<Self> {
         let runners = Runners::new(configured::runners(config));
         let runners = runners.map_err(|error| Problem::new(Exit::Usage, "config", format!("{error:#}")))?;
-        let mut rules = config.limits.clone();
-        rules.sort_by_key(|rule| std::cmp::Reverse(rule.key.len()));
         Ok(Self {
             runners,
             programs: config.runners.keys().cloned().collect(),
             prices: config.prices.clone(),
-            rules: rules.into(),
+            keys: longest_first(config.limits.iter().map(|rule| rule.key.clone()).collect()),
+            stands: config.limits.iter().flat_map(Stand::configured).collect(),
             estimates: Estimates::default(),
+            store: None,
         })
+    }
+
+    /// Beside what is configured here: the limit keys that a fleet shares, and where it keeps answers.
+    #[must_use]
+    pub fn beside(mut self, shared: BTreeSet<String>, store: Option<Store>) -> Self {
+        let shared = shared.into_iter().filter(|key| matches!(HoldKey::of_limit(key), HoldKey::Limit(_)));
+        self.keys = longest_first(self.keys.iter().cloned().chain(shared).collect());
+        Self { store, ..self }
     }
 
     /// Nothing yet.
     pub fn forecast(&self) -> Forecast {
-        Forecast { rules: Arc::clone(&self.rules), ..Forecast::default() }
+        let (keys, stands) = (Arc::clone(&self.keys), self.stands.clone());
+        Forecast { keys, stands, stored: Stored::new(self.store.clone()), ..Forecast::default() }
     }
 
     /// What a job will probably take.
     pub fn share(&self, job: &Job) -> Share {
-        let mut seats = self.seats(job).into_iter();
+        let routes = self.runners.routes(job).unwrap_or_default();
+        let mut seats = self.seats(job, &routes).into_iter();
         let seat = seats.next().unwrap_or_default();
         let (bytes, (max_tokens, _)) = (size::size(&job.work).bytes, size::answers(&job.work));
         let guess = |output_upfront| {
@@ -149,13 +168,32 @@ impl Forecaster {
             cost: cost(&seat, likely).zip(dearest),
             unpriced,
             as_of: seat.price.and_then(|price| price.as_of),
-            rule: self.rules.iter().position(|rule| covers(&rule.key, &seat.limit_key)),
+            worst: match routes.as_slice() {
+                _ if seat.is_program => Some(Usd::default()),
+                // Whoever has the model reserves this at least.
+                [] => cost(&seat, most).filter(|_| max_tokens.is_some()),
+                routes => self.worst(job, routes),
+            },
+            under: self.under(&seat.limit_key),
+            reusable: Reusable::of(job, &routes),
             model: seat.model,
         }
     }
 
+    /// The limit keys that a call comes under: of several that fit the longest.
+    fn under(&self, limit_key: &str) -> Vec<usize> {
+        self.keys.iter().position(|key| covers(key, limit_key)).into_iter().collect()
+    }
+
+    fn worst(&self, job: &Job, routes: &[Arc<dyn Runner>]) -> Option<Usd> {
+        if money::missing(job, routes, &self.prices).is_some() {
+            return None;
+        }
+        routes.iter().find_map(|runner| money::most(job, &**runner, &self.prices))
+    }
+
     /// Who runs a job, and for how much; the first of several ways first.
-    fn seats(&self, job: &Job) -> Vec<Seat> {
+    fn seats(&self, job: &Job, routes: &[Arc<dyn Runner>]) -> Vec<Seat> {
         let said = job.work.model.as_deref().unwrap_or_default();
         let plain =
             |model: &str| Seat { model: model.to_owned(), price: None, limit_key: said.to_owned(), is_program: false };
@@ -165,7 +203,7 @@ impl Forecaster {
         if said.starts_with("exec:") || self.programs.contains(said) {
             return vec![Seat { is_program: true, ..plain("commands") }];
         }
-        let here = self.runners.routes(job).into_iter().flatten().filter_map(|runner| {
+        let here = routes.iter().filter_map(|runner| {
             let (provider, model) = runner.priced_as(job)?;
             let (price, limit_key) = (self.prices.of(&provider, &model), runner.limit_key(job));
             Some(Seat { price, limit_key, ..plain(&format!("{provider}/{model}")) })
@@ -235,28 +273,23 @@ impl Forecast {
             let (oldest, newest) = self.as_of.unwrap_or((day, day));
             self.as_of = Some((oldest.min(day), newest.max(day)));
         }
-        if let Some(rule) = share.rule {
-            let tokens = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
-            *self.under.entry(rule).or_default() += Amounts::call(tokens(share.input), tokens(share.likely));
-        }
+        let tokens = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        let load = Load::job(Amounts::call(tokens(share.input), tokens(share.likely)), share.cost, share.worst);
+        self.all.add(&load);
+        share.under.iter().for_each(|key| self.under.entry(*key).or_default().add(&load));
     }
 
-    /// Every cap over a time, the one that holds longest first. More workers change none of them.
-    fn bounds(&self) -> Vec<Bound> {
-        let mut bounds = Vec::new();
-        for (rule, amounts) in &self.under {
-            let Some(rule) = self.rules.get(*rule) else { continue };
-            for cap in rule.caps.iter().filter(|cap| matches!(cap.per, Per::Minute | Per::Day)) {
-                let (asked, most) = (i128::from(amounts.of(cap.measure)), i128::from(cap.most.max(1)));
-                // What fits into one window waits for nothing.
-                let millis = if asked <= most { 0 } else { asked * i128::from(cap.per.millis()) / most };
-                let takes = Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX));
-                bounds.push(Bound { key: rule.key.clone(), cap: *cap, takes });
-            }
-        }
-        bounds.sort_by_key(|bound| std::cmp::Reverse(bound.takes));
-        bounds
+    /// Adds those of these jobs that have no stored answer.
+    pub async fn take(&mut self, shares: Vec<Share>) {
+        let called = self.stored.without(shares).await;
+        called.into_iter().for_each(|share| self.add(share));
     }
+}
+
+fn longest_first(mut keys: Vec<String>) -> Arc<[String]> {
+    keys.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
+    keys.dedup();
+    keys.into()
 }
 
 /// Adds a name to the first [`NAMED`].

@@ -3,31 +3,45 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use promptq_common::limits::{Cap, Measure, Per};
 use promptq_common::outcome::Usd;
 use promptq_common::time::format_duration;
 use serde_json::{Value, json};
 
-use super::{Bound, Forecast};
-use crate::submit::jobs;
+use super::Forecast;
+use super::stored::Stored;
+use super::weigh::Bound;
+use crate::limits::words;
+use crate::submit::{grouped, jobs};
+
+/// The most caps on money, and on calls at once, that have a line each.
+const CAPS: usize = 3;
 
 impl Forecast {
     /// Tokens, cost, time and what is left out of them, a line each; nothing of no jobs.
     pub fn lines(&self) -> Vec<String> {
+        let mut lines: Vec<String> = self.reuse().into_iter().collect();
         if self.jobs == 0 {
-            return Vec::new();
+            return lines;
         }
-        let are_called = self.programs < self.jobs;
-        let tokens = are_called.then(|| self.tokens());
-        tokens.into_iter().chain([self.costs(), self.limits()]).chain(are_called.then(|| self.left_out())).collect()
+        let (are_called, bounds) = (self.programs < self.jobs, self.bounds());
+        lines.extend(are_called.then(|| self.tokens()));
+        lines.extend([self.costs(), self.limits(&bounds)]);
+        lines.extend(bounds.iter().filter_map(at_once).take(CAPS));
+        lines.extend(self.money(&bounds));
+        lines.extend(are_called.then(|| self.left_out()));
+        lines
     }
 
     /// The same for programs.
     pub fn json(&self) -> Value {
         let is_priced = self.unpriced < self.jobs;
         let bounds = self.bounds();
-        let longest = bounds.first().map(|bound| bound.takes);
+        let longest = bounds.iter().find_map(|bound| bound.takes);
+        let reuse = &self.stored;
         json!({
             "jobs": self.jobs,
+            "reuse": { "asked": reuse.asked, "looked_up": reuse.looked_up, "found": reuse.found },
             "input_tokens": self.input,
             "output_tokens": { "likely": self.likely, "most": self.most },
             "without_max_tokens": self.unbounded,
@@ -40,6 +54,8 @@ impl Forecast {
             "prices_as_of": self.as_of.map(|(oldest, newest)| [oldest.to_string(), newest.to_string()]),
             "limits": bounds.iter().map(bound_json).collect::<Vec<_>>(),
             "least_seconds": longest.map(|longest| longest.as_secs()),
+            "held": bounds.iter().map(Bound::holds).max().unwrap_or_default(),
+            "uncalled_under_caps": self.all.uncalled,
         })
     }
 
@@ -72,17 +88,51 @@ impl Forecast {
         }
     }
 
-    fn limits(&self) -> String {
-        match self.bounds().first() {
-            None => "limits  none over a time are set here for these jobs".to_owned(),
-            Some(Bound { key, cap, takes }) if takes.is_zero() => {
-                format!("limits  {key}: {cap}: room for all at once")
-            }
-            Some(Bound { key, cap, takes }) => {
-                let (takes, what) = (about(*takes), cap.measure.as_str());
-                format!("limits  {key}: {cap}: bound by {what}, about {takes} with any number of workers")
-            }
+    fn limits(&self, bounds: &[Bound]) -> String {
+        let longest = bounds.iter().find_map(|bound| Some((bound, bound.takes?)));
+        let Some((bound, takes)) = longest else {
+            return "limits  none over a time are set here for these jobs".to_owned();
+        };
+        let cap = cap(bound);
+        if takes.is_zero() {
+            return format!("limits  {cap}: room for all at once");
         }
+        let what = if bound.cap.measure == Measure::Usd { "money" } else { bound.cap.measure.as_str() };
+        let held = if bounds.iter().any(|bound| bound.holds() > 0) { " for what is not held" } else { "" };
+        format!("limits  {cap}: bound by {what}, about {} with any number of workers{held}", about(takes))
+    }
+
+    /// What caps on money hold back: a line for each that does, or for the one that is nearest to it.
+    fn money(&self, bounds: &[Bound]) -> Vec<String> {
+        let waits = |bound: &Bound| bound.fits.map(|(likely, most)| (bound.called() - likely, bound.called() - most));
+        let mut money: Vec<_> = bounds.iter().filter_map(|bound| Some((waits(bound)?, bound))).collect();
+        let rank = |(likely, most): (u64, u64), cap: &Cap| (likely > 0, cap.per == Per::Ever, likely, most);
+        money.sort_by_key(|(waits, bound)| std::cmp::Reverse(rank(*waits, &bound.cap)));
+        let shown = money.iter().take_while(|((likely, _), _)| *likely > 0).count().clamp(1, CAPS);
+        let uncalled = money.iter().map(|(_, bound)| bound.load.uncalled).max().unwrap_or_default();
+        let lines = money.iter().take(shown).map(|(_, bound)| format!("money   {}", fitting(bound)));
+        let not_called = (uncalled > 0).then(|| {
+            let why = "nobody knows their price, or bounds their answers (--max-tokens)";
+            format!("money   not called under a cap: {}, {why}", jobs(uncalled))
+        });
+        lines.chain(not_called).collect()
+    }
+
+    /// Which jobs have a stored answer.
+    fn reuse(&self) -> Option<String> {
+        let Stored { asked, looked_up, found, trouble, .. } = &self.stored;
+        let (asked, looked_up, found) = (*asked, *looked_up, *found);
+        if asked == 0 {
+            return None;
+        }
+        let of = if looked_up == asked { grouped(asked) } else { format!("{} looked up", grouped(looked_up)) };
+        let found = format!("reuse   {} of {of} have a stored answer, which costs nothing", grouped(found));
+        let rest = match (asked - looked_up, trouble) {
+            (0, _) => String::new(),
+            (rest, Some(why)) => format!("; {} more were not looked up: {why}", grouped(rest)),
+            (rest, None) => format!("; {} more were not looked up, and count as called", grouped(rest)),
+        };
+        Some(found + &rest)
     }
 
     fn left_out(&self) -> String {
@@ -94,9 +144,47 @@ impl Forecast {
     }
 }
 
+/// `acme: 300 requests/min (set)`, and what is used of it where that counts for long.
+fn cap(bound: &Bound) -> String {
+    let from = if bound.from == "configured" { String::new() } else { format!(" ({})", bound.from) };
+    let is_old = bound.taken > 0 && matches!(bound.cap.per, Per::Day | Per::Ever);
+    let taken = if is_old { format!(", {} used", amount(bound, bound.taken)) } else { String::new() };
+    format!("{}: {}{from}{taken}", bound.key, bound.cap)
+}
+
+fn amount(bound: &Bound, amount: i64) -> String {
+    words::amount(bound.cap.measure, amount).0
+}
+
+/// However many workers there are, no more than so many calls run at once.
+fn at_once(bound: &Bound) -> Option<String> {
+    let rounds = bound.rounds.filter(|rounds| *rounds > 1)?;
+    let rounds = grouped(rounds);
+    Some(format!("limits  {}: as long as {rounds} calls one after the other, with any number of workers", cap(bound)))
+}
+
+/// How many jobs a cap on money will do for, and what becomes of the others.
+fn fitting(bound: &Bound) -> String {
+    let (likely, most) = bound.fits.unwrap_or_default();
+    let (all, cap) = (bound.called(), cap(bound));
+    if most == all {
+        return format!("{cap}: room for all");
+    }
+    if likely == all {
+        return format!("{cap}: room for all, or for about {} if all answers are the longest", grouped(most));
+    }
+    let rest =
+        if bound.cap.per == Per::Ever { "the rest are held" } else { "the rest wait until some of it is free again" };
+    let left = amount(bound, bound.cap.most.saturating_sub(bound.taken).max(0));
+    format!("{cap}: about {} of {} fit into {left}, {rest}", grouped(likely), jobs(all))
+}
+
 fn bound_json(bound: &Bound) -> Value {
-    json!({ "key": bound.key, "cap": bound.cap.to_string(), "measure": bound.cap.measure.as_str(),
-        "seconds": bound.takes.as_secs() })
+    let measure = bound.cap.measure;
+    json!({ "key": bound.key, "cap": bound.cap.to_string(), "measure": measure.as_str(), "from": bound.from,
+        "used": words::amount(measure, bound.taken).1, "jobs": bound.load.jobs,
+        "fit": bound.fits.map(|(likely, most)| json!({ "likely": likely, "least": most })),
+        "seconds": bound.takes.map(|takes| takes.as_secs()), "rounds": bound.rounds })
 }
 
 /// The first few, and how many more.

@@ -1,9 +1,15 @@
 //! What jobs are guessed to take, by figures worked out by hand.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use promptq_common::broker::Broker;
 use promptq_common::config::{Sources, resolve};
-use promptq_common::job::Queue;
+use promptq_common::job::{BatchName, Extras, JobId, Queue};
+use promptq_common::limits::{Ask, Cap, Measure, Per, Rule, change};
+use promptq_common::outcome::Body;
+use promptq_common::store::Kept;
+use promptq_common::time::Timestamp;
 use promptq_common::work::Work;
 use serde_json::{Value, json};
 
@@ -12,7 +18,7 @@ use super::*;
 const ACME: &str = "[providers.acme]\nbase_url = \"http://127.0.0.1:9/v1\"\n[models.fast]\nprovider = \"acme\"\nmodel = \"fast-2\"\n\
     [prices.\"acme/fast-2\"]\ninput = \"0.20\"\noutput = \"0.80\"\nas_of = \"2026-11-03\"\n";
 
-fn forecaster(settings: &str) -> Forecaster {
+fn config(settings: &str) -> Config {
     let read = |_: &Path| Err(std::io::ErrorKind::NotFound.into());
     let sources = Sources {
         files: vec![(PathBuf::from("promptq.toml"), settings.to_owned())],
@@ -21,7 +27,11 @@ fn forecaster(settings: &str) -> Forecaster {
         folder: PathBuf::from("/run"),
         read: &read,
     };
-    Forecaster::new(&resolve(&sources).unwrap()).unwrap()
+    resolve(&sources).unwrap()
+}
+
+fn forecaster(settings: &str) -> Forecaster {
+    Forecaster::new(&config(settings)).unwrap()
 }
 
 /// A prompt of so many bytes whose answer has at most so many tokens.
@@ -194,7 +204,7 @@ fn the_cap_that_holds_longest_says_how_long_it_takes() {
     let both = of(&limits("requests = \"500/min\""), &[(2_000, job("fast", 360, Some(1_100)))]);
     let bounds = both.bounds();
     assert_eq!(bounds.len(), 1, "the longest key alone: {bounds:?}");
-    assert_eq!((bounds[0].key.as_str(), bounds[0].takes), ("acme/fast-2", Duration::ZERO));
+    assert_eq!((bounds[0].key.as_str(), bounds[0].takes), ("acme/fast-2", Some(Duration::ZERO)));
     let json = of(&limits("requests = \"500/min\""), &jobs).json();
     assert_eq!((&json["least_seconds"], &json["limits"][0]["cap"]), (&json!(600), &json!("500 requests/min")));
 }
@@ -212,4 +222,171 @@ fn only_so_many_models_are_named() {
         "{:?}",
         forecast.lines()
     );
+}
+
+/// 5,000 jobs, each of $0.0002248 most likely, at most $0.00034, reserved as some $0.0004.
+fn many(settings: &str, broker: &[String]) -> Forecast {
+    let forecaster = forecaster(settings).beside(broker.iter().cloned().collect(), None);
+    let (mut forecast, share) = (forecaster.forecast(), forecaster.share(&job("fast", 360, Some(400))));
+    (0..5_000).for_each(|_| forecast.add(share.clone()));
+    forecast
+}
+
+/// As it stands over a broker where these were changed.
+async fn weighed(settings: &str, broker: &Broker, max_cost: Option<&str>) -> Forecast {
+    let mut forecast = many(settings, &broker.ledger().limits().await.unwrap());
+    let (queue, batch) = (Queue::standard(), BatchName::new("nov").unwrap());
+    let max_cost = max_cost.map(|most| most.parse().unwrap());
+    forecast.weigh(broker.ledger(), &config(settings), (&queue, &batch, max_cost)).await.unwrap();
+    forecast
+}
+
+/// A worker has spent so much under a key; what its settings say of it.
+async fn spent(broker: &Broker, key: &str, rule: &[Cap], amounts: Amounts) {
+    let ask = Ask { id: 1, seq: 1, caps: rule.to_vec(), spent: vec![(0, amounts)], ..Ask::default() };
+    change(broker.ledger(), key, |pool, now| pool.ask(now, &ask)).await.unwrap();
+}
+
+const fn cap(measure: Measure, per: Per, most: i64) -> Cap {
+    Cap { measure, per, most }
+}
+
+fn dollars(nanos: i64) -> Amounts {
+    Amounts { usd: nanos, ..Amounts::NONE }
+}
+
+fn lines_of(forecast: &Forecast, label: &str) -> Vec<String> {
+    forecast.lines().into_iter().filter(|line| line.starts_with(label)).collect()
+}
+
+#[tokio::test]
+async fn a_cap_on_a_batch_says_how_many_jobs_fit_and_that_the_rest_are_held() {
+    let broker = Broker::memory();
+    let line = async |most| lines_of(&weighed(ACME, &broker, Some(most)).await, "money").concat();
+    // (0.5 - 0.0004) / 0.0002248, and the one that is begun with what is left.
+    assert_eq!(
+        line("0.5").await,
+        "money   batch:nov: $0.5 (--max-cost): about 2,223 of 5,000 jobs fit into $0.5, the rest are held"
+    );
+    assert!(line("0.0001").await.contains("about 0 of 5,000 jobs fit"));
+    assert_eq!(line("3").await, "money   batch:nov: $3 (--max-cost): room for all");
+    let most = line("1.3").await;
+    assert!(
+        most.contains("room for all, or for about 3,8") && most.ends_with("if all answers are the longest"),
+        "{most}"
+    );
+    // What earlier jobs of the batch have cost is gone.
+    let caps = [cap(Measure::Usd, Per::Ever, 500_000_000)];
+    spent(&broker, "batch:nov", &caps, dollars(275_200_000)).await;
+    let json = weighed(ACME, &broker, Some("0.5")).await.json();
+    let bound = json["limits"].as_array().unwrap().iter().find(|bound| bound["key"] == "batch:nov").unwrap();
+    assert_eq!((&bound["used"], &bound["from"]), (&json!("0.2752"), &json!("--max-cost")));
+    assert_eq!((&json["held"], &bound["fit"]["likely"]), (&json!(4_001), &json!(999)));
+}
+
+#[tokio::test]
+async fn budgets_and_what_is_spent_of_them_say_what_waits() {
+    let (broker, budget) = (Broker::memory(), cap(Measure::Usd, Per::Day, 500_000_000));
+    let settings = format!("{ACME}[queues.default]\nbudget = \"0.5/day\"\n[limits.acme]\nusd = \"20/day\"\n");
+    spent(&broker, "budget:default", &[budget], dollars(300_000_000)).await;
+    let forecast = weighed(&settings, &broker, None).await;
+    let waits = "about 888 of 5,000 jobs fit into $0.2, the rest wait until some of it is free again";
+    assert_eq!(lines_of(&forecast, "money"), [format!("money   budget:default: $0.5/day, $0.3 used: {waits}")]);
+    // $0.3 and 5,000 x 0.0002248 are 2.848 days of it.
+    assert_eq!(
+        lines_of(&forecast, "limits"),
+        ["limits  budget:default: $0.5/day, $0.3 used: bound by money, about 2d20h with any number of workers"]
+    );
+    assert_eq!(forecast.json()["held"], json!(0), "it comes back");
+    // A batch's cap that holds more back leaves the budget room for what goes.
+    let both = weighed(&settings, &broker, Some("0.1")).await;
+    let [money, other] = lines_of(&both, "money").try_into().unwrap();
+    assert!(
+        money.starts_with("money   batch:nov: $0.1 (--max-cost): about 444 of") && other.contains("budget:default")
+    );
+    assert!(lines_of(&both, "limits")[0].ends_with("room for all at once"), "{:?}", both.lines());
+}
+
+#[tokio::test]
+async fn caps_that_people_set_and_that_headers_taught_are_weighed() {
+    let broker = Broker::memory();
+    let settings = format!("{ACME}[limits.acme]\nrequests = \"5k/min\"\nconcurrent = 4\n");
+    let line = async || lines_of(&weighed(&settings, &broker, None).await, "limits").join(" | ");
+    let at_once = "limits  acme: 4 concurrent: as long as 1,250 calls one after the other, with any number of workers";
+    assert_eq!(line().await, format!("limits  acme: 5000 requests/min: room for all at once | {at_once}"));
+    let caps = config(&settings).limits[0].caps.clone();
+    let heard = |most| promptq_common::limits::Heard { measure: Measure::Requests, per: Per::Minute, most, left: None };
+    let ask = |seq, most| Ask { id: 1, seq, caps: caps.clone(), heard: vec![(0, heard(most))], ..Ask::default() };
+    change(broker.ledger(), "acme", |pool, now| pool.ask(now, &ask(1, 500))).await.unwrap();
+    let bound =
+        |said| format!("limits  acme: {said}: bound by requests, about {{}} with any number of workers | {at_once}");
+    assert_eq!(line().await, bound("500 requests/min (learned)").replace("{}", "10m"));
+    let set = async |most| {
+        let set = |pool: &mut promptq_common::limits::Pool, now| pool.set(now, Measure::Requests, Per::Minute, most);
+        change(broker.ledger(), "acme", set).await.unwrap();
+    };
+    set(Some(100)).await;
+    assert_eq!(line().await, bound("100 requests/min (set)").replace("{}", "50m"));
+    // A rule that other hosts have, and nobody here.
+    let rule = Rule { key: "acme/fast".into(), caps: vec![cap(Measure::Requests, Per::Day, 2_500)], adaptive: false };
+    spent(&broker, &rule.key, &rule.caps, Amounts { requests: 1_250, ..Amounts::NONE }).await;
+    assert_eq!(
+        line().await,
+        "limits  acme/fast: 2500 requests/day, 1,250 used: bound by requests, about 2d12h with any number of workers"
+    );
+}
+
+#[tokio::test]
+async fn what_nobody_can_reckon_is_told_where_money_is_capped() {
+    let broker = Broker::memory();
+    let mut forecast = many(ACME, &[]);
+    let forecaster = forecaster(ACME);
+    forecast.add(forecaster.share(&job("fast", 36, None)));
+    forecast.add(forecaster.share(&job("acme/slow", 36, Some(9))));
+    assert_eq!(lines_of(&forecast, "money"), Vec::<String>::new(), "nothing caps it");
+    let (queue, batch) = (Queue::standard(), BatchName::new("nov").unwrap());
+    let max_cost = Some(Usd::from_nanos(9_000_000_000));
+    forecast.weigh(broker.ledger(), &config(ACME), (&queue, &batch, max_cost)).await.unwrap();
+    let [fits, uncalled] = lines_of(&forecast, "money").try_into().unwrap();
+    assert!(fits.ends_with("room for all"), "{fits}");
+    assert!(uncalled.starts_with("money   not called under a cap: 2 jobs, nobody knows their price"), "{uncalled}");
+}
+
+#[tokio::test]
+async fn a_stored_answer_costs_nothing_and_only_so_many_are_looked_up() {
+    let store = Store::memory();
+    let forecaster = forecaster(ACME).beside(BTreeSet::new(), Some(store.clone()));
+    let reusing = |n: usize| {
+        let extras = Extras { reuse: Some(Duration::from_secs(3_600)), ..Extras::default() };
+        Job { extras: extras.kept(), ..job("fast", 36 + n, Some(400)) }
+    };
+    let keep = async |job: &Job, age: u64| {
+        let key = forecaster.runners.routes(job).unwrap()[0].reuse_key(job).unwrap();
+        let (at, body) = (Timestamp::now() - Duration::from_secs(age), Body::Text("yes".into()));
+        let kept = Kept { job: JobId::fresh(), at, status_code: 200, model: None, finish_reason: None, body };
+        store.keep_reusable(&key, &kept).await.unwrap();
+    };
+    keep(&reusing(1), 60).await;
+    keep(&reusing(2), 7_200).await;
+    let mut forecast = forecaster.forecast();
+    forecast
+        .take((0..4).map(|n| forecaster.share(&reusing(n))).chain([forecaster.share(&job("fast", 37, None))]).collect())
+        .await;
+    assert_eq!(lines_of(&forecast, "reuse"), ["reuse   1 of 4 have a stored answer, which costs nothing"]);
+    assert_eq!(forecast.jobs, 4, "another's is too old, one takes none, two are new");
+    forecast.take(vec![forecaster.share(&reusing(1)); 600]).await;
+    assert_eq!(
+        lines_of(&forecast, "reuse"),
+        [
+            "reuse   497 of 500 looked up have a stored answer, which costs nothing; 104 more were not looked up, and count as called"
+        ]
+    );
+    assert_eq!(
+        (forecast.jobs, &forecast.json()["reuse"]),
+        (108, &json!({ "asked": 604, "looked_up": 500, "found": 497 }))
+    );
+    let nowhere = Forecaster::new(&config(ACME)).unwrap();
+    let mut forecast = nowhere.forecast();
+    forecast.take(vec![nowhere.share(&reusing(1))]).await;
+    assert!(lines_of(&forecast, "reuse")[0].ends_with("1 more were not looked up: no store is set here (--store)"));
 }

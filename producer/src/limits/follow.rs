@@ -4,17 +4,21 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use promptq_common::ledger::{BatchView, Ledger};
+use promptq_common::ledger::{BatchView, Counts, Ledger};
 use promptq_common::outcome::FailureClass;
-use promptq_common::time::Timestamp;
+use promptq_common::time::{Timestamp, format_duration};
 use promptq_worker::status::{Blocked, BlockedBy, Status};
 
 use super::{Held, Standing, one, waits, words};
+use crate::list::quoted;
+use crate::submit::jobs;
 
 /// Between two looks at a shared limit: for a person a second is now, for a store it is nothing.
 const OWN: Duration = Duration::from_secs(1);
 /// And at what the workers of a fleet say, who tell of it every 10 s.
 const FLEET: Duration = Duration::from_secs(3);
+/// For so long jobs may be ready and none begin before that is said.
+const STILL: Duration = Duration::from_secs(60);
 
 /// What a batch waits for.
 #[derive(Debug, Default)]
@@ -22,6 +26,11 @@ pub(crate) struct Waits {
     /// When it looked, and at which key; at all of a fleet's with none.
     looked: Option<(Instant, String)>,
     says: Option<String>,
+    /// The counts of a fleet's batch as they are, and since when.
+    counts: Option<(Counts, Instant)>,
+    /// What a person has to see to, and what was told of it.
+    wanted: Option<String>,
+    told: Option<String>,
 }
 
 impl Waits {
@@ -37,9 +46,15 @@ impl Waits {
             if batch.counts.queued + batch.counts.delayed == 0 {
                 return None;
             }
+            let still = self.still(batch);
             if self.is_due(FLEET, "") {
+                self.wanted = nobody(ledger, batch).await;
                 let standings = waits::of_batch(ledger, &batch.queue, &batch.name).await.unwrap_or_default();
-                self.says = waits::line(&standings);
+                self.says = self.wanted.clone().or_else(|| waits::line(&standings));
+                if self.says.is_none() && still >= STILL {
+                    self.wanted = Some(unmoved(batch, still));
+                    self.says.clone_from(&self.wanted);
+                }
             }
             return self.says.clone();
         };
@@ -54,6 +69,26 @@ impl Waits {
         self.says.clone().or_else(|| Some(reason(blocked)))
     }
 
+    /// What only a person can change of a fleet's batch, once for each such thing: it is said at once, beside the progress.
+    pub(crate) fn news(&mut self) -> Option<String> {
+        let news = self.wanted.clone().filter(|wanted| self.told.as_ref() != Some(wanted))?;
+        self.told = Some(news.clone());
+        Some(news)
+    }
+
+    /// For how long jobs have been ready and none has begun or ended.
+    fn still(&mut self, batch: &BatchView) -> Duration {
+        let counts = batch.counts;
+        let is_idle = counts.running == 0 && counts.queued > 0;
+        match self.counts {
+            Some((before, since)) if is_idle && before == counts => since.elapsed(),
+            _ => {
+                self.counts = Some((counts, Instant::now()));
+                Duration::ZERO
+            }
+        }
+    }
+
     fn is_due(&mut self, every: Duration, key: &str) -> bool {
         let due = self.looked.as_ref().is_none_or(|(looked, of)| looked.elapsed() >= every || of != key);
         if due {
@@ -61,6 +96,22 @@ impl Waits {
         }
         due
     }
+}
+
+/// That no worker takes jobs of the batch's queue.
+async fn nobody(ledger: &dyn Ledger, batch: &BatchView) -> Option<String> {
+    let (workers, queue) = (ledger.workers().await.ok()?, &batch.queue);
+    let is_served = workers.iter().any(|worker| waits::serves(worker, queue) && !worker.draining);
+    (!is_served).then(|| format!("no worker serves queue {queue}; one that would: promptq-worker --queues {queue}"))
+}
+
+fn unmoved(batch: &BatchView, still: Duration) -> String {
+    let minutes = format_duration(Duration::from_secs(still.as_secs() / 60 * 60));
+    let (ready, batch) = (jobs(batch.counts.queued), quoted(&format!("batch={}", batch.name)));
+    format!(
+        "nothing has moved for {minutes}: {ready} may begin and none does; promptq queues list says what is paused, \
+         promptq jobs list --where {batch} has ids for promptq jobs why"
+    )
 }
 
 /// As it would be reported.
@@ -89,10 +140,11 @@ pub(crate) fn reason(blocked: &Blocked) -> String {
 mod tests {
     use promptq_common::broker::Broker;
     use promptq_common::job::{BatchName, Queue};
-    use promptq_common::ledger::{Counts, Cursor};
+    use promptq_common::ledger::Cursor;
     use promptq_common::limits::{self, Amounts, Ask, Cap, Measure, Per};
     use promptq_common::outcome::Usage;
 
+    use super::super::tests::worker;
     use super::*;
 
     /// One job waits.
@@ -118,6 +170,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_wait_says_that_nobody_serves_the_queue_and_that_nothing_moves() {
+        let (broker, mut waits, mut batch) = (Broker::memory(), Waits::default(), batch());
+        let nobody = "no worker serves queue default; one that would: promptq-worker --queues default";
+        assert_eq!(waits.line(broker.ledger(), &batch, None).await.as_deref(), Some(nobody));
+        assert_eq!((waits.news().as_deref(), waits.news()), (Some(nobody), None), "once");
+        broker.ledger().report(&worker("w", Vec::new())).await.unwrap();
+        waits.looked = None;
+        assert_eq!(waits.line(broker.ledger(), &batch, None).await, None, "somebody does now");
+        let long = |waits: &mut Waits| {
+            waits.looked = None;
+            waits.counts = waits.counts.map(|(counts, since)| (counts, since.checked_sub(STILL * 2).unwrap()));
+        };
+        long(&mut waits);
+        let still = waits.line(broker.ledger(), &batch, None).await.unwrap();
+        assert!(still.starts_with("nothing has moved for 2m: 1 job may begin and none does; promptq"), "{still}");
+        assert!(still.contains("--where 'batch=b' ") && waits.news().as_ref() == Some(&still), "{still}");
+        long(&mut waits);
+        batch.counts.running = 1;
+        assert_eq!((waits.line(broker.ledger(), &batch, None).await, waits.news()), (None, None), "one runs");
+    }
+
+    #[tokio::test]
     async fn a_run_says_what_is_used_of_the_limit_it_waits_for() {
         let broker = Broker::memory();
         let caps = vec![Cap { measure: Measure::Requests, per: Per::Minute, most: 500 }];
@@ -132,7 +206,7 @@ mod tests {
             line(Some(status(FailureClass::Account, "no credit"))).await.as_deref(),
             Some("acme (account): no credit")
         );
-        assert_eq!((line(Some(Status::default())).await, line(None).await), (None, None));
+        assert_eq!(line(Some(Status::default())).await, None);
         let mut waits = Waits::default();
         let short = status(FailureClass::Throttled, "all of 500 requests/min is used; more workers will not help");
         assert_eq!(waits.line(broker.ledger(), &batch(), Some(&short)).await.as_deref(), Some(said));

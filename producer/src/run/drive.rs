@@ -227,6 +227,9 @@ impl<'a> Drive<'a> {
         let own = self.board.is_some().then_some(&status);
         let blocked = self.waits.line(broker.ledger(), view, own).await;
         self.progress.show(view, self.total, blocked.as_deref());
+        if let Some(news) = self.waits.news() {
+            self.progress.hide(|| self.cx.printer.say(&news));
+        }
         let dead = view.counts.dead.saturating_sub(self.dead_before.unwrap_or_default());
         if self.args.max_errors.is_some_and(|most| most.reached(dead, self.total.max(view.counts.total))) {
             return Ok(Some(Leave::TooManyDead));
@@ -331,6 +334,9 @@ impl<'a> Drive<'a> {
         let how = if finished { "done" } else { "stopped" };
         let say = |line: &str| self.cx.printer.say(line);
         say(&summary(how, &view, &self.follower.tally(), self.progress.elapsed(), &self.args.output));
+        if let Some(more) = budget::unaccounted(broker.ledger(), &view, self.is_own).await? {
+            say(&more);
+        }
         let lines = self.follower.position().lines;
         if finished && lines < view.counts.ended() {
             let gone = submit::grouped(view.counts.ended() - lines);

@@ -317,16 +317,7 @@ mod tests {
             ended(&broker, &batch, None).await;
         }
         let place = Stored { key: "no//key".into(), sha256: String::new(), bytes: 1, json: false };
-        let answer = Answer {
-            status_code: 200,
-            request_id: None,
-            model: None,
-            finish_reason: None,
-            output: Output::Stored(place),
-            detail: None,
-            origin: None,
-        };
-        ended(&broker, &batch, Some(answer)).await;
+        ended(&broker, &batch, Some(Answer::plain(Output::Stored(place)))).await;
         let home = tempfile::tempdir().unwrap();
         let sink = Sink::File(Box::new(OutputFile::open(&home.path().join("out.jsonl"), &[], false).unwrap()));
         let mut follower = Follower::new(broker, Some(Store::memory()), batch, "note".into(), sink);

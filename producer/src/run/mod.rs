@@ -59,18 +59,18 @@ pub(crate) async fn run(cx: &Context, args: &RunArgs) -> Result<Exit> {
         broker.recover(predecessor).await?;
     }
     let terms = Terms { skip_invalid: args.input.skip_invalid, on_conflict: job.on_conflict, ..Terms::default() };
-    let forecaster = if args.input.dry_run { Some(Forecaster::new(&cx.config)?) } else { None };
+    let forecaster = if args.input.dry_run { Some(Forecaster::of(cx, broker).await?) } else { None };
     let checked = if args.input.stream { None } else { Some(submit::check(&input, broker, terms, forecaster).await?) };
     if args.input.dry_run {
         let Some(checked) = checked else {
             return Err(Problem::usage("--dry-run reads the whole input first; leave out --stream"));
         };
-        return dry_run(cx, &input, &checked);
+        return dry_run(cx, broker, &input, (checked, job.max_cost)).await;
     }
     if let Some(most) = job.max_cost {
         let is_new = broker.ledger().batch(&batch).await?.is_none();
         // Its own workers keep all of the batch under it; of a fleet's each goes by what the jobs say.
-        if !crate::budget::cap(broker, &batch, most).await? && fleet && !is_new {
+        if !crate::budget::cap(&cx.printer, broker, &batch, most).await? && fleet && !is_new {
             cx.printer.warn(UNCAPPED);
         }
     }

@@ -126,14 +126,10 @@ async fn meet(broker: &Broker, mut rows: mpsc::Receiver<Vec<Ask>>, forecast: Opt
     while let Some(window) = rows.recv().await {
         let keys: Vec<_> = window.iter().filter_map(|ask| ask.key).collect();
         let answers = if keys.is_empty() { Vec::new() } else { broker.ledger().known(&keys).await? };
-        let mut answers = answers.into_iter();
+        let (mut answers, mut new) = (answers.into_iter(), Vec::new());
         for ask in window {
             match ask.key.and_then(|_| answers.next()) {
-                None | Some(Known::New) => {
-                    if let (Some(forecast), Some(share)) = (&mut met.forecast, ask.share) {
-                        forecast.add(share);
-                    }
-                }
+                None | Some(Known::New) => new.extend(ask.share),
                 Some(Known::Same(_)) => met.known += 1,
                 Some(Known::Conflict(_)) => {
                     met.conflicts += 1;
@@ -141,6 +137,9 @@ async fn meet(broker: &Broker, mut rows: mpsc::Receiver<Vec<Ask>>, forecast: Opt
                     met.conflict_rows.extend((met.conflict_rows.len() < SHOWN).then_some(ask.row));
                 }
             }
+        }
+        if let Some(forecast) = &mut met.forecast {
+            forecast.take(new).await;
         }
     }
     Ok(met)

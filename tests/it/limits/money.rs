@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use promptq_common::job::Queue;
+use promptq_common::limits::look;
 use promptq_common::outcome::Usd;
 use promptq_tests::metered::{Metered, Place};
 use promptq_tests::process::Said;
@@ -40,4 +41,26 @@ async fn a_batch_stops_at_its_max_cost_and_keeps_what_is_left() {
     let depth = metered.broker().await.depth(&Queue::standard()).await.unwrap();
     let left = depth.ready + depth.delayed;
     assert_eq!((left, depth.dead, depth.running), (40 - u64::try_from(calls).unwrap(), 0, 0), "{depth:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_says_what_the_calls_of_a_killed_one_may_have_been_billed() {
+    let slow = PROVIDER.replace("50ms", "2s");
+    let metered = Metered::new(Place::File, &slow, PRICES);
+    let rows: Vec<_> = (0..8).map(|row| format!("number {row}\n")).collect();
+    metered.write("in.txt", &rows.concat());
+    let run = ["run", "in.txt", "--in", "lines", "-m", "gpt-4o", "--max-tokens", "1900", "--max-cost", "1"];
+    let run = || metered.program("promptq", "run", &[&run[..], &["--batch", "nov", "-o", "out.jsonl"]].concat());
+    let mut killed = run().spawn().unwrap();
+    let broker = metered.broker().await;
+    let held = until("eight calls have reserved what they may cost", async || {
+        let view = look(broker.ledger(), "batch:nov").await.ok()??;
+        // Of each at least its longest answer.
+        view.caps.first().map(|cap| cap.held).filter(|held| *held >= 8 * 19_000_000)
+    })
+    .await;
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    let most = format!("up to ${} more may have been billed, by calls that were cut", Usd::from_nanos(held));
+    Said::of(&mut run()).ends(0).says(&["8 succeeded", &most]);
 }

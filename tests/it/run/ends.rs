@@ -88,6 +88,24 @@ fn an_account_that_is_refused_is_told_of_at_once() {
 }
 
 #[test]
+fn a_run_for_a_fleet_says_at_once_that_nobody_serves_its_queue() {
+    let home = Home::new();
+    home.rows("rows.jsonl", 3);
+    let mut child = home.start(&["run", "rows.jsonl", "-m", "mock:latency=0", "-Q", "far", "-o", "out.jsonl"]);
+    let (began, mut talk) = (Instant::now(), BufReader::new(child.stderr.take().unwrap()));
+    let mut said = String::new();
+    while !said.contains("no worker serves queue far; one that would: promptq-worker --queues far\n") {
+        assert!(talk.read_line(&mut said).unwrap() > 0, "it left without a word: {said}");
+    }
+    assert!(began.elapsed() < Duration::from_secs(8), "said after {:?}", began.elapsed());
+    let mut worker = home.command("promptq-worker", &["--queues", "far", "--exit-when-idle", "1s"]).spawn().unwrap();
+    talk.read_to_string(&mut said).unwrap();
+    assert_eq!(said.matches("no worker serves").count(), 1, "{said}");
+    end(child).exits(0);
+    assert!(worker.wait().unwrap().success());
+}
+
+#[test]
 fn the_summary_says_what_jobs_died_of() {
     let home = Home::new();
     let row = |n: u32, model: &str| format!("{{\"prompt\":\"{n}\",\"model\":\"{model}\"}}\n");

@@ -3,14 +3,18 @@
 use std::time::Duration;
 
 use promptq_common::error::Error;
+use promptq_common::job::Lane;
+use promptq_common::limits::Held;
+use promptq_common::time::Timestamp;
 use tokio::time::Instant;
 
 use super::Intake;
+use crate::StopReason;
 
 impl Intake {
-    /// Whether an idle worker leaves nothing behind that may come back to it soon: the jobs of a worker that has died
+    /// Why an idle worker leaves, if nothing stays behind that may come back to it soon: the jobs of a worker that has died
     /// come back when their leases run out, retries when they are due. After a lease more it waits no longer.
-    pub(super) async fn nothing_is_left(&self, idle: Duration) -> bool {
+    pub(super) async fn nothing_is_left(&self, idle: Duration) -> Option<StopReason> {
         let settings = &self.desk.settings;
         let counting = async {
             let mut left = 0;
@@ -23,25 +27,46 @@ impl Intake {
         let mut phase = self.phase.clone();
         let counted = tokio::select! {
             biased;
-            _ = phase.changed() => return false,
+            _ = phase.changed() => return None,
             counted = counting => counted,
         };
         match counted {
-            Ok(left) => left == 0 || idle >= settings.exit_when_idle.unwrap_or_default() + settings.lease,
+            Ok(0) => Some(StopReason::Idle),
+            Ok(_) if idle < settings.exit_when_idle.unwrap_or_default() + settings.lease => None,
+            Ok(_) => Some(self.broke(&[]).unwrap_or(StopReason::Idle)),
             Err(error) => {
                 tracing::warn!(%error, "cannot ask what is left to run; not leaving yet");
-                false
+                None
             }
         }
     }
 
-    /// Tells whoever has a worker leave by itself why it does not.
-    pub(super) fn say_what_waits(&mut self) {
-        if self.desk.settings.exit_when_idle.is_some() && self.said_at.replace(Instant::now()).is_none() {
+    /// Why a worker that leaves by itself does so, if there is no money for any job of these lanes, which are ready: nothing
+    /// that it could wait for brings any.
+    fn broke(&self, lanes: &[Lane]) -> Option<StopReason> {
+        let Held { key, detail, .. } = self.desk.limits.is_spent_for(lanes)?;
+        tracing::warn!(
+            key,
+            "leaving: the jobs that are left wait for money: {detail}; `promptq limits set KEY usd=AMOUNT` allows more"
+        );
+        Some(StopReason::Broke)
+    }
+
+    /// Tells whoever has a worker leave by itself why it does not, while jobs of these lanes are ready and may not run; or why
+    /// it leaves after all.
+    pub(super) fn waits_with(&mut self, lanes: &[Lane]) -> Option<StopReason> {
+        let length = self.desk.settings.exit_when_idle?;
+        let is_new = self.waits_since.is_none();
+        let is_long = self.waits_since.get_or_insert_with(Instant::now).elapsed() >= length;
+        if is_long && self.retries_until.is_none_or(|until| until < Timestamp::now()) {
+            return self.broke(lanes);
+        }
+        if is_new {
             tracing::info!(
                 "jobs wait that may not run now: their queue is paused, or a limit is shut; waiting with them. \
                  `promptq queues list` shows what is paused, `promptq queues resume NAME` ends that"
             );
         }
+        None
     }
 }

@@ -58,8 +58,8 @@ pub(crate) struct Intake {
     failing: Option<Failing>,
     /// Whether there has been a job to run.
     has_taken: bool,
-    /// When it was said that jobs wait which may not run now.
-    said_at: Option<Instant>,
+    /// Since when jobs are ready that may not run: told to whoever has it leave by itself.
+    waits_since: Option<Instant>,
 }
 
 /// The broker is out of reach.
@@ -133,7 +133,7 @@ impl Intake {
             idle_since: None,
             failing: None,
             has_taken: false,
-            said_at: None,
+            waits_since: None,
         }
     }
 
@@ -170,8 +170,11 @@ impl Intake {
                 let event = self.event(answer.as_mut()).await;
                 match self.handle(event) {
                     Next::Leave(reason) => return reason,
-                    Next::Idle(idle) if self.nothing_is_left(idle).await => return StopReason::Idle,
-                    Next::Ask | Next::Idle(_) => break,
+                    Next::Idle(idle) => match self.nothing_is_left(idle).await {
+                        Some(reason) => return reason,
+                        None => break,
+                    },
+                    Next::Ask => break,
                     Next::Wait if self.outgrown(&want) => break,
                     Next::Wait => {}
                 }
@@ -264,7 +267,7 @@ impl Intake {
         if !deliveries.is_empty() {
             self.idle_since = None;
             self.dirty = true;
-            (self.has_taken, self.said_at) = (true, None);
+            (self.has_taken, self.waits_since) = (true, None);
             for delivery in deliveries {
                 let expected = self.desk.limits.expect(&delivery.head.lane);
                 self.running.spawn(execute(delivery, expected, Arc::clone(&self.desk)));
@@ -282,8 +285,7 @@ impl Intake {
         // Jobs behind a shut limit are work to wait for.
         if !lanes_seen.is_empty() {
             self.idle_since = None;
-            self.say_what_waits();
-            return Next::Ask;
+            return self.waits_with(&lanes_seen).map_or(Next::Ask, Next::Leave);
         }
         let idle = self.idle_since.get_or_insert_with(Instant::now).elapsed();
         match self.desk.settings.exit_when_idle {

@@ -112,9 +112,7 @@ async fn only_answers_of_a_bearable_size_are_kept() {
         let place = store.put_output(JobId::fresh(), LeaseId::random(), &body).await.unwrap();
         for (output, how) in [(Output::Inline(body.clone()), "inline"), (Output::Stored(place), "stored")] {
             let key = ReuseKey::new(None, &[how, &n.to_string()]);
-            let (request_id, model, finish_reason) = (None, None, None);
-            let answer =
-                Answer { status_code: 200, request_id, model, finish_reason, output, detail: None, origin: None };
+            let answer = Answer::plain(output);
             shelf.keep(Fresh { key, job: JobId::fresh(), at: Timestamp::now(), answer }).await;
             let kept = store.reusable(&key).await.unwrap();
             assert_eq!(kept.map(|kept| kept.body), is_kept.then(|| body.clone()), "{n}, {how}");
@@ -129,9 +127,7 @@ async fn an_answer_that_is_gone_by_then_keeps_nobody_from_the_store() {
     let place = store.put_output(JobId::fresh(), LeaseId::random(), &Body::Text("x".into())).await.unwrap();
     store.delete(std::slice::from_ref(&place.key)).await.unwrap();
     let key = ReuseKey::new(None, &["q"]);
-    let output = Output::Stored(place);
-    let (request_id, model, finish_reason) = (None, None, None);
-    let answer = Answer { status_code: 200, request_id, model, finish_reason, output, detail: None, origin: None };
+    let answer = Answer::plain(Output::Stored(place));
     shelf.keep(Fresh { key, job: JobId::fresh(), at: Timestamp::now(), answer }).await;
     assert!(shelf.open().is_some() && store.reusable(&key).await.unwrap().is_none());
 }

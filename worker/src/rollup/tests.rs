@@ -68,15 +68,7 @@ impl Bench {
         } else {
             Output::Inline(Body::Text("small".into()))
         };
-        Answer {
-            status_code: 200,
-            request_id: None,
-            model: None,
-            finish_reason: None,
-            output,
-            detail: None,
-            origin: None,
-        }
+        Answer::plain(output)
     }
 
     fn roller<'a>(&'a self, worker: &'a WorkerId, now: Timestamp) -> Roller<'a> {

@@ -9,6 +9,7 @@ use promptq_common::time::Timestamp;
 use promptq_common::work::Input;
 
 use super::*;
+use crate::StopReason;
 use crate::status::BlockedBy;
 
 const KEY: &str = "acme/m";
@@ -292,4 +293,48 @@ async fn what_only_its_own_cap_holds_back_is_shown_under_its_models_key() {
     assert_eq!(status.blocked[0].by, held("acme/unknown"));
     let hold = rig.view(ids[0]).await.hold.unwrap();
     assert_eq!((&hold, hold.limit_key().as_str()), (&HoldKey::Limit("acme/unknown".into()), "acme/unknown"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_leaves_when_idle_leaves_what_only_money_helps_and_says_so() {
+    let budget = Cap { measure: Measure::Usd, per: Per::Day, most: 50_000_000 };
+    for (budget, extras) in [(Some(budget), Extras::default()), (None, capped("0.05"))] {
+        let mut rig = rig();
+        half(&mut rig, "m");
+        rig.settings.exit_when_idle = Some(Duration::from_secs(5));
+        rig.settings.budgets.extend(budget.map(|cap| (Queue::standard(), cap)));
+        let jobs: Vec<_> = (0..60).map(|_| bounded("m", "b", 1_000, extras.clone())).collect();
+        put(&rig, &jobs).await;
+        let begun = tokio::time::Instant::now();
+        rig.start();
+        let drained = rig.left().await;
+        assert_eq!((drained.reason, drained.exit_code()), (StopReason::Broke, 9), "{budget:?}");
+        assert!((8..=10).contains(&drained.finished.succeeded), "{drained:?}");
+        assert!(begun.elapsed() < Duration::from_secs(120), "{:?}", begun.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_stays_for_what_waits_for_more_than_money() {
+    let mut rig = rig();
+    half(&mut rig, "m");
+    rig.settings.exit_when_idle = Some(Duration::from_secs(5));
+    let budget = Cap { measure: Measure::Usd, per: Per::Day, most: 50_000_000 };
+    rig.settings.budgets.insert(Queue::standard(), budget);
+    let other = Queue::new("other").unwrap();
+    rig.settings.queues.push((other.clone(), 1));
+    let calls = AtomicU32::new(0);
+    let refused = move |_: &Job, _: &RunContext| match calls.fetch_add(1, Ordering::SeqCst) {
+        0..8 => failure(FailureClass::Account, 401),
+        _ => Play::Answer("ok".into()),
+    };
+    rig.runs("refused", Scripted::new("dead/m", refused));
+    put(&rig, &(0..60).map(|_| bounded("m", "b", 1_000, Extras::default())).collect::<Vec<_>>()).await;
+    let waiting: Vec<_> = (0..20).map(|_| Job { queue: other.clone(), ..job("refused", "x") }).collect();
+    let ids = put(&rig, &waiting).await;
+    rig.start();
+    sleep(Duration::from_secs(300)).await;
+    assert!(rig.workers.try_join_next().is_none(), "an account may be mended");
+    assert_eq!(rig.ends(&ids).await, [End::Succeeded; 20]);
+    assert_eq!(rig.left().await.reason, StopReason::Broke);
 }

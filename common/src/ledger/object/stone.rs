@@ -135,15 +135,8 @@ mod tests {
     fn stone(detail: Detail, origin: Origin) -> Stone {
         let head = envelope(&Job::new(Queue::standard(), Work::prompt(None, "hi"))).unwrap().head;
         let mut record = Record::unrun(&head, End::Succeeded, None, Timestamp::from_millis(9));
-        record.answer = Some(Answer {
-            status_code: 200,
-            request_id: None,
-            model: None,
-            finish_reason: None,
-            output: Output::Inline(Body::default()),
-            detail: detail.kept(),
-            origin: origin.kept(),
-        });
+        let plain = Answer::plain(Output::Inline(Body::default()));
+        record.answer = Some(Answer { detail: detail.kept(), origin: origin.kept(), ..plain });
         Stone::ended(&head, &record, Timestamp::from_millis(10))
     }
 

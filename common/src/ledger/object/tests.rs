@@ -36,16 +36,7 @@ async fn open(ledger: &ObjectLedger, head: &Head, lease: LeaseId, redelivered: b
 }
 
 fn end(head: &Head, lease: LeaseId, end: End) -> Verdict {
-    let output = Output::Inline(Body::Text("an answer".into()));
-    let answer = Answer {
-        status_code: 200,
-        request_id: None,
-        model: None,
-        finish_reason: None,
-        output,
-        detail: None,
-        origin: None,
-    };
+    let answer = Answer::plain(Output::Inline(Body::Text("an answer".into())));
     let record = Record::unrun(head, end, None, Timestamp::now());
     Verdict::End(Box::new(Record { lease, answer: (end == End::Succeeded).then_some(answer), ..record }))
 }

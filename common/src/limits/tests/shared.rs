@@ -3,7 +3,7 @@
 use crate::broker::memory::Memory;
 use crate::codec;
 use crate::ledger::{LIMIT_BYTES, Ledger as _};
-use crate::limits::{Amounts, Ask, Cap, Measure, Per, Pool, Portion, change, look};
+use crate::limits::{Amounts, Ask, Cap, Measure, Per, Pool, Portion, change, look, reset};
 
 fn ask(id: u64, requests: i64) -> Ask {
     let amounts = |requests| Portion { amounts: Amounts { requests, ..Amounts::NONE }, ..Portion::default() };
@@ -36,8 +36,33 @@ async fn the_largest_fleet_fits_and_one_more_is_given_nothing() {
         let big = Ask { id: u64::MAX - id, held: Portion { amounts: most, ..held }, ..ask(id, 1_000) };
         pool.ask(1_800_000_000_000, &big);
     }
-    assert_eq!(pool.ask(1_800_000_000_000, &ask(1, 1)).amounts, Amounts::NONE);
+    let grant = |pool: &mut Pool, asked: &Ask| {
+        let grant = pool.ask(1_800_000_000_000, asked);
+        (grant.amounts == Amounts::NONE, grant.crowded)
+    };
+    assert_eq!(grant(&mut pool, &ask(1, 1)), (true, true));
+    assert!(!grant(&mut pool, &Ask { seq: 2, ..ask(u64::MAX, 1) }).1, "one that was there before");
+    assert!(!grant(&mut pool, &Ask { leaves: true, ..ask(2, 1) }).1, "one that leaves wants nothing");
     let bytes = codec::encode_pool(&pool).unwrap();
     assert!(bytes.len() <= LIMIT_BYTES && memory.swap_limit("k", &[], &bytes).await.unwrap(), "{}", bytes.len());
     assert!(memory.swap_limit("k", &bytes, &vec![0; LIMIT_BYTES + 1]).await.is_err());
+}
+
+#[tokio::test]
+async fn a_state_that_nobody_can_read_says_how_it_is_mended_and_is() {
+    let memory = Memory::new();
+    for damaged in [&[200, 1, 2][..], &[1, 255, 255, 255]] {
+        assert!(memory.swap_limit("acme/gpt 4", &[], damaged).await.unwrap());
+        let asked = change(&memory, "acme/gpt 4", |pool, now| pool.ask(now, &ask(1, 1))).await.unwrap_err();
+        let looked = look(&memory, "acme/gpt 4").await.unwrap_err();
+        for error in [asked, looked] {
+            let said = error.to_string();
+            assert!(said.ends_with("promptq limits reset \"acme/gpt 4\" begins it anew"), "{said}");
+            assert_eq!(error.kind(), crate::error::Kind::Corrupt);
+        }
+        assert!(reset(&memory, "acme/gpt 4").await.unwrap());
+        assert_eq!(look(&memory, "acme/gpt 4").await.unwrap(), None);
+    }
+    assert!(!reset(&memory, "acme/gpt 4").await.unwrap(), "there is nothing any more");
+    change(&memory, "acme/gpt 4", |pool, now| pool.ask(now, &ask(1, 1))).await.unwrap();
 }

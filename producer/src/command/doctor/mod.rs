@@ -85,7 +85,7 @@ pub async fn run(cx: &Context, _args: &Args) -> Result<Exit> {
     for (name, provider) in &cx.config.providers {
         findings.push(provider::reach(name, provider).await);
     }
-    findings.extend(price::check(&cx.config));
+    findings.extend(price::checks(&cx.config));
     let healthy = findings.iter().all(|finding| finding.health != Health::Failed);
     if cx.printer.is_json() {
         cx.printer.json(&json!({ "healthy": healthy, "checks": findings }))?;

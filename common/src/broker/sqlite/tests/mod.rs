@@ -51,15 +51,7 @@ fn ending(delivery: &RawDelivery, end: End) -> Verdict {
     let mut record = Record::unrun(&delivery.head, end, None, Timestamp::now());
     record.lease = delivery.lease;
     record.attempts = 1;
-    record.answer = (end == End::Succeeded).then(|| Answer {
-        status_code: 200,
-        request_id: None,
-        model: None,
-        finish_reason: None,
-        output: Output::Inline(Body::Text("yes".into())),
-        detail: None,
-        origin: None,
-    });
+    record.answer = (end == End::Succeeded).then(|| Answer::plain(Output::Inline(Body::Text("yes".into()))));
     Verdict::End(Box::new(record))
 }
 

@@ -1,26 +1,28 @@
 //! `promptq limits`: what may be used of accounts and budgets and what is used of it, changed for the whole fleet.
 
+mod known;
+mod reset;
+
 use std::collections::BTreeSet;
 
 use promptq_common::broker::{Broker, HoldKey};
 use promptq_common::config::{Change, change_of};
-use promptq_common::error::Kind;
 use promptq_common::limits::{self, Cap, Measure, Per, Pool, PoolView, covers};
 use promptq_common::telemetry::{Act, audit};
 use serde_json::{Value, json};
 
-use crate::cli::{ListOutput, Output};
+use crate::cli::{Confirm, ListOutput, Output};
 use crate::context::Context;
-use crate::limits::waits;
 use crate::limits::{Standing, every, one, sheet, words};
 use crate::list::{Column, List, cell, text, thousands};
 use crate::printer::Format;
 use crate::problem::{Exit, Problem, Result};
+use known::{known, shared};
 
 /// What about them.
 #[derive(Debug, clap::Args)]
 #[command(
-    before_help = "Examples:\n  promptq limits list\n  promptq limits set openai/gpt-4o requests=300/min tokens=off\n  promptq limits release openai/gpt-4o",
+    before_help = "Examples:\n  promptq limits list\n  promptq limits set openai/gpt-4o requests=300/min tokens=off\n  promptq limits release openai/gpt-4o\n  promptq limits reset openai/gpt-4o --dry-run",
     after_help = "Ends with 2 where the ledger cannot share limits (object storage), 5 for a key that nobody has."
 )]
 pub struct Args {
@@ -60,6 +62,17 @@ pub enum Action {
         #[command(flatten)]
         output: Output,
     },
+    /// Forget what workers share of a key, readable or not: what is used, set and learned
+    Reset {
+        /// The key, as in `[limits."KEY"]`, or as listed
+        key: String,
+        /// Asking first.
+        #[command(flatten)]
+        confirm: Confirm,
+        /// The shape.
+        #[command(flatten)]
+        output: Output,
+    },
     /// End a key's freeze and its caution after refusals, forget what headers said, try a held account again
     Release {
         /// The key, as in `[limits."KEY"]`, or as listed
@@ -78,9 +91,10 @@ impl Args {
     pub fn format(&self) -> Format {
         match &self.action {
             Action::List { output } => output.output.format(),
-            Action::Show { output, .. } | Action::Set { output, .. } | Action::Release { output, .. } => {
-                output.format()
-            }
+            Action::Show { output, .. }
+            | Action::Set { output, .. }
+            | Action::Reset { output, .. }
+            | Action::Release { output, .. } => output.format(),
         }
     }
 }
@@ -91,6 +105,7 @@ pub async fn run(cx: &Context, args: &Args) -> Result<Exit> {
         Action::List { output } => list(cx, &output.fields).await?,
         Action::Show { key, .. } => show(cx, key).await?,
         Action::Set { key, caps, reason, .. } => set(cx, key, caps, reason.as_deref()).await?,
+        Action::Reset { key, confirm, .. } => reset::run(cx, key, confirm).await?,
         Action::Release { key, reason, .. } => release(cx, key, reason.as_deref()).await?,
     }
     Ok(Exit::Done)
@@ -159,12 +174,11 @@ async fn show(cx: &Context, key: &str) -> Result<()> {
 }
 
 async fn set(cx: &Context, key: &str, caps: &[String], reason: Option<&str>) -> Result<()> {
-    let is_money = words::is_budget(key);
-    let bad = |why: String| {
-        let example = if is_money { "such as usd=40" } else { "such as requests=300/min, or requests=off" };
-        Problem::new(Exit::Usage, "bad-limit", why).detail("nothing was changed").hint(example)
+    let bad = |text: &str, why: String| {
+        Problem::new(Exit::Usage, "bad-limit", why).detail("nothing was changed").hint(example(key, text))
     };
-    let changes: Vec<Change> = caps.iter().map(|text| change_of(key, text).map_err(bad)).collect::<Result<_>>()?;
+    let change = |text: &String| change_of(key, text).map_err(|why| bad(text, why));
+    let changes: Vec<Change> = caps.iter().map(change).collect::<Result<_>>()?;
     let broker = shared(cx).await?;
     known(cx, key, |known| known == key).await?;
     let configured = configured(cx, key);
@@ -212,6 +226,18 @@ async fn set(cx: &Context, key: &str, caps: &[String], reason: Option<&str>) -> 
     Ok(())
 }
 
+/// How a change of a key is written that was not understood.
+fn example(key: &str, text: &str) -> &'static str {
+    match HoldKey::of_limit(key) {
+        HoldKey::Batch(_) => "a batch's cap is raised, such as usd=40; what was submitted without one has none",
+        HoldKey::Budget(_) => "such as usd=40/day, or usd=off for what [queues.NAME] budget says",
+        HoldKey::Limit(_) if text.trim_start().starts_with("usd") => {
+            "such as usd=20/day, or usd=off for what the settings say"
+        }
+        HoldKey::Limit(_) => "such as requests=300/min, or requests=off for what the settings say",
+    }
+}
+
 /// What the settings here say of a key.
 fn configured(cx: &Context, key: &str) -> Vec<Cap> {
     let of_queue = |name: &str| cx.config.queues.iter().find(|(queue, _)| queue.as_str() == name)?.1.budget;
@@ -227,10 +253,11 @@ fn configured(cx: &Context, key: &str) -> Vec<Cap> {
 
 /// Of a key that no worker asks before it calls: whatever was set would hold nothing back.
 fn unkept(key: &str) -> Problem {
-    let nobody = format!("no worker keeps to a limit of {key}");
+    let nobody = format!("no worker has used a limit of {key} yet, and the settings here have none");
+    let or = "where they have one, it can be set as soon as a first job has used it";
     let (what, hint) = match HoldKey::of_limit(key) {
-        HoldKey::Limit(_) => (nobody, format!("give it one in the workers' settings, in [limits.{key:?}]")),
-        HoldKey::Budget(queue) => (nobody, format!("give it one in the workers' settings, in [queues.{queue}]")),
+        HoldKey::Limit(_) => (nobody, format!("give it one in the workers' settings, in [limits.{key:?}]; {or}")),
+        HoldKey::Budget(queue) => (nobody, format!("give it one in the workers' settings, in [queues.{queue}]; {or}")),
         HoldKey::Batch(name) => {
             let hint = "a cap on a batch begins with its submission: --max-cost AMOUNT".to_owned();
             (format!("the jobs of batch {name} were enqueued without a cap"), hint)
@@ -274,51 +301,6 @@ async fn wake(broker: &Broker, key: &str) -> Result<u64> {
     }
     Ok(woken)
 }
-
-/// The broker, whose ledger can share limits.
-async fn shared(cx: &Context) -> Result<&Broker> {
-    let broker = cx.existing().await?;
-    match broker.ledger().limits().await {
-        Ok(_) => Ok(broker),
-        Err(error) if error.kind() == Kind::Unsupported => Err(Problem::from(error)
-            .detail("nothing was changed")
-            .hint("each worker keeps to worker.limit_share of [limits]; over --ledger redis://… they share them")),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// Fails with `NotFound` for a key that no worker has used, that no setting here names, and that is of no batch or queue:
-/// a mistake, more often than not.
-async fn known(cx: &Context, key: &str, is_meant: impl Fn(&str) -> bool) -> Result<()> {
-    let broker = cx.existing().await?;
-    let is_there = match HoldKey::of_limit(key) {
-        HoldKey::Limit(_) => false,
-        HoldKey::Batch(name) => broker.ledger().batch(&name).await?.is_some(),
-        HoldKey::Budget(queue) => {
-            let mut queues = cx.config.queues.keys().map(ToString::to_string).collect::<Vec<_>>();
-            queues.extend(broker.queues().await?.into_iter().map(|view| view.queue.to_string()));
-            queues.contains(&queue)
-        }
-    };
-    let mut keys = waits::known(broker.ledger(), &broker.ledger().workers().await?).await?;
-    keys.extend(cx.config.limits.iter().map(|rule| rule.key.clone()));
-    if is_there || keys.iter().any(|known| known == key || is_meant(known)) {
-        return Ok(());
-    }
-    let what = format!("no worker has used a limit of the key {key:?}, and none is configured here");
-    let problem = Problem::new(Exit::NotFound, "not-found", what);
-    let distance = |name: &String| strsim::osa_distance(name, key);
-    let near = keys.iter().filter(|name| distance(name) <= 2).min_by_key(|name| distance(name));
-    let known: Vec<&str> = keys.iter().take(NAMED).map(String::as_str).collect();
-    Err(match near {
-        Some(near) => problem.hint(format!("did you mean {near}?")),
-        None if known.is_empty() => problem.hint("limits are set in [limits.\"PROVIDER/MODEL\"]"),
-        None => problem.hint(format!("there are {}", known.join(", "))),
-    })
-}
-
-/// The most keys that an error names.
-const NAMED: usize = 10;
 
 #[cfg(test)]
 mod tests {
