@@ -52,27 +52,28 @@ info() {
 # with a new manifest, in which case the copy is begun anew.
 redis() {
   need redis-cli
-  local folder manifest name try deadline
-  [ "$(info aof_enabled)" = 1 ] || fail "the server keeps no log of what it is told (appendonly no)" "see deploy/redis/README.md"
+  local enabled folder manifest name try deadline busy=1
+  enabled=$(info aof_enabled)
+  [ "$enabled" = 1 ] || fail "the server keeps no log of what it is told (appendonly no)" "see deploy/redis/README.md"
   folder=$(find "$source" -mindepth 1 -maxdepth 1 -type d -name "${REDIS_APPENDDIR:-appendonlydir}")
   [ -n "$folder" ] || fail "no log in $source" "name the folder that redis-cli CONFIG GET dir tells; set REDIS_APPENDDIR if appenddirname is another"
   redis_says BGREWRITEAOF >/dev/null
   deadline=$((SECONDS + ${REDIS_REWRITE_SECONDS:-900}))
-  until [ "$(info aof_rewrite_in_progress aof_rewrite_scheduled)" = 00 ]; do
+  until [ "$busy" = 00ok ] || [ "$busy" = 00err ]; do
     [ "$SECONDS" -lt "$deadline" ] || fail "the server's rewrite takes too long" "raise REDIS_REWRITE_SECONDS"
     sleep 0.2
+    busy=$(info aof_rewrite_in_progress aof_rewrite_scheduled aof_last_bgrewrite_status)
   done
-  [ "$(info aof_last_bgrewrite_status)" = ok ] || fail "the server's rewrite failed" "its log says why"
+  [ "$busy" = 00ok ] || fail "the server's rewrite failed" "its log says why"
   manifest=$(find "$folder" -maxdepth 1 -name '*.manifest')
   mkdir "$1/aof"
   for try in 1 2 3 4 5; do
     rm -f "$1"/aof/*
     cp "$manifest" "$1/aof/"
-    for name in $(sed -n 's/^file \([^ ]*\) .* type [bi]$/\1/p' "$manifest"); do
-      cp "$folder/$name" "$1/aof/" 2>/dev/null || continue 2
-    done
-    cmp -s "$manifest" "$1/aof/${manifest##*/}" && break
-    [ "$try" != 5 ] || fail "the server rewrites its log again and again" "try when it has less to do"
+    if sed -n 's/^file \([^ ]*\) .* type [bi]$/\1/p' "$manifest" | while IFS= read -r name; do
+      cp "$folder/$name" "$1/aof/" || exit 1
+    done && cmp -s "$manifest" "$1/aof/${manifest##*/}"; then break; fi
+    [ "$try" != 5 ] || fail "the log cannot be copied, or is rewritten again and again" "see the lines above, or try when the server has less to do"
   done
   basename "$folder" >"$1/folder"
 }

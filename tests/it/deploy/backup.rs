@@ -76,13 +76,14 @@ fn a_backup_that_dies_is_whole_or_not_there() {
     assert_eq!(dead, 10);
     let whole = Said::of(&mut run()).ends(0).stdout;
     assert_eq!(finished(&folder).last().unwrap(), Path::new(whole.trim()), "the newest is the last");
-    let hidden = std::fs::read_dir(&folder).unwrap().filter(|entry| {
-        entry.as_ref().unwrap().file_name().to_str().unwrap().starts_with(".part")
-    });
+    let hidden = std::fs::read_dir(&folder)
+        .unwrap()
+        .filter(|entry| entry.as_ref().unwrap().file_name().to_str().unwrap().starts_with(".part"));
     assert_eq!(hidden.count(), 0, "what was left of the dead is gone");
     for backup in finished(&folder) {
         let target = home.path("restored.db");
-        Said::of(&mut script("restore.sh", &["sqlite", &backup.display().to_string(), target.to_str().unwrap()])).ends(0);
+        Said::of(&mut script("restore.sh", &["sqlite", &backup.display().to_string(), target.to_str().unwrap()]))
+            .ends(0);
         assert_eq!(jobs_in(&target), jobs_in(Path::new(&file)));
         std::fs::remove_file(target).unwrap();
     }

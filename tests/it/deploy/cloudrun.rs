@@ -127,7 +127,8 @@ fn a_document_is_sent_whole_with_the_token_and_a_refusal_is_told() {
             }
             let mut body = vec![0; length];
             reader.read_exact(&mut body).unwrap();
-            write!(reader.get_mut(), "HTTP/1.1 {status}\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{{}}").unwrap();
+            write!(reader.get_mut(), "HTTP/1.1 {status}\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{{}}")
+                .unwrap();
             (head, body)
         });
         let said = Said::of(apply("worker-pool").env("PATH", &path).env("RUN_API", api)).ends(code);

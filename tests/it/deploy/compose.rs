@@ -112,7 +112,7 @@ fn compose_takes_the_file_under_every_profile() {
             ("stop_grace_period", "stop_grace_perid", "stop_grace_perid"),
             ("secrets: [openai-api-key,", "secrets: [openai-key,", "openai-key"),
             ("volumes: [\"state:", "volumes: [\"stats:", "stats"),
-            ("condition: service_healthy", "condition: service_is_healthy", "service_is_healthy"),
+            ("condition: service_healthy", "condition: service_is_healthy", "depends_on.redis.condition"),
             ("${BROKER_URL:-", "${BROKER_URL:?name a broker}${X:-", "name a broker"),
             ("*promptq\n", "*promtq\n", "promtq"),
         ],
@@ -202,7 +202,10 @@ fn secrets_are_made_once_and_for_nobody_else() {
     assert_eq!(secret(&home, "openai-api-key"), "a-key");
     for name in ["redis-users", "rabbitmq-definitions"] {
         let told = secret(&home, name);
-        assert!(!told.contains(&before) && !told.contains(&secret(&home, "rabbitmq-password")), "{name} holds a password");
+        assert!(
+            !told.contains(&before) && !told.contains(&secret(&home, "rabbitmq-password")),
+            "{name} holds a password"
+        );
     }
     let mode = std::fs::metadata(home.path("secrets")).unwrap().permissions();
     assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777, 0o700);

@@ -17,7 +17,7 @@ fn the_template_is_one_that_cloudformation_takes() {
             ("ReadonlyRootFilesystem: true", "ReadOnlyRootFilesystem: true", "ReadOnlyRootFilesystem"),
             ("Cpu: \"512\"\n      Memory: \"1024\"", "Cpu: \"512\"\n      Memory: \"512\"", "512"),
             ("TaskDefinition: !Ref WorkerTask", "TaskDefinition: !Ref WorkersTask", "WorkersTask"),
-            ("Stat: Maximum", "Stat: Maximal", "Maximal"),
+            ("ComparisonOperator: GreaterThanThreshold", "ComparisonOperator: More", "More"),
         ],
         lint,
     );

@@ -7,6 +7,7 @@ mod drills;
 mod ecs;
 mod image;
 mod outages;
+mod protect;
 mod scripts;
 mod shipped;
 mod systemd;

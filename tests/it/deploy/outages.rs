@@ -36,8 +36,7 @@ async fn answers_wait_for_object_storage_that_is_away() {
     let of = |name: &str| s3.settings().into_iter().find(|(known, _)| *known == name).unwrap().1;
     let port = of("aws_endpoint").rsplit(':').next().unwrap().parse().unwrap();
     let proxy = Proxy::before(port).await;
-    let mut environment: Vec<_> =
-        s3.settings().into_iter().map(|(name, value)| (name.to_uppercase(), value)).collect();
+    let mut environment: Vec<_> = s3.settings().into_iter().map(|(name, value)| (name.to_uppercase(), value)).collect();
     environment.retain(|(name, _)| name != "AWS_ENDPOINT");
     environment.push(("AWS_ENDPOINT".to_owned(), format!("http://127.0.0.1:{}", proxy.port())));
     environment.push(("PROMPTQ_STORE".to_owned(), bucket));

@@ -19,11 +19,13 @@ fn verify(path: &Path) -> Said {
     let folder = TempDir::new().unwrap();
     let name = path.file_name().unwrap().to_str().unwrap();
     let unit = std::fs::read_to_string(path).unwrap();
-    let there = unit.replace("/usr/local/bin/promptq-worker", "/bin/true").replace("/usr/local/bin/promptq", "/bin/true");
+    let there =
+        unit.replace("/usr/local/bin/promptq-worker", "/bin/true").replace("/usr/local/bin/promptq", "/bin/true");
     let there = there.replace("/usr/local/lib/promptq/backup/backup.sh", "/bin/true");
     std::fs::write(folder.path().join(name), there).unwrap();
     if name.ends_with(".timer") {
-        let service = text("systemd/promptq-backup.service").replace("/usr/local/lib/promptq/backup/backup.sh", "/bin/true");
+        let service =
+            text("systemd/promptq-backup.service").replace("/usr/local/lib/promptq/backup/backup.sh", "/bin/true");
         std::fs::write(folder.path().join("promptq-backup.service"), service).unwrap();
     }
     let mut command = Command::new("systemd-analyze");
@@ -86,7 +88,7 @@ fn systemd_understands_every_unit() {
             &[
                 ("ProtectHome=", "ProtectHomes=", "ProtectHomes"),
                 ("SystemCallFilter=@system-service", "SystemCallFilter=@system-servic", "system-servic"),
-                ("Type=", "Type=x", "Type"),
+                ("Type=", "Type=x", "service type"),
             ],
             verify,
         );
@@ -100,14 +102,14 @@ fn systemd_understands_every_unit() {
 
 #[test]
 fn units_leave_little_open() {
+    let root = "CapabilityBoundingSet=CAP_SYS_ADMIN CAP_NET_ADMIN CAP_SYS_PTRACE\n";
+    let seeds = [("CapabilityBoundingSet=\n", root, "exposure level")];
     for service in SERVICES {
-        let unit = text(&format!("systemd/{service}"));
-        passes_and_finds(
-            &format!("systemd/{service}"),
-            &[("CapabilityBoundingSet=\n", "CapabilityBoundingSet=CAP_SYS_ADMIN CAP_NET_ADMIN CAP_SYS_PTRACE\n", "level")],
-            security,
-        );
-        let bare: String = unit.lines().filter(|line| !line.contains("Protect")).flat_map(|line| [line, "\n"]).collect();
+        let name = format!("systemd/{service}");
+        // What reaches no other host is let some more by the threshold.
+        passes_and_finds(&name, if service.contains("backup") { &[] } else { &seeds }, security);
+        let bare: String =
+            text(&name).lines().filter(|line| !line.contains("Protect")).flat_map(|line| [line, "\n"]).collect();
         let home = Home::new();
         assert_ne!(security(&home.write(service, &bare)).code, 0, "{service} without any Protect");
     }
@@ -133,7 +135,11 @@ fn units_say_what_systemd_does_not_ask() {
         seeds[5].1 = "TimeoutStopSec=9";
         passes_and_finds(&format!("systemd/{service}"), &seeds, ask);
     }
-    passes_and_finds("systemd/promptq-worker@.service", &[("KillMode=mixed", "KillMode=control-group", "asked to leave")], ask);
+    passes_and_finds(
+        "systemd/promptq-worker@.service",
+        &[("KillMode=mixed", "KillMode=control-group", "asked to leave")],
+        ask,
+    );
     passes_and_finds("systemd/promptq-backup.service", &[("--keep 14 ", "", "pile up")], ask);
 }
 
@@ -164,7 +170,8 @@ fn the_user_and_the_folders_are_made() {
     let users = std::fs::read_to_string(at("etc/passwd")).unwrap();
     assert!(users.lines().any(|line| line.starts_with("promptq:") && line.contains(":/var/lib/promptq:")), "{users}");
     run("systemd-tmpfiles", &["--create"], "systemd/tmpfiles.conf").ends(0);
-    let id: u32 = users.lines().find(|line| line.starts_with("promptq:")).unwrap().split(':').nth(2).unwrap().parse().unwrap();
+    let id: u32 =
+        users.lines().find(|line| line.starts_with("promptq:")).unwrap().split(':').nth(2).unwrap().parse().unwrap();
     let backups = std::fs::metadata(at("var/backups/promptq")).unwrap();
     use std::os::unix::fs::MetadataExt as _;
     assert_eq!((backups.mode() & 0o777, backups.uid()), (0o700, id));
