@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Backs up one thing while it is in use, into a new folder below DESTINATION, and prints that folder:
-#   backup.sh [--keep N] sqlite FILE DESTINATION        the embedded queue, or the ledger in a file
+#   backup.sh [--keep N] sqlite FILE DESTINATION        the embedded queue, or the ledger in a file; with FILE.store
 #   backup.sh [--keep N] redis DIR DESTINATION          DIR: the server's own `dir`; redis-cli reaches it by REDIS_URL
 #   backup.sh [--keep N] rabbitmq - DESTINATION         definitions: users, rights, queues; run where rabbitmqctl works
 #   backup.sh [--keep N] results DIR DESTINATION        a store in a folder (file://)
@@ -31,6 +31,8 @@ sqlite() {
   [ "$(sqlite3 "$1/queue.db" 'PRAGMA integrity_check')" = ok ] ||
     fail "the copy of $source is damaged" "look at the disk; promptq doctor looks at the file itself"
   rm -f "$1"/queue.db-*
+  # After the file: so no record is without its answer.
+  [ ! -d "$source.store" ] || objects "$source.store" "$1/store"
 }
 
 # The password goes by the environment: a list of processes shows what an address holds.
@@ -91,17 +93,20 @@ rabbitmq() {
   grep -q '"vhosts"' "$1/definitions.json" || fail "what rabbitmqctl exported are no definitions" "run rabbitmqctl export_definitions by hand"
 }
 
-# Objects are written whole under names of their own and never changed, so a copy while workers run is sound.
 results() {
   [ -d "$source" ] || fail "no folder $source" "name the folder of the URL file://…"
-  mkdir "$1/store"
-  local try
+  objects "$source" "$1/store"
+}
+
+# objects FROM TO: a store while it is in use: objects are written whole, under names of their own, and never changed.
+objects() {
+  local try trouble
+  mkdir "$2"
   for try in 1 2 3; do
-    cp -a "$source/." "$1/store/" 2>"$1/trouble" && break
-    # A file that was being written has another name by now.
-    [ "$try" != 3 ] || fail "cannot copy $source: $(tail -n 1 "$1/trouble")" "see whether this user may read all of it"
+    trouble=$(cp -a "$1/." "$2/" 2>&1) && break
+    # One that was being written has another name by now.
+    [ "$try" != 3 ] || fail "cannot copy $1: ${trouble##*$'\n'}" "see whether this user may read all of it"
   done
-  rm -f "$1/trouble"
 }
 
 case $kind in sqlite | redis | rabbitmq | results) ;; *) usage "$kind is nothing that can be backed up" ;; esac

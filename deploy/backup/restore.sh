@@ -36,6 +36,11 @@ sqlite() {
   # A log beside a file that is not its own would be played into it.
   free "$target" "$target-wal" "$target-shm" "$target-journal"
   mkdir -p "$(dirname "$target")"
+  # The file last: with it there, all is. A store that an interrupted restore has put there is left.
+  if [ -d "$backup/store" ] && ! diff -rq "$backup/store" "$target.store" >/dev/null 2>&1; then
+    free "$target.store"
+    put "$backup/store" "$target.store"
+  fi
   put "$backup/queue.db" "$target"
 }
 

@@ -23,6 +23,9 @@ fn filled(count: usize) -> (Home, String, String) {
     let rows: String = (1..=count).flat_map(|row| ["{\"prompt\":\"job ".to_owned(), format!("{row}\"}}\n")]).collect();
     home.write("rows.jsonl", &rows);
     home.promptq(&["submit", "rows.jsonl", "--batch", "b", "--model", "mock"]).ends(0);
+    // Where large answers go unless a store is named.
+    std::fs::create_dir(home.path("q.db.store")).unwrap();
+    home.write("q.db.store/answer", "an answer");
     let (file, folder) = (home.path("q.db").display().to_string(), home.path("backups").display().to_string());
     (home, file, folder)
 }
@@ -80,12 +83,12 @@ fn a_backup_that_dies_is_whole_or_not_there() {
         .unwrap()
         .filter(|entry| entry.as_ref().unwrap().file_name().to_str().unwrap().starts_with(".part"));
     assert_eq!(hidden.count(), 0, "what was left of the dead is gone");
-    for backup in finished(&folder) {
-        let target = home.path("restored.db");
+    for (number, backup) in finished(&folder).into_iter().enumerate() {
+        let target = home.path(&format!("restored-{number}.db"));
         Said::of(&mut script("restore.sh", &["sqlite", &backup.display().to_string(), target.to_str().unwrap()]))
             .ends(0);
         assert_eq!(jobs_in(&target), jobs_in(Path::new(&file)));
-        std::fs::remove_file(target).unwrap();
+        assert_eq!(std::fs::read(target.with_extension("db.store").join("answer")).unwrap(), b"an answer");
     }
 }
 
@@ -105,6 +108,7 @@ fn a_restore_that_dies_is_whole_or_not_there() {
                 Said::of(&mut run()).ends(0);
             }
             assert_eq!(jobs_in(&target), jobs_in(Path::new(&file)));
+            assert_eq!(std::fs::read(target.with_extension("db.store").join("answer")).unwrap(), b"an answer");
             Said::of(&mut run()).ends(1).says(&["is there already", "nothing is written over"]);
         }
     }
@@ -125,6 +129,11 @@ fn nothing_is_written_over_and_logs_of_another_file_are_no_ones() {
         assert!(!target.exists());
         std::fs::remove_file(log).unwrap();
     }
+    let target = home.path("other.db");
+    std::fs::create_dir(home.path("other.db.store")).unwrap();
+    home.write("other.db.store/answer", "another");
+    restore(&target).ends(1).says(&["other.db.store is there already"]);
+    assert!(!target.exists());
 }
 
 #[test]
@@ -167,7 +176,10 @@ fn only_as_many_are_kept_as_were_asked_for() {
 #[test]
 fn what_cannot_be_backed_up_is_one_clear_error() {
     let (home, file, folder) = filled(1);
-    let refused = |words: &[&str]| Said::of(&mut script("backup.sh", words)).ends(1);
+    let refused = |words: &[&str]| {
+        // Nobody listens there.
+        Said::of(script("backup.sh", words).env("REDIS_URL", "redis://127.0.0.1:1")).ends(1)
+    };
     refused(&["sqlite", "/nowhere/q.db", &folder]).says(&["no file /nowhere/q.db"]);
     refused(&["kafka", &file, &folder]).says(&["kafka is nothing that can be backed up"]);
     refused(&["sqlite", &file]).says(&["three words"]);

@@ -1,5 +1,6 @@
 //! The Compose file under each of its profiles, what its containers are told, and the passwords that real servers take.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
@@ -158,26 +159,72 @@ fn the_file_says_what_compose_does_not_ask() {
 }
 
 #[test]
+fn prometheus_takes_its_configuration() {
+    let check = |path: &Path| Said::of(Command::new("promtool").args(["check", "config"]).arg(path));
+    let seeds = [
+        ("dns_sd_configs", "dns_sd_config", "dns_sd_config"),
+        ("scrape_interval: 15s", "scrape_interval: often", "often"),
+    ];
+    passes_and_finds("compose/observability/prometheus.yaml", &seeds, check);
+    for service in OURS {
+        assert!(text("compose/observability/prometheus.yaml").contains(service), "{service} is not scraped");
+    }
+}
+
+/// What is set in the environment of a program with a home of its own, and what that says of it.
+fn told(home: &Home, variables: &[(&str, &str)]) -> Said {
+    let secret = home.write("secret", "of-a-test-and-nothing-else");
+    let mut command = home.program("promptq", &["config", "show"]);
+    command.env_remove("PROMPTQ_BROKER");
+    for (name, value) in variables {
+        // Secrets are elsewhere in containers.
+        let value = if name.ends_with("_FILE") && !value.is_empty() { secret.to_str().unwrap() } else { value };
+        command.env(name, value);
+    }
+    Said::of(&mut command)
+}
+
+#[test]
 fn promptq_understands_what_its_containers_are_told() {
+    let home = Home::new();
     for way in WAYS {
         let services = services(&shipped(FILE), way);
         for name in OURS {
-            let home = Home::new();
             let variables = services[name]["environment"].as_object().unwrap();
-            let told = |program: &str| {
-                let mut command = home.program(program, &["config", "show"]);
-                command.env_remove("PROMPTQ_BROKER");
-                for (name, value) in variables {
-                    let value = value.as_str().unwrap_or_default();
-                    // Secrets are where containers have them.
-                    let secret = home.write("secret", "of-a-test-and-nothing-else");
-                    let value = if value.starts_with("/run/secrets/") { secret.to_str().unwrap() } else { value };
-                    command.env(name, value);
-                }
-                command
-            };
-            Said::of(&mut told("promptq")).ends(0);
-            Said::of(told("promptq").env("PROMPTQ__WORKER__CONCURENCY", "1")).ends(2).says(&["no such"]);
+            let mut variables: Vec<_> =
+                variables.iter().map(|(name, value)| (name.as_str(), value.as_str().unwrap_or_default())).collect();
+            variables.retain(|(name, _)| is_of_this_build(name));
+            told(&home, &variables).ends(0);
+            variables.push(("PROMPTQ_BROKR", "memory://"));
+            told(&home, &variables).ends(2).says(&["no such variable"]);
+        }
+    }
+}
+
+fn is_of_this_build(name: &str) -> bool {
+    name != "PROMPTQ_ADMIN" && !name.starts_with("PROMPTQ__GATEWAY__")
+}
+
+#[test]
+fn variables_in_every_file_are_settings() {
+    let home = Home::new();
+    let files = [
+        FILE,
+        "ecs/promptq.yaml",
+        "cloudrun/service.json",
+        "cloudrun/worker-pool.json",
+        "cloudrun/job.json",
+        "systemd/promptq-worker@.service",
+        "systemd/README.md",
+    ];
+    let texts: Vec<_> = files.iter().map(|name| text(name)).collect();
+    let words = texts.iter().flat_map(|text| text.split(|c: char| !c.is_ascii_uppercase() && c != '_'));
+    let names: BTreeSet<_> = words.filter(|word| word.starts_with("PROMPTQ_") && is_of_this_build(word)).collect();
+    assert!(names.len() >= 10, "{names:?}");
+    for name in names.into_iter().filter(|name| *name != "PROMPTQ_IMAGE") {
+        let said = told(&home, &[(name, "1")]);
+        for words in ["no such variable", "unknown setting"] {
+            assert!(!said.stderr.contains(words), "{name}: {}", said.stderr);
         }
     }
 }

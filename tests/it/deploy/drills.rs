@@ -2,7 +2,7 @@
 //! backup put back, and every job ended once in the end. Each prints how long that took and what was lost meanwhile.
 
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use promptq_common::broker::Broker;
 use promptq_common::record::{End, Record};
@@ -62,7 +62,7 @@ async fn the_embedded_file_is_lost_and_comes_back() {
     let before = records(&home.broker().await).await;
     assert!(before.len() >= 10, "{}", before.len());
     // While others use it.
-    let mut busy = home.program("promptq-worker", &["--concurrency", "1"]);
+    let mut busy = home.program("promptq-worker", &["--concurrency", "1", "--lease", "2s", "--heartbeat", "500ms"]);
     let mut busy = busy.stderr(std::process::Stdio::null()).spawn().unwrap();
     let (file, folder) = (home.path("q.db").display().to_string(), home.path("backups").display().to_string());
     let backup = Said::of(&mut script("backup.sh", &["sqlite", &file, &folder])).ends(0).stdout;
@@ -112,7 +112,9 @@ async fn redis_is_lost_and_comes_back() {
     std::fs::write(site.path("before.jsonl"), rows(BEFORE)).unwrap();
     std::fs::write(site.path("all.jsonl"), rows(ROWS)).unwrap();
     submit(&site, &[], &["before.jsonl"]);
-    let worker = site.worker(1, &site.setup());
+    // What runs at the time of the backup comes back when its lease has run out.
+    let hasty = Setup { lease: Duration::from_secs(2), ..site.setup() };
+    let worker = site.worker(1, &hasty);
     ended(&site.broker().await, 10).await;
     // While it works.
     let before = records(&site.broker().await).await;
@@ -129,7 +131,7 @@ async fn redis_is_lost_and_comes_back() {
     let known = records(&broker).await.len();
     assert!((before.len()..=called).contains(&known), "{known} of {called} ends are in the backup");
     submit(&site, &[], &["all.jsonl"]);
-    let worker = site.worker(2, &site.setup());
+    let worker = site.worker(2, &hasty);
     every_row_ended_once(&broker, &before).await;
     worker.leaves();
     // Those that ended after the backup were called once more, and no other.
