@@ -1,5 +1,6 @@
 # What cfn-lint does not look at in deploy/ecs/promptq.yaml: stop times, shutdown, protection, scaling, secrets.
 # Prints a line for each fault, and ends with 1 if there is one.
+import json
 import re
 import sys
 
@@ -65,6 +66,31 @@ def container(name, task, role):
         demand(seconds(drain) > 0 and left >= 10, "%s: drains for %s of %s s, and has no time left" % (name, drain, stop))
 
 
+def published(agent):
+    """What the agent makes of the exporter's figures: names and the dimensions of each."""
+    given = {one["Name"]: one["Value"] for one in agent["Environment"]}
+    scrape = yaml.safe_load(given["PROMETHEUS_CONFIG_CONTENT"])
+    told = json.loads(given["CW_CONFIG_CONTENT"]["Fn::Sub"])["logs"]["metrics_collected"]["prometheus"]["emf_processor"]
+    jobs = {one["job_name"] for one in scrape["scrape_configs"]}
+    found = []
+    for one in told["metric_declaration"]:
+        demand(any(re.search(one["label_matcher"], job) for job in jobs), "metrics: %s is no job of the agent" % one["label_matcher"])
+        found += [(selector, set(names)) for selector in one["metric_selectors"] for names in one["dimensions"]]
+    return told["metric_namespace"], found
+
+
+def asked(value):
+    """Every figure that something in the template asks CloudWatch for."""
+    if isinstance(value, dict):
+        if "MetricName" in value:
+            yield value
+        for one in value.values():
+            yield from asked(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from asked(one)
+
+
 def main(path):
     with open(path) as text:
         template = yaml.load(text, Loader)
@@ -105,13 +131,22 @@ def main(path):
     demand(scaling["ScaleInCooldown"] >= 300, "BacklogPerTaskPolicy: scales in within %s s" % scaling["ScaleInCooldown"])
     demand(scaling["ScaleOutCooldown"] <= 60, "BacklogPerTaskPolicy: scales out after %s s only" % scaling["ScaleOutCooldown"])
     figures = {one["Id"]: one for one in scaling["CustomizedMetricSpecification"]["Metrics"]}
-    asked = [one for one in figures.values() if one.get("ReturnData")]
-    demand(len(asked) == 1, "BacklogPerTaskPolicy: %d figures are returned" % len(asked))
-    expression = re.sub(r"\s", "", asked[0].get("Expression", "")) if asked else ""
+    returned = [one for one in figures.values() if one.get("ReturnData")]
+    demand(len(returned) == 1, "BacklogPerTaskPolicy: %d figures are returned" % len(returned))
+    expression = re.sub(r"\s", "", returned[0].get("Expression", "")) if returned else ""
     demand("IF(FILL(tasks,0)>0,FILL(tasks,0),1)" in expression, "BacklogPerTaskPolicy: divides by no tasks")
     backlog = expression.split("/")[0]
     demand("running" in backlog, "BacklogPerTaskPolicy: leaves out what runs, so busy workers look idle")
     demand("FILL" not in backlog, "BacklogPerTaskPolicy: a silent exporter looks like an empty queue")
+
+    agent = [one for one in resources["ExporterTask"]["Properties"]["ContainerDefinitions"] if one["Name"] == "metrics"][0]
+    namespace, figures = published(agent)
+    for figure in asked(resources):
+        name, dimensions = figure["MetricName"], {one["Name"] for one in figure["Dimensions"]}
+        if figure["Namespace"] == "ECS/ContainerInsights":
+            continue
+        fits = any(re.search(selector, name) and dimensions == names for selector, names in figures)
+        demand(figure["Namespace"] == namespace and fits, "%s by %s is published by nobody" % (name, sorted(dimensions)))
 
     alarms = kinds.get("AWS::CloudWatch::Alarm", {})
     demand(len(alarms) >= 4, "there are %d alarms" % len(alarms))
