@@ -22,6 +22,7 @@ fn rows(count: usize) -> String {
 }
 
 /// What a drill prints.
+#[expect(clippy::print_stdout, reason = "how long it took is for people")]
 fn report(what: &str, since_backup: Instant, destroyed: Instant, lost: usize) {
     println!(
         "drill {what}: RTO {:.1} s from destroyed to every job ended; RPO {:.1} s, the age of the backup: {lost} rows of \

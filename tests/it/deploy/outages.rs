@@ -19,6 +19,7 @@ const JOBS: u64 = 60;
 const RECOVERED: Duration = Duration::from_secs(300);
 
 /// That every job has ended and was called for once.
+#[expect(clippy::print_stdout, reason = "how long it took is for people")]
 async fn all_paid_once(site: &Site, since: Instant) {
     let broker = site.broker().await;
     let count = usize::try_from(JOBS).unwrap();

@@ -1,5 +1,6 @@
 //! Unit files: read by systemd's own checks, hardened as far as promised, and together with what they start.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -161,8 +162,8 @@ fn the_user_and_the_folders_are_made() {
     let root = TempDir::new().unwrap();
     let at = |name: &str| root.path().join(name);
     std::fs::create_dir(at("etc")).unwrap();
-    for (name, line) in [("passwd", "root:x:0:0::/root:/bin/sh\n"), ("group", "root:x:0:\n")] {
-        std::fs::write(at("etc").join(name), line.replace("/root:", "/:")).unwrap();
+    for (name, line) in [("passwd", "root:x:0:0::/:/bin/sh\n"), ("group", "root:x:0:\n")] {
+        std::fs::write(at("etc").join(name), line).unwrap();
     }
     let run = |program: &str, more: &[&str], file: &str| {
         let mut command = Command::new(program);
@@ -176,7 +177,6 @@ fn the_user_and_the_folders_are_made() {
     let id: u32 =
         users.lines().find(|line| line.starts_with("promptq:")).unwrap().split(':').nth(2).unwrap().parse().unwrap();
     let backups = std::fs::metadata(at("var/backups/promptq")).unwrap();
-    use std::os::unix::fs::MetadataExt as _;
     assert_eq!((backups.mode() & 0o777, backups.uid()), (0o700, id));
     let keys = std::fs::metadata(at("etc/promptq/credentials")).unwrap();
     assert_eq!((keys.mode() & 0o777, keys.uid()), (0o700, 0));
