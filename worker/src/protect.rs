@@ -181,6 +181,8 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(20);
     const YES: &str = r#"{"protection":{"ProtectionEnabled":true,"ExpirationDate":"2026-11-22T12:00:00Z"}}"#;
     const NO: &str = r#"{"protection":{"ProtectionEnabled":false}}"#;
+    const BROKEN: &str = r#"{"error":{"Code":"ServerException"}}"#;
+    const BLOCKED: &str = r#"{"failure":{"Arn":"arn:x","Reason":"DEPLOYMENT_BLOCKED","Detail":null}}"#;
     const PACE: Pace = Pace {
         grant: LONG,
         linger: Duration::from_millis(50),
@@ -293,8 +295,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_agent_in_trouble_is_asked_again_and_holds_up_nobody() {
-        let answers = [(500, "oh"), (0, ""), (200, r#"{"error":{"Code":"ServerException"}}"#), (200, YES), (200, NO)];
-        let mut scene = Scene::new(PACE, Box::leak(Box::new(answers))).await;
+        let mut scene = Scene::new(PACE, &[(500, "oh"), (0, ""), (200, BROKEN), (200, YES), (200, NO)]).await;
         scene.runs(1);
         for _ in 0..4 {
             assert!(scene.told().await);
@@ -307,8 +308,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_worker_that_a_deployment_waits_for_takes_no_more_jobs() {
-        let blocked = r#"{"failure":{"Arn":"arn:x","Reason":"DEPLOYMENT_BLOCKED","Detail":null}}"#;
-        let mut scene = Scene::new(PACE, Box::leak(Box::new([(200, blocked)]))).await;
+        let mut scene = Scene::new(PACE, &[(200, BLOCKED)]).await;
         scene.runs(1);
         assert!(scene.told().await);
         let mut phase = scene.stop.watch();

@@ -46,7 +46,7 @@ fn is_read_strictly(kind: &str, seeds: &[Seed<'_>]) {
         ("\"image\"", "\"imageUri\"", "imageUri"),
         ("rediss://10.0.0.3:6378", "sqlite:///tmp/queue.db", "goes with the instance"),
     ];
-    finds(&document, "document.json", &[&common, seeds].concat(), ask);
+    finds(&document, "document.json", &[&common[..], seeds].concat(), ask);
 }
 
 #[test]

@@ -126,7 +126,7 @@ fn the_file_says_what_compose_does_not_ask() {
     for way in WAYS {
         assert_eq!(unwanted(&services(&shipped(FILE), way)), Vec::<String>::new(), "{way:?}");
     }
-    let ask = |way| move |path: &Path| as_said(&unwanted(&services(path, way)));
+    let ask = |way: (&'static str, Option<&'static str>)| move |path: &Path| as_said(&unwanted(&services(path, way)));
     finds(
         &text(FILE),
         FILE,
@@ -270,7 +270,7 @@ async fn redis_lets_in_who_has_the_password() {
     for line in std::fs::read_to_string(users).unwrap().lines() {
         let words: Vec<_> = line.split(' ').collect();
         assert_eq!(words[0], "user");
-        server.must(&[&["ACL", "SETUSER"], &words[1..]].concat());
+        server.must(&[&["ACL", "SETUSER"][..], &words[1..]].concat());
     }
     let url = |password: &str| server.url().replace("://", &format!("://promptq:{password}@"));
     let broker = Broker::connect(&Access::new(&url(&secret(&home, "redis-password"))).unwrap()).await.unwrap();

@@ -103,7 +103,7 @@ fn restore_redis(site: &mut Site, backup: &str) {
 }
 
 fn submit(site: &Site, variables: &[(&str, String)], words: &[&str]) {
-    let mut command = site.promptq(&[&["submit"], words, &["--batch", "b", "--model", "storm"]].concat());
+    let mut command = site.promptq(&[&["submit"][..], words, &["--batch", "b", "--model", "storm"]].concat());
     Said::of(command.envs(variables.iter().map(|(name, value)| (*name, value)))).ends(0);
 }
 
