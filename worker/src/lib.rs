@@ -18,6 +18,7 @@ mod intake;
 pub mod judge;
 pub mod money;
 mod output;
+pub mod protect;
 mod provider;
 mod repair;
 mod reuse;

@@ -4,12 +4,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
-use promptq_common::telemetry;
+use promptq_common::{config, telemetry};
 use promptq_worker::cli::Cli;
 use promptq_worker::runner::Runners;
 use promptq_worker::status::Board;
 use promptq_worker::stop::Stop;
-use promptq_worker::{Drained, Parts, configured, error_code, run};
+use promptq_worker::{Drained, Parts, configured, error_code, protect, run};
 use tokio::task::JoinSet;
 use tracing::level_filters::LevelFilter;
 
@@ -46,11 +46,15 @@ async fn work(cli: Cli) -> anyhow::Result<Drained> {
     let settings = cli.settings(&config);
     let runners = Arc::new(Runners::new(configured::runners(&config))?);
     let (broker, store) = configured::connect(&config).await?;
-    let stop = Stop::new();
-    let parts = Parts { broker, store, runners, settings, board: Board::new() };
+    let (stop, board) = (Stop::new(), Board::new());
+    let mut beside = JoinSet::new();
+    if let Some(address) = config::ecs_agent() {
+        beside.spawn(protect::keep(protect::Agent::new(&address)?, board.watch(), stop.clone()));
+    }
+    let parts = Parts { broker, store, runners, settings, board };
     tokio::select! {
         drained = run(parts, stop.clone()) => drained,
-        Err(error) = stop.on_signals() => Err(error.into()),
+        Err(error) = stop.on_two_signals() => Err(error.into()),
     }
 }
 

@@ -53,18 +53,31 @@ impl Stop {
     /// # Errors
     /// `Config` when this process may not hear signals.
     pub async fn on_signals(&self) -> Result<()> {
+        self.hear(|signals, phase| signals > 1 || phase >= Phase::Draining).await
+    }
+
+    /// The same for a worker that may drain by itself: the first signal leaves it its drain time all the same.
+    ///
+    /// # Errors
+    /// As [`Stop::on_signals`].
+    pub async fn on_two_signals(&self) -> Result<()> {
+        self.hear(|signals, _| signals > 1).await
+    }
+
+    async fn hear(&self, enough: impl Fn(u32, Phase) -> bool) -> Result<()> {
         let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
-        loop {
+        for signals in 1.. {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
-            if self.phase() >= Phase::Draining {
-                self.now();
-                return Ok(());
+            if enough(signals, self.phase()) {
+                break;
             }
             self.drain();
         }
+        self.now();
+        Ok(())
     }
 
     fn raise(&self, to: Phase) {

@@ -45,6 +45,11 @@ pub fn actor() -> String {
     format!("{user}@{}", host_of(&environment))
 }
 
+/// Where ECS's agent is, for a task of it (`ECS_AGENT_URI`).
+pub fn ecs_agent() -> Option<String> {
+    environment().remove("ECS_AGENT_URI").filter(|value| !value.is_empty())
+}
+
 /// This machine's name.
 pub fn host() -> String {
     host_of(&environment())

@@ -25,7 +25,7 @@ use crate::limits::{Cap, Rule};
 use crate::price::Prices;
 
 pub use address::{Address, redact_url};
-pub use environment::{Environment, actor, environment, host, load};
+pub use environment::{Environment, actor, ecs_agent, environment, host, load};
 pub use error::{ConfigError, ConfigErrors, Origin};
 pub use layer::{Flag, Sources};
 pub use limits::{Change, change_of, spending};
