@@ -7,6 +7,7 @@ mod commands;
 mod conformance;
 mod crash;
 mod crash_carried;
+mod deploy;
 mod doctor;
 mod fake;
 mod faults;
