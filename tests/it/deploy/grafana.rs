@@ -22,7 +22,7 @@ fn panels(board: &Value) -> Vec<&Value> {
     items(board, "panels").iter().filter(|panel| panel["type"] != "row").collect()
 }
 
-/// Every query: of panels, of annotations, and as Prometheus is asked for the choices of variables.
+/// Every query, of panels and of annotations.
 fn queries(board: &Value) -> Vec<String> {
     let targets = panels(board).into_iter().flat_map(|panel| items(panel, "targets"));
     let all =
