@@ -7,12 +7,12 @@ use std::process::{Command, Output};
 
 use clap::Parser;
 use promptq::cli::Cli;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{alerts, deploy, installed, known, metrics, passes, read, refuses, said, tool, yaml};
 
 const RULES: &str = "alerts/promptq.rules.yaml";
-const TESTS: [&str; 2] = ["alerts/promptq.test.yaml", "alerts/promptq-slo.test.yaml"];
+const TESTS: [&str; 2] = ["alerts/promptq.test.yaml", "alerts/promptq-slow.test.yaml"];
 
 fn rules() -> Value {
     yaml(&deploy(RULES))
@@ -35,12 +35,12 @@ fn check(folder: &Path, rules: &Value) -> Output {
     tool("promtool", &["check", "rules", "--lint=all", "--lint-fatal", path.to_str().unwrap()])
 }
 
-/// Runs every test against these rules.
-fn run(folder: &Path, rules: &Value) -> Output {
+/// Runs every test, changed so, against these rules.
+fn run(folder: &Path, rules: &Value, change: fn(&str) -> String) -> Output {
     std::fs::write(folder.join("promptq.rules.yaml"), rules.to_string()).unwrap();
     let tests = TESTS.map(|name| {
         let copy = folder.join(Path::new(name).file_name().unwrap());
-        std::fs::copy(deploy(name), &copy).unwrap();
+        std::fs::write(&copy, change(&read(&deploy(name)))).unwrap();
         copy.to_str().unwrap().to_owned()
     });
     tool("promtool", &[&["test", "rules"][..], &tests.each_ref().map(String::as_str)].concat())
@@ -76,23 +76,30 @@ fn each_alert_fires_and_stays_quiet() {
     let shown = shown();
     assert_eq!(shown.keys().cloned().collect::<BTreeSet<_>>(), names);
     assert!(names.len() > 20 && shown.values().all(|(fires, quiet)| *fires > 0 && *quiet > 0), "{shown:?}");
-    passes(&run(folder.path(), &rules()));
+    passes(&run(folder.path(), &rules(), str::to_owned));
 }
 
 /// The tests of the alerts are tests: an alert that never fires fails its own, and so does one that always does.
 #[test]
 fn an_alert_that_does_not_work_is_noticed() {
     let folder = tempfile::tempdir().unwrap();
-    let told = |rules: &Value| {
-        let output = run(folder.path(), rules);
+    let told = |spoil: fn(&mut Value)| {
+        let mut rules = spoilt(spoil);
+        for group in rules["groups"].as_array_mut().unwrap() {
+            group["rules"].as_array_mut().unwrap().retain(|rule| rule["alert"].is_string());
+        }
+        // Looked at less often, which is faster and the same to rules without a memory.
+        let output = run(folder.path(), &rules, |tests| {
+            tests.replace("evaluation_interval: 1m", "evaluation_interval: 5m").replace("interval: 30m", "interval: 2h")
+        });
         assert!(!output.status.success());
         said(&output)
     };
-    let dumb = told(&spoilt(|rule| rule["expr"] = "vector(0) > 1".into()));
-    let loud = told(&spoilt(|rule| {
+    let dumb = told(|rule| rule["expr"] = "vector(0) > 1".into());
+    let loud = told(|rule| {
         rule["expr"] = "vector(1)".into();
         rule["for"] = "0s".into();
-    }));
+    });
     for (name, (fires, quiet)) in shown() {
         let count = |text: &str, expected: &str| {
             let failed = text.split("alertname: ").skip(1).filter(|part| part.starts_with(&format!("{name},")));
@@ -162,9 +169,9 @@ fn every_command_of_the_runbook_can_be_said() {
     assert!(said.len() > 15, "{said:?}");
 }
 
-fn alertmanager(name: &str, config: &str) -> (tempfile::TempDir, String) {
+fn alertmanager(config: &str) -> (tempfile::TempDir, String) {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join(name);
+    let path = folder.path().join("alertmanager.yml");
     std::fs::write(&path, config).unwrap();
     (folder, path.to_str().unwrap().to_owned())
 }
@@ -191,35 +198,21 @@ fn the_example_for_alertmanager_sends_each_alert_where_it_belongs() {
 #[test]
 fn what_alertmanager_or_its_linter_would_not_take_is_refused() {
     let good = read(&deploy("alerts/alertmanager.yaml"));
+    let rules = deploy(RULES);
     let lint = |config: &str| {
-        let (_folder, path) = alertmanager("am.yml", config);
-        Command::new(installed("amlint/bin/amlint", "prometheus.sh")).args(["check", &path]).output().unwrap()
+        let (_folder, path) = alertmanager(config);
+        let mut lint = Command::new(installed("amlint/bin/amlint", "prometheus.sh"));
+        // Two rules silence across queues on purpose, and it takes lists of names that share none for a circle.
+        lint.args(["check", "--strict", "--ignore", "circular-inhibition,inhibit-no-equal", "--rules"]);
+        lint.args([rules.to_str().unwrap(), &path]).output().unwrap()
     };
     passes(&lint(&good));
-    let (_folder, path) = alertmanager("am.yml", &good.replace("receiver: pager", "receiver: pagre"));
+    refuses(&lint(&good.replace("BrokerDown", "BrokerGone")), "did you mean 'BrokerDown'");
+    let (_folder, path) = alertmanager(&good.replace("receiver: pager", "receiver: pagre"));
     refuses(&tool("amtool", &["check-config", &path]), "pagre");
     // amtool has nothing against a receiver that tells nobody.
     let empty = good.replace("    webhook_configs:\n      - url: http://pager.example/promptq\n", "");
-    assert_ne!(empty, good);
-    refuses(&lint(&empty), "pager");
-}
-
-#[test]
-fn what_silences_others_and_what_it_silences_are_there() {
-    let names: BTreeSet<String> = alerts(&rules()).into_iter().map(|(name, _)| name).collect();
-    let inhibitions = yaml(&deploy("alerts/alertmanager.yaml"))["inhibit_rules"].clone();
-    let mut pages = 0;
-    for rule in inhibitions.as_array().unwrap() {
-        let listed = |key: &str| -> BTreeSet<String> {
-            let matchers = rule[key].as_array().unwrap().iter().filter_map(Value::as_str);
-            let text = matchers.filter_map(|matcher| matcher.strip_prefix("alertname")).next().unwrap();
-            text.trim_matches(['=', '~', '"']).split('|').map(str::to_owned).collect()
-        };
-        let (sources, targets) = (listed("source_matchers"), listed("target_matchers"));
-        assert!(sources.is_subset(&names) && targets.is_subset(&names), "{rule}");
-        assert!(sources.is_disjoint(&targets), "{rule}");
-        pages += 1;
-    }
-    assert!(pages > 5, "{inhibitions}");
-    assert_ne!(inhibitions, json!([]));
+    let (_folder, path) = alertmanager(&empty);
+    passes(&tool("amtool", &["check-config", &path]));
+    refuses(&lint(&empty), "empty-receiver");
 }
