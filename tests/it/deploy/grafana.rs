@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use super::{deploy, known, metrics, passes, read, refuses, tool, yaml};
+use super::{ask, deploy, installed, known, metrics, passes, read, refuses, tool, yaml};
 
 const BOARDS: [&str; 2] = ["promptq-overview", "promptq-providers"];
 
@@ -150,6 +150,22 @@ fn each_fault_of_a_dashboard_is_seen() {
         spoil(&mut board);
         let faults = faults(&board, &known);
         assert!(faults.len() == 1 && faults[0].contains(says), "{says}: {faults:?}");
+    }
+}
+
+#[test]
+fn grafana_knows_every_key() {
+    let lost = |board: &Value| {
+        let python = installed("grafana/bin/python", "grafana.sh");
+        ask(&python, include_str!("../../src/deploy/dashboard.py"), &[], board)
+    };
+    for name in BOARDS {
+        let mut board = board(name);
+        assert_eq!(lost(&board), json!([]), "{name}");
+        board["panels"][2]["fieldConfig"]["defaults"]["unti"] = "s".into();
+        board["templating"]["list"][1]["mutli"] = true.into();
+        let unknown = json!([".templating.list[1].mutli", ".panels[2].fieldConfig.defaults.unti"]);
+        assert_eq!(lost(&board), unknown, "{name}");
     }
 }
 

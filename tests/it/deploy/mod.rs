@@ -49,10 +49,17 @@ fn refuses(output: &Output, reason: &str) {
     assert!(!output.status.success() && said(output).contains(reason), "no word of {reason:?}: {}", said(output));
 }
 
-/// Asks the Python beside Helm: a script's `main` gets JSON and answers with JSON.
+/// Asks the Python beside Helm about the chart.
 fn chart(question: &Value) -> Value {
-    let mut command = Command::new(installed("helm/bin/python", "helm.sh"));
-    command.args(["-c", include_str!("../../src/deploy/chart.py")]).arg(deploy("helm/promptq"));
+    let python = installed("helm/bin/python", "helm.sh");
+    let folder = deploy("helm/promptq");
+    ask(&python, include_str!("../../src/deploy/chart.py"), &[folder.to_str().unwrap()], question)
+}
+
+/// Gives JSON to a script of Python and has its answer.
+fn ask(python: &Path, script: &str, arguments: &[&str], question: &Value) -> Value {
+    let mut command = Command::new(python);
+    command.args(["-c", script]).args(arguments);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut input = child.stdin.take().unwrap();
     let question = question.to_string();
