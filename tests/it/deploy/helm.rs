@@ -152,6 +152,15 @@ fn the_chart_passes_helms_own_linter_and_a_broken_one_does_not() {
 }
 
 #[test]
+fn the_chart_is_of_the_version_that_it_installs() {
+    let chart = yaml(&deploy("helm/promptq/Chart.yaml"));
+    assert_eq!(
+        (&chart["appVersion"], &chart["version"]),
+        (&json!(env!("CARGO_PKG_VERSION")), &json!(env!("CARGO_PKG_VERSION")))
+    );
+}
+
+#[test]
 fn values_that_cannot_work_are_refused() {
     let cases = [
         (json!({ "worker": { "concurency": 8 } }), "concurency"),

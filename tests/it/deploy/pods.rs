@@ -121,6 +121,17 @@ fn secrets_come_as_files_and_stand_in_nothing_that_is_rendered() {
         assert_eq!(secrets["projected"]["defaultMode"], 0o440);
     }
     assert!(of_kind(&objects, "Secret").is_empty());
+    // A component's own goes before what is for all.
+    let mut more = everything();
+    more["gateway"] =
+        json!({ "secrets": [{ "variable": "PROMPTQ__BROKER__USER", "secret": "producer", "key": "name" }] });
+    let objects = one(&more);
+    let sources = pods(&objects).into_iter().find(|(component, _)| component == "gateway").unwrap().1.to_string();
+    assert!(
+        sources.contains(r#""secret":{"items":[{"key":"name","path":"PROMPTQ__BROKER__USER"}],"name":"producer"}"#),
+        "{sources}"
+    );
+    assert_eq!(sources.matches("PROMPTQ__BROKER__USER_FILE").count(), 1);
 }
 
 #[test]

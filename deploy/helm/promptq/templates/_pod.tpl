@@ -92,21 +92,27 @@ readinessProbe:
   failureThreshold: 2
 {{- end -}}
 
-{{- /* Secrets of one component: its own, the broker's and the ledger's login, as {variable, secret, key}. */ -}}
+{{- /* Secrets of one component as {variable, secret, key}: the broker's and the ledger's login, and over them its own. */ -}}
 {{- define "promptq.secrets" -}}
-{{- $all := list -}}
+{{- $all := dict -}}
 {{- range $section := list "broker" "ledger" -}}
 {{- with (index $.root.Values $section).secret -}}
 {{- if .name -}}
-{{- $all = append $all (dict "variable" (printf "PROMPTQ__%s__USER" (upper $section)) "secret" .name "key" .userKey) -}}
-{{- $all = append $all (dict "variable" (printf "PROMPTQ__%s__PASSWORD" (upper $section)) "secret" .name "key" .passwordKey) -}}
+{{- range $word, $key := dict "USER" .userKey "PASSWORD" .passwordKey -}}
+{{- $variable := printf "PROMPTQ__%s__%s" (upper $section) $word -}}
+{{- $_ := set $all $variable (dict "variable" $variable "secret" (index $.root.Values $section).secret.name "key" $key) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
 {{- range (index .root.Values .component).secrets -}}
-{{- $all = append $all . -}}
+{{- $_ := set $all .variable . -}}
 {{- end -}}
-{{- toJson $all -}}
+{{- $list := list -}}
+{{- range keys $all | sortAlpha -}}
+{{- $list = append $list (index $all .) -}}
+{{- end -}}
+{{- toJson $list -}}
 {{- end -}}
 
 {{- define "promptq.env" -}}
