@@ -9,7 +9,7 @@ use clap::Parser;
 use promptq::cli::Cli;
 use serde_json::Value;
 
-use super::{alerts, deploy, installed, known, metrics, passes, read, refuses, said, tool, yaml};
+use super::{alerts, deploy, installed, known, metrics, passes, read, refuses, said, tool, unheard, yaml};
 
 const RULES: &str = "alerts/promptq.rules.yaml";
 const TESTS: [&str; 2] = ["alerts/promptq.test.yaml", "alerts/promptq-slow.test.yaml"];
@@ -120,6 +120,7 @@ fn every_metric_of_a_rule_is_counted_by_somebody() {
         assert!(!used.is_empty(), "{rule}");
         let strange: Vec<_> = used.difference(&known).collect();
         assert_eq!(strange, Vec::<&String>::new(), "{rule}");
+        assert_eq!(unheard(rule["expr"].as_str().unwrap()), Vec::<String>::new(), "{rule}");
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use super::{ask, deploy, installed, known, metrics, passes, read, refuses, tool, yaml};
+use super::{ask, deploy, installed, known, metrics, passes, read, refuses, tool, unheard, yaml};
 
 const BOARDS: [&str; 2] = ["promptq-overview", "promptq-providers"];
 
@@ -88,6 +88,8 @@ fn faults(board: &Value, known: &BTreeSet<String>) -> Vec<String> {
         demand(unrated(&query).is_none(), format!("a counter as it is: {query}"));
         let strange: Vec<_> = metrics(&query).into_iter().filter(|metric| !known.contains(metric)).collect();
         demand(strange.is_empty(), format!("nobody counts {strange:?}"));
+        let unheard = unheard(&filled(&query));
+        demand(unheard.is_empty(), format!("nobody says so: {unheard:?}"));
     }
     faults
 }
@@ -125,7 +127,7 @@ fn the_dashboards_keep_every_rule() {
 fn each_fault_of_a_dashboard_is_seen() {
     type Spoil = fn(&mut Value);
     let known = all_known();
-    let cases: [(&str, Spoil); 16] = [
+    let cases: [(&str, Spoil); 17] = [
         ("may be edited", |b| b["editable"] = true.into()),
         ("no uid", |b| b["uid"] = "".into()),
         ("another form", |b| b["schemaVersion"] = 39.into()),
@@ -143,6 +145,9 @@ fn each_fault_of_a_dashboard_is_seen() {
             b["panels"][1]["targets"][0]["expr"] = "rate(promptq_jobs_started_total[5m])".into()
         }),
         ("a counter as it is", |b| b["panels"][1]["targets"][0]["expr"] = "sum(promptq_jobs_started_total)".into()),
+        ("nobody says so", |b| {
+            b["panels"][1]["targets"][0]["expr"] = "sum(promptq_queue_messages{state=\"red\"})".into()
+        }),
         ("nobody counts", |b| b["panels"][1]["targets"][0]["expr"] = "sum(promptq_job_slo)".into()),
     ];
     for (says, spoil) in cases {

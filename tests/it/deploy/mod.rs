@@ -127,6 +127,54 @@ fn in_word(text: &str, at: usize) -> bool {
     text.get(..at).and_then(|before| before.chars().next_back()).is_some_and(is_name)
 }
 
+/// What an expression asks of metrics that the catalogue's line of each says nothing of: labels, and words as values.
+fn unheard(expression: &str) -> Vec<String> {
+    // A scrape gives the first two to everything, histograms have the third.
+    const EVERYWHERE: [&str; 3] = ["job", "instance", "le"];
+    let catalogue = read(&deploy("metrics.md"));
+    let mut unheard = Vec::new();
+    for (name, matchers) in selectors(expression) {
+        let base =
+            ["_bucket", "_count", "_sum"].iter().find_map(|part| name.strip_suffix(part)).unwrap_or(&name).to_owned();
+        let is_its = |line: &&str| line.split(|c: char| !is_name(c)).any(|word| word == base);
+        let Some(line) = catalogue.lines().find(is_its).filter(|_| base.starts_with("promptq_")) else { continue };
+        let has = |word: &str| line.split(|c: char| !is_name(c)).any(|other| other == word);
+        for (label, value) in matchers {
+            if !EVERYWHERE.contains(&label.as_str()) && !has(&label) {
+                unheard.push(format!("{name} has no {label}"));
+            }
+            // Queues, providers and models have names of their own.
+            if !["queue", "provider", "model", "job", "instance", "le"].contains(&label.as_str()) {
+                unheard.extend(
+                    value.split('|').filter(|word| !has(word)).map(|word| format!("{name}: no {label} is {word}")),
+                );
+            }
+        }
+    }
+    unheard
+}
+
+type Matchers = Vec<(String, String)>;
+
+/// Each metric that has matchers, with their labels and values.
+fn selectors(expression: &str) -> Vec<(String, Matchers)> {
+    let mut found = Vec::new();
+    for (at, _) in expression.match_indices('{') {
+        let before = expression.get(..at).unwrap();
+        let name = before.rsplit(|c: char| !is_name(c)).next().unwrap_or_default();
+        let mut parts = expression.get(at + 1..).unwrap().split('"');
+        let mut matchers = Vec::new();
+        // Pieces alternate: label and operator, value.
+        while let (Some(label), Some(value)) = (parts.next().filter(|piece| !piece.contains('}')), parts.next()) {
+            matchers.push((label.trim_matches([',', ' ', '=', '~', '!']).to_owned(), value.to_owned()));
+        }
+        if !name.is_empty() {
+            found.push((name.to_owned(), matchers));
+        }
+    }
+    found
+}
+
 /// Everything that may be asked for: the catalogue with what histograms are made of, our records, and what others count.
 fn known(records: &Value) -> BTreeSet<String> {
     const OTHERS: [&str; 5] = [
@@ -148,7 +196,21 @@ fn known(records: &Value) -> BTreeSet<String> {
 }
 
 #[test]
+fn what_no_metric_has_is_seen() {
+    let good = r#"sum(promptq_jobs_dead_total{queue=~".*", reason="content", job="x"})"#;
+    assert_eq!(unheard(good), Vec::<String>::new());
+    let bad = r#"sum(promptq_jobs_dead_total{reason=~"content|contents", outcome="dead"})"#;
+    let seen = unheard(bad);
+    let said = "promptq_jobs_dead_total";
+    let expected =
+        [": no reason is contents", " has no outcome", ": no outcome is dead"].map(|end| format!("{said}{end}"));
+    assert_eq!(seen, expected);
+}
+
+#[test]
 fn the_metrics_of_an_expression_are_found() {
     let expression = r#"sum by (queue, le) (rate(a_total{x="}b[", y=~"c"}[5m])) / on (queue) max(q:b:rate5m) > 3 unless on (by) c == 0"#;
+    let of_a = ("a_total".to_owned(), vec![("x".to_owned(), "}b[".to_owned()), ("y".to_owned(), "c".to_owned())]);
+    assert_eq!(selectors(expression), [of_a]);
     assert_eq!(metrics(expression).into_iter().collect::<Vec<_>>(), ["a_total", "c", "q:b:rate5m"]);
 }
