@@ -9,7 +9,8 @@ use clap::Parser;
 use promptq::cli::Cli;
 use serde_json::Value;
 
-use super::{alerts, deploy, installed, known, metrics, passes, read, refuses, said, tool, unheard, yaml};
+use super::expression::{known, metrics, unheard};
+use super::{alerts, deploy, installed, passes, read, refuses, said, tool, yaml};
 
 const RULES: &str = "alerts/promptq.rules.yaml";
 const TESTS: [&str; 2] = ["alerts/promptq.test.yaml", "alerts/promptq-slow.test.yaml"];
@@ -153,21 +154,19 @@ fn every_command_of_the_runbook_can_be_said() {
     let code = runbook.split('`').skip(1).step_by(2).filter(|code| code.starts_with("promptq "));
     let lines = runbook.lines().filter(|line| line.starts_with("promptq "));
     let lines = lines.map(|line| line.split('#').next().unwrap().trim());
-    let mut said = BTreeSet::new();
+    let mut commands = BTreeSet::new();
     for command in code.chain(lines).filter(|command| !command.contains('…')) {
         let words = shlex::split(command).unwrap();
-        let words = words.iter().map(|word| if word == "ID" { JOB } else { word });
-        match Cli::try_parse_from(words.clone()) {
-            Ok(_) => {}
-            Err(error) => panic!("{command}\n{error}"),
+        let words: Vec<&str> = words.iter().map(|word| if word == "ID" { JOB } else { word }).collect();
+        if let Err(error) = Cli::try_parse_from(&words) {
+            panic!("{command}\n{error}");
         }
-        let filter = words.clone().skip_while(|word| *word != "--where").nth(1);
-        if let Some(filter) = filter {
-            promptq::filter::parse(filter).unwrap_or_else(|error| panic!("{command}: {error:?}"));
+        if let Some(at) = words.iter().position(|word| *word == "--where") {
+            promptq::filter::parse(words[at + 1]).unwrap_or_else(|error| panic!("{command}: {error:?}"));
         }
-        said.insert(command);
+        commands.insert(command);
     }
-    assert!(said.len() > 15, "{said:?}");
+    assert!(commands.len() > 15, "{commands:?}");
 }
 
 fn alertmanager(config: &str) -> (tempfile::TempDir, String) {

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use super::{ask, deploy, installed, known, metrics, passes, read, refuses, tool, unheard, yaml};
+use super::expression::{known, metrics, unheard};
+use super::{ask, deploy, installed, passes, read, refuses, tool, yaml};
 
 const BOARDS: [&str; 2] = ["promptq-overview", "promptq-providers"];
 
@@ -101,12 +102,12 @@ fn fixed_range(query: &str) -> Option<&str> {
 
 /// A counter that is neither rated nor increased.
 fn unrated(query: &str) -> Option<String> {
-    let counters = metrics(query).into_iter().filter(|name| name.ends_with("_total") || name.ends_with("_bucket"));
+    let mut counters = metrics(query).into_iter().filter(|name| name.ends_with("_total") || name.ends_with("_bucket"));
     let is_rated = |name: &String| {
         let mut uses = query.match_indices(name.as_str()).map(|(at, _)| query.get(..at).unwrap_or_default());
         uses.all(|before| before.ends_with("rate(") || before.ends_with("increase("))
     };
-    counters.into_iter().find(|name| !is_rated(name))
+    counters.find(|name| !is_rated(name))
 }
 
 fn all_known() -> BTreeSet<String> {
