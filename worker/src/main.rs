@@ -5,7 +5,10 @@ use std::sync::Arc;
 
 use clap::Parser;
 use promptq_common::telemetry;
-use promptq_worker::cli::Cli;
+use promptq_common::telemetry::admin::Admin;
+use promptq_common::telemetry::health::Health;
+use promptq_worker::cli::{Cli, Command};
+use promptq_worker::healthcheck::Healthcheck;
 use promptq_worker::runner::Runners;
 use promptq_worker::status::Board;
 use promptq_worker::stop::Stop;
@@ -18,6 +21,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if let Some(Command::Healthcheck(asked)) = &cli.command {
+        return check(asked);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let drained = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
         let drained = runtime.block_on(on_its_threads(work(cli)));
@@ -43,14 +49,33 @@ async fn on_its_threads(
 async fn work(cli: Cli) -> anyhow::Result<Drained> {
     let config = cli.load()?;
     telemetry::init(config.telemetry.log.unwrap_or(LevelFilter::INFO), config.telemetry.log_format, std::io::stderr);
+    configured::tell_preset(&config);
+    let health = Health::default();
+    // Before anything that has numbers; ends last.
+    let _admin = Admin::open(config.telemetry.admin, "worker", &health)?;
     let settings = cli.settings(&config);
     let runners = Arc::new(Runners::new(configured::runners(&config))?);
     let (broker, store) = configured::connect(&config).await?;
+    health.started();
     let stop = Stop::new();
-    let parts = Parts { broker, store, runners, settings, board: Board::new() };
+    let parts = Parts { broker, store, runners, settings, board: Board::telling(health) };
     tokio::select! {
         drained = run(parts, stop.clone()) => drained,
         Err(error) = stop.on_signals() => Err(error.into()),
+    }
+}
+
+#[expect(clippy::print_stdout, clippy::print_stderr, reason = "the one line that is the answer")]
+fn check(asked: &Healthcheck) -> ExitCode {
+    match asked.run(None) {
+        Ok(line) => {
+            println!("{line}");
+            ExitCode::SUCCESS
+        }
+        Err(line) => {
+            eprintln!("{line}");
+            ExitCode::FAILURE
+        }
     }
 }
 

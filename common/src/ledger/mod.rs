@@ -344,6 +344,37 @@ pub struct WorkerReport {
     /// The limit keys that hold jobs back here, longest first, at most [`HELD_KEYS`].
     #[serde(default)]
     pub held: Vec<HeldKey>,
+    /// How fast its queues went of late, the busiest first, at most [`PACES`]; none of those that did not move.
+    #[serde(default)]
+    pub paces: Vec<Pace>,
+}
+
+/// The most queues of which a worker reports how fast they go.
+pub const PACES: usize = 50;
+/// The most limit keys reported of each.
+pub const PACE_KEYS: usize = 20;
+
+/// What one worker did of a queue's jobs of late.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pace {
+    /// The queue.
+    pub queue: Queue,
+    /// Within so many milliseconds.
+    pub over_ms: u64,
+    /// Jobs that ended.
+    pub ended: u64,
+    /// Calls, and how long they took together.
+    pub calls: u64,
+    /// In milliseconds.
+    pub call_ms: u64,
+    /// Tokens that they sent.
+    pub input_tokens: u64,
+    /// And received.
+    pub output_tokens: u64,
+    /// The longest that a job had waited for its start.
+    pub waited_ms: u64,
+    /// The limit keys that its jobs have come under.
+    pub keys: Vec<String>,
 }
 
 /// The most limit keys that a worker reports as held: a report is read by everybody who asks how work stands.
