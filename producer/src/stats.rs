@@ -8,7 +8,7 @@ use promptq_common::broker::{Broker, Depth, QueueView};
 use promptq_common::error::Kind;
 use promptq_common::job::Queue;
 use promptq_common::ledger::{JobFilter, Ledger, WorkerReport};
-use promptq_common::limits::covers;
+use promptq_common::limits::{Measure, covers};
 use promptq_common::outcome::FailureClass;
 use promptq_common::record::State;
 use promptq_common::time::Timestamp;
@@ -278,11 +278,14 @@ fn shares(view: &QueueView, waits: &[Standing], models: Vec<Option<String>>) -> 
 
 fn reason(standing: &Standing) -> &'static str {
     let of = |class| standing.held.iter().any(|held| held.class == class);
-    match () {
-        () if words::is_budget(&standing.key) => "budget",
-        () if of(FailureClass::Account) => "account",
-        () if of(FailureClass::Capacity) => "capacity",
-        () => "throttled",
+    if words::is_budget(&standing.key) {
+        "budget"
+    } else if of(FailureClass::Account) {
+        "account"
+    } else if of(FailureClass::Capacity) {
+        "capacity"
+    } else {
+        "throttled"
     }
 }
 
@@ -292,7 +295,7 @@ fn room(standing: &Standing) -> Option<Room> {
     for view in standing.caps() {
         #[expect(clippy::cast_precision_loss, reason = "the format knows no other numbers")]
         let number = |amount: i64| amount as f64;
-        let unit = if view.cap.measure.as_str() == "usd" { 1e9 } else { 1.0 };
+        let unit = if view.cap.measure == Measure::Usd { 1e9 } else { 1.0 };
         let free = (number(view.cap.most) * shared.rate - number(view.used) - number(view.held)).max(0.0) / unit;
         let entry = left.entry(view.cap.measure.as_str()).or_insert(free);
         *entry = entry.min(free);

@@ -18,6 +18,7 @@ mod llm;
 mod messages;
 mod model;
 mod moving;
+mod operate;
 mod prices;
 mod providers;
 mod rabbit;

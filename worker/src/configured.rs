@@ -40,9 +40,9 @@ pub fn settings(config: &Config) -> Settings {
     }
 }
 
-/// Tells the log where the drain time is from, unless somebody said it.
+/// Tells the log which platform the drain time is from, and what told that, unless somebody said it.
 pub fn tell_preset(config: &Config) {
-    if let Some((platform, variable)) = config.worker.drain_preset {
+    if let Some((platform, variable)) = config.worker.drain_preset.filter(|(_, variable)| !variable.is_empty()) {
         let drain_timeout = format_duration(config.worker.drain_timeout);
         tracing::info!(%platform, variable, drain_timeout, "running jobs may go on for so long after SIGTERM");
     }

@@ -60,12 +60,12 @@ fn tell(health: &Health, status: &Status) {
     health.report(
         "consuming",
         match fault(&BlockedBy::Broker) {
-            Some(blocked) => Err(&blocked.detail),
+            Some(blocked) => Err(blocked.detail.as_str()),
             None if !status.consuming => Err("the broker has not answered yet"),
             None => Ok(()),
         },
     );
-    health.report("settling", fault(&BlockedBy::Settling).map_or(Ok(()), |blocked| Err(&blocked.detail)));
+    health.report("settling", fault(&BlockedBy::Settling).map_or(Ok(()), |blocked| Err(blocked.detail.as_str())));
 }
 
 impl Default for Board {

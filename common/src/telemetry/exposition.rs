@@ -63,7 +63,7 @@ impl Page {
 
     fn line(&mut self, text: std::fmt::Arguments<'_>) {
         // Writing to a string cannot fail.
-        let _: std::fmt::Result = writeln!(self.0, "{text}");
+        let _written = writeln!(self.0, "{text}");
     }
 }
 

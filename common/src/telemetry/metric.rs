@@ -238,23 +238,23 @@ table! {
 pub fn catalogue() -> String {
     let mut page = HEAD.to_owned();
     for of in Of::ALL {
-        page.push_str(&format!("\n## {}\n\n| metric | type | labels | what |\n|---|---|---|---|\n", of.title()));
+        add(&mut page, format_args!("\n## {}\n\n| metric | type | labels | what |\n|---|---|---|---|\n", of.title()));
         for metric in ALL.iter().filter(|metric| metric.of == of) {
             let labels: Vec<_> = metric.labels.iter().map(|label| format!("`{}`", label.name)).collect();
             let (kind, labels) = (metric.kind.as_str(), labels.join(", "));
-            page.push_str(&format!("| `{}` | {kind} | {labels} | {} |\n", metric.name, metric.help));
+            add(&mut page, format_args!("| `{}` | {kind} | {labels} | {} |\n", metric.name, metric.help));
         }
     }
     page.push_str("\n## Labels\n\n| label | on | values |\n|---|---|---|\n");
-    let mut told: Vec<&Label> = Vec::new();
-    for label in ALL.iter().flat_map(|metric| metric.labels) {
-        if !told.contains(label) {
+    let mut told: Vec<&'static Label> = Vec::new();
+    for label in ALL.iter().flat_map(|metric| metric.labels).copied() {
+        if !told.contains(&label) {
             told.push(label);
             page.push_str(&label_line(label));
         }
     }
     page.push_str("\n## Buckets\n\n| of | upper bounds |\n|---|---|\n");
-    let mut shown: Vec<&[f64]> = Vec::new();
+    let mut shown: Vec<&'static [f64]> = Vec::new();
     for metric in ALL {
         let Histogram(bounds) = metric.kind else { continue };
         if !shown.contains(&bounds) {
@@ -275,7 +275,12 @@ For the share of jobs that start in time take the bucket of `promptq_job_queue_w
 Publishing fails where the outcome is `timeout`, `unavailable` or `error`; `known` and `refused` are answers.
 ";
 
-fn label_line(label: &Label) -> String {
+fn add(page: &mut String, text: std::fmt::Arguments<'_>) {
+    // Writing to a string cannot fail.
+    let _written = page.write_fmt(text);
+}
+
+fn label_line(label: &'static Label) -> String {
     let on: Vec<_> =
         ALL.iter().filter(|metric| metric.labels.contains(&label)).map(|metric| format!("`{}`", metric.name)).collect();
     let on = if on.len() > 3 { format!("{} metrics", on.len()) } else { on.join(", ") };
@@ -287,14 +292,10 @@ fn label_line(label: &Label) -> String {
     format!("| `{}` | {on} | {values} |\n", label.name)
 }
 
-fn bucket_line(bounds: &[f64]) -> String {
+fn bucket_line(bounds: &'static [f64]) -> String {
     let of = ALL.iter().filter(|metric| metric.kind == Histogram(bounds)).map(|metric| format!("`{}`", metric.name));
-    let (of, mut said) = (of.collect::<Vec<_>>().join(", "), String::new());
-    for bound in bounds {
-        // Writing to a string cannot fail.
-        let _ = write!(said, "{}{bound}", if said.is_empty() { "" } else { " " });
-    }
-    format!("| {of} | {said} |\n")
+    let (of, said): (Vec<_>, Vec<_>) = (of.collect(), bounds.iter().map(ToString::to_string).collect());
+    format!("| {} | {} |\n", of.join(", "), said.join(" "))
 }
 
 #[cfg(test)]

@@ -103,7 +103,7 @@ async fn once(cx: &Context, args: &Args, seen: &Seen) -> Result<()> {
     let looked = timeout(PATIENCE, async {
         let broker = cx.existing().await?;
         let look = look(broker, &args.queues, cx.config.worker.concurrency).await?;
-        Ok((look, broker.backend_name()))
+        Ok::<_, Problem>((look, broker.backend_name()))
     });
     let looked = looked.await.unwrap_or_else(|_| {
         Err(Problem::new(Exit::Unreachable, "unreachable", "the broker did not answer within 30 s"))
@@ -197,12 +197,12 @@ fn write(page: &mut Page, look: &Look) {
 fn messages(stats: &QueueStats) -> impl Iterator<Item = ([&str; 3], f64)> {
     let counts = [Some(stats.ready), Some(stats.running), stats.delayed, Some(stats.dead)];
     let named = DEPTH.values.iter().zip(counts);
-    named.filter_map(|(state, count)| Some(([stats.queue.as_str(), stats.backend, *state], whole_f64(count?))))
+    named.filter_map(move |(state, count)| Some(([stats.queue.as_str(), stats.backend, *state], whole_f64(count?))))
 }
 
 /// Each reason that there may be, so that none has to be missed.
 fn blocked(stats: &QueueStats) -> impl Iterator<Item = ([&str; 2], f64)> {
-    BLOCKED.values.iter().map(|reason| {
+    BLOCKED.values.iter().map(move |reason| {
         let jobs = stats.blocked.iter().filter(|blocked| blocked.reason == *reason).map(|blocked| blocked.jobs).sum();
         ([stats.queue.as_str(), *reason], whole_f64(jobs))
     })

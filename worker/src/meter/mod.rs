@@ -69,8 +69,14 @@ struct KeptLine {
     started: Counter,
     wait: Histogram,
     interrupted: [Counter; 3],
-    /// Since when each slot has its job.
-    hands: Mutex<Vec<Option<Instant>>>,
+    hands: Mutex<Hands>,
+}
+
+/// Since when each slot has its job, and which have none: as many as there ever were at once.
+#[derive(Debug, Default)]
+struct Hands {
+    since: Vec<Option<Instant>>,
+    free: Vec<usize>,
 }
 
 /// The metrics beside.
@@ -108,12 +114,12 @@ impl Meter {
     /// A job has come into this worker's hands, until what this gives is dropped.
     pub(crate) fn takes(&self, queue: &Queue) -> Option<Hand<'_>> {
         let hands = &self.lines.get(queue)?.kept.as_ref()?.hands;
-        let mut slots = lock(hands);
-        let place = slots.iter().position(Option::is_none).unwrap_or_else(|| {
-            slots.push(None);
-            slots.len() - 1
+        let mut taken = lock(hands);
+        let place = taken.free.pop().unwrap_or_else(|| {
+            taken.since.push(None);
+            taken.since.len() - 1
         });
-        slots[place] = Some(Instant::now());
+        taken.since[place] = Some(Instant::now());
         Some(Hand { hands, place })
     }
 
@@ -291,13 +297,15 @@ impl Kept {
 /// A job in a worker's hands.
 #[derive(Debug)]
 pub(crate) struct Hand<'a> {
-    hands: &'a Mutex<Vec<Option<Instant>>>,
+    hands: &'a Mutex<Hands>,
     place: usize,
 }
 
 impl Drop for Hand<'_> {
     fn drop(&mut self) {
-        lock(self.hands)[self.place] = None;
+        let mut hands = lock(self.hands);
+        hands.since[self.place] = None;
+        hands.free.push(self.place);
     }
 }
 
@@ -335,7 +343,7 @@ mod tests {
         let [pace] = meter.paces().try_into().unwrap();
         assert_eq!((pace.over_ms, pace.ended, pace.calls, pace.call_ms), (10_000, 3, 3, 6_000));
         assert_eq!((pace.keys, pace.waited_ms / 1_000), (vec!["acme/fast".to_owned()], 40));
-        for _ in 0..SAMPLES + 1 {
+        for _ in 0..=SAMPLES {
             tokio::time::advance(Duration::from_secs(10)).await;
             meter.paces();
         }

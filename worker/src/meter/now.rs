@@ -36,7 +36,7 @@ impl Piece for Now {
         let hands = self.meter.lines.iter().filter_map(|(queue, line)| Some((queue.as_str(), line.kept.as_ref()?)));
         let hands: Vec<_> = hands
             .map(|(queue, kept)| {
-                let slots = lock(&kept.hands);
+                let slots = &lock(&kept.hands).since;
                 let oldest = slots.iter().flatten().min().map_or(0.0, |since| (now - *since).as_secs_f64());
                 (queue, slots.iter().flatten().count(), oldest)
             })

@@ -5,7 +5,7 @@ mod exec;
 mod mock;
 mod settings;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -226,12 +226,6 @@ impl Runners {
     pub fn limit_keys(&self, queue: &Queue, model: Option<&str>) -> Vec<String> {
         let job = Job::new(queue.clone(), Work::prompt(model, ""));
         self.routes(&job).into_iter().flatten().map(|runner| runner.limit_key(&job)).collect()
-    }
-
-    /// The limit keys of every model and command that the settings name.
-    pub fn configured_keys(&self) -> BTreeSet<String> {
-        let names = self.own.keys().chain(self.named.keys()).chain(self.models.keys()).map(String::as_str).map(Some);
-        names.chain([None]).flat_map(|name| self.limit_keys(&Queue::standard(), name)).collect()
     }
 
     fn inline(&self, line: &str) -> Result<Exec, Failure> {
