@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use promptq_worker::healthcheck::Healthcheck;
+
 use crate::command;
 use crate::printer::{Color, Format};
 
@@ -181,6 +183,11 @@ pub enum Command {
     Config(command::config::Args),
     /// Try broker, store and providers, at no cost
     Doctor(command::doctor::Args),
+    /// Show depth, age and the workers that queues want to Prometheus
+    Exporter(command::exporter::Args),
+    /// Ask an exporter or a gateway on this machine how it is: exit 0 when it is well, else 1
+    #[command(before_help = "Examples:\n  promptq healthcheck\n  promptq healthcheck readyz --admin 127.0.0.1:9092")]
+    Healthcheck(Healthcheck),
     /// Completions for a shell
     Completions(command::completions::Args),
 }
@@ -201,7 +208,32 @@ impl Command {
             Self::Broker(args) => args.format(),
             Self::Config(args) => args.format(),
             Self::Doctor(args) => args.output.format(),
-            Self::Run(_) | Self::Results(_) | Self::Completions(_) => Format::Table,
+            Self::Run(_) | Self::Results(_) | Self::Exporter(_) | Self::Healthcheck(_) | Self::Completions(_) => {
+                Format::Table
+            }
+        }
+    }
+
+    /// Where it is to serve metrics and probes, if that was said.
+    pub(crate) fn admin(&self) -> Option<&str> {
+        match self {
+            Self::Exporter(args) => args.admin.as_deref(),
+            Self::Run(_)
+            | Self::Submit(_)
+            | Self::Status(_)
+            | Self::Results(_)
+            | Self::Jobs(_)
+            | Self::Cancel(_)
+            | Self::Retry(_)
+            | Self::Queues(_)
+            | Self::Dead(_)
+            | Self::Workers(_)
+            | Self::Limits(_)
+            | Self::Broker(_)
+            | Self::Config(_)
+            | Self::Doctor(_)
+            | Self::Healthcheck(_)
+            | Self::Completions(_) => None,
         }
     }
 }

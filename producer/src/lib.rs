@@ -20,8 +20,10 @@ pub mod printer;
 pub mod problem;
 pub mod progress;
 mod run;
+pub mod scale;
 pub mod settings;
 pub mod sink;
+pub mod stats;
 pub mod submit;
 pub mod view;
 
@@ -65,7 +67,15 @@ async fn run(cli: Cli, printer: Printer) -> problem::Result<Exit> {
     if let cli::Command::Completions(args) = &cli.command {
         return command::completions::run(args, &printer);
     }
-    let config = settings::load(&cli.global)?;
+    if let cli::Command::Healthcheck(asked) = &cli.command {
+        let failed = |why: String| Problem::new(Exit::Failed, "unwell", why);
+        return asked
+            .run(cli.global.config.as_deref())
+            .map_err(failed)
+            .and_then(|line| printer.line(&line))
+            .map(|()| Exit::Done);
+    }
+    let config = settings::load(&cli)?;
     telemetry::init(settings::level(&cli.global, &config), config.telemetry.log_format, std::io::stderr);
     tracing::debug!(broker = %config.broker.url, files = ?config.files, "configured");
     let context = Context::new(config, printer);

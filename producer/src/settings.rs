@@ -8,11 +8,13 @@ use crate::printer::Style;
 use crate::problem::{Exit, Problem, Result};
 
 /// Reads files, environment and flags.
-pub fn load(global: &Global) -> Result<Config> {
+pub fn load(cli: &Cli) -> Result<Config> {
+    let (global, admin) = (&cli.global, cli.command.admin().map(str::to_owned));
     let flags = [
         ("broker.url", "--broker", &global.broker),
         ("ledger.url", "--ledger", &global.ledger),
         ("store.url", "--store", &global.store),
+        ("telemetry.admin", "--admin", &admin),
     ];
     let flags = flags
         .into_iter()

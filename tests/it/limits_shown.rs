@@ -203,6 +203,7 @@ fn report(queue: &Queue, key: &str, class: FailureClass, detail: &str) -> Worker
         draining: false,
         blocked: Some(format!("{class} {key}: {detail}")),
         held: vec![held],
+        paces: vec![],
     }
 }
 

@@ -19,6 +19,7 @@ mod llm;
 mod messages;
 mod model;
 mod moving;
+mod operate;
 mod prices;
 mod providers;
 mod rabbit;

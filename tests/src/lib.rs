@@ -2,6 +2,7 @@
 //! [`steps`] are the few moves every case is made of, [`messages`] those over a ledger that serves another broker. The
 //! cases themselves are in `it/`.
 
+pub mod admin;
 pub mod backends;
 pub mod binary;
 pub mod carrier;

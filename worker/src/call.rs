@@ -9,12 +9,13 @@ use promptq_common::broker::{HoldKey, Verdict};
 use promptq_common::job::Job;
 use promptq_common::limits::{Denied, Expected, Pass, Turned, account_of};
 use promptq_common::outcome::{Failure, FailureClass, Outcome};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::cost::Bill;
 use crate::execute::{Errand, Step, cut, rhythm};
 use crate::heartbeat::{self, Fate};
 use crate::judge::{Decision, Past, judge};
+use crate::meter::Interrupted;
 use crate::money::{Money, money};
 use crate::output;
 use crate::repair;
@@ -30,6 +31,15 @@ pub(crate) struct Way<'a> {
     pub(crate) key: &'a str,
     /// Whether there are others.
     pub(crate) has_others: bool,
+}
+
+/// Where a job stands in its lease.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    /// Its place in line, until it stands there itself.
+    pub(crate) expected: Option<Expected>,
+    /// Whether a call of it has begun.
+    pub(crate) begun: bool,
 }
 
 /// What a way has come to.
@@ -50,7 +60,7 @@ impl Came {
 }
 
 /// Tries one way to its end.
-pub(crate) async fn call(errand: Errand<'_>, way: Way<'_>, expected: &mut Option<Expected>) -> Came {
+pub(crate) async fn call(errand: Errand<'_>, way: Way<'_>, turn: &mut Turn) -> Came {
     let Errand { job, case, desk, .. } = errand;
     let (runner, lane) = (way.runner, &case.head.lane);
     let admitted = match runner.endpoint() {
@@ -68,7 +78,7 @@ pub(crate) async fn call(errand: Errand<'_>, way: Way<'_>, expected: &mut Option
         }
     };
     // From here on the job itself stands in line.
-    drop(expected.take());
+    drop(turn.expected.take());
     let pass = match reserve(errand, pass, runner).await {
         Ok(pass) => pass,
         Err(came) => return came,
@@ -77,9 +87,18 @@ pub(crate) async fn call(errand: Errand<'_>, way: Way<'_>, expected: &mut Option
     let stream = case.head.history.recent.last().is_some_and(|last| last.status_code == Some(GATEWAY_TIMEOUT));
     let context = RunContext { attempt, lease: case.lease, worker: case.worker.clone(), ear: pass.ear(), stream };
     let bill = Bill { prices: &desk.settings.prices, runner, job };
-    match run(errand, runner, &context).await {
+    if !std::mem::replace(&mut turn.begun, true) {
+        desk.meter.starts(case.head, case.deaths);
+    }
+    let (queue, begun) = (&lane.queue, Instant::now());
+    let ran = run(errand, runner, &context).await;
+    if let Some(why) = ran.interrupted() {
+        desk.meter.interrupted(queue, why);
+    }
+    match ran {
         Ran::Done { outcome, lost } => {
             let outcome = bill.outcome(told(outcome, job, way));
+            desk.meter.called(queue, way.key, &outcome, begun.elapsed());
             finish(errand, way, pass, bill, (outcome, lost)).await
         }
         Ran::Cancelled => {
@@ -125,11 +144,15 @@ async fn reserve(errand: Errand<'_>, mut pass: Pass, runner: &dyn Runner) -> Res
     if desk.limits.asks_nothing(&mut pass, worst) {
         return Ok(pass);
     }
+    let asked = Instant::now();
     let reserving = Box::pin(desk.limits.reserve_all(pass, &case.head.lane, size, (worst, &budgets)));
     let denied = tokio::select! {
         biased;
         reserved = reserving => match reserved {
-            Ok(pass) => return Ok(pass),
+            Ok(pass) => {
+                desk.meter.waited(pass.key(), asked.elapsed());
+                return Ok(pass);
+            }
             Err(denied) => denied,
         },
         fate = heartbeat::keep(lease, rhythm(desk)) => return Err(Came::Step(match fate {
@@ -160,6 +183,20 @@ enum Ran {
     Cut,
     /// The job is somebody else's, or has ended.
     Gone,
+}
+
+impl Ran {
+    /// Why it was given up in the middle, if it was.
+    fn interrupted(&self) -> Option<Interrupted> {
+        match self {
+            Self::Done { outcome: Outcome::Failure(failure), .. } if failure.code == PANIC => {
+                Some(Interrupted::Crashed)
+            }
+            Self::Done { .. } | Self::Cancelled => None,
+            Self::Cut => Some(Interrupted::DrainDeadline),
+            Self::Gone => Some(Interrupted::LeaseLost),
+        }
+    }
 }
 
 /// Runs under heartbeat. Returning drops the runner's future, which stops the work.
@@ -234,9 +271,12 @@ async fn finish(
     let body = std::mem::take(&mut reply.body);
     let kept = if output::is_stored(desk.store.as_ref(), &desk.settings, &body) {
         let keeping = output::keep(desk.store.as_ref(), &desk.settings, place, body);
+        let asked = Instant::now();
         let beating =
             async { if lost { keeping.await } else { heartbeat::during(lease, rhythm(desk), keeping).await } };
-        Box::pin(beating).await
+        let kept = Box::pin(beating).await;
+        desk.meter.stored(kept.as_ref().ok(), asked.elapsed());
+        kept
     } else {
         output::inline(&desk.settings, body)
     };
@@ -294,8 +334,11 @@ fn cut_call(detail: &str, bill: Bill<'_>) -> Failure {
     bill.failure(Failure { usage: bill.runner.estimate(bill.job), ..failure })
 }
 
+/// The code of a runner that broke.
+const PANIC: &str = "panic";
+
 fn panicked() -> Outcome {
-    Outcome::Failure(Failure::new(FailureClass::Crashed, "panic", "the runner broke; see the worker's log"))
+    Outcome::Failure(Failure::new(FailureClass::Crashed, PANIC, "the runner broke; see the worker's log"))
 }
 
 fn overran(job: &Job, runner: &dyn Runner) -> Outcome {

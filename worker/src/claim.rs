@@ -17,7 +17,7 @@ const PAUSED: Duration = Duration::from_secs(5);
 
 /// Asks the ledger whether this lease may run the job now; repeats what fails until the lease's own time is over.
 pub(crate) async fn claim(case: &Case<'_>, lease: &Lease, desk: &Desk) -> Step {
-    let mut asking = lease.claim();
+    let mut asking = std::pin::pin!(lease.claim());
     // Mostly it is known at once; only else there is something to wait for.
     let first = poll_fn(|cx| Poll::Ready(asking.as_mut().poll(cx))).await;
     let claim = if let Poll::Ready(Ok(claim)) = first {

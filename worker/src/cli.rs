@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use promptq_common::config::{self, Config, ConfigErrors, Flag};
 use promptq_common::time::parse_duration;
 
 use crate::configured;
+use crate::healthcheck::Healthcheck;
 use crate::settings::Settings;
 
 /// Takes prompt jobs from queues and runs them.
@@ -16,11 +17,15 @@ use crate::settings::Settings;
     name = "promptq-worker",
     version,
     max_term_width = 100,
+    args_conflicts_with_subcommands = true,
     before_help = "Examples:\n  promptq-worker --queues reviews:5,other:1 --concurrency 64\n  promptq-worker --once",
     after_help = "Exit codes:\n  0 drained   1 failed   2 usage or settings wrong   7 broker lost\n  \
                   9 what is left waits for money (--exit-when-idle)   124 drain time over, jobs handed back"
 )]
 pub struct Cli {
+    /// Something else than working.
+    #[command(subcommand)]
+    pub command: Option<Command>,
     /// Settings file, in place of ./promptq.toml and the user's own
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -48,7 +53,7 @@ pub struct Cli {
     /// Leave as soon as nothing is ready
     #[arg(long)]
     once: bool,
-    /// How long running jobs may go on after SIGTERM [default: 25s]
+    /// How long running jobs may go on after SIGTERM [default: 25s, or what the platform leaves]
     #[arg(long, value_name = "TIME")]
     drain_timeout: Option<String>,
     /// How long a job stays this worker's without a heartbeat [default: 45s]
@@ -66,6 +71,16 @@ pub struct Cli {
     /// The shape of log lines: auto, text or json
     #[arg(long, value_name = "SHAPE")]
     log_format: Option<String>,
+    /// Where metrics and probes are served, or off (`PROMPTQ_ADMIN`) [default: 127.0.0.1:9091, while it is free]
+    #[arg(long, value_name = "ADDR")]
+    admin: Option<String>,
+}
+
+/// What `promptq-worker` does beside working.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Ask the worker on this machine how it is: exit 0 when it is well, else 1
+    Healthcheck(Healthcheck),
 }
 
 impl Cli {
@@ -90,6 +105,7 @@ impl Cli {
             flag("worker.name", "--name", &self.name),
             flag("worker.allow_exec", "--allow-exec", &allow_exec),
             flag("telemetry.log_format", "--log-format", &self.log_format),
+            flag("telemetry.admin", "--admin", &self.admin),
         ];
         config::load(self.config.as_deref(), flags.into_iter().flatten().collect())
     }

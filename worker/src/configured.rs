@@ -6,6 +6,7 @@ use promptq_common::broker::{Broker, WorkerId};
 use promptq_common::config::{Address, Config, Ledger};
 use promptq_common::error::Result;
 use promptq_common::store::Store;
+use promptq_common::time::format_duration;
 use url::Url;
 
 use crate::runner::{ExecSettings, MockSettings, ProviderSettings, RunnerSettings};
@@ -36,6 +37,14 @@ pub fn settings(config: &Config) -> Settings {
         prices: config.prices.clone(),
         disks: disks.collect(),
         ..Settings::standard(identity, worker.queues.clone())
+    }
+}
+
+/// Tells the log which platform the drain time is from, and what told that, unless somebody said it.
+pub fn tell_preset(config: &Config) {
+    if let Some((platform, variable)) = config.worker.drain_preset.filter(|(_, variable)| !variable.is_empty()) {
+        let drain_timeout = format_duration(config.worker.drain_timeout);
+        tracing::info!(%platform, variable, drain_timeout, "running jobs may go on for so long after SIGTERM");
     }
 }
 

@@ -56,6 +56,7 @@ pub(crate) async fn drain(
                 intake.note(finished);
                 intake.show_soon();
             }
+            _ = intake.tick.tick() => intake.show(),
             () = sleep_until(deadline) => {
                 if out_of_time {
                     break;
@@ -73,6 +74,7 @@ pub(crate) async fn drain(
     intake.running.shutdown().await;
     let_go(&mut intake, closing, if reason == StopReason::Now { LET_GO_AT_ONCE } else { LET_GO }).await;
     intake.show();
+    intake.desk.meter.leaves(reason);
     Drained { finished: intake.finished, handed_back, reason }
 }
 

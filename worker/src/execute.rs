@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 use crate::claim::claim;
 use crate::heartbeat::{self, Rhythm};
+use crate::meter::Meter;
 use crate::reuse::{self, Fresh, Shelf};
 use crate::route::{self, Nevers};
 use crate::runner::{Runner, Runners};
@@ -32,6 +33,7 @@ pub(crate) struct Desk {
     pub(crate) limits: Limits,
     pub(crate) shelf: Shelf,
     pub(crate) nevers: Nevers,
+    pub(crate) meter: Arc<Meter>,
     /// True once running jobs are to be given up: the drain time is over.
     pub(crate) cut: watch::Receiver<bool>,
 }
@@ -69,6 +71,7 @@ pub(crate) fn execute(
 ) -> impl Future<Output = Did> + Send + 'static {
     let Delivery { head, payload, lease } = delivery;
     async move {
+        let hand = desk.meter.takes(&head.lane.queue);
         let opened = decode_job(&payload).map(Box::new);
         drop(payload);
         let (verdict, was_cut, fresh) = match verdict_on((&head, &lease), opened, expected, &desk).await {
@@ -78,12 +81,16 @@ pub(crate) fn execute(
             Step::Go { .. } | Step::Drop => return Did::Dropped,
         };
         let did = settle(lease, verdict, was_cut).await;
+        if matches!(did, Did::Ended(_)) {
+            desk.meter.ended(&head.lane.queue);
+        }
         if let (Some(fresh), Did::Ended(End::Succeeded)) = (fresh, did) {
             Box::pin(async {
                 tokio::select! { () = desk.shelf.keep(*fresh) => {}, () = cut(&desk) => {} }
             })
             .await;
         }
+        drop(hand);
         did
     }
 }

@@ -4,8 +4,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
+use promptq_common::telemetry::admin::Admin;
+use promptq_common::telemetry::health::Health;
 use promptq_common::{config, telemetry};
-use promptq_worker::cli::Cli;
+use promptq_worker::cli::{Cli, Command};
+use promptq_worker::healthcheck::Healthcheck;
 use promptq_worker::runner::Runners;
 use promptq_worker::status::Board;
 use promptq_worker::stop::Stop;
@@ -18,6 +21,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if let Some(Command::Healthcheck(asked)) = &cli.command {
+        return check(asked);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let drained = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
         let drained = runtime.block_on(on_its_threads(work(cli)));
@@ -43,10 +49,15 @@ async fn on_its_threads(
 async fn work(cli: Cli) -> anyhow::Result<Drained> {
     let config = cli.load()?;
     telemetry::init(config.telemetry.log.unwrap_or(LevelFilter::INFO), config.telemetry.log_format, std::io::stderr);
+    configured::tell_preset(&config);
+    let health = Health::default();
+    // Before anything that has numbers; ends last.
+    let _admin = Admin::open(config.telemetry.admin, "worker", &health)?;
     let settings = cli.settings(&config);
     let runners = Arc::new(Runners::new(configured::runners(&config))?);
     let (broker, store) = configured::connect(&config).await?;
-    let (stop, board) = (Stop::new(), Board::new());
+    health.started();
+    let (stop, board) = (Stop::new(), Board::telling(health));
     let mut beside = JoinSet::new();
     if let Some(address) = config::ecs_agent() {
         beside.spawn(protect::keep(protect::Agent::new(&address)?, board.watch(), stop.clone()));
@@ -55,6 +66,20 @@ async fn work(cli: Cli) -> anyhow::Result<Drained> {
     tokio::select! {
         drained = run(parts, stop.clone()) => drained,
         Err(error) = stop.on_two_signals() => Err(error.into()),
+    }
+}
+
+#[expect(clippy::print_stdout, clippy::print_stderr, reason = "the one line that is the answer")]
+fn check(asked: &Healthcheck) -> ExitCode {
+    match asked.run(None) {
+        Ok(line) => {
+            println!("{line}");
+            ExitCode::SUCCESS
+        }
+        Err(line) => {
+            eprintln!("{line}");
+            ExitCode::FAILURE
+        }
     }
 }
 

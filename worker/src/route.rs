@@ -12,7 +12,7 @@ use promptq_common::outcome::{Failure, Usage, Usd};
 use promptq_common::time::Timestamp;
 use tokio::time::Instant;
 
-use crate::call::{Came, Way, call};
+use crate::call::{Came, Turn, Way, call};
 use crate::execute::{Errand, Step, rhythm};
 use crate::heartbeat::{self, Fate};
 use crate::runner::Runner;
@@ -32,13 +32,14 @@ const NOT_HERE: [&str; 6] = [
 const REMEMBERED: (usize, Duration) = (1_000, Duration::from_secs(600));
 
 /// Takes a job along its ways until one serves it, or one decides what becomes of it.
-pub(crate) async fn go(errand: Errand<'_>, runners: &[Arc<dyn Runner>], mut expected: Option<Expected>) -> Step {
+pub(crate) async fn go(errand: Errand<'_>, runners: &[Arc<dyn Runner>], expected: Option<Expected>) -> Step {
     let keys: Vec<_> = runners.iter().map(|runner| runner.limit_key(errand.job)).collect();
     let has_others = runners.len() > 1;
     if has_others {
         errand.desk.limits.route(&errand.case.head.lane, &keys);
     }
     let mut trip = Trip::new(errand, has_others);
+    let mut turn = Turn { expected, begun: false };
     for (runner, key) in runners.iter().zip(&keys) {
         if let Some(failure) = trip.is_known_to_refuse(key) {
             trip.refusals.push(Refusal { key: key.clone(), failure, called: true });
@@ -47,7 +48,7 @@ pub(crate) async fn go(errand: Errand<'_>, runners: &[Arc<dyn Runner>], mut expe
         if let Some(step) = trip.goes_on().await {
             return step;
         }
-        match Box::pin(call(trip.errand(), Way { runner: &**runner, key, has_others }, &mut expected)).await {
+        match Box::pin(call(trip.errand(), Way { runner: &**runner, key, has_others }, &mut turn)).await {
             Came::Step(step) => return trip.decided(step),
             Came::Shut { after, hold, failure } => trip.is_shut(key, (after, hold), failure.as_ref()),
             Came::Refused { failure, called } => {

@@ -4,17 +4,28 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use promptq_common::outcome::FailureClass;
+use promptq_common::telemetry::health::Health;
 use promptq_common::time::Timestamp;
 use tokio::sync::watch;
 
 /// Where a worker shows its [`Status`]. Cheap to clone; made by the caller, so that it can look on.
 #[derive(Clone, Debug)]
-pub struct Board(Arc<watch::Sender<Status>>);
+pub struct Board(Arc<watch::Sender<Status>>, Option<Health>);
 
 impl Board {
     /// An empty one.
     pub fn new() -> Self {
-        Self(Arc::new(watch::Sender::new(Status::default())))
+        Self(Arc::new(watch::Sender::new(Status::default())), None)
+    }
+
+    /// One that tells `health` as well: each time the worker's loop comes round, and how its work stands.
+    pub fn telling(health: Health) -> Self {
+        Self(Arc::new(watch::Sender::new(Status::default())), Some(health))
+    }
+
+    /// Who is told as well.
+    pub(crate) fn health(&self) -> Option<&Health> {
+        self.1.as_ref()
     }
 
     /// Follows the status; the worker shows changes at most ten times a second, and at its end.
@@ -28,12 +39,33 @@ impl Board {
     }
 
     pub(crate) fn show(&self, status: Status) {
+        if let Some(health) = &self.1 {
+            tell(health, &status);
+        }
         self.0.send_if_modified(|shown| {
             let differs = *shown != status;
             *shown = status;
             differs
         });
     }
+}
+
+/// What probes hear of a worker. Limits that are used up and slots that are full are work like any other.
+fn tell(health: &Health, status: &Status) {
+    health.tick();
+    if status.draining {
+        health.draining();
+    }
+    let fault = |by: &BlockedBy| status.blocked.iter().find(|blocked| blocked.by == *by);
+    health.report(
+        "consuming",
+        match fault(&BlockedBy::Broker) {
+            Some(blocked) => Err(blocked.detail.as_str()),
+            None if !status.consuming => Err("the broker has not answered yet"),
+            None => Ok(()),
+        },
+    );
+    health.report("settling", fault(&BlockedBy::Settling).map_or(Ok(()), |blocked| Err(blocked.detail.as_str())));
 }
 
 impl Default for Board {
@@ -55,6 +87,8 @@ pub struct Status {
     pub blocked: Vec<Blocked>,
     /// Whether it takes no more jobs.
     pub draining: bool,
+    /// Whether the broker has answered when it was asked for jobs.
+    pub consuming: bool,
     /// When a job last ended or spent an attempt here.
     pub progress_at: Option<Timestamp>,
     /// The keys of money that is spent, or may not be: only a person, or another day, helps jobs that wait for it.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::collections::HashSet;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use promptq_common::broker::{Broker, HoldKey, WorkerId};
@@ -14,11 +15,13 @@ use promptq_common::limits::{Bounded, CapView, Held, Limits, look};
 use promptq_common::outcome::FailureClass;
 use promptq_common::record::State;
 use promptq_common::store::{REUSE_FOLDER, Store};
+use promptq_common::telemetry::health::Health;
 use promptq_common::time::Timestamp;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::admission::{self, Shortage};
+use crate::meter::Meter;
 use crate::rollup;
 use crate::settings::Settings;
 use crate::status::{Blocked, BlockedBy, Board, Status};
@@ -59,7 +62,7 @@ pub(crate) async fn sample(disks: Vec<PathBuf>, shortage: watch::Sender<Option<S
 
 /// Tells the ledger every few seconds that this worker lives, and what it does; sooner when a provider or an account
 /// fails or works again, as only people may mend that.
-pub(crate) async fn reports(broker: Broker, limits: Limits, settings: Settings, board: Board) {
+pub(crate) async fn reports(broker: Broker, limits: Limits, settings: Settings, (board, meter): (Board, Arc<Meter>)) {
     let (mut tick, started_at, host) = (every(REPORT), Timestamp::now(), config::host());
     let (mut shown, mut told) = (board.watch(), BTreeSet::new());
     loop {
@@ -72,12 +75,31 @@ pub(crate) async fn reports(broker: Broker, limits: Limits, settings: Settings, 
         let held = limits.held().into_iter().map(|held| held_key(held, &limits));
         let bounded = limits.bounded().into_iter().map(|bounded| bounded_key(bounded, &limits));
         let held = held.chain(bounded).take(HELD_KEYS).collect();
-        let report = WorkerReport { held, ..report(&settings, &status, started_at, &host) };
+        let report = WorkerReport { held, paces: meter.paces(), ..report(&settings, &status, started_at, &host) };
         if let Err(error) = broker.ledger().report(&report).await {
             tracing::debug!(%error, "reporting failed; trying again");
         }
         // What fails and works again all the time is told once a second.
         tokio::time::sleep(READ).await;
+    }
+}
+
+/// Tells probes whether all of this worker's queues are paused: it takes nothing then.
+#[expect(clippy::infinite_loop, reason = "ends with the JoinSet that holds it")]
+pub(crate) async fn pauses(broker: Broker, settings: Settings, health: Health) {
+    let mut tick = every(REPORT);
+    loop {
+        tick.tick().await;
+        let mut paused = Vec::new();
+        for (queue, _) in &settings.queues {
+            match broker.paused(queue).await {
+                Ok(Some(_)) => paused.push(queue.as_str()),
+                Ok(None) | Err(_) => break,
+            }
+        }
+        let is_idle = paused.len() == settings.queues.len();
+        let why = format!("paused: {}", paused.join(", "));
+        health.report("queues", if is_idle { Err(&why) } else { Ok(()) });
     }
 }
 
@@ -151,6 +173,7 @@ fn report(settings: &Settings, status: &Status, started_at: Timestamp, host: &st
             BlockedBy::Memory | BlockedBy::Disk | BlockedBy::Settling | BlockedBy::Broker => blocked.detail.clone(),
         }),
         held: Vec::new(),
+        paces: Vec::new(),
     }
 }
 

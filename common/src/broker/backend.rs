@@ -25,6 +25,9 @@ use crate::time::Timestamp;
 /// A broker, as long as the process.
 #[async_trait]
 pub trait Backend: fmt::Debug + Send + Sync + 'static {
+    /// What kind of broker it is, as metrics say it: `sqlite`, `redis`, `rabbitmq` or `memory`.
+    fn name(&self) -> &'static str;
+
     /// Puts jobs in, at most [`MAX_BATCH`] at a time. One answer each, in order; `New` and `Known` mean durable.
     /// `Err`: unknown for all of them; repeating the call with the same ids is safe. A job that comes from another broker
     /// brings its epoch, attempts and history in its head, and keeps them.
@@ -45,6 +48,11 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
 
     /// Every queue that holds jobs, is paused, or has been used within retention, by name.
     async fn queues(&self) -> Result<Vec<QueueView>>;
+
+    /// Why a queue is paused, if it is.
+    async fn paused(&self, queue: &Queue) -> Result<Option<String>> {
+        Ok(self.queues().await?.into_iter().find(|view| view.queue == *queue).and_then(|view| view.paused))
+    }
 
     /// Pauses (`Some(reason)`) or resumes (`None`) a queue: a paused one hands out no leases; running jobs go on.
     /// Idempotent; effective for every worker within 5 s.

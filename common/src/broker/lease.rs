@@ -1,10 +1,11 @@
 //! A worker's side of the facade: the subscription, what it delivers, and the lease on each.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use futures_util::future::BoxFuture;
 use tracing::Instrument as _;
 
+use super::meter::{Leases, Served};
 use super::{Beat, Claim, Head, Hold, LeaseId, RawDelivery, Settled, Source, Trouble, Verdict, Want};
 use crate::codec;
 use crate::error::{Error, Kind, Result};
@@ -17,6 +18,7 @@ use crate::record::{Cause, End, Record};
 pub struct Consumer {
     source: Box<dyn Source>,
     trouble: Trouble,
+    served: Option<Served>,
 }
 
 /// What one call of [`Consumer::next`] gave.
@@ -29,15 +31,21 @@ pub struct Deliveries {
 }
 
 impl Consumer {
-    pub(super) fn new(source: Box<dyn Source>, trouble: Trouble) -> Self {
-        Self { source, trouble }
+    pub(super) fn new(source: Box<dyn Source>, trouble: Trouble, served: Option<Served>) -> Self {
+        Self { source, trouble, served }
     }
 
     /// Waits for jobs and leases them; see [`Source::next`]. Cancel-safe.
     pub async fn next(&mut self, want: &Want) -> Result<Deliveries> {
         let leased = self.source.next(want).await?;
-        let deliveries = leased.deliveries.into_iter().map(|raw| Delivery::new(raw, &self.trouble)).collect();
+        let deliveries = leased.deliveries.into_iter().map(|raw| self.delivery(raw)).collect();
         Ok(Deliveries { deliveries, lanes_seen: leased.lanes_seen })
+    }
+
+    fn delivery(&self, raw: RawDelivery) -> Delivery {
+        let meters = self.served.as_ref().and_then(|served| served.get(&raw.head.lane.queue)).cloned();
+        let lease = Lease { id: raw.lease, hold: raw.hold, trouble: self.trouble.clone(), meters };
+        Delivery { head: raw.head, payload: raw.payload, lease }
     }
 
     /// Ends the subscription; what was leased and never handed out is released.
@@ -59,11 +67,6 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    fn new(raw: RawDelivery, trouble: &Trouble) -> Self {
-        let lease = Lease { id: raw.lease, hold: raw.hold, trouble: trouble.clone() };
-        Self { head: raw.head, payload: raw.payload, lease }
-    }
-
     /// Decodes the job. An error is final: nobody can read it, it is for people.
     pub fn open(&self) -> Result<Job> {
         codec::decode_job(&self.payload)
@@ -77,6 +80,7 @@ pub struct Lease {
     id: LeaseId,
     hold: Box<dyn Hold>,
     trouble: Trouble,
+    meters: Option<Arc<Leases>>,
 }
 
 impl Lease {
@@ -86,8 +90,12 @@ impl Lease {
     }
 
     /// See [`Hold::claim`].
-    pub fn claim(&self) -> BoxFuture<'_, Result<Claim>> {
-        self.hold.claim()
+    pub async fn claim(&self) -> Result<Claim> {
+        let claim = self.hold.claim().await?;
+        if let Some(meters) = &self.meters {
+            meters.claimed(&claim);
+        }
+        Ok(claim)
     }
 
     /// See [`Hold::beat`].
@@ -104,11 +112,15 @@ impl Lease {
         let span = tracing::debug_span!("settle", lease = %self.id);
         let settling = async move {
             let mut pause = Duration::from_millis(50);
+            let begun = self.meters.is_some().then(Instant::now);
             loop {
                 let error = match self.hold.settle(&verdict).await {
-                    Ok(settled) => return Ok(self.worked(settled)),
+                    Ok(settled) => return Ok(self.worked(settled, &verdict, begun)),
                     Err(error) => error,
                 };
+                if let Some(meters) = &self.meters {
+                    meters.not_written();
+                }
                 match (error.kind(), &mut verdict) {
                     (Kind::Closed, _) => return Err(error),
                     (Kind::TooLarge, Verdict::End(record)) if record.answer.is_some() => give_up_answer(record, &error),
@@ -119,7 +131,10 @@ impl Lease {
         settling.instrument(span)
     }
 
-    fn worked(&self, settled: Settled) -> Settled {
+    fn worked(&self, settled: Settled, verdict: &Verdict, begun: Option<Instant>) -> Settled {
+        if let Some((meters, begun)) = self.meters.as_ref().zip(begun) {
+            meters.settled(verdict, settled, begun);
+        }
         if self.trouble.note(false) {
             tracing::info!("settling works again");
         }
@@ -193,7 +208,7 @@ mod tests {
         record.answer = Some(Answer::plain(Output::Inline(Body::Text("paid".into()))));
         let kept = Arc::new(Mutex::new(None));
         let hold = Box::new(Picky(Mutex::new(refusals.to_vec()), Arc::clone(&kept)));
-        let lease = Lease { id: LeaseId::random(), hold, trouble: Trouble::default() };
+        let lease = Lease { id: LeaseId::random(), hold, trouble: Trouble::default(), meters: None };
         let settled = lease.settle(Verdict::End(Box::new(record))).await;
         let record = kept.lock().unwrap().take().and_then(|verdict| match verdict {
             Verdict::End(record) => Some(*record),

@@ -10,6 +10,7 @@ mod foreign;
 mod hold;
 mod lease;
 pub mod memory;
+mod meter;
 pub mod redis;
 mod rounds;
 pub mod sqlite;
@@ -45,18 +46,25 @@ pub struct Broker {
     backend: Arc<dyn Backend>,
     ledger: Arc<dyn Ledger>,
     trouble: Trouble,
+    meters: Option<Arc<meter::Meters>>,
 }
 
 impl Broker {
     /// A broker over this backend and ledger.
     pub fn new(backend: Arc<dyn Backend>, ledger: Arc<dyn Ledger>) -> Self {
-        Self { backend, ledger, trouble: Trouble::default() }
+        let meters = meter::Meters::of(backend.name());
+        Self { backend, ledger, trouble: Trouble::default(), meters }
     }
 
     /// A broker in this process's memory; gone with it.
     pub fn memory() -> Self {
         let memory = Arc::new(memory::Memory::new());
         Self::new(Arc::clone(&memory) as Arc<dyn Backend>, memory)
+    }
+
+    /// What kind of broker it is; see [`Backend::name`].
+    pub fn backend_name(&self) -> &'static str {
+        self.backend.name()
     }
 
     /// What is known of jobs and batches.
@@ -83,16 +91,27 @@ impl Broker {
         for (job, answer) in jobs.iter().zip(&mut answers) {
             match envelope(job) {
                 Ok(envelope) => batch.push(envelope),
-                Err(bytes) => *answer = Some(Enqueued::Refused(Refusal::TooLarge(bytes))),
+                Err(bytes) => {
+                    let refused = Enqueued::Refused(Refusal::TooLarge(bytes));
+                    if let Some(meters) = &self.meters {
+                        meters.refused(&job.queue, &refused);
+                    }
+                    *answer = Some(refused);
+                }
             }
         }
-        let taken = match (batch.is_empty(), lost) {
-            (true, _) => Vec::new(),
-            (false, true) => self.backend.republish(batch).await?,
-            (false, false) => self.backend.enqueue(batch).await?,
-        };
+        let taken = if batch.is_empty() { Vec::new() } else { self.hand_over(batch, lost).await? };
         let mut taken = taken.into_iter();
         Ok(answers.into_iter().filter_map(|answer| answer.or_else(|| taken.next())).collect())
+    }
+
+    async fn hand_over(&self, batch: Vec<Envelope>, lost: bool) -> Result<Vec<Enqueued>> {
+        let sent = self.meters.as_ref().map(|meters| (meters, meters.sends(&batch)));
+        let taken = if lost { self.backend.republish(batch).await } else { self.backend.enqueue(batch).await };
+        if let Some((meters, sent)) = sent {
+            meters.answered(&sent, taken.as_deref());
+        }
+        taken
     }
 
     /// Puts in jobs as another broker gave them by [`Broker::waiting`]; see [`Backend::enqueue`].
@@ -103,8 +122,9 @@ impl Broker {
 
     /// Opens a worker's one subscription.
     pub async fn consume(&self, terms: Terms) -> Result<Consumer> {
+        let served = meter::served(terms.queues.iter().map(|(queue, _)| queue));
         let source = self.backend.subscribe(terms).await?;
-        Ok(Consumer::new(source, self.trouble.clone()))
+        Ok(Consumer::new(source, self.trouble.clone(), served))
     }
 
     /// For how long settling has failed without a success in between; `None` while it works.
@@ -121,6 +141,11 @@ impl Broker {
     /// See [`Backend::queues`].
     pub async fn queues(&self) -> Result<Vec<QueueView>> {
         self.backend.queues().await
+    }
+
+    /// See [`Backend::paused`].
+    pub async fn paused(&self, queue: &Queue) -> Result<Option<String>> {
+        self.backend.paused(queue).await
     }
 
     /// See [`Backend::pause`].

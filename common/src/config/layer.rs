@@ -173,7 +173,7 @@ fn place(path: &FilePath, text: &str, offset: usize) -> Origin {
 }
 
 /// Variables with names of their own, the least binding first; then come those spelt out.
-const SHORT: [(&str, &str); 9] = [
+const SHORT: [(&str, &str); 10] = [
     ("OPENAI_BASE_URL", "providers.openai.base_url"),
     ("OPENAI_API_KEY", "providers.openai.api_key"),
     ("ANTHROPIC_BASE_URL", "providers.anthropic.base_url"),
@@ -183,6 +183,7 @@ const SHORT: [(&str, &str); 9] = [
     ("PROMPTQ_LEDGER", "ledger.url"),
     ("PROMPTQ_STORE", "store.url"),
     ("PROMPTQ_LOG", "telemetry.log"),
+    ("PROMPTQ_ADMIN", "telemetry.admin"),
 ];
 const LONG: &str = "PROMPTQ__";
 const FILE: &str = "_FILE";

@@ -8,6 +8,7 @@ mod error;
 mod layer;
 mod limits;
 mod places;
+mod platform;
 mod prices;
 mod provider;
 mod reader;
@@ -23,12 +24,14 @@ use crate::broker::{Access, Beside, Durability, Retention, Section, amqp};
 use crate::job::{Backoff, ModelName, Queue};
 use crate::limits::{Cap, Rule};
 use crate::price::Prices;
+use crate::telemetry::admin::Listen;
 
 pub use address::{Address, redact_url};
 pub use environment::{Environment, actor, ecs_agent, environment, host, load};
 pub use error::{ConfigError, ConfigErrors, Origin};
 pub use layer::{Flag, Sources};
 pub use limits::{Change, change_of, spending};
+pub use platform::Platform;
 pub use provider::{Api, Model, Provider};
 pub use reader::Setting;
 pub use resolve::resolve;
@@ -127,6 +130,8 @@ pub struct Worker {
     pub heartbeat: Duration,
     /// How long running jobs may go on once it is asked to stop.
     pub drain_timeout: Duration,
+    /// Where that is from, unless somebody said it: the platform, and the variable that tells it.
+    pub drain_preset: Option<(Platform, &'static str)>,
     /// A job whose lease ran out so often is dead.
     pub max_deaths: u32,
     /// How long the broker may be away before the worker ends with code 7.
@@ -191,6 +196,8 @@ pub struct Telemetry {
     pub log: Option<tracing::level_filters::LevelFilter>,
     /// The shape of a log line.
     pub log_format: LogFormat,
+    /// Where metrics and probes are served.
+    pub admin: Listen,
 }
 
 /// The shape of a log line.

@@ -7,15 +7,17 @@ use std::time::Duration;
 use tracing::level_filters::LevelFilter;
 
 use super::environment::host_of;
-use super::error::ConfigErrors;
+use super::error::{ConfigErrors, Origin};
 use super::layer::{Sources, merge};
 use super::limits::{limits, spending};
+use super::platform::Platform;
 use super::prices::prices;
 use super::reader::Reader;
 use super::{Config, Exec, LogFormat, Mock, QueuePolicy, Telemetry, Worker, check, places, provider};
 use crate::broker::Retention;
 use crate::job::{Backoff, ModelName, Queue, Reuse};
 use crate::line::MAX_REPAIRS;
+use crate::telemetry::admin::Listen;
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -70,14 +72,16 @@ fn worker(r: &mut Reader<'_>, sources: &Sources<'_>) -> Worker {
     let at = |name: &'static str| ["worker", name];
     let name = r.text(&at("name")).unwrap_or_else(|| host_of(&sources.environment));
     r.stands_for(&at("name"), name.clone());
+    let platform = Platform::of(&sources.environment);
+    let is_preset = matches!(r.origin(&at("drain_timeout")), Origin::Default);
     Worker {
         queues: served(r),
         // Mostly waiting for others: more than the cores, few enough for a small provider account.
         concurrency: r.integer(&at("concurrency"), 1..=20_000, 16),
         lease: r.duration(&at("lease"), SECOND..=HOUR, 45 * SECOND),
         heartbeat: r.duration(&at("heartbeat"), Duration::from_millis(100)..=HOUR, 10 * SECOND),
-        // Under the 30 s that container platforms commonly grant between SIGTERM and SIGKILL.
-        drain_timeout: r.duration(&at("drain_timeout"), Duration::ZERO..=DAY, 25 * SECOND),
+        drain_timeout: r.duration(&at("drain_timeout"), Duration::ZERO..=DAY, platform.0.drain()),
+        drain_preset: is_preset.then_some(platform),
         max_deaths: r.integer(&at("max_deaths"), 1..=1_000, 3),
         // A broker's upgrade takes a minute or two; an orchestrator should see a worker that is cut off for longer.
         give_up: r.duration(&at("give_up"), SECOND..=DAY, 300 * SECOND),
@@ -224,5 +228,15 @@ fn telemetry(r: &mut Reader<'_>) -> Telemetry {
         Some("json") => LogFormat::Json,
         Some(_) | None => LogFormat::Auto,
     };
-    Telemetry { log, log_format }
+    Telemetry { log, log_format, admin: admin(r) }
+}
+
+/// Served at the standard address unless said: where that is another's, not at all.
+fn admin(r: &mut Reader<'_>) -> Listen {
+    let path = ["telemetry", "admin"];
+    let said = r.parsed(&path, None, str::parse::<Listen>);
+    if said.is_none() {
+        r.stands_for(&path, Listen::Standard.to_string());
+    }
+    said.unwrap_or(Listen::Standard)
 }

@@ -1,5 +1,14 @@
 //! Log lines: how much, in which shape and where to; and the audit lines of destructive acts. What is said belongs to
-//! those who say it, and is never a prompt, an answer or a secret.
+//! those who say it, and is never a prompt, an answer or a secret. Metrics: `metric.rs` names them, `recorder.rs` keeps
+//! them, `admin.rs` shows them beside what `health.rs` knows.
+
+pub mod admin;
+pub mod exposition;
+pub mod health;
+pub mod label;
+pub mod metric;
+mod process;
+pub mod recorder;
 
 use std::io::IsTerminal;
 

@@ -7,6 +7,7 @@ pub mod config;
 pub mod dead;
 mod declare;
 pub mod doctor;
+pub mod exporter;
 pub mod jobs;
 pub mod limits;
 pub mod queues;
@@ -48,8 +49,9 @@ async fn one(cx: &Context, command: Command) -> Result<Exit> {
         Command::Broker(args) => broker::run(cx, &args).await,
         Command::Doctor(args) => doctor::run(cx, &args).await,
         Command::Config(args) => config::run(cx, &args),
+        Command::Exporter(args) => exporter::run(cx, &args).await,
         Command::Run(args) => run::run(cx, &args).await,
         Command::Submit(args) => submit::run(cx, &args).await,
-        Command::Completions(_) => Err(Problem::usage("completions need no settings")),
+        Command::Completions(_) | Command::Healthcheck(_) => Err(Problem::usage("this needs no settings")),
     }
 }

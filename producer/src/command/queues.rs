@@ -147,7 +147,7 @@ async fn list(cx: &Context, all: bool, fields: &[String]) -> Result<()> {
 }
 
 /// Whether it is a queue that `run` or `doctor` made for itself and that holds nothing to look after.
-fn idle_scratch(view: &QueueView) -> bool {
+pub(crate) fn idle_scratch(view: &QueueView) -> bool {
     let depth = view.depth;
     let empty = depth.ready + depth.delayed + depth.running + depth.dead == 0;
     empty && view.paused.is_none() && is_own(&view.queue)

@@ -282,6 +282,7 @@ pub(crate) mod tests {
             draining: false,
             blocked: None,
             held,
+            paces: Vec::new(),
         }
     }
 

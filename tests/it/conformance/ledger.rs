@@ -284,5 +284,6 @@ fn report(name: &str) -> WorkerReport {
         draining: false,
         blocked: None,
         held: Vec::new(),
+        paces: Vec::new(),
     }
 }

@@ -21,6 +21,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 
 use crate::admission::Shortage;
 use crate::execute::{Desk, Did, execute};
+use crate::meter::{Meter, Now};
 use crate::reuse::Shelf;
 use crate::route::Nevers;
 use crate::status::{Board, Finished};
@@ -47,7 +48,7 @@ pub(crate) struct Intake {
     pub(crate) draining: bool,
     phase: watch::Receiver<Phase>,
     shortage: watch::Receiver<Option<Shortage>>,
-    tick: Interval,
+    pub(crate) tick: Interval,
     shown_at: Instant,
     /// Something worth showing has happened since.
     dirty: bool,
@@ -56,6 +57,8 @@ pub(crate) struct Intake {
     short_since: Option<Timestamp>,
     idle_since: Option<Instant>,
     failing: Option<Failing>,
+    /// Whether the broker has answered.
+    has_answered: bool,
     /// Whether there has been a job to run.
     has_taken: bool,
     /// Since when jobs are ready that may not run: told to whoever has it leave by itself.
@@ -101,7 +104,14 @@ impl Intake {
         let mut chores = JoinSet::new();
         chores.spawn(sample(settings.disks.clone(), readings));
         let limits = Limits::ruled(settings.limits.clone());
-        chores.spawn(upkeep::reports(broker.clone(), limits.clone(), settings.clone(), board.clone()));
+        let meter = Arc::new(Meter::new(&settings, broker.backend_name(), runners.configured_keys()));
+        let (backend, slots) = (broker.backend_name(), settings.concurrency);
+        Now { meter: Arc::clone(&meter), board: board.clone(), backend, slots }.show();
+        let shown = (board.clone(), Arc::clone(&meter));
+        chores.spawn(upkeep::reports(broker.clone(), limits.clone(), settings.clone(), shown));
+        if let Some(health) = board.health() {
+            chores.spawn(upkeep::pauses(broker.clone(), settings.clone(), health.clone()));
+        }
         chores.spawn(upkeep::sweeps(broker.clone(), store.clone(), settings.clone()));
         if let Some(store) = store.clone() {
             chores.spawn(upkeep::orphans(broker.clone(), store, settings.clone()));
@@ -111,7 +121,7 @@ impl Intake {
         chores.spawn(upkeep::limits(broker.clone(), limits.clone(), settings.limit_share));
         let shelf = Shelf::new(store.clone());
         let nevers = Nevers::default();
-        let desk = Arc::new(Desk { settings, runners, store, limits, shelf, nevers, cut });
+        let desk = Arc::new(Desk { settings, runners, store, limits, shelf, nevers, cut, meter });
         let mut tick = interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
@@ -132,6 +142,7 @@ impl Intake {
             short_since: None,
             idle_since: None,
             failing: None,
+            has_answered: false,
             has_taken: false,
             waits_since: None,
         }
@@ -261,7 +272,12 @@ impl Intake {
 
     /// Starts what was leased.
     fn start(&mut self, answer: Deliveries) -> Next {
-        self.failing = None;
+        if self.failing.take().is_some() {
+            self.desk.meter.reconnected();
+        }
+        if !std::mem::replace(&mut self.has_answered, true) {
+            self.dirty = true;
+        }
         let Deliveries { deliveries, lanes_seen } = answer;
         self.note_lanes(&lanes_seen, &deliveries);
         if !deliveries.is_empty() {

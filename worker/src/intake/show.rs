@@ -41,6 +41,7 @@ impl Intake {
             finished: self.finished,
             blocked,
             draining: self.draining,
+            consuming: self.has_answered,
             progress_at: self.progress_at,
             spent,
             retries_until: self.retries_until,

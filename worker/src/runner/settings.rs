@@ -1,11 +1,14 @@
 //! What runners are told: whose models there are, which programs may run, what the mock does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
 use promptq_common::config::{Api, Model};
+use promptq_common::job::Queue;
 use secrecy::SecretString;
+
+use super::Runners;
 
 /// What a worker may run, resolved from its configuration.
 #[derive(Clone, Debug)]
@@ -69,4 +72,12 @@ pub struct MockSettings {
     pub throttled: f64,
     /// The fewest and the most output tokens of an answer.
     pub tokens: (u64, u64),
+}
+
+impl Runners {
+    /// The limit keys of every model and command that the settings name.
+    pub fn configured_keys(&self) -> BTreeSet<String> {
+        let names = self.own.keys().chain(self.named.keys()).chain(self.models.keys()).map(String::as_str).map(Some);
+        names.chain([None]).flat_map(|name| self.limit_keys(&Queue::standard(), name)).collect()
+    }
 }

@@ -125,6 +125,10 @@ impl Hold for Blank {
 
 #[async_trait]
 impl Backend for Faulty {
+    fn name(&self) -> &'static str {
+        "memory"
+    }
+
     async fn enqueue(&self, batch: Vec<Envelope>) -> Result<Vec<Enqueued>> {
         self.inner.enqueue(batch).await
     }

@@ -255,6 +255,10 @@ fn check_count(op: &'static str, count: usize) -> Result<()> {
 
 #[async_trait]
 impl Backend for Amqp {
+    fn name(&self) -> &'static str {
+        "rabbitmq"
+    }
+
     async fn enqueue(&self, batch: Vec<Envelope>) -> Result<Vec<Enqueued>> {
         self.put(batch, false).await
     }

@@ -80,6 +80,10 @@ impl Shared {
 
 #[async_trait]
 impl Backend for Memory {
+    fn name(&self) -> &'static str {
+        "memory"
+    }
+
     async fn enqueue(&self, batch: Vec<Envelope>) -> Result<Vec<Enqueued>> {
         check_size("enqueue jobs", batch.len())?;
         let now = self.shared.now();

@@ -135,6 +135,10 @@ fn check_count(op: &'static str, count: usize) -> Result<()> {
 
 #[async_trait]
 impl Backend for Redis {
+    fn name(&self) -> &'static str {
+        "redis"
+    }
+
     async fn enqueue(&self, batch: Vec<Envelope>) -> Result<Vec<Enqueued>> {
         check_count("enqueue jobs", batch.len())?;
         self.link.tell();

@@ -123,6 +123,10 @@ fn check_count(op: &'static str, count: usize) -> Result<()> {
 
 #[async_trait]
 impl Backend for Sqlite {
+    fn name(&self) -> &'static str {
+        "sqlite"
+    }
+
     async fn enqueue(&self, batch: Vec<Envelope>) -> Result<Vec<Enqueued>> {
         check_count("enqueue", batch.len())?;
         let bytes = batch.iter().map(|envelope| envelope.payload.len()).sum();

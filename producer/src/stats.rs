@@ -1,0 +1,304 @@
+//! Queues as autoscalers and dashboards see them: how much there is, how old, how fast it goes, what holds it back and how
+//! many workers it wants. For the exporter and the gateway; nothing is kept between two looks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use promptq_common::broker::{Broker, Depth, QueueView};
+use promptq_common::error::Kind;
+use promptq_common::job::Queue;
+use promptq_common::ledger::{JobFilter, Ledger, WorkerReport};
+use promptq_common::limits::{Measure, covers};
+use promptq_common::outcome::FailureClass;
+use promptq_common::record::State;
+use promptq_common::time::Timestamp;
+use serde::Serialize;
+
+use crate::command::queues::idle_scratch;
+use crate::limits::waits::{of_queues, serves};
+use crate::limits::{self, Standing, words};
+use crate::problem::Result;
+use crate::scale::{Load, Speed, most_at_once, paces, speed, whole_f64, workers};
+
+/// Waiting jobs looked at for the share that something holds back.
+const SAMPLE: usize = 200;
+
+/// One queue.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct QueueStats {
+    /// Its name.
+    pub queue: Queue,
+    /// What kind of broker has it.
+    pub backend: &'static str,
+    /// Whether it is paused.
+    pub paused: bool,
+    /// Could be leased.
+    pub ready: u64,
+    /// Leased.
+    pub running: u64,
+    /// Wait for a time; `None` where the broker counts those of all queues together.
+    pub delayed: Option<u64>,
+    /// In the dead set.
+    pub dead: u64,
+    /// Ready and running together: what workers are wanted for.
+    pub unfinished: u64,
+    /// How long the oldest ready job has waited; 0 without one, `None` where nobody knows.
+    pub oldest_ready_age_seconds: Option<f64>,
+    /// Whether that is so or about so.
+    pub age_source: AgeSource,
+    /// How long unfinished jobs take at the present rate; `None` while nothing ends.
+    pub drain_seconds: Option<f64>,
+    /// Workers that take jobs of it.
+    pub consumers: u32,
+    /// Jobs that one of them runs at once; of several the mean.
+    pub concurrency_per_worker: u32,
+    /// What holds its jobs back.
+    pub blocked: Vec<BlockedJobs>,
+    /// The most workers that limits leave work for; `None`: no limit says.
+    pub useful_workers: Option<u64>,
+    /// Workers that its unfinished jobs want, no more than are useful.
+    pub desired_workers: u64,
+}
+
+/// How an age is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AgeSource {
+    /// The broker said so.
+    Exact,
+    /// By how long jobs waited of late, and how many are before the last one.
+    Estimate,
+}
+
+impl AgeSource {
+    /// Its name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Exact => "exact",
+            Self::Estimate => "estimate",
+        }
+    }
+}
+
+/// Jobs that one thing holds back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct BlockedJobs {
+    /// `paused`, `throttled`, `capacity`, `account` or `budget`.
+    pub reason: &'static str,
+    /// How many, as far as a sample tells.
+    pub jobs: u64,
+    /// When it is tried again, if somebody knows.
+    pub until: Option<Timestamp>,
+}
+
+/// One limit key, for dashboards.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Room {
+    /// The key.
+    pub key: String,
+    /// What is left of each measure, in its own unit.
+    pub left: BTreeMap<&'static str, f64>,
+}
+
+/// Everything there is to see of a broker at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Look {
+    /// Its queues.
+    pub queues: Vec<QueueStats>,
+    /// The limits that are shared here, those of batches left out.
+    pub limits: Vec<Room>,
+}
+
+/// Every queue, or these; `concurrency` is what a worker runs at once where none has reported.
+///
+/// # Errors
+/// As the broker's and the ledger's: out of reach is never an empty queue.
+pub async fn look(broker: &Broker, asked: &[Queue], concurrency: u32) -> Result<Look> {
+    let views = if asked.is_empty() {
+        let mut views = broker.queues().await?;
+        views.retain(|view| !idle_scratch(view));
+        views
+    } else {
+        let mut views = Vec::with_capacity(asked.len());
+        for queue in asked {
+            let (depth, paused) = tokio::try_join!(broker.depth(queue), broker.paused(queue))?;
+            views.push(QueueView { queue: queue.clone(), paused, depth });
+        }
+        views
+    };
+    let ledger = broker.ledger();
+    let workers = ledger.workers().await?;
+    let waiting: Vec<Queue> = views.iter().filter(|view| view.depth.ready > 0).map(|view| view.queue.clone()).collect();
+    let waits = if waiting.is_empty() { BTreeMap::new() } else { of_queues(ledger, &waiting).await? };
+    let (keys, _) = limits::kept(ledger).await?;
+    let keys = keys.into_iter().filter(|key| !key.starts_with("batch:")).collect();
+    let standings = limits::several(ledger, keys, &workers).await?;
+    let mut queues = Vec::with_capacity(views.len());
+    for view in views {
+        let waits = waits.get(&view.queue).map_or(&[][..], Vec::as_slice);
+        let blocked = blocked(ledger, &view, waits).await?;
+        let around = Around { workers: &workers, limits: &standings, concurrency, backend: broker.backend_name() };
+        queues.push(stats(view, blocked, &around));
+    }
+    Ok(Look { queues, limits: standings.iter().filter_map(room).collect() })
+}
+
+/// What is known beside a queue.
+#[derive(Debug)]
+struct Around<'a> {
+    workers: &'a [WorkerReport],
+    limits: &'a [Standing],
+    concurrency: u32,
+    backend: &'static str,
+}
+
+fn stats(view: QueueView, blocked: Vec<BlockedJobs>, around: &Around<'_>) -> QueueStats {
+    let QueueView { queue, paused, depth } = view;
+    let serving: Vec<_> = around.workers.iter().filter(|w| !w.draining && serves(w, &queue)).collect();
+    let slots: u32 = serving.iter().map(|worker| worker.slots).fold(0, u32::saturating_add);
+    let consumers = u32::try_from(serving.len()).unwrap_or(u32::MAX);
+    let concurrency = slots.checked_div(consumers).unwrap_or(around.concurrency).max(1);
+    let speed = speed(paces(around.workers, &queue));
+    let (age, age_source) = age(&depth, &speed, Timestamp::now());
+    let unfinished = depth.ready + depth.running;
+    let held = blocked.iter().filter(|blocked| blocked.reason != PAUSED).map(|blocked| blocked.jobs).sum();
+    let wanted = workers(&Load {
+        ready: depth.ready,
+        held,
+        paused: paused.is_some(),
+        running: depth.running,
+        concurrency,
+        most_at_once: bound(&queue, &speed, around),
+    });
+    QueueStats {
+        queue,
+        backend: around.backend,
+        paused: paused.is_some(),
+        ready: depth.ready,
+        running: depth.running,
+        delayed: (!depth.delayed_of_all).then_some(depth.delayed),
+        dead: depth.dead,
+        unfinished,
+        oldest_ready_age_seconds: age,
+        age_source,
+        drain_seconds: drain(unfinished, &speed),
+        consumers,
+        concurrency_per_worker: concurrency,
+        blocked,
+        useful_workers: wanted.useful,
+        desired_workers: wanted.desired,
+    }
+}
+
+fn drain(unfinished: u64, speed: &Speed) -> Option<f64> {
+    if unfinished == 0 { Some(0.0) } else { (speed.ended > 0.0).then(|| whole_f64(unfinished) / speed.ended) }
+}
+
+/// How long the oldest ready job has waited: as the broker says; else about as long as jobs did that started of late, or
+/// as those before the last one take.
+fn age(depth: &Depth, speed: &Speed, now: Timestamp) -> (Option<f64>, AgeSource) {
+    if depth.ready == 0 {
+        return (Some(0.0), AgeSource::Exact);
+    }
+    if let Some(since) = depth.oldest_ready {
+        return (Some(now.since(since).as_secs_f64()), AgeSource::Exact);
+    }
+    let behind = (speed.ended > 0.0).then(|| whole_f64(depth.ready) / speed.ended);
+    let waited = (speed.waited > Duration::ZERO).then(|| speed.waited.as_secs_f64());
+    (waited.into_iter().chain(behind).max_by(f64::total_cmp), AgeSource::Estimate)
+}
+
+/// The most jobs of a queue that limits let run at once: by all the keys that its jobs come under, where each has one.
+fn bound(queue: &Queue, speed: &Speed, around: &Around<'_>) -> Option<f64> {
+    let keys: BTreeSet<&String> = paces(around.workers, queue).flat_map(|pace| &pace.keys).collect();
+    let of = |key: &String| {
+        let rule = around.limits.iter().filter(|rule| covers(&rule.key, key)).max_by_key(|rule| rule.key.len())?;
+        Some((
+            &rule.key,
+            most_at_once(rule.caps(), rule.shared.as_ref().map_or(1.0, |shared| shared.rate), speed.call)?,
+        ))
+    };
+    let mut bounds = BTreeMap::new();
+    for key in keys {
+        let (rule, most) = of(key)?;
+        bounds.insert(rule, most);
+    }
+    (!bounds.is_empty()).then(|| bounds.values().sum())
+}
+
+const PAUSED: &str = "paused";
+
+/// What holds the ready jobs of a queue back, each job counted once: under the gravest thing that holds its lane.
+async fn blocked(ledger: &dyn Ledger, view: &QueueView, waits: &[Standing]) -> Result<Vec<BlockedJobs>> {
+    let ready = view.depth.ready;
+    if view.paused.is_some() {
+        return Ok(Vec::from_iter((ready > 0).then_some(BlockedJobs { reason: PAUSED, jobs: ready, until: None })));
+    }
+    if waits.is_empty() || ready == 0 {
+        return Ok(Vec::new());
+    }
+    let filter = JobFilter { queue: Some(view.queue.clone()), states: vec![State::Queued], ..JobFilter::default() };
+    let models: Vec<Option<String>> = match ledger.list(&filter, None, SAMPLE).await {
+        Ok(page) => {
+            let now = Timestamp::now();
+            page.items.into_iter().filter(|job| job.due.is_none_or(|due| due <= now)).map(|job| job.model).collect()
+        }
+        Err(error) if error.kind() == Kind::Unsupported => Vec::new(),
+        Err(error) => return Err(error.into()),
+    };
+    Ok(shares(view, waits, models))
+}
+
+/// Of each reason the share of these jobs' models that stand behind it, as a part of all that is ready.
+fn shares(view: &QueueView, waits: &[Standing], models: Vec<Option<String>>) -> Vec<BlockedJobs> {
+    let (mut found, all) = (BTreeMap::<&'static str, (u64, Option<Timestamp>)>::new(), models.len() as u64);
+    for model in models {
+        let is_behind = |standing: &&Standing| {
+            words::is_budget(&standing.key)
+                || standing
+                    .held
+                    .iter()
+                    .any(|held| held.at_once.is_none() && held.lanes.contains(&(view.queue.clone(), model.clone())))
+        };
+        let Some(standing) = waits.iter().find(is_behind) else { continue };
+        let entry = found.entry(reason(standing)).or_default();
+        entry.0 += 1;
+        entry.1 = standing.held.iter().map(|held| held.until).chain(entry.1).min();
+    }
+    let jobs = |count: u64| (u128::from(count) * u128::from(view.depth.ready)).div_ceil(u128::from(all.max(1)));
+    found
+        .into_iter()
+        .map(|(reason, (count, until))| BlockedJobs {
+            reason,
+            jobs: u64::try_from(jobs(count)).unwrap_or(u64::MAX),
+            until,
+        })
+        .collect()
+}
+
+fn reason(standing: &Standing) -> &'static str {
+    let of = |class| standing.held.iter().any(|held| held.class == class);
+    if words::is_budget(&standing.key) {
+        "budget"
+    } else if of(FailureClass::Account) {
+        "account"
+    } else if of(FailureClass::Capacity) {
+        "capacity"
+    } else {
+        "throttled"
+    }
+}
+
+fn room(standing: &Standing) -> Option<Room> {
+    let shared = standing.shared.as_ref()?;
+    let mut left = BTreeMap::new();
+    for view in standing.caps() {
+        #[expect(clippy::cast_precision_loss, reason = "the format knows no other numbers")]
+        let number = |amount: i64| amount as f64;
+        let unit = if view.cap.measure == Measure::Usd { 1e9 } else { 1.0 };
+        let free = (number(view.cap.most) * shared.rate - number(view.used) - number(view.held)).max(0.0) / unit;
+        let entry = left.entry(view.cap.measure.as_str()).or_insert(free);
+        *entry = entry.min(free);
+    }
+    (!left.is_empty()).then(|| Room { key: standing.key.clone(), left })
+}
