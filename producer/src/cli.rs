@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
+use promptq_common::config::Flag;
 
 use crate::command;
 use crate::printer::{Color, Format};
@@ -156,6 +157,10 @@ pub enum Command {
     Limits(command::limits::Args),
     /// Move what waits in one broker to another
     Broker(command::broker::Args),
+    /// Serve the HTTP API
+    Serve(command::serve::Args),
+    /// API keys of the gateway: make, list, revoke
+    Keys(command::keys::Args),
     /// Settings: check them, show them
     Config(command::config::Args),
     /// Try broker, store and providers, at no cost
@@ -178,9 +183,21 @@ impl Command {
             Self::Limits(args) => args.format(),
             Self::Submit(args) => args.format(),
             Self::Broker(args) => args.format(),
+            Self::Keys(args) => args.format(),
             Self::Config(args) => args.format(),
             Self::Doctor(args) => args.output.format(),
-            Self::Run(_) | Self::Results(_) | Self::Completions(_) => Format::Table,
+            Self::Run(_) | Self::Results(_) | Self::Serve(_) | Self::Completions(_) => Format::Table,
+        }
+    }
+
+    /// The settings among its own flags.
+    pub fn flags(&self) -> Vec<Flag> {
+        if let Self::Serve(args) = self {
+            args.flags()
+        } else if let Self::Keys(args) = self {
+            args.flags()
+        } else {
+            Vec::new()
         }
     }
 }

@@ -11,6 +11,7 @@ mod doctor;
 mod fake;
 mod faults;
 mod foreign;
+mod gateway;
 mod limit;
 mod limits;
 mod limits_shown;
