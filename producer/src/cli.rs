@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
-
+use promptq_common::config::Flag;
 use promptq_worker::healthcheck::Healthcheck;
 
 use crate::command;
@@ -179,6 +179,10 @@ pub enum Command {
     Limits(command::limits::Args),
     /// Move what waits in one broker to another
     Broker(command::broker::Args),
+    /// Serve the HTTP API
+    Serve(command::serve::Args),
+    /// API keys of the gateway: make, list, revoke
+    Keys(command::keys::Args),
     /// Settings: check them, show them
     Config(command::config::Args),
     /// Try broker, store and providers, at no cost
@@ -206,34 +210,28 @@ impl Command {
             Self::Limits(args) => args.format(),
             Self::Submit(args) => args.format(),
             Self::Broker(args) => args.format(),
+            Self::Keys(args) => args.format(),
             Self::Config(args) => args.format(),
             Self::Doctor(args) => args.output.format(),
-            Self::Run(_) | Self::Results(_) | Self::Exporter(_) | Self::Healthcheck(_) | Self::Completions(_) => {
-                Format::Table
-            }
+            Self::Run(_)
+            | Self::Results(_)
+            | Self::Serve(_)
+            | Self::Exporter(_)
+            | Self::Healthcheck(_)
+            | Self::Completions(_) => Format::Table,
         }
     }
 
-    /// Where it is to serve metrics and probes, if that was said.
-    pub(crate) fn admin(&self) -> Option<&str> {
-        match self {
-            Self::Exporter(args) => args.admin.as_deref(),
-            Self::Run(_)
-            | Self::Submit(_)
-            | Self::Status(_)
-            | Self::Results(_)
-            | Self::Jobs(_)
-            | Self::Cancel(_)
-            | Self::Retry(_)
-            | Self::Queues(_)
-            | Self::Dead(_)
-            | Self::Workers(_)
-            | Self::Limits(_)
-            | Self::Broker(_)
-            | Self::Config(_)
-            | Self::Doctor(_)
-            | Self::Healthcheck(_)
-            | Self::Completions(_) => None,
+    /// The settings among its own flags.
+    pub fn flags(&self) -> Vec<Flag> {
+        if let Self::Serve(args) = self {
+            args.flags()
+        } else if let Self::Keys(args) = self {
+            args.flags()
+        } else if let Self::Exporter(args) = self {
+            args.flags()
+        } else {
+            Vec::new()
         }
     }
 }

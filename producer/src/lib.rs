@@ -9,6 +9,7 @@ pub mod confirm;
 pub mod context;
 pub mod filter;
 pub mod forecast;
+pub mod gateway;
 pub mod input;
 pub mod limits;
 pub mod list;
@@ -75,7 +76,7 @@ async fn run(cli: Cli, printer: Printer) -> problem::Result<Exit> {
             .and_then(|line| printer.line(&line))
             .map(|()| Exit::Done);
     }
-    let config = settings::load(&cli)?;
+    let config = settings::load(&cli.global, cli.command.flags())?;
     telemetry::init(settings::level(&cli.global, &config), config.telemetry.log_format, std::io::stderr);
     tracing::debug!(broker = %config.broker.url, files = ?config.files, "configured");
     let context = Context::new(config, printer);

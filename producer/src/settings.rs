@@ -7,19 +7,17 @@ use crate::cli::{Cli, Global};
 use crate::printer::Style;
 use crate::problem::{Exit, Problem, Result};
 
-/// Reads files, environment and flags.
-pub fn load(cli: &Cli) -> Result<Config> {
-    let (global, admin) = (&cli.global, cli.command.admin().map(str::to_owned));
+/// Reads files, environment and flags; `more` are those of one command.
+pub fn load(global: &Global, more: Vec<Flag>) -> Result<Config> {
     let flags = [
         ("broker.url", "--broker", &global.broker),
         ("ledger.url", "--ledger", &global.ledger),
         ("store.url", "--store", &global.store),
-        ("telemetry.admin", "--admin", &admin),
     ];
     let flags = flags
         .into_iter()
         .filter_map(|(setting, name, value)| value.as_ref().map(|value| Flag { setting, name, value: value.clone() }));
-    config::load(global.config.as_deref(), flags.collect()).map_err(|errors| problem(&errors))
+    config::load(global.config.as_deref(), flags.chain(more).collect()).map_err(|errors| problem(&errors))
 }
 
 /// How much is logged: `-v` and `-q` beat the configuration; else warnings.

@@ -12,6 +12,7 @@ mod doctor;
 mod fake;
 mod faults;
 mod foreign;
+mod gateway;
 mod limit;
 mod limits;
 mod limits_shown;

@@ -95,7 +95,7 @@ fn rows() -> usize {
 
 #[test]
 fn no_shell_example_is_left_out() {
-    assert_eq!(blocks("sh").len(), 7, "a new example needs a test here");
+    assert_eq!(blocks("sh").len(), 8, "a new example needs a test here");
 }
 
 #[test]
@@ -155,6 +155,17 @@ fn a_fleet_meets_on_rabbitmq() {
     let (host, machine) = (rabbit.host(), Machine::new());
     machine.succeed(&block(RABBIT).replace(RABBIT, &host.url()).replace(REDIS, &redis.url()));
     assert_eq!(machine.lines("rabbits.jsonl"), rows());
+}
+
+#[test]
+fn the_gateway_is_asked_with_curl() {
+    let machine = Machine::new();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let script = block("promptq serve &").replace("promptq serve", "PORT= promptq serve --listen 127.0.0.1:8080");
+    let said = machine.succeed(&script.replace("8080", &port));
+    assert!(said.contains("\"new\":4") && said.contains("\"unfinished\""), "{said}");
+    let answer = std::fs::read_to_string(machine.home.path().join("answer.json")).unwrap();
+    assert!(answer.contains("\"state\":\"succeeded\""), "{answer}");
 }
 
 #[test]

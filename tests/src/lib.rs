@@ -10,6 +10,7 @@ pub mod chaos;
 pub mod fake;
 pub mod farm;
 pub mod fixture;
+pub mod gateway;
 pub mod llm;
 pub mod messages;
 pub mod metered;

@@ -221,7 +221,7 @@ pub fn envelope(job: &Job) -> Result<Envelope, usize> {
 }
 
 /// What backends read of a job.
-fn head(job: &Job) -> Head {
+pub(crate) fn head(job: &Job) -> Head {
     Head {
         id: job.id,
         lane: job.lane(),

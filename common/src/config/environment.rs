@@ -36,6 +36,11 @@ pub fn environment() -> Environment {
     std::env::vars_os().filter_map(text).collect()
 }
 
+/// The port that a platform wants to be served at (`PORT`).
+pub fn port() -> Option<String> {
+    environment().remove("PORT").filter(|value| !value.is_empty())
+}
+
 /// Who acts, for audit lines: `user@host`.
 pub fn actor() -> String {
     let environment = environment();

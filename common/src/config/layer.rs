@@ -258,7 +258,7 @@ fn is_service(name: &str) -> bool {
 /// `WORKER_CONCURRENCY` as the variable that its writer may have meant.
 fn spelt_out(rest: &str) -> Option<String> {
     let parts = match rest.split('_').next()? {
-        "BROKER" | "LEDGER" | "STORE" | "WORKER" | "RETENTION" | "EXEC" | "MOCK" | "TELEMETRY" => 2,
+        "BROKER" | "LEDGER" | "STORE" | "WORKER" | "RETENTION" | "EXEC" | "MOCK" | "GATEWAY" | "TELEMETRY" => 2,
         "QUEUES" | "PROVIDERS" | "MODELS" | "RUNNERS" => 3,
         _ => return None,
     };

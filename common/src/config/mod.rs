@@ -5,6 +5,7 @@ mod address;
 mod check;
 mod environment;
 mod error;
+mod gateway;
 mod layer;
 mod limits;
 mod places;
@@ -27,8 +28,9 @@ use crate::price::Prices;
 use crate::telemetry::admin::Listen;
 
 pub use address::{Address, redact_url};
-pub use environment::{Environment, actor, ecs_agent, environment, host, load};
+pub use environment::{Environment, actor, ecs_agent, environment, host, load, port};
 pub use error::{ConfigError, ConfigErrors, Origin};
+pub use gateway::Gateway;
 pub use layer::{Flag, Sources};
 pub use limits::{Change, change_of, spending};
 pub use platform::Platform;
@@ -67,6 +69,8 @@ pub struct Config {
     pub exec: Exec,
     /// The mock provider.
     pub mock: Mock,
+    /// How the HTTP gateway is reached.
+    pub gateway: Gateway,
     /// What is logged, and how.
     pub telemetry: Telemetry,
     /// Every setting with its value (secrets masked) and where it came from, by name.

@@ -179,7 +179,7 @@ fn default_broker(sources: &Sources<'_>) -> Address {
 }
 
 /// The embedded file's path when nothing is said.
-fn state(sources: &Sources<'_>) -> PathBuf {
+pub(super) fn state(sources: &Sources<'_>) -> PathBuf {
     let said = |name: &str| sources.environment.get(name).map(String::as_str).filter(|value| !value.is_empty());
     sources.folder.join(default_path(said("XDG_STATE_HOME"), said("HOME")))
 }

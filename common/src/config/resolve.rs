@@ -8,6 +8,7 @@ use tracing::level_filters::LevelFilter;
 
 use super::environment::host_of;
 use super::error::{ConfigErrors, Origin};
+use super::gateway::gateway;
 use super::layer::{Sources, merge};
 use super::limits::{limits, spending};
 use super::platform::Platform;
@@ -52,6 +53,7 @@ pub fn resolve(sources: &Sources<'_>) -> Result<Config, ConfigErrors> {
             max_output: r.size(&["exec", "max_output"], 1 << 30, 8 << 20),
         },
         mock: mock(r),
+        gateway: gateway(r, sources),
         telemetry: telemetry(r),
         broker,
         ledger,

@@ -1,6 +1,7 @@
 //! A record as the line people and programs read: an OpenAI batch output line with promptq's own account under
 //! `promptq`. The one place that gives results their shape; fetching a stored body is the caller's.
 
+mod cut;
 mod text;
 
 use std::borrow::Cow;
@@ -14,6 +15,7 @@ use crate::outcome::{Attempt, Body, CostSource, Usage, Usd};
 use crate::record::{Answer, End, Output, Record};
 use crate::time::Timestamp;
 
+pub use cut::cut_line;
 pub use text::answer_text;
 
 /// The longest announcement with its answer's body: 10,000 of them, which a stream holds, are some 600 MiB, within the 1

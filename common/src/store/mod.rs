@@ -7,10 +7,12 @@ pub(crate) mod faulty;
 mod folder;
 mod list;
 mod reuse;
+mod stream;
 mod upload;
 
 pub use list::{Listed, Tagged};
 pub use reuse::{Kept, REUSE_BYTES, REUSE_FOLDER, ReuseKey};
+pub use stream::Pieces;
 
 use std::fmt::Write as _;
 use std::path::Path as FilePath;

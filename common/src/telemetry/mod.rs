@@ -72,7 +72,11 @@ pub struct Act<'a> {
 
 /// Writes an audit line: who did what to how many of what, and why.
 pub fn audit(act: &Act<'_>) {
-    let actor = crate::config::actor();
+    audit_by(&crate::config::actor(), act);
+}
+
+/// The same for somebody else than this process's user.
+pub fn audit_by(actor: &str, act: &Act<'_>) {
     tracing::info!(
         target: "promptq::audit",
         actor,

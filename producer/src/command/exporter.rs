@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use promptq_common::config::Flag;
 use promptq_common::job::Queue;
 use promptq_common::telemetry::admin::Admin;
 use promptq_common::telemetry::exposition::Page;
@@ -34,7 +35,19 @@ pub struct Args {
     pub interval: Duration,
     /// Where metrics and probes are served (`PROMPTQ_ADMIN`) [default: 127.0.0.1:9091]
     #[arg(long, value_name = "ADDR")]
-    pub admin: Option<String>,
+    admin: Option<String>,
+}
+
+impl Args {
+    /// The settings among its flags.
+    pub fn flags(&self) -> Vec<Flag> {
+        admin_flag(self.admin.as_ref()).into_iter().collect()
+    }
+}
+
+/// `--admin`.
+pub(super) fn admin_flag(address: Option<&String>) -> Option<Flag> {
+    Some(Flag { setting: "telemetry.admin", name: "--admin", value: address?.clone() })
 }
 
 /// The shortest time between two looks.
@@ -125,7 +138,7 @@ async fn once(cx: &Context, args: &Args, seen: &Seen) -> Result<()> {
 }
 
 /// The kind of broker that an address names.
-fn named(scheme: &str) -> &'static str {
+pub(crate) fn named(scheme: &str) -> &'static str {
     match scheme {
         "sqlite" => "sqlite",
         "redis" | "rediss" => "redis",

@@ -9,11 +9,13 @@ mod declare;
 pub mod doctor;
 pub mod exporter;
 pub mod jobs;
+pub mod keys;
 pub mod limits;
 pub mod queues;
 pub mod results;
 pub mod retry;
 pub mod run;
+pub mod serve;
 pub mod status;
 pub mod submit;
 mod why;
@@ -27,6 +29,9 @@ use crate::problem::{Exit, Problem, Result};
 pub async fn dispatch(cx: &Context, command: Command) -> Result<Exit> {
     if let Command::Run(args) = &command {
         return run::run(cx, args).await;
+    }
+    if let Command::Serve(args) = &command {
+        return serve::run(cx, args).await;
     }
     tokio::select! {
         biased;
@@ -48,6 +53,8 @@ async fn one(cx: &Context, command: Command) -> Result<Exit> {
         Command::Limits(args) => limits::run(cx, &args).await,
         Command::Broker(args) => broker::run(cx, &args).await,
         Command::Doctor(args) => doctor::run(cx, &args).await,
+        Command::Serve(args) => serve::run(cx, &args).await,
+        Command::Keys(args) => keys::run(cx, &args),
         Command::Config(args) => config::run(cx, &args),
         Command::Exporter(args) => exporter::run(cx, &args).await,
         Command::Run(args) => run::run(cx, &args).await,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use minijinja::Value as Cell;
 use minijinja::value::Serde;
-use promptq_common::config::QueuePolicy;
+use promptq_common::config::{Config, QueuePolicy};
 use promptq_common::job::{BatchName, Job, JobId, Policy, Queue, Reuse};
 use promptq_common::line::{BadLine, Line, LineTerms, MAX_TAGS, When, check_name, closest, params_text};
 use promptq_common::time::{Timestamp, format_duration};
@@ -120,21 +120,7 @@ impl Maker {
             Row::Text { text, file } => self.text_line(text, file)?,
         };
         self.apply(&mut line)?;
-        let (attempts, repairs) = (line.terms.attempts, line.terms.repair_attempts);
-        let (backoff, timeout) = (line.terms.backoff, line.terms.timeout);
-        let deadline = line.terms.deadline;
-        let mut job = line.into_job(&self.queue, self.now);
-        if let Some(policy) = &self.policy {
-            job.policy = Policy {
-                attempts: attempts.unwrap_or(policy.attempts),
-                backoff: if backoff.is_some() { job.policy.backoff } else { policy.backoff.clone() },
-                timeout: timeout.unwrap_or(policy.timeout),
-                repair_attempts: repairs.unwrap_or(policy.repair_attempts),
-            };
-            if deadline.is_none() {
-                job.deadline = job.not_before.unwrap_or(self.now).max(self.now) + policy.deadline;
-            }
-        }
+        let mut job = by_policy(line, &self.queue, self.policy.as_ref(), self.now);
         job.batch = Some(self.batch.clone());
         job.row = Some(n);
         if let Some(most) = self.flags.max_cost {
@@ -144,9 +130,7 @@ impl Maker {
             return Err(Fault::new(format!("goes to queue {:?}, the batch to {:?}", job.queue, self.queue))
                 .hint("a batch belongs to one queue: split the file, or pass -Q"));
         }
-        if job.deadline <= self.now {
-            return Err(Fault::new("its deadline has passed"));
-        }
+        in_time(&job, self.now)?;
         let own_key = job.keyed;
         let name = match &job.custom_id {
             Some(id) => format!("{}/{id}", self.batch),
@@ -259,6 +243,59 @@ impl Maker {
         terms.reuse = flags.reuse.or(terms.reuse).or(by_queue(self.policy.as_ref()));
         terms.reuse.and_then(|reuse| unfit(reuse, self.reusable_for)).map_or(Ok(()), Err)
     }
+}
+
+/// The job of one line that stands by itself: in the queue it names, under that queue's policy, in no batch. Its id
+/// follows from its key, which is `key` where the line has none.
+pub fn alone(text: &str, key: &Key<'_>, config: &Config) -> Result<Job, Fault> {
+    let now = Timestamp::now();
+    let mut line = Line::parse(text).map_err(|bad| shown(bad, text))?;
+    match (&line.terms.key, key) {
+        (Some(own), Key::Given(key)) if own != key => {
+            return Err(Fault::new("\"idempotency_key\" is another than the one of the request").hint("give one"));
+        }
+        (Some(_), _) => {}
+        (None, Key::Given(key) | Key::Made(key)) => line.terms.key = Some((*key).to_owned()),
+    }
+    let queue = line.terms.queue.clone().unwrap_or_else(Queue::standard);
+    let policy = config.queues.get(&queue);
+    line.terms.reuse = line.terms.reuse.or(by_queue(policy));
+    line.terms.reuse.and_then(|reuse| unfit(reuse, config.reusable_for())).map_or(Ok(()), Err)?;
+    let job = by_policy(line, &queue, policy, now);
+    in_time(&job, now).map(|()| job)
+}
+
+/// What a job's id follows from where its line says nothing of that.
+#[derive(Clone, Copy, Debug)]
+pub enum Key<'a> {
+    /// Given with it, so that the line may not have another.
+    Given(&'a str),
+    /// Made for it.
+    Made(&'a str),
+}
+
+/// The job of a line, with what its queue says of what the line leaves out.
+fn by_policy(line: Line, queue: &Queue, policy: Option<&QueuePolicy>, now: Timestamp) -> Job {
+    let (attempts, repairs) = (line.terms.attempts, line.terms.repair_attempts);
+    let (backoff, timeout) = (line.terms.backoff, line.terms.timeout);
+    let deadline = line.terms.deadline;
+    let mut job = line.into_job(queue, now);
+    if let Some(policy) = policy {
+        job.policy = Policy {
+            attempts: attempts.unwrap_or(policy.attempts),
+            backoff: if backoff.is_some() { job.policy.backoff } else { policy.backoff.clone() },
+            timeout: timeout.unwrap_or(policy.timeout),
+            repair_attempts: repairs.unwrap_or(policy.repair_attempts),
+        };
+        if deadline.is_none() {
+            job.deadline = job.not_before.unwrap_or(now).max(now) + policy.deadline;
+        }
+    }
+    job
+}
+
+fn in_time(job: &Job, now: Timestamp) -> Result<(), Fault> {
+    if job.deadline <= now { Err(Fault::new("its deadline has passed")) } else { Ok(()) }
 }
 
 fn by_queue(policy: Option<&QueuePolicy>) -> Option<Reuse> {

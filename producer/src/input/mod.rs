@@ -19,7 +19,7 @@ use sha2::{Digest, Sha256};
 
 pub use args::{InputArgs, JobArgs, Kind, OnConflict};
 pub use distinct::Distinct;
-pub use make::{Destination, Made, Maker};
+pub use make::{Destination, Key, Made, Maker, alone};
 pub use rows::{Fault, Place, Row};
 pub use source::{Print, Source};
 
@@ -123,7 +123,8 @@ impl Reading {
                 continue;
             };
             self.row += 1;
-            let made = row.and_then(|row| self.input.maker.make(self.row, row)).and_then(small_enough);
+            let made = row.and_then(|row| self.input.maker.make(self.row, row));
+            let made = made.and_then(|made| small_enough(&made.job).map(|()| made));
             let made = made.and_then(|made| self.runnable(made));
             return Ok(Some(Item { row: self.row, place, made }));
         }
@@ -183,12 +184,13 @@ fn fault(detail: &str) -> Fault {
     }
 }
 
-fn small_enough(made: Made) -> Result<Made, Fault> {
+/// Refuses a job that is too large to travel.
+pub(crate) fn small_enough(job: &Job) -> Result<(), Fault> {
     // Everything but the texts is bounded, and by far under a MiB: only near the limit is it worth encoding.
-    if made.job.work.size() + (1 << 20) > MAX_BYTES && codec::encode_job(&made.job).is_err() {
+    if job.work.size() + (1 << 20) > MAX_BYTES && codec::encode_job(job).is_err() {
         return Err(Fault::new(format!("larger than {} MiB, the most one job may be", MAX_BYTES >> 20)));
     }
-    Ok(made)
+    Ok(())
 }
 
 /// Feeds everything that makes one submission differ from another into `hash`.

@@ -74,6 +74,11 @@ impl Source {
         Ok(sources)
     }
 
+    /// Job lines in a file without a name, as standard input is kept in one.
+    pub fn spooled(name: impl Into<String>, spool: File) -> Self {
+        Self { name: name.into(), kind: Kind::Jsonl, delimiter: None, place: Place::Spool(Arc::new(spool)) }
+    }
+
     /// Opens it at its beginning.
     pub fn open(&self) -> Result<Tracked> {
         let file = match &self.place {

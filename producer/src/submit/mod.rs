@@ -3,6 +3,7 @@
 
 mod check;
 mod faults;
+mod one;
 mod window;
 
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use promptq_common::record::State;
 
 pub use check::{Checked, Sample, check};
 use faults::Faults;
+pub use one::{Taken, make, one};
 use window::{Window, Windows};
 
 use crate::input::{Input, OnConflict};
@@ -112,7 +114,7 @@ pub async fn enqueue(
         tokio::select! {
             biased;
             window = windows.next(), if !ended && flying.len() < at_once => match window {
-                Ok(Some(window)) => flying.push_back(enqueue_window(input, broker, terms, window)),
+                Ok(Some(window)) => flying.push_back(enqueue_window(broker, terms, window)),
                 Ok(None) => ended = true,
                 Err(problem) => (ended, outcome) = (true, outcome.and(Err(problem))),
             },
@@ -139,13 +141,13 @@ fn at_once(checked: Option<&Checked>) -> usize {
 }
 
 /// What became of a window, as far as it came.
-async fn enqueue_window(input: &Input, broker: &Broker, terms: Terms, window: Window) -> (Tally, Result<()>) {
+async fn enqueue_window(broker: &Broker, terms: Terms, window: Window) -> (Tally, Result<()>) {
     let mut tally = Tally::default();
-    let put = put_window(input, broker, terms, window, &mut tally).await;
+    let put = put_window(broker, terms, window, &mut tally).await;
     (tally, put)
 }
 
-async fn put_window(input: &Input, broker: &Broker, terms: Terms, window: Window, tally: &mut Tally) -> Result<()> {
+async fn put_window(broker: &Broker, terms: Terms, window: Window, tally: &mut Tally) -> Result<()> {
     if window.changed {
         return Err(changed());
     }
@@ -164,7 +166,10 @@ async fn put_window(input: &Input, broker: &Broker, terms: Terms, window: Window
             Enqueued::Refused(Refusal::Conflict) if terms.on_conflict == OnConflict::Skip || terms.skip_invalid => {
                 tally.conflicts += 1;
             }
-            Enqueued::Refused(refusal) => return Err(refused(input, job, &refusal)),
+            Enqueued::Refused(Refusal::Conflict) => {
+                return Err(conflict(1, &[job.row.unwrap_or_default()], job.custom_id.is_none()));
+            }
+            Enqueued::Refused(refusal) => return Err(refused(job, &refusal)),
         }
     }
     tally.invalid += window.faults.count();
@@ -190,21 +195,20 @@ async fn enqueue_retrying(broker: &Broker, jobs: &[Job], republish: bool) -> Res
     }
 }
 
-fn refused(input: &Input, job: &Job, refusal: &Refusal) -> Problem {
-    let row = job.row.unwrap_or_default();
+fn refused(job: &Job, refusal: &Refusal) -> Problem {
+    let row = job.row.map(|row| format!("row {row}: ")).unwrap_or_default();
+    let queue = &job.queue;
     match refusal {
-        Refusal::Conflict => conflict(1, &[row], job.custom_id.is_none()),
+        Refusal::Conflict => Problem::new(Exit::Conflict, "conflict", format!("{row}its key is that of other content")),
         Refusal::TooLarge(bytes) => {
-            Problem::new(Exit::Usage, "too-large", format!("row {row}: the broker takes no job of {bytes} bytes"))
+            Problem::new(Exit::Usage, "too-large", format!("{row}the broker takes no job of {bytes} bytes"))
         }
-        Refusal::NoSuchQueue => {
-            let queue = input.queue();
-            Problem::new(Exit::NotFound, "no-queue", format!("the broker has no queue {queue}"))
-                .hint(format!("run `promptq queues declare {queue}` as a user that may"))
-        }
-        Refusal::OtherQueue(queue) => {
-            let what = format!("batch {:?} belongs to queue {queue:?}, not {:?}", input.batch(), input.queue());
-            Problem::new(Exit::Conflict, "other-queue", what).hint(format!("pass -Q {queue}, or another --batch name"))
+        Refusal::NoSuchQueue => Problem::new(Exit::NotFound, "no-queue", format!("the broker has no queue {queue}"))
+            .hint(format!("run `promptq queues declare {queue}` as a user that may")),
+        Refusal::OtherQueue(other) => {
+            let batch = job.batch.as_ref().map(|batch| format!("batch {batch:?}")).unwrap_or_default();
+            let what = format!("{batch} belongs to queue {other:?}, not {queue:?}");
+            Problem::new(Exit::Conflict, "other-queue", what).hint(format!("pass -Q {other}, or another --batch name"))
         }
     }
 }

@@ -1,0 +1,281 @@
+//! The file of keys: read whole, changed under a lock and replaced at once; and the keys as a gateway holds them, which
+//! follows the file.
+
+use std::collections::HashMap;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use promptq_common::time::Timestamp;
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+use tempfile::NamedTempFile;
+
+use super::key::{Key, Secret};
+use crate::problem::{Exit, Problem, Result};
+
+/// The most keys: a gateway reads all of them at each change.
+const MOST: usize = 10_000;
+/// The largest file that is read.
+const LARGEST: u64 = 16 << 20;
+/// How often a gateway looks whether the file has changed.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// The keys of a file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Keys {
+    /// In the order in which they were made.
+    pub keys: Vec<Key>,
+}
+
+impl Keys {
+    /// What the file holds; `None` where there is none.
+    ///
+    /// # Errors
+    /// It cannot be read, or is no file of keys (exit 2).
+    pub fn read(path: &Path) -> Result<Option<Self>> {
+        let mut text = String::new();
+        let read = File::open(path).and_then(|file| file.take(LARGEST + 1).read_to_string(&mut text));
+        match read {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(trouble(path, &error)),
+            Ok(_) if text.len() as u64 > LARGEST => {
+                return Err(trouble(path, &io::Error::from(ErrorKind::FileTooLarge)));
+            }
+            Ok(_) => {}
+        }
+        serde_json::from_str(&text).map(Some).map_err(|error| {
+            let what = format!("{} is no file of keys: {error}", path.display());
+            Problem::new(Exit::Usage, "bad-keys", what).hint("restore it, or remove it and make new keys")
+        })
+    }
+
+    /// Changes the file as one step that no other change comes between. Durable when it returns.
+    ///
+    /// # Errors
+    /// What `change` says, and then the file is as it was; or it cannot be written.
+    pub fn change<T>(path: &Path, change: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+        let _lock = made.and_then(|()| lock(path)).map_err(|error| trouble(path, &error))?;
+        let mut keys = Self::read(path)?.unwrap_or_default();
+        let changed = change(&mut keys)?;
+        if keys.keys.len() > MOST {
+            return Err(Problem::new(Exit::Conflict, "too-many-keys", format!("more than {MOST} keys"))
+                .hint("promptq keys revoke ID makes room"));
+        }
+        keys.replace(path, folder).map_err(|error| trouble(path, &error))?;
+        Ok(changed)
+    }
+
+    fn replace(&self, path: &Path, folder: &Path) -> io::Result<()> {
+        // Mode 0600 from the start.
+        let mut draft = NamedTempFile::new_in(folder)?;
+        serde_json::to_writer_pretty(&mut draft, self)?;
+        draft.write_all(b"\n")?;
+        draft.as_file().sync_all()?;
+        draft.persist(path).map_err(|error| error.error)?;
+        File::open(folder)?.sync_all()
+    }
+}
+
+/// Held until dropped; beside the file, which is replaced.
+fn lock(path: &Path) -> io::Result<File> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".lock");
+    let mut options = OpenOptions::new();
+    let file = options.write(true).create(true).truncate(false).mode(0o600).open(path.with_file_name(name))?;
+    flock(&file, FlockOperation::LockExclusive)?;
+    Ok(file)
+}
+
+fn trouble(path: &Path, error: &io::Error) -> Problem {
+    let what = format!("cannot use the keys in {}: {error}", path.display());
+    Problem::new(Exit::Usage, "bad-keys", what).hint("--keys FILE names another place")
+}
+
+/// The keys of a running gateway. Cheap to clone; all clones are one.
+#[derive(Clone, Debug)]
+pub struct Ring {
+    path: PathBuf,
+    held: Arc<RwLock<Held>>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    /// By id; `None`: there has been no file yet, and nobody needs a key.
+    keys: Option<HashMap<String, Arc<Key>>>,
+    seen: Option<Seen>,
+}
+
+/// What tells one state of the file from another.
+#[derive(Debug, PartialEq, Eq)]
+struct Seen {
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+}
+
+/// Why a secret opens nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// It is no key's.
+    Unknown,
+    /// Its key has expired.
+    Expired,
+}
+
+impl Ring {
+    /// The keys of a file as it is now.
+    ///
+    /// # Errors
+    /// As [`Keys::read`].
+    pub fn open(path: PathBuf) -> Result<Self> {
+        let ring = Self { path, held: Arc::default() };
+        ring.look()?;
+        Ok(ring)
+    }
+
+    /// Whether nobody needs a key: there has never been a file of them. Once there was one it stays so, whatever
+    /// becomes of it.
+    pub fn is_open(&self) -> bool {
+        self.held.read().unwrap_or_else(PoisonError::into_inner).keys.is_none()
+    }
+
+    /// How many keys are good for something.
+    pub fn usable(&self) -> usize {
+        let now = Timestamp::now();
+        let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
+        held.keys.iter().flat_map(HashMap::values).filter(|key| !key.is_expired(now)).count()
+    }
+
+    /// The key of a secret.
+    pub fn find(&self, secret: &Secret) -> Result<Arc<Key>, Refused> {
+        let found = {
+            let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
+            held.keys.as_ref().and_then(|keys| keys.get(secret.id()).map(Arc::clone))
+        };
+        let key = found.filter(|key| key.is_of(secret)).ok_or(Refused::Unknown)?;
+        if key.is_expired(Timestamp::now()) { Err(Refused::Expired) } else { Ok(key) }
+    }
+
+    /// Follows the file until dropped: within a second of a change it holds.
+    #[expect(clippy::infinite_loop, reason = "ends with the gateway")]
+    pub async fn follow(&self) {
+        let mut broken = false;
+        loop {
+            tokio::time::sleep(LOOK).await;
+            match self.look() {
+                Ok(()) => broken = false,
+                Err(problem) if !broken => {
+                    broken = true;
+                    tracing::error!(%problem, "the keys cannot be read again: those known so far stay in force");
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Reads the file if it is another than it was. A file that has gone holds no keys.
+    fn look(&self) -> Result<()> {
+        let seen = match std::fs::metadata(&self.path) {
+            Ok(meta) => {
+                Some(Seen { inode: meta.ino(), size: meta.size(), modified: (meta.mtime(), meta.mtime_nsec()) })
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(error) => return Err(trouble(&self.path, &error)),
+        };
+        if self.held.read().unwrap_or_else(PoisonError::into_inner).seen == seen {
+            return Ok(());
+        }
+        let keys = Keys::read(&self.path)?.unwrap_or_default();
+        let keys = keys.keys.into_iter().map(|key| (key.id.clone(), Arc::new(key))).collect();
+        *self.held.write().unwrap_or_else(PoisonError::into_inner) = Held { keys: Some(keys), seen };
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use promptq_common::job::Queue;
+
+    use super::super::key::Role;
+    use super::*;
+
+    fn key(secret: &Secret) -> Key {
+        Key::of(secret, "ci".into(), Role::Viewer, vec![Queue::standard()])
+    }
+
+    fn add(path: &Path, key: Key) {
+        Keys::change(path, |keys| {
+            keys.keys.push(key);
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn a_change_is_whole_private_and_the_next_one_builds_on_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("made/keys.json");
+        let (one, two) = (key(&Secret::random()), key(&Secret::random()));
+        add(&path, one.clone());
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        add(&path, two.clone());
+        let refused = Keys::change(&path, |keys| {
+            keys.keys.clear();
+            Err::<(), _>(Problem::usage("no"))
+        });
+        assert!(refused.is_err());
+        assert_eq!(Keys::read(&path).unwrap().unwrap().keys, [one, two]);
+    }
+
+    #[test]
+    fn changes_of_many_at_once_are_all_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.json");
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| (0..5).for_each(|_| add(&path, key(&Secret::random()))));
+            }
+        });
+        assert_eq!(Keys::read(&path).unwrap().unwrap().keys.len(), 40);
+    }
+
+    #[test]
+    fn a_ring_follows_its_file_and_is_never_opened_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.json");
+        let ring = Ring::open(path.clone()).unwrap();
+        assert!(ring.is_open() && ring.usable() == 0);
+        let secret = Secret::random();
+        assert_eq!(ring.find(&secret).unwrap_err(), Refused::Unknown);
+        add(&path, key(&secret));
+        ring.look().unwrap();
+        assert!(!ring.is_open() && ring.find(&secret).is_ok() && ring.usable() == 1);
+        std::fs::write(&path, "{").unwrap();
+        assert!(ring.look().is_err() && ring.find(&secret).is_ok(), "what cannot be read takes nothing away");
+        std::fs::remove_file(&path).unwrap();
+        ring.look().unwrap();
+        assert!(!ring.is_open() && ring.find(&secret) == Err(Refused::Unknown));
+    }
+
+    #[test]
+    fn an_expired_key_is_told_from_an_unknown_one_by_its_secret_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.json");
+        let secret = Secret::random();
+        add(&path, Key { expires_at: Some(Timestamp::from_millis(1)), ..key(&secret) });
+        let ring = Ring::open(path).unwrap();
+        assert_eq!((ring.find(&secret), ring.usable()), (Err(Refused::Expired), 0));
+        let other = Secret::random();
+        let guessed = format!("{}_{}", secret.id(), other.expose().rsplit_once('_').unwrap().1);
+        assert_eq!(ring.find(&Secret::read(&guessed).unwrap()), Err(Refused::Unknown));
+    }
+}

@@ -1,0 +1,171 @@
+//! What came of a job: GET /v1/jobs/{id}/result, waited for if need be. An answer in object storage is sent on as it comes
+//! from there.
+
+use std::time::Duration;
+
+use axum::Extension;
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, State};
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
+use axum::http::{HeaderValue, Response, StatusCode, Uri};
+use axum::response::IntoResponse;
+use futures_util::stream::{once, unfold};
+use futures_util::{Stream, StreamExt, TryStreamExt};
+use promptq_common::error::{Error, Kind};
+use promptq_common::ledger::JobView;
+use promptq_common::record::{Output, Record, Stored};
+use promptq_common::result_line::{cut_line, result_line};
+use promptq_common::time::parse_duration;
+
+use super::auth::Caller;
+use super::problem::{Problem, Result};
+use super::room::{Place, SMALL};
+use super::{Gateway, Shared, job};
+use crate::view;
+
+/// The longest wait; proxies commonly cut a request off after a minute.
+const LONGEST: Duration = Duration::from_secs(55);
+
+/// 200 with the result of a job that has ended, however it did; 202 with the job while it has not.
+pub(super) async fn result(
+    State(gateway): State<Shared>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+    uri: Uri,
+) -> Result<Response<Body>> {
+    let wait = wait_of(&uri)?;
+    let (id, mut seen) = job::find(&gateway, &caller, &id).await?;
+    if !seen.state.is_ended() && !wait.is_zero() {
+        let _place = gateway.room.wait()?;
+        tokio::select! {
+            biased;
+            ended = gateway.waiting.ended(id) => seen = ended,
+            () = gateway.leaving() => {}
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+    match &seen.record {
+        Some(record) if seen.state.is_ended() => ended(&gateway, record).await,
+        Some(_) | None => Ok(pending(&seen)),
+    }
+}
+
+fn pending(seen: &JobView) -> Response<Body> {
+    let mut response = (StatusCode::ACCEPTED, axum::Json(view::job(seen))).into_response();
+    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    response
+}
+
+async fn ended(gateway: &Gateway, record: &Record) -> Result<Response<Body>> {
+    let stored = record.answer.as_ref().and_then(|answer| match &answer.output {
+        Output::Stored(stored) => Some(stored),
+        Output::Inline(_) => None,
+    });
+    let body = match stored {
+        Some(stored) => Body::from_stream(sent_on(gateway, record, stored).await?),
+        None => whole(gateway, result_line(record, None))?,
+    };
+    let mut response = Response::new(body);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(response)
+}
+
+/// A line that is in memory until its client has read it.
+fn whole(gateway: &Gateway, line: String) -> Result<Body> {
+    if line.len() <= SMALL {
+        return Ok(Body::from(line));
+    }
+    let place = gateway.room.large()?;
+    let once = unfold(Some((place, line)), async |held| {
+        let (place, line) = held?;
+        Some((Ok::<_, Error>(Held { _place: place, line }), None))
+    });
+    Ok(Body::from_stream(once.map_ok(Bytes::from_owner)))
+}
+
+/// Bytes and the place that they take.
+struct Held {
+    _place: Place,
+    line: String,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        self.line.as_bytes()
+    }
+}
+
+/// The line with its body in it, a piece at a time. What turns out not to be the answer breaks off before its end.
+async fn sent_on(
+    gateway: &Gateway,
+    record: &Record,
+    stored: &Stored,
+) -> Result<impl Stream<Item = Result<Bytes, Error>> + use<>> {
+    let store = gateway.cx.store().await?;
+    let opened = gateway.call(async {
+        match store.stream_output(stored).await {
+            Ok(pieces) => Ok(Ok(pieces)),
+            Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Corrupt) => Ok(Err(error)),
+            Err(error) => Err(error),
+        }
+    });
+    let pieces = opened.await?.map_err(|error| {
+        tracing::warn!(job = %record.id, %error, "an answer is not in the store");
+        Problem::new("answer-gone", "the answer is not in the store any more")
+    })?;
+    let (before, after) = cut_line(record);
+    let (open, shut, is_text) = if stored.json { ("", "", false) } else { ("\"", "\"", true) };
+    let body = pieces.map_ok(move |piece| if is_text { escaped(&piece) } else { piece });
+    let edge = |text: String| once(async { Ok(Bytes::from(text)) });
+    Ok(edge(before + open).chain(body).chain(edge(shut.to_owned() + &after)))
+}
+
+/// A piece of text as it stands in JSON. Only bytes that stand for themselves in UTF-8 are replaced, wherever it was cut.
+fn escaped(piece: &[u8]) -> Bytes {
+    let mut text = Vec::with_capacity(piece.len() + piece.len() / 16);
+    for byte in piece {
+        match byte {
+            b'"' => text.extend_from_slice(b"\\\""),
+            b'\\' => text.extend_from_slice(b"\\\\"),
+            b'\n' => text.extend_from_slice(b"\\n"),
+            0..0x20 => text.extend_from_slice(format!("\\u{byte:04x}").as_bytes()),
+            _ => text.push(*byte),
+        }
+    }
+    text.into()
+}
+
+fn wait_of(uri: &Uri) -> Result<Duration> {
+    let mut wait = Duration::ZERO;
+    for (name, value) in url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()) {
+        if name != "wait" {
+            return Err(Problem::new("bad-request", format!("{name:?} is no parameter of this; \"wait\" is")));
+        }
+        wait = parse_duration(&value).map_err(|why| Problem::new("bad-request", format!("wait: {why}")))?;
+    }
+    Ok(wait.min(LONGEST))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_that_is_cut_anywhere_is_the_same_json() {
+        let text = "wie \"geht's\"\n\t\\ grüße \u{1} 日本";
+        for at in 0..=text.len() {
+            let (one, two) = text.as_bytes().split_at(at);
+            let json = [b"\"", &*escaped(one), &*escaped(two), b"\""].concat();
+            assert_eq!(serde_json::from_slice::<String>(&json).unwrap(), text, "cut at {at}");
+        }
+    }
+
+    #[test]
+    fn a_wait_is_bounded() {
+        let of = |query: &str| wait_of(&format!("/v1/jobs/x/result{query}").parse().unwrap());
+        assert_eq!(of("").unwrap(), Duration::ZERO);
+        assert_eq!(of("?wait=30s").unwrap(), Duration::from_secs(30));
+        assert_eq!(of("?wait=1h").unwrap(), LONGEST);
+        assert!(of("?wait=30").is_err() && of("?wiat=30s").is_err());
+    }
+}

@@ -1,0 +1,122 @@
+//! What is bounded: sizes, heads, slow clients, connections.
+
+use std::time::{Duration, Instant};
+
+use promptq_tests::gateway::{Ask, Gateway};
+use promptq_tests::process::Home;
+use promptq_tests::site::until;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+use super::{job, lines};
+
+async fn gateway(home: &Home) -> Gateway {
+    Gateway::start(home, |_| {}).await.ready().await
+}
+
+/// Says something on a connection of its own and gives it back.
+async fn say(gateway: &Gateway, text: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(gateway.address).await.unwrap();
+    stream.write_all(text.as_bytes()).await.unwrap();
+    stream
+}
+
+/// What comes until the other side hangs up.
+async fn rest(mut stream: TcpStream) -> String {
+    let mut text = Vec::new();
+    let read = tokio::time::timeout(Duration::from_secs(60), stream.read_to_end(&mut text)).await;
+    drop(read.expect("the other side hangs up"));
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+#[tokio::test]
+async fn what_is_too_large_is_refused() {
+    let home = Home::new();
+    home.write("promptq.toml", "[gateway]\nmax_batch = \"1MiB\"\n");
+    let gateway = gateway(&home).await;
+    let large = gateway.ask(Ask::post("/v1/jobs", job(&"x".repeat(17 << 20)))).await.fails(413, "too-large");
+    assert_eq!(large.body["limit"], 16 << 20);
+    gateway.ask(Ask::post("/v1/jobs", job(&"x".repeat(15 << 20)))).await.is(201);
+    gateway.ask(Ask::post("/v1/batches", lines(1..=40_000))).await.fails(413, "too-large");
+    let chunked = "POST /v1/jobs HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
+    let mut stream = say(&gateway, chunked).await;
+    let piece = format!("{:x}\r\n{}\r\n", 1 << 20, "x".repeat(1 << 20));
+    for _ in 0..20 {
+        if stream.write_all(piece.as_bytes()).await.is_err() {
+            break;
+        }
+    }
+    assert!(rest(stream).await.starts_with("HTTP/1.1 413"));
+    gateway.ask(Ask::get(&format!("/{}", "x".repeat(5_000)))).await.fails(414, "uri-too-long");
+    let head = Ask::get("/openapi.json").with("x-long", "x".repeat(20_000));
+    assert_eq!(gateway.ask(head).await.status, 431);
+    assert_eq!(gateway.ask(Ask::get("/v1/queues/default/stats")).await.is(200).body["ready"], 1);
+}
+
+#[tokio::test]
+async fn slow_clients_are_given_up_and_keep_nobody_else_waiting() {
+    let home = Home::new();
+    let gateway = gateway(&home).await;
+    let begun = Instant::now();
+    let heads = ["GET /openapi.json HTT", "POST /v1/jobs HTTP/1.1\r\nhost: localhost\r\n"];
+    let body =
+        "POST /v1/jobs HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 90\r\n\r\n{";
+    let mut slow = JoinSet::new();
+    for n in 0..100 {
+        let stream = say(&gateway, [heads[0], heads[1], body][n % 3]).await;
+        slow.spawn(rest(stream));
+    }
+    let mut took = Vec::new();
+    for n in 0..100 {
+        let one = Instant::now();
+        gateway.ask(Ask::post("/v1/jobs", job(&format!("job {n}")))).await.is(201);
+        took.push(one.elapsed());
+    }
+    took.sort_unstable();
+    assert!(took[94] < Duration::from_millis(500), "beside slow clients: {took:?}");
+    let ends = slow.join_all().await;
+    let elapsed = begun.elapsed();
+    assert!(elapsed < Duration::from_secs(30), "given up after {elapsed:?}");
+    let told = ends.iter().filter(|text| text.starts_with("HTTP/1.1 408")).count();
+    assert!(told >= 33, "whoever sends a body slowly is told so: {told} of {ends:?}");
+}
+
+#[tokio::test]
+async fn who_reads_no_answer_is_given_up() {
+    let home = Home::new();
+    let gateway = gateway(&home).await;
+    let ask = "GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    let mut stream = TcpStream::connect(gateway.address).await.unwrap();
+    // Requests one after the other, and not one answer read: at some time nothing fits in any more.
+    let begun = Instant::now();
+    let filled = async { while stream.write_all(ask.repeat(100).as_bytes()).await.is_ok() {} };
+    let given_up = tokio::time::timeout(Duration::from_secs(60), filled).await;
+    assert!(given_up.is_ok(), "the connection is open after {:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn one_connection_too_many_is_told_to_come_again() {
+    let home = Home::new();
+    let gateway = gateway(&home).await;
+    let mut open = Vec::new();
+    let refused = until("it is full", async || {
+        let mut stream = TcpStream::connect(gateway.address).await.ok()?;
+        stream.write_all(b"GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n").await.ok()?;
+        let mut text = [0; 64];
+        if open.len() < 4_090 {
+            open.push(stream);
+            return None;
+        }
+        match tokio::time::timeout(Duration::from_millis(300), stream.read(&mut text)).await {
+            Ok(Ok(read)) => Some(String::from_utf8_lossy(&text[..read]).into_owned()),
+            Ok(Err(_)) => None,
+            Err(_) => {
+                open.push(stream);
+                None
+            }
+        }
+    })
+    .await;
+    assert!(refused.starts_with("HTTP/1.1 503") && refused.contains("retry-after"), "{refused}");
+}
