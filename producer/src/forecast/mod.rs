@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use promptq_common::config::{Api, Config};
 use promptq_common::job::Job;
-use promptq_common::limits::{Amounts, Asks, Cap, Estimates, Per, Rule, covers};
+use promptq_common::limits::{Amounts, Asks, Cap, Estimates, Per, Rule, counting};
 use promptq_common::line::model_in;
 use promptq_common::outcome::{Usage, Usd};
 use promptq_common::price::{Consumed, Date, Price, Prices, Seller};
@@ -30,7 +30,6 @@ pub struct Forecaster {
     runners: Runners,
     programs: BTreeSet<String>,
     prices: Prices,
-    /// The longest key first.
     rules: Arc<[Rule]>,
     estimates: Estimates,
 }
@@ -50,7 +49,7 @@ pub struct Share {
     /// Other routes that have no price.
     unpriced: Vec<String>,
     as_of: Option<Date>,
-    rule: Option<usize>,
+    rules: [Option<usize>; 2],
 }
 
 /// What jobs will probably take together, each in one call.
@@ -95,13 +94,11 @@ impl Forecaster {
     pub fn new(config: &Config) -> Result<Self> {
         let runners = Runners::new(configured::runners(config));
         let runners = runners.map_err(|error| Problem::new(Exit::Usage, "config", format!("{error:#}")))?;
-        let mut rules = config.limits.clone();
-        rules.sort_by_key(|rule| std::cmp::Reverse(rule.key.len()));
         Ok(Self {
             runners,
             programs: config.runners.keys().cloned().collect(),
             prices: config.prices.clone(),
-            rules: rules.into(),
+            rules: config.limits.clone().into(),
             estimates: Estimates::default(),
         })
     }
@@ -149,9 +146,15 @@ impl Forecaster {
             cost: cost(&seat, likely).zip(dearest),
             unpriced,
             as_of: seat.price.and_then(|price| price.as_of),
-            rule: self.rules.iter().position(|rule| covers(&rule.key, &seat.limit_key)),
+            rules: self.rules_of(&seat.limit_key),
             model: seat.model,
         }
+    }
+
+    /// Where the rules stand that count for jobs with this key of provider and model.
+    fn rules_of(&self, limit_key: &str) -> [Option<usize>; 2] {
+        let keys = counting(self.rules.iter().map(|rule| rule.key.as_str()), limit_key);
+        keys.map(|key| self.rules.iter().position(|rule| Some(rule.key.as_str()) == key))
     }
 
     /// Who runs a job, and for how much; the first of several ways first.
@@ -235,7 +238,7 @@ impl Forecast {
             let (oldest, newest) = self.as_of.unwrap_or((day, day));
             self.as_of = Some((oldest.min(day), newest.max(day)));
         }
-        if let Some(rule) = share.rule {
+        for rule in share.rules.into_iter().flatten() {
             let tokens = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
             *self.under.entry(rule).or_default() += Amounts::call(tokens(share.input), tokens(share.likely));
         }
