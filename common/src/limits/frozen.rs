@@ -112,8 +112,7 @@ impl Table {
         let mut due = Vec::new();
         for (key, frost) in &mut self.frosts {
             let is_late = frost.looked_at.is_none_or(|at| now >= at + LOOK);
-            let is_used = || self.gates.get_mut(key).is_some_and(Gate::was_used);
-            if is_late && (frost.untold.is_some() || is_used()) {
+            if is_late && (frost.untold.is_some() || self.gates.get_mut(key).is_some_and(Gate::was_used)) {
                 frost.looked_at = Some(now);
                 due.push((Arc::clone(key), frost.untold.clone()));
             }

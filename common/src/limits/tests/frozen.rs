@@ -30,7 +30,7 @@ async fn with<T>(ledger: &Memory, workers: &[&Limits], doing: impl Future<Output
 /// One call that is refused, for so many seconds.
 fn refused(limits: &Limits, seconds: u64) {
     let failure = Failure::new(FailureClass::Throttled, "rate_limit", "slow down");
-    let failure = Failure { retry_after: Some(seconds * SECOND), status_code: Some(429), ..failure };
+    let failure = Failure { retry_after: Some(Duration::from_secs(seconds)), status_code: Some(429), ..failure };
     limits.admit(&lane(), KEY).expect("its gate is open").report(JobId::fresh(), &Outcome::Failure(failure));
 }
 

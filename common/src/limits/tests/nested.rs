@@ -34,13 +34,13 @@ fn rule(key: &str, caps: &[(Measure, i64)]) -> Rule {
 
 fn answered(input_tokens: u64, usd: i64) -> Outcome {
     let usage = Usage { input_tokens, output_tokens: 10, ..Usage::default() };
-    let origin = Some(Origin { cost_source: Some(CostSource::PriceTable), ..Origin::default() });
+    let origin = Some(Box::new(Origin { cost_source: Some(CostSource::PriceTable), ..Origin::default() }));
     Outcome::Success(Reply { status_code: 200, usage, cost: Some(Usd::from_nanos(usd)), origin, ..Reply::default() })
 }
 
 fn throttled(seconds: u64) -> Outcome {
     let failure = Failure::new(FailureClass::Throttled, "rate_limit", "slow down");
-    Outcome::Failure(Failure { retry_after: Some(seconds * SECOND), status_code: Some(429), ..failure })
+    Outcome::Failure(Failure { retry_after: Some(Duration::from_secs(seconds)), status_code: Some(429), ..failure })
 }
 
 /// A call that was made.
