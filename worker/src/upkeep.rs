@@ -11,7 +11,7 @@ use promptq_common::config;
 use promptq_common::error::{Kind, Result};
 use promptq_common::job::Queue;
 use promptq_common::ledger::{HELD_KEYS, HELD_LANES, HeldKey, JobFilter, WorkerReport};
-use promptq_common::limits::{Bounded, CapView, Held, Limits, look};
+use promptq_common::limits::{Bounded, CapView, Held, Limits, forget, look};
 use promptq_common::outcome::FailureClass;
 use promptq_common::record::State;
 use promptq_common::store::{REUSE_FOLDER, Store};
@@ -151,9 +151,10 @@ fn lanes_behind(key: &str, limits: &Limits) -> Vec<(Queue, Option<String>)> {
     lanes.map(|(queue, model)| (queue, model.map(|model| model.as_str().to_owned()))).collect()
 }
 
-/// Asks for this worker's parts of the limits, and for what people have released.
+/// Asks for this worker's parts of the limits, for what people have released, and for what others were refused.
 pub(crate) async fn limits(broker: Broker, limits: Limits, share: f64) {
-    tokio::join!(limits.keep_asking(broker.ledger(), share), limits.keep_opening(broker.ledger()));
+    let ledger = broker.ledger();
+    tokio::join!(limits.keep_asking(ledger, share), limits.keep_opening(ledger), limits.keep_freezing(ledger));
 }
 
 fn report(settings: &Settings, status: &Status, started_at: Timestamp, host: &str) -> WorkerReport {
@@ -249,7 +250,7 @@ async fn delete_orphans(broker: &Broker, store: &Store, settings: &Settings) -> 
     Ok(())
 }
 
-/// Once a day, forgets the caps on what batches cost that are past their retention.
+/// Once a day, forgets the caps on what batches cost that are past their retention, and keys that were frozen once.
 #[expect(clippy::infinite_loop, reason = "ends with the JoinSet that holds it")]
 pub(crate) async fn caps(broker: Broker, settings: Settings) {
     let mut tick = every(DAY);
@@ -263,18 +264,21 @@ pub(crate) async fn caps(broker: Broker, settings: Settings) {
 
 async fn forget_caps(broker: &Broker, settings: &Settings) -> Result<()> {
     let ledger = broker.ledger();
-    let capped = match ledger.limits().await {
+    let keys = match ledger.limits().await {
         Err(error) if error.kind() == Kind::Unsupported => return Ok(()),
-        keys => keys?.into_iter().filter_map(|key| match key.parse() {
-            Ok(HoldKey::Batch(name)) => Some((key, name)),
-            _ => None,
-        }),
+        keys => keys?,
     };
     // Kept until it runs out: other workers need not look again today.
     if !ledger.lock("caps", &settings.worker, DAY.mul_f64(0.9)).await? {
         return Ok(());
     }
-    for (key, name) in capped {
+    for key in keys {
+        let Ok(HoldKey::Batch(name)) = key.parse() else {
+            if let Err(error) = forget(ledger, &key).await {
+                tracing::debug!(%error, %key, "what is shared of a limit cannot be read; it stays");
+            }
+            continue;
+        };
         if ledger.batch(&name).await?.is_none() {
             let kept = ledger.limit(&key).await?;
             ledger.swap_limit(&key, &kept.bytes, &[]).await?;

@@ -46,11 +46,13 @@ pub(super) fn limits(r: &mut Reader<'_>) -> Vec<Rule> {
         }
         rules.push(Rule { key, caps, adaptive });
     }
-    for rule in rules.iter().filter(|rule| rule.caps.iter().any(|cap| cap.measure == Measure::Usd)) {
-        let under = rules.iter().find(|other| other.key != rule.key && covers(&rule.key, &other.key));
-        if let Some(Rule { key, .. }) = under {
+    // An account's counts beside its models'; of two of models that begin alike the longer name alone.
+    let is_money = |rule: &&Rule| rule.caps.iter().any(|cap| cap.measure == Measure::Usd);
+    for rule in rules.iter().filter(|rule| rule.key.contains('/')).filter(is_money) {
+        let is_under = |other: &&Rule| other.key != rule.key && covers(&rule.key, &other.key) && !is_money(other);
+        if let Some(Rule { key, .. }) = rules.iter().find(is_under) {
             let name = if r.origin(&["limits", &rule.key, "usd"]) == Origin::Default { "usd_per_day" } else { "usd" };
-            let why = format!("would not hold for {key}, which has limits of its own; give each of them its own");
+            let why = format!("would not hold for {key}, which has limits of its own; give that one its own usd too");
             r.wrong(&["limits", &rule.key, name], &why);
         }
     }

@@ -199,8 +199,7 @@ fn settings_must_fit_each_other() {
         ("queues.a.backoff = { first = \"2m\", max = \"1m\" }", "at most its max"),
         ("queues.a.reuse = \"8d\"", "at most retention.reuse"),
         ("limits.a = { usd = \"5\", usd_per_day = \"9\" }", "limits.a.usd_per_day says another amount"),
-        ("limits.a.usd = \"5\"\nlimits.\"a/m\".requests = \"9\"", "limits.a.usd would not hold for a/m"),
-        ("limits.a.usd_per_day = \"5\"\nlimits.\"a/m\".usd = \"1\"", "limits.a.usd_per_day would not hold for a/m"),
+        ("limits.\"a/m\".usd = \"5\"\nlimits.\"a/m2\".requests = \"9\"", "limits.a/m.usd would not hold for a/m2"),
         ("limits.a = { tokens = \"2M/day\", tokens_per_day = \"1M\" }", "limits.a.tokens_per_day says another amount"),
         ("mock = { errors = 0.6, throttled = 0.6 }", "together must be at most 1"),
         ("ledger = \"redis://localhost\"", "keeps its own records"),
@@ -231,6 +230,12 @@ fn settings_must_fit_each_other() {
     }
     let shared = file("broker = \"amqp://far\"\nstore = { url = \"file:///data\", shared = true }").unwrap();
     assert!(shared.store.shared && !shared.broker.local);
+    for usd in [
+        "limits.a.usd = \"5\"\nlimits.\"a/m\".requests = \"9\"",
+        "limits.\"a/m\".usd = \"5\"\nlimits.\"a/m2\".usd = \"9\"",
+    ] {
+        assert_eq!(file(usd).unwrap().limits.len(), 2, "{usd}");
+    }
     assert!(file("worker.allow_exec = true").unwrap().worker.allow_exec);
 }
 

@@ -159,6 +159,14 @@ impl Measure {
         }
     }
 
+    /// Whether it is one of those that providers turn calls away for, and tell of in their headers.
+    pub const fn is_rate(self) -> bool {
+        match self {
+            Self::Requests | Self::InputTokens | Self::OutputTokens | Self::Tokens => true,
+            Self::Concurrent | Self::Usd => false,
+        }
+    }
+
     /// An amount of it for people: `150000`, and money as `$0.25`.
     pub fn say(self, amount: i64) -> String {
         if self == Self::Usd { format!("${}", Usd::from_nanos(amount)) } else { amount.to_string() }

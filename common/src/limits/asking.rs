@@ -7,7 +7,6 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::amount::Amounts;
 use super::ask::Grant;
 use super::part::crowded;
 use super::pool::Pool;
@@ -16,7 +15,7 @@ use crate::error::{Error, Kind, Result};
 use crate::ledger::Ledger;
 
 /// An ask that takes longer is made again: what was granted before is void by then.
-const ANSWER: Duration = Duration::from_secs(2);
+pub(super) const ANSWER: Duration = Duration::from_secs(2);
 
 impl Limits {
     /// Keeps this worker's parts of the limits, until it is dropped. Where `ledger` cannot share anything, it keeps to
@@ -103,9 +102,8 @@ impl Limits {
     async fn ask(&self, ledger: &dyn Ledger, key: &Arc<str>, leaves: bool) {
         let (quotas, slots) = (self.quotas(), self.quotas().slots());
         let of_pool = |pool: &mut Pool, clock: i64| {
-            let mut book = quotas.book();
-            let part = book.parts.get_mut(key);
-            part.map(|part| pool.ask(clock, &part.ask(quotas.now(), slots, leaves))).unwrap_or_default()
+            let asked = quotas.book().ask(key, quotas.now(), (slots, leaves));
+            asked.map(|ask| pool.ask(clock, &ask)).unwrap_or_default()
         };
         let answer: Result<Grant> = if quotas.book().alone.is_some() {
             Ok(self.ask_alone(key, slots, leaves))
@@ -116,15 +114,16 @@ impl Limits {
         let now = quotas.now();
         let opened = {
             let mut book = quotas.book();
-            let Some(part) = book.parts.get_mut(key) else { return };
             match answer {
                 Ok(grant) => {
-                    if grant.crowded && part.crowded.is_none() {
+                    let is_known = book.parts.get(key).is_some_and(|part| part.crowded.is_some());
+                    if grant.crowded && !is_known {
                         tracing::warn!(%key, "a limit has too many workers: {}", crowded());
                     }
-                    part.granted(now, &grant)
+                    book.granted(key, now, &grant)
                 }
                 Err(error) => {
+                    let Some(part) = book.parts.get_mut(key) else { return };
                     if part.unanswered(now, error.to_string()) {
                         tracing::warn!(%error, %key, "the limits' store does not answer; what was granted is used up, then nothing");
                     }
@@ -139,8 +138,7 @@ impl Limits {
         let quotas = self.quotas();
         let now = quotas.now();
         let mut book = quotas.book();
-        let Some(part) = book.parts.get_mut(key) else { return Grant { amounts: Amounts::NONE, ..Grant::default() } };
-        let ask = part.ask(now, slots, leaves);
-        part.alone.get_or_insert_default().ask(now, &ask)
+        let asked = book.ask(key, now, (slots, leaves)).zip(book.parts.get_mut(key));
+        asked.map(|(ask, part)| part.alone.get_or_insert_default().ask(now, &ask)).unwrap_or_default()
     }
 }

@@ -15,7 +15,7 @@ impl Limits {
         let (table, now) = (self.table(), Instant::now());
         for (lane, ways) in &table.ways {
             let is_behind = match table.outlook(ways, now).leads {
-                Some(way) => *way.key == *key || way.rule.as_deref() == Some(key),
+                Some(way) => *way.key == *key || way.rules.iter().any(|rule| **rule == *key),
                 None => ways.iter().any(|way| way.has_name(key)),
             };
             if is_behind {

@@ -73,6 +73,15 @@ impl Brake {
         is_first
     }
 
+    /// Nobody calls for so long, whatever is used of the limits. Whether that is longer than was known.
+    pub(super) fn freeze(&mut self, now: i64, wait: i64) -> bool {
+        let until = now + wait.clamp(0, LONGEST);
+        let is_longer = until > self.frozen_until;
+        self.frozen_until = self.frozen_until.max(until);
+        self.stepped_at = self.stepped_at.max(self.frozen_until);
+        is_longer
+    }
+
     /// Ends the freeze and the caution: a person knows better.
     pub(super) fn release(&mut self) {
         self.frozen_until = 0;

@@ -37,6 +37,8 @@ pub(super) struct Gate {
     turn: u64,
     /// How many calls go at once, for those over a network.
     pub(super) endpoint: Option<Box<Aimd>>,
+    /// A job has passed since somebody asked.
+    used: bool,
 }
 
 /// A gate that is shut.
@@ -135,7 +137,30 @@ impl Gate {
         if is_call {
             self.endpoint.get_or_insert_default().begun(now);
         }
+        self.used = true;
         Ok(Ticket { probe, turn: self.turn, called: is_call.then_some(now) })
+    }
+
+    /// Whether a job has passed since this was asked last, or waits to.
+    pub(super) fn was_used(&mut self) -> bool {
+        std::mem::take(&mut self.used) || self.shut.is_some()
+    }
+
+    /// Another worker was refused: shut by a rate limit from `began` until then, unless something graver has shut it. Whether
+    /// that is news.
+    pub(super) fn freeze(&mut self, (began, until): (Instant, Instant), why: &str) -> bool {
+        match &mut self.shut {
+            Some(shut) if shut.class == FailureClass::Throttled => {
+                let is_longer = until > shut.until;
+                shut.until = shut.until.max(until);
+                is_longer
+            }
+            Some(_) => false,
+            None => {
+                self.shut_by((FailureClass::Throttled, why.to_owned()), (began, until), PAUSE.0);
+                true
+            }
+        }
     }
 
     /// A job that passed never came to anything.
@@ -313,15 +338,23 @@ impl Gate {
     }
 
     fn shut_for(&mut self, now: Instant, failure: &Failure, class: FailureClass, wait: Duration) {
-        let since = Timestamp::now();
         let missing = failure.is_missing_model();
         let pause = if missing { MISSING.1 } else { PAUSE.0 };
         let pause = if class == FailureClass::Account { ACCOUNT_PAUSE } else { pause };
-        let detail = format!("{}: {}", failure.code, failure.detail);
-        self.shut = Some(Shut { class, detail, since, began: now, until: now + wait, pause, probing: false });
+        self.shut_by((class, format!("{}: {}", failure.code, failure.detail)), (now, now + wait), pause);
         if let Some(endpoint) = self.endpoint.as_mut().filter(|_| class == FailureClass::Capacity && !missing) {
             endpoint.outage(now);
         }
+    }
+
+    fn shut_by(
+        &mut self,
+        (class, detail): (FailureClass, String),
+        (began, until): (Instant, Instant),
+        pause: Duration,
+    ) {
+        let since = Timestamp::now();
+        self.shut = Some(Shut { class, detail, since, began, until, pause, probing: false });
         self.streak.clear();
         self.missing.clear();
         self.turn += 1;

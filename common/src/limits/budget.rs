@@ -11,7 +11,8 @@ use super::call::Size;
 use super::need::{Doubt, Need};
 use super::part::Part;
 use super::purse::{Came, Reservation};
-use super::quota::{Book, Denied, InLine, Quotas};
+use super::quota::{Book, Denied, Quotas};
+use super::reserve::InLine;
 use super::till::{FAR, NEAR};
 use super::{Held, Limits, Pass};
 use crate::broker::HoldKey;
@@ -30,20 +31,6 @@ const UNSHARED: &str = "what calls may cost is limited, but this ledger cannot s
                         broker or ledger (--ledger redis://HOST:6379)";
 /// Complaints remembered.
 const COMPLAINTS: usize = 100;
-
-/// The most dollars of a cap: above what any account spends a day, and exact as a fraction, in billionths.
-pub const DOLLARS: i64 = 9_000_000;
-
-/// So many dollars, more than none: `25`, `$0.50`.
-///
-/// # Errors
-/// Says how to write it.
-pub fn dollars_of(text: &str) -> Result<Usd, String> {
-    let bad = || format!("{text:?} is no sum of dollars above 0 such as 25 or 0.50");
-    let text = text.trim();
-    let usd: Usd = text.strip_prefix('$').unwrap_or(text).parse().map_err(|_| bad())?;
-    if (1..=DOLLARS * 1_000_000_000).contains(&usd.as_nanos()) { Ok(usd) } else { Err(bad()) }
-}
 
 /// A cap on what calls cost, and whose.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,30 +61,6 @@ impl Budget {
     }
 }
 
-/// What the tokens of a model cost at most, whatever of them is cached or long, in dollars a million.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ceiling {
-    /// Of tokens sent.
-    pub input: Usd,
-    /// Of tokens received.
-    pub output: Usd,
-}
-
-impl Ceiling {
-    /// Of what costs nothing.
-    pub const FREE: Self = Self { input: Usd::from_nanos(0), output: Usd::from_nanos(0) };
-
-    /// The most that a call may cost with so many tokens, rounded up; `None` where nobody bounds its answer, and answers cost.
-    pub fn worst(&self, input: u64, output: Option<u64>) -> Option<Usd> {
-        const MILLION: i128 = 1_000_000;
-        let output = if self.output == Usd::default() { 0 } else { output? };
-        let nanos = |tokens: u64, price: Usd| i128::from(tokens) * i128::from(price.as_nanos());
-        let sum = nanos(input, self.input).saturating_add(nanos(output, self.output));
-        let nanos = sum.saturating_add(MILLION - 1) / MILLION;
-        Some(Usd::from_nanos(i64::try_from(nanos).unwrap_or(i64::MAX)))
-    }
-}
-
 /// Why a call may not be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Turned {
@@ -113,11 +76,9 @@ pub enum Turned {
 }
 
 impl Limits {
-    /// Whether what such a call costs is limited for its account.
+    /// Whether what such a call costs is limited for its account, or for its model.
     pub fn is_priced(&self, pass: &Pass) -> bool {
-        let quotas = self.quotas();
-        let key = quotas.rule_for(pass.key());
-        key.is_some_and(|key| quotas.book().parts.get(&key).is_some_and(|part| part.purse.counts_money()))
+        self.quotas().priced_by(pass.key()).is_some()
     }
 
     /// What a call's input may come to at most, in tokens.
@@ -126,7 +87,7 @@ impl Limits {
     }
 
     /// Reserves all that a call needs, or nothing: first `worst` of each budget in the given order (which must be the same
-    /// everywhere), then its part of its account's limits. Waits a moment for each. Dropping it gives all of it back; after
+    /// everywhere), then its part of the limits it is under. Waits a moment for each. Dropping it gives all of it back; after
     /// it, the call counts as sent.
     ///
     /// # Errors
@@ -148,36 +109,40 @@ impl Limits {
                 let reservation = self.quotas().afford(&key, worst).await.map_err(short)?;
                 pass.money.reserved.push((key, reservation));
             }
-            if self.is_priced(&pass) {
-                self.account_affords(&pass)?;
-            }
+            self.rules_afford(&pass)?;
         }
         let mut pass = self.reserve(pass, lane, size).await.map_err(|(denied, key)| Turned::Limit(denied, key))?;
-        if reckoned.is_none() && self.is_priced(&pass) {
-            // A person has capped what its account costs meanwhile.
-            return Err(Turned::Limit(Denied::Later(SECOND), pass.unsent().unwrap_or_default()));
+        if reckoned.is_none()
+            && let Some(key) = self.quotas().priced_by(pass.key())
+        {
+            // A person has capped what it costs meanwhile.
+            pass.unsent();
+            return Err(Turned::Limit(Denied::Later(SECOND), key.to_string()));
         }
         pass.money.sent = true;
         Ok(pass)
     }
 
-    /// Whether the account's own cap on money has enough for the call, if all that is not spent came back.
-    fn account_affords(&self, pass: &Pass) -> Result<(), Turned> {
-        let quotas = self.quotas();
-        let Some(key) = quotas.rule_for(pass.key()) else { return Ok(()) };
-        let mut book = quotas.book();
-        if book.alone.is_some() {
-            drop(book);
-            return Err(Turned::Short { hold: HoldKey::Limit(key.to_string()), wait: self.complain(&key, UNSHARED) });
-        }
-        match book.parts.get_mut(&key) {
-            Some(part) if part.till.is_broke(pass.money.worst) => {
+    /// Whether the caps on money of its rules have enough for the call, if all that is not spent came back.
+    fn rules_afford(&self, pass: &Pass) -> Result<(), Turned> {
+        let (quotas, worst) = (self.quotas(), pass.money.worst);
+        for key in quotas.rules_for(pass.key()).iter() {
+            let mut book = quotas.book();
+            let is_alone = book.alone.is_some();
+            let Some(part) = book.parts.get_mut(key).filter(|part| part.counts_money()) else { continue };
+            let wait = if is_alone {
+                drop(book);
+                self.complain(key, UNSHARED)
+            } else if part.till.is_broke(worst) {
                 part.given_back = true;
                 quotas.asking.notify_one();
-                Err(Turned::Short { hold: HoldKey::Limit(key.to_string()), wait: part.turn_away(pass.money.worst) })
-            }
-            Some(_) | None => Ok(()),
+                part.turn_away(worst)
+            } else {
+                continue;
+            };
+            return Err(Turned::Short { hold: HoldKey::Limit(key.to_string()), wait });
         }
+        Ok(())
     }
 
     /// A job may not be called until a person has mended something; `detail` says what. Shown for as long as such jobs come.
@@ -301,7 +266,7 @@ impl Quotas {
             part.hurry(now);
             (part.purse.enter(&need), Arc::clone(&part.turned))
         };
-        let _line = InLine { quotas: self, key, ticket };
+        let _line = InLine::new(self, key, (ticket, need));
         loop {
             let mut turn = std::pin::pin!(turned.notified());
             turn.as_mut().enable();
@@ -346,25 +311,6 @@ impl Part {
 mod tests {
     use super::*;
     use crate::outcome::{Failure, Origin, Reply};
-
-    #[test]
-    fn a_sum_is_read_as_people_write_it() {
-        assert_eq!(dollars_of(" $25 ").map(Usd::as_nanos), Ok(25_000_000_000));
-        assert!(["25/day", "0", "", "-1", "9000001"].iter().all(|text| dollars_of(text).is_err()));
-    }
-
-    #[test]
-    fn the_worst_of_a_call_is_all_its_tokens_at_their_price_rounded_up() {
-        let usd = Usd::from_nanos;
-        let model = Ceiling { input: usd(2_500_000_000), output: usd(10_000_000_000) };
-        assert_eq!(model.worst(1_000, Some(64)), Some(usd(3_140_000)));
-        assert_eq!((model.worst(1_000, None), model.worst(0, Some(0))), (None, Some(usd(0))));
-        let cheap = Ceiling { input: usd(1), output: usd(0) };
-        assert_eq!((cheap.worst(1, None), cheap.worst(1_000_001, None)), (Some(usd(1)), Some(usd(2))));
-        let dear = Ceiling { input: usd(i64::MAX), output: usd(i64::MAX) };
-        assert_eq!(dear.worst(u64::MAX, Some(u64::MAX)), Some(usd(i64::MAX)));
-        assert_eq!(Ceiling::FREE.worst(9, None), Some(usd(0)));
-    }
 
     #[test]
     fn what_nobody_knows_has_cost_the_worst_and_what_was_turned_away_nothing() {

@@ -6,8 +6,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::estimate::Asks;
-use super::purse::{Came, Reservation};
+use super::purse::Came;
 use super::quota::Denied;
+use super::reserve::Reservations;
+use super::rules::Rules;
 use super::{Limits, Pass, budget};
 use crate::job::{Lane, Queue};
 use crate::outcome::{FailureClass, Outcome, Usage, Usd};
@@ -36,15 +38,15 @@ pub struct Size {
 #[must_use = "once it is dropped, the job counts no longer"]
 pub struct Expected {
     limits: Limits,
-    /// The rule it counts under, and the endpoint.
-    rule: Option<Arc<str>>,
+    /// The rules it counts under, and the endpoint.
+    rules: Rules,
     endpoint: Option<Arc<str>>,
 }
 
 impl Drop for Expected {
     fn drop(&mut self) {
-        if let Some(rule) = &self.rule {
-            self.limits.quotas().unexpect(rule);
+        if !self.rules.is_empty() {
+            self.limits.quotas().unexpect(&self.rules);
         }
         if let Some(endpoint) = &self.endpoint {
             self.limits.table().unexpect(endpoint);
@@ -56,8 +58,7 @@ impl Drop for Expected {
 #[derive(Debug)]
 pub(super) struct Reserved {
     limits: Limits,
-    key: Arc<str>,
-    reservation: Option<Reservation>,
+    held: Option<Reservations>,
     queue: Queue,
     model: String,
     size: Size,
@@ -73,36 +74,37 @@ impl Limits {
         if !self.wants_lanes() {
             return None;
         }
-        let (rule, endpoint) = self.expected_at(lane);
-        (rule.is_some() || endpoint.is_some()).then(|| Expected { limits: self.clone(), rule, endpoint })
+        let (rules, endpoint) = self.expected_at(lane);
+        let counts = !rules.is_empty() || endpoint.is_some();
+        counts.then(|| Expected { limits: self.clone(), rules, endpoint })
     }
 
     /// Whether there is nothing to reserve for a call that may cost this: then it counts as sent.
     pub fn asks_nothing(&self, pass: &mut Pass, worst: Option<Usd>) -> bool {
-        let nothing = worst.unwrap_or_default() == Usd::default() && self.quotas().rule_for(pass.key()).is_none();
+        let nothing = worst.unwrap_or_default() == Usd::default() && self.quotas().rules_of(pass.key()).is_empty();
         pass.money.sent |= nothing;
         nothing
     }
 
-    /// Waits, at most a minute, until what the call will need is reserved; at once where its key has no limits.
-    /// Dropping it gives up the place in line.
+    /// Waits, at most a minute, until what the call will need is reserved under all of its rules; at once where it has none.
+    /// Dropping it gives up the places in line.
     ///
     /// # Errors
-    /// Why the call may not be made, and the key that has the limit.
+    /// Why the call may not be made, and the key of the rule that says so.
     pub async fn reserve(&self, mut pass: Pass, lane: &Lane, size: Size) -> Result<Pass, (Denied, String)> {
         let quotas = self.quotas();
-        let Some(key) = quotas.rule_for(pass.key()) else { return Ok(pass) };
+        let rules = quotas.rules_for(pass.key());
+        if rules.is_empty() {
+            return Ok(pass);
+        }
         let (queue, model) = (lane.queue.clone(), pass.key().to_owned());
         let (worst, counts) = (pass.money.worst, pass.counts);
         let need = quotas.book().estimates.need(&asks(&queue, &model, &size, counts)).costing(worst);
-        let reservation = match quotas.reserve(&key, lane, &need).await {
-            Ok(reservation) => Some(reservation),
-            Err(denied) => return Err((denied, key.to_string())),
-        };
+        let reserved = quotas.reserve(&rules, lane, &need).await;
+        let held = Some(reserved.map_err(|(denied, key)| (denied, key.to_string()))?);
         let guess = (need.amounts.input, need.amounts.output);
         let limits = self.clone();
-        let reserved = Reserved { limits, key, reservation, queue, model, size, counts, guess, worst };
-        pass.reserved = Some(Box::new(reserved));
+        pass.reserved = Some(Box::new(Reserved { limits, held, queue, model, size, counts, guess, worst }));
         // Only now it is sent.
         pass.ticket.called = pass.ticket.called.map(|_| Instant::now());
         Ok(pass)
@@ -110,12 +112,11 @@ impl Limits {
 }
 
 impl Pass {
-    /// Gives back what was reserved of the limits for a call that is not made after all; the key that has them.
-    pub(super) fn unsent(&mut self) -> Option<String> {
-        let mut reserved = self.reserved.take()?;
-        let reservation = reserved.reservation.take()?.costs(0);
-        self.limits.quotas().settle(&reserved.key, reservation, Came::Unsent);
-        Some(reserved.key.to_string())
+    /// Gives back what was reserved of the limits for a call that is not made after all.
+    pub(super) fn unsent(&mut self) {
+        if let Some(held) = self.reserved.take().and_then(|mut reserved| reserved.held.take()) {
+            self.limits.quotas().settle_all(held, Some(0), Came::Unsent);
+        }
     }
 }
 
@@ -125,14 +126,14 @@ fn asks<'a>(queue: &'a Queue, model: &'a str, size: &Size, counts: Counts) -> As
 }
 
 impl Reserved {
-    /// The key of the rule it is for.
-    pub(super) fn rule(&self) -> &Arc<str> {
-        &self.key
+    /// The key of the rule that headers and refusals speak of, if one does.
+    pub(super) fn hears(&self) -> Option<&Arc<str>> {
+        self.held.as_ref()?.hears()
     }
 
     /// Books what the call came to. `wait`: how long its key is shut.
     pub(super) fn settle(mut self, outcome: &Outcome, wait: Option<Duration>) {
-        let Some(reservation) = self.reservation.take() else { return };
+        let Some(held) = self.held.take() else { return };
         let quotas = self.limits.quotas();
         if let Outcome::Success(reply) = outcome
             && reply.usage != Usage::default()
@@ -141,15 +142,15 @@ impl Reserved {
             let input = self.counts.input(&reply.usage);
             quotas.book().estimates.learn(&asks, input, reply.usage.output_tokens);
         }
-        let reservation = reservation.costs(budget::cost(outcome, self.worst));
-        quotas.settle(&self.key, reservation, came(outcome, self.counts, self.guess, wait));
+        let cost = budget::cost(outcome, self.worst);
+        quotas.settle_all(held, Some(cost), came(outcome, self.counts, self.guess, wait));
     }
 }
 
 impl Drop for Reserved {
     fn drop(&mut self) {
-        if let Some(reservation) = self.reservation.take() {
-            self.limits.quotas().settle(&self.key, reservation, Came::Unknown);
+        if let Some(held) = self.held.take() {
+            self.limits.quotas().settle_all(held, None, Came::Unknown);
         }
     }
 }

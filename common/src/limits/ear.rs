@@ -21,9 +21,9 @@ impl Ear {
 }
 
 impl Pass {
-    /// Who listens to this call's headers: nobody where no rule is for it.
+    /// Who listens to this call's headers: the narrowest rule that caps what they speak of, or nobody.
     pub fn ear(&self) -> Option<Ear> {
-        let rule = Arc::clone(self.reserved.as_ref()?.rule());
+        let rule = Arc::clone(self.reserved.as_ref()?.hears()?);
         Some(Ear { limits: self.limits.clone(), rule, key: Arc::clone(&self.key) })
     }
 }

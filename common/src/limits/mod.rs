@@ -12,8 +12,12 @@ mod brake;
 mod breaker;
 mod budget;
 mod call;
+mod dollars;
 mod ear;
 mod estimate;
+mod frozen;
+mod latency;
+mod line;
 mod local;
 mod meter;
 mod need;
@@ -22,6 +26,8 @@ mod pool;
 mod purse;
 mod quota;
 mod release;
+mod reserve;
+mod rules;
 mod shared;
 #[cfg(test)]
 mod tests;
@@ -30,7 +36,7 @@ mod view;
 mod ways;
 mod window;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -47,20 +53,23 @@ pub use amount::{Amounts, Cap, Measure, Per};
 pub use ask::{Ask, Grant, Heard, Money};
 pub use bounded::Bounded;
 pub use breaker::Ruling;
-pub use budget::{Budget, Ceiling, DOLLARS, Turned, dollars_of};
+pub use budget::{Budget, Turned};
 pub use call::{Counts, Expected, Size};
+pub use dollars::{Ceiling, DOLLARS, dollars_of};
 pub use ear::Ear;
 pub use estimate::{Asks, Estimates};
 pub use need::{Doubt, Need, Portion};
 pub use pool::Pool;
 pub use purse::{Came, Purse, Reservation};
-pub use quota::{Denied, Rule, covers};
-pub use shared::{change, look, reset};
+pub use quota::Denied;
+pub use rules::{Rule, counting, covers};
+pub use shared::{change, forget, look, reset};
 pub use view::{CapView, PoolView};
 pub use ways::account_of;
 
 use budget::Paid;
 use call::Reserved;
+use frozen::Frost;
 use quota::Quotas;
 use ways::Ways;
 
@@ -72,6 +81,8 @@ pub struct Limits(Arc<Shared>);
 struct Shared {
     table: Mutex<Table>,
     changed: Notify,
+    /// There is a freeze to tell the others of.
+    freezing: Notify,
     quotas: Quotas,
     /// Whether any endpoint was ever given fewer calls at once: before that nobody counts what is leased.
     slowed: AtomicBool,
@@ -85,6 +96,8 @@ struct Table {
     gates: HashMap<Arc<str>, Gate>,
     /// By the name of the account, once it was refused.
     accounts: HashMap<Box<str>, Gate>,
+    /// By the keys that were frozen lately and that no rule tells of.
+    frosts: BTreeMap<Arc<str>, Frost>,
     /// Keys opened since they were last asked for.
     opened: BTreeSet<String>,
 }
@@ -285,6 +298,9 @@ impl Pass {
             ruling
         };
         self.money.settle(self.limits.quotas(), Some(outcome));
+        if self.reserved.as_ref().and_then(|reserved| reserved.hears()).is_none() {
+            self.limits.note_frost(&self.key, outcome);
+        }
         if let Some(reserved) = self.reserved.take() {
             reserved.settle(outcome, ruling.wait);
         }

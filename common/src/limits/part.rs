@@ -1,6 +1,6 @@
 //! What a worker knows of one limit key it has a rule for: its purse, the lanes behind the key, and what stands in the way.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,6 +47,10 @@ pub(super) struct Part {
     pub(super) till: Till,
     /// Not asked before then.
     ask_at: i64,
+    /// There has been more to ask for since the last ask.
+    hurried: bool,
+    /// How many jobs the last grant was for.
+    granted_for: u32,
     /// When it was answered last.
     answered_at: i64,
     /// One more with each grant: the lane that is served first.
@@ -81,9 +85,11 @@ impl Short {
 }
 
 /// A lane of the key.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Seen {
     ready_at: i64,
+    /// The narrower key that its jobs come under too.
+    inside: Option<Arc<str>>,
     /// What its jobs took lately, on average.
     mean: Portion,
 }
@@ -96,6 +102,8 @@ impl Part {
             expected: 0,
             till: Till::default(),
             ask_at: i64::MIN,
+            hurried: false,
+            granted_for: 0,
             answered_at: i64::MIN,
             turn: 0,
             turned: Arc::new(Notify::new()),
@@ -108,17 +116,17 @@ impl Part {
         }
     }
 
-    /// Jobs of this lane are ready.
-    pub(super) fn seen(&mut self, lane: &Lane, now: i64) {
+    /// Jobs of this lane are ready, which come under a narrower key too.
+    pub(super) fn seen(&mut self, lane: &Lane, now: i64, inside: Option<&Arc<str>>) {
         if let Some(seen) = self.lanes.get_mut(lane) {
             seen.ready_at = now;
             return;
         }
-        let mean = self.mean(now);
+        let mean = mean(self.ready(now));
         if self.lanes.len() >= LANES {
             self.lanes.clear();
         }
-        self.lanes.insert(lane.clone(), Seen { ready_at: now, mean });
+        self.lanes.insert(lane.clone(), Seen { ready_at: now, inside: inside.map(Arc::clone), mean });
     }
 
     /// A job of this lane needs so much.
@@ -144,21 +152,42 @@ impl Part {
         self.lanes.iter().filter(move |(_, seen)| seen.ready_at > now - READY)
     }
 
-    /// What a job of the key takes, over the lanes that have some.
-    fn mean(&self, now: i64) -> Portion {
-        let (count, sum) =
-            self.ready(now).fold((0, Portion::default()), |(n, sum), (_, seen)| (n + 1, sum + seen.mean));
-        if count > 0 { sum.shared_by(count) } else { Portion { amounts: GUESS, ..Portion::default() } }
+    /// Those of them that jobs may be taken from: by what was `granted` of the narrower keys, for how many jobs.
+    fn open<'a>(&'a self, now: i64, granted: impl Fn(&str) -> u32 + 'a) -> impl Iterator<Item = (&'a Lane, &'a Seen)> {
+        self.ready(now).filter(move |(_, seen)| seen.inside.as_ref().is_none_or(|key| granted(key) > 0))
     }
 
     /// How many jobs of a lane there is room for: its part of what its key has, what was leased before taken off.
-    pub(super) fn room(&self, lane: &Lane, now: i64) -> u32 {
+    pub(super) fn room(&self, lane: &Lane, now: i64, granted: impl Fn(&str) -> u32) -> u32 {
         let Some(seen) = self.lanes.get(lane) else { return 0 };
         let room = self.purse.room(now, &seen.mean).saturating_sub(self.expected);
-        let lanes = u32::try_from(self.ready(now).count()).unwrap_or(u32::MAX).max(1);
-        let place = self.ready(now).position(|(ready, _)| ready == lane).unwrap_or_default();
+        let lanes = u32::try_from(self.open(now, &granted).count()).unwrap_or(u32::MAX).max(1);
+        let place = self.open(now, &granted).position(|(ready, _)| ready == lane).unwrap_or_default();
         let ahead = u32::try_from((place + self.turn) % usize::try_from(lanes).unwrap_or(1)).unwrap_or_default();
         room / lanes + u32::from(ahead < room % lanes)
+    }
+
+    /// How many jobs could start now of `slots`: no more than the narrower keys allow that they all come under.
+    fn jobs(&self, now: i64, slots: u32, granted: impl Fn(&str) -> u32) -> u32 {
+        let inside: BTreeSet<_> = self.ready(now).map(|(_, seen)| seen.inside.as_deref()).collect();
+        let jobs = inside.into_iter().map(|key| key.map_or(slots, &granted));
+        jobs.fold(0, u32::saturating_add).min(slots)
+    }
+
+    /// How many jobs the last grant was for, if it still counts; none while opened ones wait for it.
+    pub(super) fn granted_for(&self, now: i64) -> u32 {
+        let counts = self.purse.is_told(now) && self.purse.frozen_for(now) == 0 && self.purse.waiting() == 0;
+        if counts { self.granted_for } else { 0 }
+    }
+
+    /// The narrower keys of its lanes.
+    pub(super) fn inside(&self) -> BTreeSet<&Arc<str>> {
+        self.lanes.values().filter_map(|seen| seen.inside.as_ref()).collect()
+    }
+
+    /// Whether what calls cost is capped.
+    pub(super) fn counts_money(&self) -> bool {
+        self.purse.counts(|measure| measure == Measure::Usd)
     }
 
     fn wants(&self, now: i64) -> bool {
@@ -175,6 +204,11 @@ impl Part {
         self.ask_at = self.ask_at.min(now.max(self.answered_at.saturating_add(self.last.again)));
     }
 
+    /// It is asked at once, or as soon as it has answered what it was asked before: a narrower key was granted some.
+    pub(super) fn ask_now(&mut self, now: i64) {
+        (self.ask_at, self.hurried) = (self.ask_at.min(now), true);
+    }
+
     /// Whether nothing would be lost with it that the shared state does not know.
     pub(super) fn is_at_rest(&self) -> bool {
         self.purse.waiting() == 0 && !self.purse.has_news() && !self.till.is_watched()
@@ -184,21 +218,23 @@ impl Part {
         self.asks_at(now).is_some_and(|at| at <= now)
     }
 
-    /// What is told and asked now. `slots` jobs could be started.
-    pub(super) fn ask(&mut self, now: i64, slots: u32, leaves: bool) -> Ask {
-        let jobs = if self.ready(now).next().is_some() && !leaves { slots.min(JOBS) } else { 0 };
-        let mean = self.mean(now);
+    /// What is told and asked now. `slots` jobs could be started, as far as the narrower keys go.
+    pub(super) fn ask(&mut self, now: i64, slots: u32, leaves: bool, granted: impl Fn(&str) -> u32) -> Ask {
+        self.hurried = false;
+        let jobs = if leaves { 0 } else { self.jobs(now, slots.min(JOBS), &granted) };
+        let mean = mean(self.open(now, granted));
         self.purse.ask(now, &mean, jobs, leaves)
     }
 
     /// The answer. Whether jobs that went back for want of room may come again.
     pub(super) fn granted(&mut self, now: i64, grant: &Grant) -> bool {
         self.purse.granted(now, grant);
+        self.granted_for = self.purse.count(&grant.amounts, &mean(self.ready(now)));
         let opens = self.till.note(grant);
         let idle = if self.till.is_empty() && !self.purse.has_news() { WATCH } else { IDLE };
         let pause = if self.wants(now) { grant.again } else { idle };
         self.answered_at = now;
-        self.ask_at = now + pause.max(grant.frozen.min(IDLE));
+        self.ask_at = if self.hurried { now } else { now + pause.max(grant.frozen.min(IDLE)) };
         self.turn = self.turn.wrapping_add(1);
         let before = self.short;
         self.short = grant.short.map(|cap| Short { cap, ..before.unwrap_or_else(|| Short::now(cap)) });
@@ -280,6 +316,12 @@ pub(super) fn crowded() -> String {
     )
 }
 
+/// What a job takes, over some lanes.
+fn mean<'a>(lanes: impl Iterator<Item = (&'a Lane, &'a Seen)>) -> Portion {
+    let (count, sum) = lanes.fold((0, Portion::default()), |(n, sum), (_, seen)| (n + 1, sum + seen.mean));
+    if count > 0 { sum.shared_by(count) } else { Portion { amounts: GUESS, ..Portion::default() } }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -291,8 +333,8 @@ mod tests {
         let mut part = Part::new(1, Vec::new(), false);
         for lanes in 1..200 {
             let model = Some(ModelName::new(&lanes.to_string()));
-            part.seen(&Lane { queue: Queue::standard(), model, band: Band::Normal }, 0);
-            assert_eq!(part.mean(0).amounts, GUESS, "{lanes}");
+            part.seen(&Lane { queue: Queue::standard(), model, band: Band::Normal }, 0, None);
+            assert_eq!(mean(part.ready(0)).amounts, GUESS, "{lanes}");
         }
     }
 }

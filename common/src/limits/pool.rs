@@ -23,6 +23,10 @@ pub(super) const MEMBERS: usize = 500;
 const PAUSE: (i64, i64, i64) = (50, 100, 1_000);
 /// The most workers remembered that went without a word while money was capped.
 const GONE: usize = 100;
+/// A freeze that ended so long ago, or a release, is nobody's concern any more.
+const OVER: i64 = 3_600_000;
+/// The most characters kept of what a refusal said.
+const WHY: usize = 200;
 /// And for how long one of them that held none: its last word, if that was not answered, is said again within this.
 const LAST_WORD: i64 = 600_000;
 
@@ -41,6 +45,8 @@ pub struct Pool {
     brake: Brake,
     /// When a person ended all that held it back.
     released_at: Option<i64>,
+    /// What was said by the refusal that froze it, where that was told.
+    why: Option<String>,
 }
 
 /// A worker's part.
@@ -73,6 +79,7 @@ impl Pool {
             && self.brake.refused(now, epoch, wait)
         {
             self.meters.iter_mut().for_each(Meter::drain);
+            self.why = None;
         }
         if self.are_of_one(now, &ask.heard_of) {
             ask.heard.iter().for_each(|(age, heard)| self.hear(now, *age, heard));
@@ -84,6 +91,23 @@ impl Pool {
             return Grant { crowded: crowded && !ask.leaves, ..self.answer(now, Amounts::NONE, None, None) };
         }
         self.share(now, ask)
+    }
+
+    /// A call was refused of which no rule tells: nobody calls for so long. How it stands then.
+    pub fn freeze(&mut self, clock: i64, wait: i64, why: &str) -> PoolView {
+        let now = self.advance(clock);
+        if self.brake.freeze(now, wait) {
+            self.why = Some(why.chars().take(WHY).collect());
+        }
+        self.view(clock)
+    }
+
+    /// Whether it has nothing to say any more to anybody who does not know it.
+    pub fn is_blank(&mut self, clock: i64) -> bool {
+        let now = self.advance(clock);
+        let knows = !self.meters.is_empty() || !self.members.is_empty() || !self.gone.is_empty();
+        let is_held = self.brake.is_frozen(now.saturating_sub(OVER));
+        !knows && !is_held && self.released_at.is_none_or(|at| now.saturating_sub(at) > OVER)
     }
 
     /// Sets a cap for the whole fleet, whatever its configuration says; `None` goes back to that.
@@ -123,6 +147,7 @@ impl Pool {
         PoolView {
             caps,
             frozen_for: pool.brake.frozen_for(now),
+            why: pool.why.filter(|_| pool.brake.is_frozen(now)),
             rate: pool.brake.rate,
             workers: pool.members.iter().filter(active).count(),
             starving: pool.members.iter().filter(starving).count(),

@@ -1,10 +1,12 @@
 //! A worker's part of one limit key: what it was granted, what its calls reserve, what they came to. Pure: moments are
 //! milliseconds of the worker's own clock. What the fleet shares is `pool.rs`.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use super::amount::{Amounts, Cap, Measure};
-use super::ask::{Ask, Grant, Heard, STEPS};
+use super::ask::{Ask, Grant, Heard};
+use super::latency::Latencies;
+use super::line::Line;
 use super::local::Pace;
 use super::need::{Doubt, Need, Portion};
 use super::pool::VOID_AFTER;
@@ -13,8 +15,6 @@ use super::pool::VOID_AFTER;
 const GRAIN: i64 = 125;
 /// A call that was sent counts at the provider when it is there: so much later at most, and usually less.
 const ON_ITS_WAY: i64 = 250;
-/// The calls whose times are remembered.
-const LATENCIES: usize = 50;
 /// What a provider is heard to say between two asks; later words replace earlier ones of the same limit.
 const HEARD: usize = 8;
 
@@ -39,15 +39,14 @@ pub struct Purse {
     doubt: Doubt,
     /// Consumed and not told yet, by moment.
     spent: BTreeMap<i64, Amounts>,
-    /// Jobs that were opened and wait for their reservation, first come first.
-    line: VecDeque<(u64, Need)>,
-    tickets: u64,
+    /// Jobs that were opened and wait for their reservation.
+    line: Line,
     refused: Option<(u64, i64)>,
     heard: Vec<(i64, Heard)>,
     heard_of: Vec<String>,
     epoch: u64,
     frozen_until: i64,
-    latencies: VecDeque<i64>,
+    latencies: Latencies,
     /// An ask on its way: whether it arrived is not known until it is answered.
     asked: Option<Asked>,
     /// Who was first in line at the last answer, and the wait that it named.
@@ -117,14 +116,13 @@ impl Purse {
             running: Amounts::NONE,
             doubt: Doubt::default(),
             spent: BTreeMap::new(),
-            line: VecDeque::new(),
-            tickets: 0,
+            line: Line::default(),
             refused: None,
             heard: Vec::new(),
             heard_of: Vec::new(),
             epoch: 0,
             frozen_until: 0,
-            latencies: VecDeque::new(),
+            latencies: Latencies::default(),
             asked: None,
             told: None,
         }
@@ -165,12 +163,14 @@ impl Purse {
 
     /// How many more jobs of that size could start now; none while an opened one waits.
     pub fn room(&self, now: i64, mean: &Portion) -> u32 {
-        if !self.line.is_empty() {
-            return 0;
-        }
-        let (mean, free) = (self.at_most(mean.amounts), self.free(now));
+        if self.line.is_empty() { self.count(&self.free(now), mean) } else { 0 }
+    }
+
+    /// How many jobs of that size so much is for.
+    pub(super) fn count(&self, amounts: &Amounts, mean: &Portion) -> u32 {
+        let mean = self.at_most(mean.amounts);
         let parts = self.in_force.iter().filter(|cap| mean.of(cap.measure) > 0);
-        let room = parts.map(|cap| free.of(cap.measure) / mean.of(cap.measure)).min().unwrap_or(i64::MAX);
+        let room = parts.map(|cap| amounts.of(cap.measure) / mean.of(cap.measure)).min().unwrap_or(i64::MAX);
         u32::try_from(room.max(0)).unwrap_or(u32::MAX)
     }
 
@@ -180,34 +180,59 @@ impl Purse {
 
     /// Puts a job at the end of the line.
     pub fn enter(&mut self, need: &Need) -> u64 {
-        self.tickets += 1;
-        self.line.push_back((self.tickets, *need));
-        self.tickets
+        self.line.enter(need, false)
+    }
+
+    /// The same of one that waits for another key before this one.
+    pub(super) fn enter_aside(&mut self, need: &Need) -> u64 {
+        self.line.enter(need, true)
     }
 
     /// Takes a job out of the line that waits no longer.
     pub fn leave(&mut self, ticket: u64) {
-        self.line.retain(|(waiting, _)| *waiting != ticket);
+        self.line.leave(ticket);
+    }
+
+    /// Whether a place waits for another key, so that others go before it. Says whether that is news.
+    pub(super) fn set_aside(&mut self, ticket: u64, aside: bool) -> bool {
+        self.line.set_aside(ticket, aside)
+    }
+
+    /// Whether what there is would be enough for that place and for all before it.
+    pub(super) fn reaches(&self, now: i64, ticket: u64) -> bool {
+        self.line.up_to(ticket).is_some_and(|amounts| self.has(now, &amounts))
+    }
+
+    /// Whether that place may reserve this: it is first, and there is enough.
+    pub(super) fn may_take(&self, now: i64, ticket: u64, need: &Need) -> bool {
+        self.line.first().is_some_and(|(first, _)| first == ticket) && self.has(now, &need.amounts)
+    }
+
+    fn has(&self, now: i64, amounts: &Amounts) -> bool {
+        let free = self.free(now);
+        self.in_force.iter().all(|cap| amounts.of(cap.measure) <= free.of(cap.measure))
+    }
+
+    /// Whether the next call has its distance to the last one.
+    pub(super) fn passes(&mut self, now: i64) -> bool {
+        let wait = self.pace.pass(now).err();
+        self.next_at = wait.map_or(self.next_at, |wait| now.saturating_add(wait));
+        wait.is_none()
     }
 
     /// Reserves what the first in line needs; nothing for anybody else, and nothing while there is too little.
     pub fn take(&mut self, now: i64, ticket: u64, need: &Need) -> Option<Reservation> {
-        let free = self.free(now);
-        let is_first = self.line.front().is_some_and(|(first, _)| *first == ticket);
-        let fits = self.in_force.iter().all(|cap| need.amounts.of(cap.measure) <= free.of(cap.measure));
-        if !is_first || !fits {
-            return None;
-        }
-        if let Err(wait) = self.pace.pass(now) {
-            self.next_at = now.saturating_add(wait);
-            return None;
-        }
-        self.line.pop_front();
+        (self.may_take(now, ticket, need) && self.passes(now)).then(|| self.reserve(now, ticket, need))
+    }
+
+    /// The same of one that may, and has its distance.
+    pub(super) fn reserve(&mut self, now: i64, ticket: u64, need: &Need) -> Reservation {
+        self.line.leave(ticket);
         self.free -= need.amounts;
         self.running += need.later();
         self.doubt = self.doubt + need.doubt;
         self.spend(now + ON_ITS_WAY, need.now());
-        Some(Reservation { need: *need, at: now, epoch: self.epoch, cost: None })
+        Reservation { need: *need, at: now, epoch: self.epoch, cost: None }
     }
 
     /// For how long the next call waits for no more than its distance to the last one.
@@ -237,8 +262,8 @@ impl Purse {
             Came::Used { input, output } => {
                 self.spend(at + ON_ITS_WAY, Amounts { input: input - sent.input, ..Amounts::NONE });
                 let output = if need.output_upfront { 0 } else { output };
-                self.learn_latency(now - at);
-                self.spend(at.max(now - self.usual_latency()), Amounts { output, ..Amounts::NONE });
+                self.latencies.learn(now - at);
+                self.spend(at.max(now - self.latencies.usual()), Amounts { output, ..Amounts::NONE });
             }
             Came::Unknown => self.spend(now, Amounts { calls: 0, usd: 0, ..need.later() }),
             Came::Unsent => self.spend(at + ON_ITS_WAY, Amounts::NONE - sent),
@@ -284,9 +309,9 @@ impl Purse {
         self.asked.is_some()
     }
 
-    /// Whether what calls cost is capped, by settings or by a person since.
-    pub(super) fn counts_money(&self) -> bool {
-        self.caps.iter().chain(&self.in_force).any(|cap| cap.measure == Measure::Usd)
+    /// Whether something of this is capped, by settings or by a person since.
+    pub(super) fn counts(&self, is_meant: impl Fn(Measure) -> bool) -> bool {
+        self.caps.iter().chain(&self.in_force).any(|cap| is_meant(cap.measure))
     }
 
     /// Whether an answer has told a moment ago which caps there are: else people or headers may have changed them.
@@ -296,7 +321,7 @@ impl Purse {
 
     /// Jobs in line.
     pub fn waiting(&self) -> usize {
-        self.line.len()
+        self.line.waiting()
     }
 
     /// The next ask: gives back what is free, and asks for what the line needs, or else for `jobs` of the mean size. While
@@ -310,8 +335,8 @@ impl Purse {
         self.seq += 1;
         self.free = Amounts::NONE;
         let none = Portion::default();
-        let (want, least) = match self.line.front() {
-            Some((_, first)) => (self.line.iter().fold(none, |sum, (_, need)| sum + need.portion()), first.portion()),
+        let (want, least) = match self.line.first() {
+            Some((_, first)) => (self.line.sum(), first),
             None if jobs > 0 => {
                 let mean = Portion { amounts: self.at_most(mean.amounts), ..*mean };
                 (mean.times(f64::from(jobs)), mean)
@@ -328,23 +353,15 @@ impl Purse {
             held: Portion { amounts: self.running, doubt: self.doubt },
             want,
             least,
-            steps: self.steps(),
+            steps: self.line.steps(),
             refused: self.refused.take(),
             heard: aged(&heard, now),
             heard_of: std::mem::take(&mut self.heard_of),
             leaves,
         };
-        let first = self.line.front().map(|(first, _)| *first);
+        let first = self.line.first().map(|(first, _)| first);
         self.asked = Some(Asked { ask: ask.clone(), at: now, moments, heard, first });
         ask
-    }
-
-    fn steps(&self) -> Vec<Portion> {
-        let add = |sum: &mut Portion, (_, need): &(u64, Need)| {
-            *sum = *sum + need.portion();
-            Some(*sum)
-        };
-        self.line.iter().take(STEPS).scan(Portion::default(), add).collect()
     }
 
     /// The answer to the last ask. It may be used for a moment, which began with that.
@@ -365,22 +382,6 @@ impl Purse {
         if amounts != Amounts::NONE {
             *self.spent.entry((at.div_euclid(GRAIN) + 1) * GRAIN).or_default() += amounts;
         }
-    }
-
-    /// What two thirds of the calls take longer than. An answer counts as long as it was held and a window from its end on,
-    /// less this: were all as quick as the quickest, nothing would be counted for longer than the provider counts it. The
-    /// quickest itself would be safe whatever comes, and costs a third of the limit where calls differ much; half is too much.
-    fn usual_latency(&self) -> i64 {
-        let mut sorted: Vec<i64> = self.latencies.iter().copied().collect();
-        sorted.sort_unstable();
-        sorted.get(sorted.len() / 3).copied().unwrap_or_default()
-    }
-
-    fn learn_latency(&mut self, latency: i64) {
-        if self.latencies.len() >= LATENCIES {
-            self.latencies.pop_front();
-        }
-        self.latencies.push_back(latency.max(0));
     }
 }
 

@@ -1,5 +1,5 @@
-//! The limit keys that a worker has rules for: how much of each lane there is room for, and what each call reserves.
-//! What it may use is granted by the fleet's shared state: `asking.rs`.
+//! The limit keys that a worker has rules for: how much of each lane there is room for. What a call reserves of them is
+//! `reserve.rs`; what a worker may use is granted by the fleet's shared state: `asking.rs`.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -7,15 +7,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 use super::Held;
 use super::amount::{Amounts, Cap};
-use super::ask::Heard;
+use super::ask::{Ask, Grant, Heard};
 use super::estimate::Estimates;
-use super::need::Need;
 use super::part::Part;
 use super::purse::{Came, Reservation};
+use super::rules::{Rule, Rules};
+use super::ways::account_of;
 use crate::job::Lane;
 
 /// A job that was opened keeps its slot for so long while its reservation adds up: a window, by when all that stood in its
@@ -25,34 +26,10 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// While a key is frozen nobody's place in line is worth a slot; below this, going back and being leased again costs more.
 pub(super) const FROZEN: Duration = Duration::from_secs(5);
 
-/// What a limit key may use.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Rule {
-    /// `provider`, or `provider/model` for every model that begins so.
-    pub key: String,
-    /// Its caps; none: it has no limits.
-    pub caps: Vec<Cap>,
-    /// Whether a provider's header may raise them.
-    pub adaptive: bool,
-}
-
-impl Rule {
-    /// Whether it is for jobs with this key of provider and model.
-    fn is_for(&self, limit_key: &str) -> bool {
-        covers(&self.key, limit_key)
-    }
-}
-
-/// Whether a rule of this key is for jobs with that key of provider and model.
-pub fn covers(rule_key: &str, limit_key: &str) -> bool {
-    if rule_key.contains('/') { limit_key.starts_with(rule_key) } else { limit_key.split('/').next() == Some(rule_key) }
-}
-
 /// All that a worker has of the keys it has rules for.
 #[derive(Debug)]
 pub(super) struct Quotas {
-    /// The longest key first.
-    rules: Vec<Rule>,
+    rules: Vec<(Arc<str>, Rule)>,
     started: Instant,
     /// Tells this worker from the others of a key.
     pub(super) id: u64,
@@ -97,13 +74,28 @@ impl Default for Quotas {
 }
 
 impl Quotas {
-    pub(super) fn new(mut rules: Vec<Rule>) -> Self {
-        rules.sort_by_key(|rule| std::cmp::Reverse(rule.key.len()));
+    pub(super) fn new(rules: Vec<Rule>) -> Self {
+        let rules = rules.into_iter().map(|rule| (Arc::from(rule.key.as_str()), rule)).collect();
         Self { rules, ..Self::default() }
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.rules.is_empty()
+    }
+
+    /// The rules that count for jobs with this key of provider and model.
+    pub(super) fn rules_of(&self, limit_key: &str) -> Rules {
+        Rules::of(self.rules.iter().map(|(key, _)| key), limit_key)
+    }
+
+    /// The same, with a part to go with each.
+    pub(super) fn rules_for(&self, limit_key: &str) -> Rules {
+        let rules = self.rules_of(limit_key);
+        if !rules.is_empty() {
+            let mut book = self.book();
+            rules.iter().for_each(|key| book.know(&self.rules, self.id, key));
+        }
+        rules
     }
 
     /// This worker's own clock, in milliseconds.
@@ -124,43 +116,64 @@ impl Quotas {
         self.slots.store(free, Ordering::Relaxed);
     }
 
-    /// Jobs of this lane are ready, and this is the key of their rule.
-    pub(super) fn seen(&self, rule: &str, lane: &Lane) {
+    /// Jobs of this lane are ready, and these are their rules.
+    pub(super) fn seen(&self, rules: &Rules, lane: &Lane) {
         let now = self.now();
         let mut book = self.book();
-        if let Some(part) = book.part_of(&self.rules, self.id, rule) {
-            part.seen(lane, now);
-            if part.is_due(now) {
-                self.asking.notify_one();
+        for (key, inside) in rules.nested() {
+            book.know(&self.rules, self.id, key);
+            if let Some(part) = book.parts.get_mut(key) {
+                part.seen(lane, now, inside);
+                if part.is_due(now) {
+                    self.asking.notify_one();
+                }
             }
         }
     }
 
-    /// How many jobs of this lane there is room for under a rule; none until something is known of it.
-    pub(super) fn room(&self, rule: &str, lane: &Lane) -> u32 {
-        let now = self.now();
-        self.book().parts.get(rule).map_or(0, |part| part.room(lane, now))
+    /// How many jobs of this lane there is room for under its rules; none until something is known of them.
+    pub(super) fn room(&self, rules: &Rules, lane: &Lane) -> u32 {
+        let (now, book) = (self.now(), self.book());
+        let granted = |key: &str| book.granted_for(key, now);
+        let room = |key: &Arc<str>| book.parts.get(key).map_or(0, |part| part.room(lane, now, granted));
+        rules.iter().map(room).min().unwrap_or(u32::MAX)
     }
 
-    /// A job was leased and has not reserved anything yet. Whether it counts.
-    pub(super) fn expect(&self, rule: &str) -> bool {
-        self.book().parts.get_mut(rule).map(|part| part.expected += 1).is_some()
-    }
-
-    pub(super) fn unexpect(&self, key: &Arc<str>) {
-        if let Some(part) = self.book().parts.get_mut(key) {
-            part.expected = part.expected.saturating_sub(1);
+    /// A job was leased and has not reserved anything yet.
+    pub(super) fn expect(&self, rules: &Rules) {
+        let mut book = self.book();
+        for key in rules.iter() {
+            if let Some(part) = book.parts.get_mut(key) {
+                part.expected += 1;
+            }
         }
     }
 
-    /// The key of the rule for jobs with this key of provider and model.
-    pub(super) fn rule_key(&self, limit_key: &str) -> Option<&str> {
-        self.rules.iter().find(|rule| rule.is_for(limit_key)).map(|rule| rule.key.as_str())
+    pub(super) fn unexpect(&self, rules: &Rules) {
+        let mut book = self.book();
+        for key in rules.iter() {
+            if let Some(part) = book.parts.get_mut(key) {
+                part.expected = part.expected.saturating_sub(1);
+            }
+        }
     }
 
-    /// Whether jobs that wait for nothing but the limits of a rule do so for no longer than an opened job waits.
-    pub(super) fn opens_soon(&self, rule: &str) -> bool {
-        self.book().parts.get(rule).is_some_and(|part| part.opens_within(PATIENCE))
+    /// Whether jobs that wait for nothing but the limits of their rules do so for no longer than an opened job waits.
+    pub(super) fn opens_soon(&self, rules: &Rules) -> bool {
+        let book = self.book();
+        let soon = |key: &Arc<str>| book.parts.get(key).is_some_and(|part| part.opens_within(PATIENCE));
+        !rules.is_empty() && rules.iter().all(soon)
+    }
+
+    /// The first of a call's rules that caps what calls cost.
+    pub(super) fn priced_by(&self, limit_key: &str) -> Option<Arc<str>> {
+        let rules = self.rules_for(limit_key);
+        if rules.is_empty() {
+            return None;
+        }
+        let book = self.book();
+        let is_priced = |key: &&Arc<str>| book.parts.get(*key).is_some_and(Part::counts_money);
+        rules.iter().find(is_priced).map(Arc::clone)
     }
 
     /// What a header said to a call of that provider and model, under the rule of this key.
@@ -172,61 +185,6 @@ impl Quotas {
         self.asking.notify_one();
     }
 
-    /// The key of the rule for a job, if there is one, with a part to go with it.
-    pub(super) fn rule_for(&self, limit_key: &str) -> Option<Arc<str>> {
-        let rule = self.rule_key(limit_key)?;
-        let mut book = self.book();
-        book.part_of(&self.rules, self.id, rule)?;
-        book.parts.get_key_value(rule).map(|(key, _)| Arc::clone(key))
-    }
-
-    /// Waits in line until a call's needs are reserved. Dropping it leaves the line.
-    pub(super) async fn reserve(&self, key: &Arc<str>, lane: &Lane, need: &Need) -> Result<Reservation, Denied> {
-        let deadline = Instant::now() + PATIENCE;
-        let above = |part: &Part| part.purse.above(need).filter(|_| part.purse.is_told(self.now()));
-        let (within, ticket, turned) = {
-            let mut book = self.book();
-            let Some(part) = book.parts.get_mut(key) else { return Err(Denied::Later(Duration::from_secs(1))) };
-            if let Some(cap) = above(part) {
-                return Err(Denied::Never(cap));
-            }
-            let within = part.purse.within(need);
-            part.opened(lane, &within);
-            (within, part.purse.enter(&within), Arc::clone(&part.turned))
-        };
-        let _line = InLine { quotas: self, key, ticket };
-        loop {
-            let mut turn = std::pin::pin!(turned.notified());
-            turn.as_mut().enable();
-            let now = self.now();
-            let pause = {
-                let mut book = self.book();
-                let Some(part) = book.parts.get_mut(key) else { return Err(Denied::Later(Duration::from_secs(1))) };
-                if let Some(cap) = above(part) {
-                    return Err(Denied::Never(cap));
-                }
-                if let Some(reservation) = part.purse.take(now, ticket, &within) {
-                    return Ok(reservation);
-                }
-                if let Some(wait) = part.too_long(now, ticket) {
-                    return Err(Denied::Later(wait));
-                }
-                if Instant::now() >= deadline {
-                    part.given_back = true;
-                    return Err(Denied::Later(part.wait()));
-                }
-                part.purse.pause(now)
-            };
-            self.asking.notify_one();
-            let pause = u64::try_from(pause).unwrap_or_default();
-            let until = if pause > 0 { deadline.min(Instant::now() + Duration::from_millis(pause)) } else { deadline };
-            tokio::select! {
-                () = turn => {}
-                () = sleep_until(until) => {}
-            }
-        }
-    }
-
     pub(super) fn settle(&self, key: &Arc<str>, reservation: Reservation, came: Came) {
         let now = self.now();
         if let Some(part) = self.book().parts.get_mut(key) {
@@ -236,35 +194,49 @@ impl Quotas {
     }
 }
 
-/// A place in line.
-pub(super) struct InLine<'a> {
-    pub(super) quotas: &'a Quotas,
-    pub(super) key: &'a Arc<str>,
-    pub(super) ticket: u64,
-}
-
-impl Drop for InLine<'_> {
-    fn drop(&mut self) {
-        if let Some(part) = self.quotas.book().parts.get_mut(self.key) {
-            part.purse.leave(self.ticket);
-            // Whoever is first now may look.
-            part.turned.notify_waiters();
-        }
-    }
-}
-
 impl Book {
-    /// What is known of a rule, from now on.
-    fn part_of(&mut self, rules: &[Rule], id: u64, key: &str) -> Option<&mut Part> {
-        if !self.parts.contains_key(key) {
-            let rule = rules.iter().find(|rule| rule.key == key)?;
-            let caps = match self.alone {
-                Some(share) => rule.caps.iter().map(|cap| cap.share(share)).collect(),
-                None => rule.caps.clone(),
-            };
-            self.parts.insert(Arc::from(key), Part::new(id, caps, rule.adaptive));
+    /// Something is known of a rule from now on.
+    fn know(&mut self, rules: &[(Arc<str>, Rule)], id: u64, key: &Arc<str>) {
+        if self.parts.contains_key(key) {
+            return;
         }
-        self.parts.get_mut(key)
+        let Some((_, rule)) = rules.iter().find(|(known, _)| known == key) else { return };
+        let caps = match self.alone {
+            Some(share) => rule.caps.iter().map(|cap| cap.share(share)).collect(),
+            None => rule.caps.clone(),
+        };
+        let mut part = Part::new(id, caps, rule.adaptive);
+        // Some jobs wait for several keys of an account at once.
+        if let Some((_, kin)) = self.parts.iter().find(|(known, _)| account_of(known) == account_of(key)) {
+            part.turned = Arc::clone(&kin.turned);
+        }
+        self.parts.insert(Arc::clone(key), part);
+    }
+
+    fn granted_for(&self, key: &str, now: i64) -> u32 {
+        self.parts.get(key).map_or(0, |part| part.granted_for(now))
+    }
+
+    /// What is told and asked of a key now.
+    pub(super) fn ask(&mut self, key: &Arc<str>, now: i64, (slots, leaves): (u32, bool)) -> Option<Ask> {
+        let inside: BTreeMap<_, _> = match self.parts.get(key)?.inside() {
+            keys if keys.is_empty() => BTreeMap::new(),
+            keys => keys.into_iter().map(|key| (Arc::clone(key), self.granted_for(key, now))).collect(),
+        };
+        let granted = |key: &str| inside.get(key).copied().unwrap_or_default();
+        Some(self.parts.get_mut(key)?.ask(now, slots, leaves, granted))
+    }
+
+    /// A key was granted something. Whether jobs that went back for want of room may come again.
+    pub(super) fn granted(&mut self, key: &Arc<str>, now: i64, grant: &Grant) -> bool {
+        let Some(part) = self.parts.get_mut(key) else { return false };
+        let before = part.granted_for(now);
+        let opens = part.granted(now, grant);
+        let is_more = before == 0 && part.granted_for(now) > 0;
+        if let Some(account) = self.parts.get_mut(account_of(key)).filter(|_| is_more && key.contains('/')) {
+            account.ask_now(now);
+        }
+        opens
     }
 
     /// There is no shared state: this worker keeps to its share of every limit.
@@ -284,25 +256,3 @@ impl Cap {
 
 /// A first guess of what a job takes, before any was opened: a page of text and a short answer.
 pub(super) const GUESS: Amounts = Amounts::call(1_000, 256);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_longest_key_that_fits_is_a_jobs_rule() {
-        let rule = |key: &str| Rule { key: key.to_owned(), caps: Vec::new(), adaptive: false };
-        let rules = ["openai", "openai/gpt-4o", "openai/gpt-4o-mini", "mock"].map(rule);
-        let quotas = Quotas::new(rules.to_vec());
-        for (limit_key, found) in [
-            ("openai/gpt-4o-mini", Some("openai/gpt-4o-mini")),
-            ("openai/gpt-4o", Some("openai/gpt-4o")),
-            ("openai/gpt-4o-audio", Some("openai/gpt-4o")),
-            ("openai/o3", Some("openai")),
-            ("openai2/o3", None),
-            ("mock", Some("mock")),
-        ] {
-            assert_eq!(quotas.rule_for(limit_key).as_deref(), found, "{limit_key}");
-        }
-    }
-}

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::quota::covers;
+use super::rules::covers;
 use super::{Limits, account_of, shared};
 use crate::error::{Kind, Result};
 use crate::ledger::Ledger;
@@ -68,8 +68,8 @@ impl Limits {
             let bounded = || gate.endpoint.as_ref()?.bound_since(now).map(|(_, (began, _))| began);
             let Some(began) = gate.shut.as_ref().map(|shut| shut.began).or_else(bounded) else { continue };
             let length = now.saturating_duration_since(began);
-            let rule = self.quotas().rule_key(key);
-            let names: BTreeSet<_> = [Some(key), Some(account_of(key)), rule].into_iter().flatten().collect();
+            let rules = self.quotas().rules_of(key);
+            let names: BTreeSet<_> = [key, account_of(key)].into_iter().chain(rules.iter().map(|key| &**key)).collect();
             for name in names {
                 let known = shut.entry(name.to_owned()).or_insert(length);
                 *known = length.min(*known);

@@ -43,6 +43,18 @@ pub(super) async fn released(ledger: &dyn Ledger, key: &str) -> Result<Option<Du
     Ok(ago.map(|ago| Duration::from_millis(u64::try_from(ago).unwrap_or_default())))
 }
 
+/// Forgets a key without limits that was frozen or released long ago.
+///
+/// # Errors
+/// As the ledger's.
+pub async fn forget(ledger: &dyn Ledger, key: &str) -> Result<()> {
+    let kept = ledger.limit(key).await?;
+    if !kept.bytes.is_empty() && codec::decode_pool(&kept.bytes)?.is_blank(kept.now.as_millis()) {
+        ledger.swap_limit(key, &kept.bytes, &[]).await?;
+    }
+    Ok(())
+}
+
 /// What people see of a limit key; `None` while nobody has used it.
 ///
 /// # Errors

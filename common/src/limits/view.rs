@@ -9,6 +9,8 @@ pub struct PoolView {
     pub caps: Vec<CapView>,
     /// For how many milliseconds nobody calls yet.
     pub frozen_for: i64,
+    /// What the refusal said, if that was told.
+    pub why: Option<String>,
     /// The share of its limits that is used after refusals; 1 for all of them.
     pub rate: f64,
     /// Workers that have it now.

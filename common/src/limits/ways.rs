@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::breaker::{Gate, Ruling, Ticket};
 use super::quota::{PATIENCE, Quotas};
+use super::rules::Rules;
 use super::{Limits, Table};
 use crate::job::Lane;
 use crate::outcome::{FailureClass, Outcome};
@@ -27,8 +28,8 @@ pub(super) type Ways = Arc<[Way]>;
 #[derive(Clone, Debug)]
 pub(super) struct Way {
     pub(super) key: Arc<str>,
-    /// The key of the rule for its jobs.
-    pub(super) rule: Option<Arc<str>>,
+    /// The rules that count for its jobs.
+    pub(super) rules: Rules,
 }
 
 impl Way {
@@ -37,9 +38,9 @@ impl Way {
         self.names().any(|own| own == name)
     }
 
-    /// Its key, its account, its rule: what its jobs may wait for.
+    /// Its key, its account, its rules: what its jobs may wait for.
     fn names(&self) -> impl Iterator<Item = &str> {
-        [&*self.key, account_of(&self.key)].into_iter().chain(self.rule.as_deref())
+        [&*self.key, account_of(&self.key)].into_iter().chain(self.rules.iter().map(|key| &**key))
     }
 }
 
@@ -70,9 +71,8 @@ impl Limits {
     }
 
     fn room_by(&self, table: &Table, lane: &Lane, ways: &[Way], now: Instant) -> u32 {
-        let ruled = |way: &Way, room: u32| match &way.rule {
-            Some(rule) if room > 0 => room.min(self.quotas().room(rule, lane)),
-            Some(_) | None => room,
+        let ruled = |way: &Way, room: u32| {
+            if room == 0 || way.rules.is_empty() { room } else { room.min(self.quotas().room(&way.rules, lane)) }
         };
         let Outlook { leads, due } = table.outlook(ways, now);
         let probes = due.into_iter().map(|way| ruled(way, 1)).sum::<u32>();
@@ -121,8 +121,8 @@ impl Limits {
                 }
                 self.route(lane, &ways);
             }
-            for rule in self.table().seen(lane) {
-                self.quotas().seen(&rule, lane);
+            for rules in self.table().seen(lane) {
+                self.quotas().seen(&rules, lane);
             }
         }
     }
@@ -136,25 +136,28 @@ impl Limits {
             let Some(way) = table.ways.get(lane).and_then(|ways| table.outlook(ways, now).leads) else { return false };
             match table.gates.get(&way.key).and_then(|gate| gate.shut.as_ref()) {
                 Some(shut) => shut.until <= now + PATIENCE,
-                None => way.rule.as_ref().is_some_and(|rule| self.quotas().opens_soon(rule)),
+                None => self.quotas().opens_soon(&way.rules),
             }
         })
     }
 
-    /// Where a job of this lane probably goes that was leased: the rule and the endpoint that it counts under until it is
+    /// Where a job of this lane probably goes that was leased: the rules and the endpoint that it counts under until it is
     /// there.
-    pub(super) fn expected_at(&self, lane: &Lane) -> (Option<Arc<str>>, Option<Arc<str>>) {
-        let (mut table, now) = (self.table(), Instant::now());
-        let Some(ways) = table.ways.get(lane).map(Arc::clone) else { return (None, None) };
+    pub(super) fn expected_at(&self, lane: &Lane) -> (Rules, Option<Arc<str>>) {
+        let (mut table, now, none) = (self.table(), Instant::now(), (Rules::default(), None));
+        let Some(ways) = table.ways.get(lane).map(Arc::clone) else { return none };
         let Outlook { leads, due } = table.outlook(&ways, now);
-        let Some(Way { key, rule }) = leads.or(due.first().copied()) else { return (None, None) };
+        let Some(Way { key, rules }) = leads.or(due.first().copied()) else { return none };
         let endpoint = table.gates.get_mut(key).and_then(|gate| gate.endpoint.as_mut()).filter(|_| self.is_slowed());
         let endpoint = endpoint.map(|endpoint| {
             endpoint.expect();
             Arc::clone(key)
         });
         drop(table);
-        (rule.clone().filter(|rule| self.quotas().expect(rule)), endpoint)
+        if !rules.is_empty() {
+            self.quotas().expect(rules);
+        }
+        (rules.clone(), endpoint)
     }
 }
 
@@ -181,15 +184,15 @@ impl Table {
         Outlook { leads: None, due }
     }
 
-    /// Jobs of this lane are ready. The rules whose limits they may use now.
-    fn seen(&mut self, lane: &Lane) -> Vec<Arc<str>> {
+    /// Jobs of this lane are ready. The rules whose limits they may use now, way by way.
+    fn seen(&mut self, lane: &Lane) -> Vec<Rules> {
         let now = Instant::now();
         let Some(ways) = self.ways.get(lane).map(Arc::clone) else { return Vec::new() };
         let Outlook { leads, due } = self.outlook(&ways, now);
         if let Some(endpoint) = leads.and_then(|way| self.gates.get_mut(&way.key)?.endpoint.as_mut()) {
             endpoint.seen(lane, now);
         }
-        leads.into_iter().chain(due).filter_map(|way| way.rule.clone()).collect()
+        leads.into_iter().chain(due).map(|way| way.rules.clone()).filter(|rules| !rules.is_empty()).collect()
     }
 
     pub(super) fn unexpect(&mut self, key: &str) {
@@ -226,8 +229,8 @@ impl Table {
         for key in keys {
             let key = self.shared(key.as_ref());
             if !ways.iter().any(|way| way.key == key) {
-                let rule = quotas.rule_key(&key).map(Arc::from);
-                ways.push(Way { key, rule });
+                let rules = quotas.rules_of(&key);
+                ways.push(Way { key, rules });
             }
         }
         self.ways.insert(lane.clone(), ways.into());

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use promptq_common::broker::HoldKey;
 use promptq_common::config::{Api, Config};
 use promptq_common::job::Job;
-use promptq_common::limits::{Amounts, Asks, Estimates, covers};
+use promptq_common::limits::{Amounts, Asks, Estimates, counting};
 use promptq_common::line::model_in;
 use promptq_common::outcome::{Usage, Usd};
 use promptq_common::price::{Consumed, Date, Price, Prices, Seller};
@@ -180,9 +180,10 @@ impl Forecaster {
         }
     }
 
-    /// The limit keys that a call comes under: of several that fit the longest.
+    /// The limit keys that a call comes under.
     fn under(&self, limit_key: &str) -> Vec<usize> {
-        self.keys.iter().position(|key| covers(key, limit_key)).into_iter().collect()
+        let counting = counting(self.keys.iter().map(String::as_str), limit_key).into_iter().flatten();
+        counting.filter_map(|key| self.keys.iter().position(|known| known == key)).collect()
     }
 
     fn worst(&self, job: &Job, routes: &[Arc<dyn Runner>]) -> Option<Usd> {

@@ -199,6 +199,7 @@ impl Standing {
             "caps": self.caps().map(words::cap).collect::<Vec<_>>(),
             "rate": shared.map(|shared| shared.rate),
             "frozen_until": self.frozen_until(),
+            "refusal": shared.and_then(|shared| shared.why.as_deref()),
             "workers": shared.map(|shared| shared.workers),
             "waiting": shared.map(|shared| shared.starving),
             "blocked": self.blocked(),
@@ -313,6 +314,7 @@ pub(crate) mod tests {
         PoolView {
             caps: vec![cap(Measure::Requests, 500, requests), cap(Measure::Tokens, 90_000, tokens)],
             frozen_for: 0,
+            why: None,
             rate: 1.0,
             workers: 2,
             starving: 0,

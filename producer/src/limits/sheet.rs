@@ -27,14 +27,15 @@ pub fn lines(standing: &Standing, configured: &[Cap]) -> Vec<String> {
             say("limit", format!("{cap}, not used by any worker yet"));
         }
     }
-    if let Some(shared) = &standing.shared {
+    if let Some(shared) = standing.shared.as_ref().filter(|shared| !shared.caps.is_empty()) {
         say("workers", format!("{} use it, {} of them wait for more", shared.workers, shared.starving));
         if shared.rate < 1.0 {
             say("caution", format!("{:.0} % of its limits are used after refusals", shared.rate * 100.0));
         }
     }
     if let Some(until) = standing.frozen_until() {
-        say("frozen", format!("until {}", when(until)));
+        let why = standing.shared.as_ref().and_then(|shared| shared.why.as_deref());
+        say("frozen", format!("until {}{}", when(until), why.map(|why| format!(": {why}")).unwrap_or_default()));
     }
     for held in &standing.held {
         let since = format_duration(at.since(held.since));

@@ -7,7 +7,7 @@ use promptq_common::broker::HoldKey;
 use promptq_common::error::Kind;
 use promptq_common::job::{BatchName, Queue};
 use promptq_common::ledger::{JobFilter, JobView, Ledger, WorkerReport};
-use promptq_common::limits::covers;
+use promptq_common::limits::{counting, covers};
 use promptq_common::record;
 use promptq_worker::configured;
 use promptq_worker::runner::Runners;
@@ -79,11 +79,21 @@ pub async fn of_job(cx: &Context, job: &JobView, workers: &[WorkerReport]) -> Re
     keys.extend(budgets(&job.queue, job.batch.as_ref()).filter(|key| known.contains(key)));
     // Of several routes the preferred one: what it waits for instead of that, workers tell.
     let limit_keys = runners(cx).map(|runners| runners.limit_keys(&job.queue, model)).unwrap_or_default();
+    let mut standings = several(ledger, keys, workers).await?;
     if let Some(limit_key) = limit_keys.first() {
-        let rules = known.iter().filter(|key| covers(key, limit_key));
-        keys.extend(rules.max_by_key(|key| key.len()).cloned());
+        let meant = known.into_iter().filter(|key| covers(key, limit_key)).collect();
+        standings.extend(counting_for(several(ledger, meant, workers).await?, limit_key));
     }
-    Ok(gravest_first(several(ledger, keys, workers).await?).into_iter().next())
+    Ok(gravest_first(standings).into_iter().next())
+}
+
+/// Those that count for jobs of that provider and model: its own, as a rate limit may freeze it that has no rule, and of
+/// those with limits the ones that workers would go by.
+fn counting_for(standings: Vec<Standing>, limit_key: &str) -> impl Iterator<Item = Standing> {
+    let with_limits = standings.iter().filter(|standing| standing.caps().next().is_some());
+    let rules = counting(with_limits.map(|standing| standing.key.clone()), limit_key);
+    let is_meant = move |key: &String| key == limit_key || rules.iter().flatten().any(|rule| rule == key);
+    standings.into_iter().filter(move |standing| is_meant(&standing.key))
 }
 
 /// The keys that something is kept of, and those that workers tell of.

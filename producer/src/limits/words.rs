@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use promptq_common::limits::{CapView, Measure};
-use promptq_common::outcome::Usd;
+use promptq_common::outcome::{FailureClass, Usd};
 use promptq_common::time::{Timestamp, format_duration};
 use serde_json::{Value, json};
 
@@ -53,7 +53,8 @@ pub fn line(standing: &Standing) -> Option<String> {
         State::Refused(held) => format!("account refused: {key} ({}), {}", said(held), tried(held, at)),
         State::Down(held) => format!("not reached: {key} ({}), {}", said(held), tried(held, at)),
         State::Frozen(until) => {
-            format!("limit-bound: {key} is frozen after a refusal for {}; more workers will not help", left(until, at))
+            let (why, left) = (refusal(standing), left(until, at));
+            format!("limit-bound: {key} is frozen after a refusal{why} for {left}; more workers will not help")
         }
         State::Full(cap, until) => {
             let bound = if budget { "budget-bound" } else { "limit-bound" };
@@ -84,7 +85,8 @@ pub fn sentence(standing: &Standing) -> Option<String> {
             format!("{key} has not worked for {} ({}); it is {}.", since(held, at), said(held), tried(held, at))
         }
         State::Frozen(until) => format!(
-            "{key} refused a call and is frozen for {}: nobody calls it until then, and more workers will not help.",
+            "{key} refused a call{} and is frozen for {}: nobody calls it until then, and more workers will not help.",
+            refusal(standing),
             left(until, at)
         ),
         State::Full(cap, _) if is_budget(key) => format!(
@@ -222,9 +224,21 @@ fn left(until: Timestamp, at: Timestamp) -> String {
     format_duration(Duration::from_secs(u64::try_from(seconds).unwrap_or(u64::MAX)))
 }
 
+/// ` (rate_limit: slow down)`: what was said by the refusal that froze a key, if that is known.
+fn refusal(standing: &Standing) -> String {
+    let why = standing.shared.as_ref().and_then(|shared| shared.why.as_deref());
+    let is_refusal = |held: &&Held| held.class == FailureClass::Throttled && !held.detail.starts_with("all of ");
+    let why = why.or_else(|| standing.held.iter().find(is_refusal).map(|held| held.detail.as_str()));
+    why.map_or_else(String::new, |why| format!(" ({})", short(why)))
+}
+
 /// The beginning of what the other side said, on one line.
 fn said(held: &Held) -> String {
-    let detail = held.detail.split_whitespace().collect::<Vec<_>>().join(" ");
+    short(&held.detail)
+}
+
+fn short(detail: &str) -> String {
+    let detail = detail.split_whitespace().collect::<Vec<_>>().join(" ");
     let mut said: String = detail.chars().take(SAID).collect();
     if said.len() < detail.len() {
         said.push('…');
@@ -235,7 +249,6 @@ fn said(held: &Held) -> String {
 #[cfg(test)]
 mod tests {
     use promptq_common::limits::PoolView;
-    use promptq_common::outcome::FailureClass;
 
     use super::super::tests::{NOW, standing, told, view, worker};
     use super::*;
@@ -252,6 +265,7 @@ mod tests {
     fn a_line_says_which_limit_until_when_and_that_more_workers_will_not_help() {
         let full = view((490, 7), (0, 0));
         let frozen = PoolView { frozen_for: 11_200, ..full.clone() };
+        let told_why = PoolView { why: Some("rate_limit: slow\ndown".into()), ..frozen.clone() };
         let slowed = PoolView { rate: 0.5, ..full.clone() };
         let day = told("acme/gpt", FailureClass::Throttled, "all of 500 requests/min is used; …");
         for (standing, says) in [
@@ -261,6 +275,10 @@ mod tests {
                 "limit-bound: acme/gpt 497 of 500 requests/min, at 50 % after refusals; more workers will not help",
             ),
             (shared(frozen), "limit-bound: acme/gpt is frozen after a refusal for 12s; more workers will not help"),
+            (
+                shared(told_why),
+                "limit-bound: acme/gpt is frozen after a refusal (rate_limit: slow down) for 12s; more workers will not help",
+            ),
             (held(FailureClass::Account, "no\ncredit"), "account refused: acme/gpt (no credit), tried again in 1m"),
             (held(FailureClass::Capacity, "connect"), "not reached: acme/gpt (connect), tried again in 1m"),
             (held(FailureClass::Throttled, "slow down"), "limit-bound: acme/gpt (slow down), for 1m"),
@@ -304,6 +322,10 @@ mod tests {
         assert_eq!(next(&named), ["promptq limits set 'batch:my nov' usd=AMOUNT allows more"]);
         let frozen = says(&shared(PoolView { frozen_for: 1, ..view((0, 0), (0, 0)) }));
         assert!(frozen.contains("frozen for 1s") && frozen.contains("will not help"), "{frozen}");
+        let told = told("acme/gpt", FailureClass::Throttled, "slow down");
+        let frozen = PoolView { frozen_for: 1, ..view((0, 0), (0, 0)) };
+        let by_a_worker = says(&standing(Some(frozen), &[worker("w", vec![told])]));
+        assert!(by_a_worker.starts_with("acme/gpt refused a call (slow down) and is frozen"), "{by_a_worker}");
         assert_eq!(sentence(&shared(view((0, 0), (0, 0)))), None);
     }
 

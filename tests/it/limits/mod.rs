@@ -3,6 +3,7 @@
 mod beside;
 mod money;
 mod routes;
+mod rules;
 mod trouble;
 
 use std::time::{Duration, Instant};

@@ -9,6 +9,7 @@ mod repair;
 mod reports;
 mod reuse;
 mod routes;
+mod rules;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -2,7 +2,7 @@
 
 use promptq_common::broker::HoldKey;
 use promptq_common::job::{BatchName, Extras};
-use promptq_common::limits::{Cap, Measure, Per, change, look};
+use promptq_common::limits::{Cap, Measure, Per, Rule, change, look};
 use promptq_common::outcome::AnswerClass;
 use promptq_common::price::{Price, Prices};
 use promptq_common::time::Timestamp;
@@ -337,4 +337,28 @@ async fn a_worker_stays_for_what_waits_for_more_than_money() {
     assert!(rig.workers.try_join_next().is_none(), "an account may be mended");
     assert_eq!(rig.ends(&ids).await, [End::Succeeded; 20]);
     assert_eq!(rig.left().await.reason, StopReason::Broke);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_accounts_cap_counts_beside_what_its_models_may_use() {
+    let mut rig = rig();
+    let rule = |key: &str, measure, per, most| Rule {
+        key: key.to_owned(),
+        caps: vec![Cap { measure, per, most }],
+        adaptive: false,
+    };
+    rig.settings.limits = vec![
+        rule("acme", Measure::Usd, Per::Day, usd("0.05").as_nanos()),
+        rule(KEY, Measure::Requests, Per::Minute, 6_000),
+    ];
+    let runner = half(&mut rig, "m");
+    let jobs: Vec<_> = (0..40).map(|_| bounded("m", "b", 1_000, Extras::default())).collect();
+    put(&rig, &jobs).await;
+    rig.start();
+    let status = rig.shows(|status| !status.spent.is_empty()).await;
+    assert_eq!((status.spent.as_slice(), &status.blocked[0].by), (&["acme".to_owned()][..], &held("acme")));
+    // A cent each at most, and half of one in the end: the tenth could be one too many.
+    sleep(Duration::from_secs(30)).await;
+    assert_eq!((runner.started(), used(&rig, "acme").await), (9, (usd("0.045").as_nanos(), 0)));
+    assert_eq!(used(&rig, KEY).await, (9, 0), "nothing is held of what has room");
 }

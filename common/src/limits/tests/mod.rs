@@ -2,9 +2,11 @@
 
 mod changes;
 mod fleet;
+mod frozen;
 mod gates;
 mod learning;
 mod money;
+mod nested;
 mod shared;
 mod sharing;
 mod simulation;

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::cli::{Confirm, ListOutput, Output};
 use crate::context::Context;
-use crate::limits::{Standing, every, one, sheet, words};
+use crate::limits::{Standing, every, kept, one, sheet, waits, words};
 use crate::list::{Column, List, cell, text, thousands};
 use crate::printer::Format;
 use crate::problem::{Exit, Problem, Result};
@@ -150,7 +150,7 @@ fn rows(standing: &Standing) -> Vec<Value> {
     let none = json!({ "limit": null, "measure": null, "per": null, "most": null, "from": null, "configured": null,
         "set": null, "learned": null, "used": null, "held": null });
     match standing.caps().map(words::cap).collect::<Vec<_>>().as_slice() {
-        [] if standing.held.is_empty() => Vec::new(),
+        [] if !standing.holds() && standing.held.is_empty() => Vec::new(),
         [] => vec![row(&none)],
         caps => caps.iter().map(row).collect(),
     }
@@ -280,6 +280,13 @@ async fn release(cx: &Context, key: &str, reason: Option<&str>) -> Result<()> {
     let is_provider = |known: &str| !words::is_budget(key) && known.split('/').next() == Some(key);
     if !cx.config.providers.contains_key(key) {
         known(cx, key, is_provider).await?;
+    }
+    // A freeze of one of its models would be found again by whoever looks at that.
+    let models = kept(broker.ledger()).await?.0.into_iter().filter(|known| is_provider(known) && known != key);
+    for key in models {
+        if limits::look(broker.ledger(), &key).await?.is_some_and(|view| view.frozen_for > 0) {
+            limits::change(broker.ledger(), &key, Pool::release).await?;
+        }
     }
     limits::change(broker.ledger(), key, Pool::release).await?;
     let woken = wake(broker, key).await?;
