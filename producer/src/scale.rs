@@ -1,11 +1,12 @@
 //! How many workers a queue's jobs want, and how many the limits leave work for: pure arithmetic, for autoscalers. And how
 //! fast a queue goes, by what its workers report. What is known of a queue is gathered in `stats.rs`.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use promptq_common::job::Queue;
 use promptq_common::ledger::{Pace, WorkerReport};
-use promptq_common::limits::{CapView, Measure, Per};
+use promptq_common::limits::{CapView, Measure, Per, account_of};
 
 /// What the number of workers follows from.
 #[derive(Clone, Copy, Debug, Default)]
@@ -115,6 +116,27 @@ pub fn most_at_once<'a>(caps: impl Iterator<Item = &'a CapView>, share: f64, cal
     caps.filter_map(of).min_by(f64::total_cmp)
 }
 
+/// The most calls that may be under way at once by the limits of these keys of provider and model, each with what its
+/// model's rule leaves and its account's. `None` where one has no limit that says.
+pub fn together<'a>(keys: impl IntoIterator<Item = (&'a str, [Option<(&'a str, f64)>; 2])>) -> Option<f64> {
+    // Of each account its own, and its models', once for each rule.
+    let mut accounts = BTreeMap::<_, (Option<f64>, BTreeMap<_, Option<f64>>)>::new();
+    for (key, [model, account]) in keys {
+        let (own, models) = accounts.entry(account_of(key)).or_default();
+        *own = account.map(|(_, most)| most);
+        let (rule, most) = model.map_or((key, None), |(rule, most)| (rule, Some(most)));
+        models.insert(rule, most);
+    }
+    if accounts.is_empty() {
+        return None;
+    }
+    let of = |(own, models): (Option<f64>, BTreeMap<_, Option<f64>>)| {
+        let models: Option<f64> = models.into_values().sum();
+        own.into_iter().chain(models).min_by(f64::total_cmp)
+    };
+    accounts.into_values().map(of).sum()
+}
+
 #[expect(clippy::cast_precision_loss, reason = "counts for an estimate")]
 pub(crate) fn whole_f64(count: u64) -> f64 {
     count as f64
@@ -186,6 +208,21 @@ mod tests {
         assert_eq!(most(&[cap(Measure::Concurrent, Per::Moment, 8), requests], 1.0, None), Some(8.0));
         assert_eq!(most(&[cap(Measure::Requests, Per::Day, 5), cap(Measure::Usd, Per::Day, 5)], 1.0, call), None);
         assert_eq!(most(&[requests], 1.0, None), None, "nobody knows how long a call takes");
+    }
+
+    #[test]
+    fn an_accounts_limit_is_that_of_all_its_models_together() {
+        let key = |key, model, account| (key, [model, account]);
+        assert_eq!(together([]), None);
+        assert_eq!(together([key("a/m", None, None)]), None);
+        assert_eq!(together([key("a/m", Some(("a/m", 3.0)), None)]), Some(3.0));
+        let both = [key("a/m", Some(("a/m", 3.0)), Some(("a", 4.0))), key("a/n", Some(("a/n", 2.0)), Some(("a", 4.0)))];
+        assert_eq!(together(both), Some(4.0));
+        assert_eq!(together([both[0], key("b/m", Some(("b", 5.0)), None)]), Some(8.0));
+        assert_eq!(together([both[0], key("a/free", None, Some(("a", 9.0)))]), Some(9.0), "one of them has no own");
+        assert_eq!(together([both[0], key("b/free", None, None)]), None);
+        let one_rule = [key("a/m", Some(("a/m", 3.0)), None), key("a/m-2", Some(("a/m", 3.0)), None)];
+        assert_eq!(together(one_rule), Some(3.0), "which both share");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use promptq_common::broker::{Broker, Depth, QueueView};
 use promptq_common::error::Kind;
 use promptq_common::job::Queue;
 use promptq_common::ledger::{JobFilter, Ledger, WorkerReport};
-use promptq_common::limits::{Measure, covers};
+use promptq_common::limits::{Measure, counting};
 use promptq_common::outcome::FailureClass;
 use promptq_common::record::State;
 use promptq_common::time::Timestamp;
@@ -18,7 +18,7 @@ use crate::command::queues::idle_scratch;
 use crate::limits::waits::{of_queues, serves};
 use crate::limits::{self, Standing, words};
 use crate::problem::Result;
-use crate::scale::{Load, Speed, most_at_once, paces, speed, whole_f64, workers};
+use crate::scale::{Load, Speed, most_at_once, paces, speed, together, whole_f64, workers};
 
 /// Waiting jobs looked at for the share that something holds back.
 const SAMPLE: usize = 200;
@@ -211,19 +211,13 @@ fn age(depth: &Depth, speed: &Speed, now: Timestamp) -> (Option<f64>, AgeSource)
 /// The most jobs of a queue that limits let run at once: by all the keys that its jobs come under, where each has one.
 fn bound(queue: &Queue, speed: &Speed, around: &Around<'_>) -> Option<f64> {
     let keys: BTreeSet<&String> = paces(around.workers, queue).flat_map(|pace| &pace.keys).collect();
-    let of = |key: &String| {
-        let rule = around.limits.iter().filter(|rule| covers(&rule.key, key)).max_by_key(|rule| rule.key.len())?;
-        Some((
-            &rule.key,
-            most_at_once(rule.caps(), rule.shared.as_ref().map_or(1.0, |shared| shared.rate), speed.call)?,
-        ))
+    let most = |rule: &str| {
+        let rule = around.limits.iter().find(|standing| standing.key == rule)?;
+        let share = rule.shared.as_ref().map_or(1.0, |shared| shared.rate);
+        Some((rule.key.as_str(), most_at_once(rule.caps(), share, speed.call)?))
     };
-    let mut bounds = BTreeMap::new();
-    for key in keys {
-        let (rule, most) = of(key)?;
-        bounds.insert(rule, most);
-    }
-    (!bounds.is_empty()).then(|| bounds.values().sum())
+    let rules = || around.limits.iter().map(|rule| rule.key.as_str());
+    together(keys.into_iter().map(|key| (key.as_str(), counting(rules(), key).map(|rule| rule.and_then(most)))))
 }
 
 const PAUSED: &str = "paused";

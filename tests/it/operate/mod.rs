@@ -1,5 +1,6 @@
 //! Operating promptq: what its processes show of themselves to orchestrators, service managers and Prometheus.
 
+mod autoscale;
 mod catalogue;
 mod exporter;
 mod notify;
