@@ -46,19 +46,15 @@ const AGAIN: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// The broker or the store is not usable as configured.
-pub async fn serve(
-    cx: Context,
-    listener: TcpListener,
-    (ring, health): (Ring, Health),
-    stop: Stop,
-) -> Result<Exit> {
+pub async fn serve(cx: Context, listener: TcpListener, (ring, health): (Ring, Health), stop: Stop) -> Result<Exit> {
     raise_limit();
     let is_local = listener.local_addr().is_ok_and(|address| address.ip().to_canonical().is_loopback());
     let (waiting, looker) = waiting();
     let rates = Rates::new(cx.config.gateway.rate_per_key);
     let drain = cx.config.gateway.drain_timeout;
     let (room, broker, watched) = (Room::new(), OnceCell::new(), Watched::new(named(cx.config.broker.url.scheme())));
-    let gateway = Shared::new(Gateway { cx, broker, ring, is_local, rates, room, waiting, watched, stop: stop.clone() });
+    let gateway =
+        Shared::new(Gateway { cx, broker, ring, is_local, rates, room, waiting, watched, stop: stop.clone() });
     let router = route::router(Shared::clone(&gateway));
     tokio::select! {
         biased;

@@ -57,7 +57,8 @@ impl Watched {
     /// A request was answered so.
     pub(super) fn answered(&self, route: &str, method: &Method, code: u16, took: Duration) {
         let Some(recorder) = recorder::installed() else { return };
-        let known = [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS];
+        let known =
+            [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS];
         let method = if known.contains(method) { method.as_str() } else { OTHER };
         recorder.counter(&m::HTTP_REQUESTS, &[route, method, &code.to_string()]).increment(1);
         recorder.histogram(&m::HTTP_DURATION, &[route, method]).record(took.as_secs_f64());
@@ -96,14 +97,16 @@ pub(super) async fn tell(gateway: &Gateway, health: &Health) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut pause = Duration::ZERO;
     loop {
-        let mut looking = std::pin::pin!(async {
-            sleep(pause).await;
-            look(gateway).await
-        });
-        let stands = loop {
-            tokio::select! {
-                stands = &mut looking => break stands,
-                _ = ticks.tick() => health.tick(),
+        let stands = {
+            let mut looking = std::pin::pin!(async {
+                sleep(pause).await;
+                look(gateway).await
+            });
+            loop {
+                tokio::select! {
+                    stands = &mut looking => break stands,
+                    _ = ticks.tick() => health.tick(),
+                }
             }
         };
         health.started();

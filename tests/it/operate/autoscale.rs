@@ -69,7 +69,8 @@ impl std::fmt::Display for Day {
 
 /// Jobs a second: a day's curve with a spike of ten minutes in the afternoon.
 fn rate(at: u32) -> f64 {
-    let curve = 0.2 + (f64::from(at) / f64::from(DAY) * std::f64::consts::TAU - std::f64::consts::FRAC_PI_2).sin().max(0.0);
+    let curve =
+        0.2 + (f64::from(at) / f64::from(DAY) * std::f64::consts::TAU - std::f64::consts::FRAC_PI_2).sin().max(0.0);
     if (50_400..51_000).contains(&at) { curve * 6.0 } else { curve }
 }
 

@@ -198,7 +198,7 @@ impl Meter {
     /// The worker leaves, for this reason at last.
     pub(crate) fn leaves(&self, reason: StopReason) {
         let result = match reason {
-            StopReason::Signal | StopReason::Idle | StopReason::MaxJobs | StopReason::Once => 0,
+            StopReason::Signal | StopReason::Idle | StopReason::Broke | StopReason::MaxJobs | StopReason::Once => 0,
             StopReason::DeadlinePassed => 1,
             StopReason::Now | StopReason::BackendLost | StopReason::Refused => 2,
         };

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::cli::{Confirm, ListOutput, Output};
 use crate::context::Context;
-use crate::limits::{Standing, every, kept, one, sheet, waits, words};
+use crate::limits::{Standing, every, kept, one, sheet, words};
 use crate::list::{Column, List, cell, text, thousands};
 use crate::printer::Format;
 use crate::problem::{Exit, Problem, Result};
