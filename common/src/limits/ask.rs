@@ -27,6 +27,8 @@ pub struct Ask {
     pub steps: Vec<Portion>,
     /// Refusals since the last ask: the epoch of the latest call, and the longest wait in milliseconds.
     pub refused: Option<(u64, i64)>,
+    /// Whether one of them was for calls that had become more too fast.
+    pub too_fast: bool,
     /// What the provider's headers said since the last ask, each with its age in milliseconds.
     pub heard: Vec<(i64, Heard)>,
     /// The models that they said it of, at most two: of several they say nothing of the key.

@@ -42,6 +42,7 @@ pub struct Purse {
     /// Jobs that were opened and wait for their reservation.
     line: Line,
     refused: Option<(u64, i64)>,
+    too_fast: bool,
     heard: Vec<(i64, Heard)>,
     heard_of: Vec<String>,
     epoch: u64,
@@ -94,6 +95,8 @@ pub enum Came {
     },
     /// Turned away before anything was consumed but the request; with the wait in milliseconds if that was a rate limit.
     Refused(Option<i64>),
+    /// The same, because there were more calls too soon: they may become more only slowly.
+    TooFast(i64),
     /// Nobody knows: it counts as consumed.
     Unknown,
     /// It was never sent.
@@ -118,6 +121,7 @@ impl Purse {
             spent: BTreeMap::new(),
             line: Line::default(),
             refused: None,
+            too_fast: false,
             heard: Vec::new(),
             heard_of: Vec::new(),
             epoch: 0,
@@ -267,9 +271,10 @@ impl Purse {
             }
             Came::Unknown => self.spend(now, Amounts { calls: 0, usd: 0, ..need.later() }),
             Came::Unsent => self.spend(at + ON_ITS_WAY, Amounts::NONE - sent),
-            Came::Refused(wait) => {
+            Came::Refused(_) | Came::TooFast(_) => {
                 self.spend(at + ON_ITS_WAY, Amounts { requests: 0, ..Amounts::NONE - sent });
-                if let Some(wait) = wait {
+                self.too_fast |= matches!(came, Came::TooFast(_));
+                if let Came::Refused(Some(wait)) | Came::TooFast(wait) = came {
                     let (known, longest) = self.refused.unwrap_or_default();
                     self.refused = Some((epoch.max(known), wait.max(longest)));
                     self.frozen_until = self.frozen_until.max(now + wait);
@@ -355,6 +360,7 @@ impl Purse {
             least,
             steps: self.line.steps(),
             refused: self.refused.take(),
+            too_fast: std::mem::take(&mut self.too_fast),
             heard: aged(&heard, now),
             heard_of: std::mem::take(&mut self.heard_of),
             leaves,

@@ -369,6 +369,23 @@ async fn what_a_model_is_refused_and_told_is_its_own_affair() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_large_account_that_grew_too_fast_comes_back_slowly() {
+    for (tokens, after) in [(2_000_000, 0.5), (900_000, 0.9)] {
+        let ledger = Memory::new();
+        let limits = Limits::ruled(vec![rule("acme", &[(Measure::InputTokens, tokens)])]);
+        with(&ledger, &[&limits], async {
+            let failure = Failure::new(FailureClass::Throttled, "slow_down", "your traffic has grown too fast");
+            let failure = Failure { retry_after: Some(SECOND), status_code: Some(503), ..failure };
+            reserve(&limits, "fast").await.unwrap().report(JobId::fresh(), &Outcome::Failure(failure));
+            sleep(80 * SECOND).await;
+            let rate = view(&ledger, "acme").await.rate;
+            assert!((rate - after).abs() < 0.01, "{rate} of {tokens}");
+        })
+        .await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_job_that_is_larger_than_one_of_its_rules_is_told_by_which() {
     let ledger = Memory::new();
     let rules = [rule("acme", &[(Measure::InputTokens, 100)]), rule("acme/fast", &[(Measure::Requests, 60)])];
