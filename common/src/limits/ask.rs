@@ -1,6 +1,8 @@
 //! What a worker tells the shared state of a limit key and asks of it, and what it is answered: pure values. Who deals out
 //! what there is, is `pool.rs`.
 
+use std::collections::BTreeMap;
+
 use super::amount::{Amounts, Cap, Measure, Per};
 use super::need::Portion;
 
@@ -100,6 +102,16 @@ pub struct Money {
     pub unspent: i64,
     /// What of that nobody holds either.
     pub open: i64,
+}
+
+/// With their ages.
+pub(super) fn aged(heard: &[(i64, Heard)], now: i64) -> Vec<(i64, Heard)> {
+    heard.iter().map(|(at, heard)| ((now - at).max(0), *heard)).collect()
+}
+
+/// The same of amounts by moment.
+pub(super) fn ages(moments: &BTreeMap<i64, Amounts>, now: i64) -> Vec<(i64, Amounts)> {
+    moments.iter().map(|(at, amounts)| ((now - at).max(0), *amounts)).collect()
 }
 
 #[cfg(test)]

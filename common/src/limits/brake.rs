@@ -53,11 +53,13 @@ impl Brake {
         self.stepped_at = self.stepped_at.min(now.max(self.frozen_until));
         while self.rate < 1.0 {
             let next = (self.rate + BACK).min(1.0);
-            // A thousandth for the rounding of sums.
-            let step = match next < self.refused_at * WELL_BELOW + 0.001 {
-                _ if self.slowly => CLEAN.max(whole((next / self.rate).ln() / RAMP.0.ln() * RAMP.1)),
-                true => QUICK,
-                false => CLEAN,
+            // A thousandth below for the rounding of sums.
+            let step = if self.slowly {
+                CLEAN.max(whole((next / self.rate).ln() / RAMP.0.ln() * RAMP.1))
+            } else if next < self.refused_at * WELL_BELOW + 0.001 {
+                QUICK
+            } else {
+                CLEAN
             };
             if now.saturating_sub(self.stepped_at) < step {
                 break;

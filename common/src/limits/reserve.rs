@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
+use super::amount::Measure;
 use super::need::Need;
 use super::part::Part;
 use super::purse::{Came, Reservation};
@@ -180,7 +181,7 @@ impl Book {
         for (place, line) in lines.iter().enumerate() {
             let Some(InLine { key, ticket, need, .. }) = line else { continue };
             let Some(part) = self.parts.get_mut(*key) else { continue };
-            if reserved.hears.is_none() && part.purse.counts(|measure| measure.is_rate()) {
+            if reserved.hears.is_none() && part.purse.counts(Measure::is_rate) {
                 reserved.hears = Some(place);
             }
             let reservation = part.purse.reserve(now, *ticket, need);
