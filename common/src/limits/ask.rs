@@ -1,6 +1,8 @@
 //! What a worker tells the shared state of a limit key and asks of it, and what it is answered: pure values. Who deals out
 //! what there is, is `pool.rs`.
 
+use std::collections::BTreeMap;
+
 use super::amount::{Amounts, Cap, Measure, Per};
 use super::need::Portion;
 
@@ -27,6 +29,8 @@ pub struct Ask {
     pub steps: Vec<Portion>,
     /// Refusals since the last ask: the epoch of the latest call, and the longest wait in milliseconds.
     pub refused: Option<(u64, i64)>,
+    /// Whether one of them was for calls that had become more too fast.
+    pub too_fast: bool,
     /// What the provider's headers said since the last ask, each with its age in milliseconds.
     pub heard: Vec<(i64, Heard)>,
     /// The models that they said it of, at most two: of several they say nothing of the key.
@@ -100,6 +104,16 @@ pub struct Money {
     pub unspent: i64,
     /// What of that nobody holds either.
     pub open: i64,
+}
+
+/// With their ages.
+pub(super) fn aged(heard: &[(i64, Heard)], now: i64) -> Vec<(i64, Heard)> {
+    heard.iter().map(|(at, heard)| ((now - at).max(0), *heard)).collect()
+}
+
+/// The same of amounts by moment.
+pub(super) fn ages(moments: &BTreeMap<i64, Amounts>, now: i64) -> Vec<(i64, Amounts)> {
+    moments.iter().map(|(at, amounts)| ((now - at).max(0), *amounts)).collect()
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::amount::whole;
+
 /// How much of its limits a key uses after a refusal, the first time and each time again.
 const AFTER: f64 = 0.5;
 /// What it gets back with each clean step.
@@ -12,6 +14,9 @@ const LEAST: f64 = 0.05;
 /// to an estimate then costs half a minute and not ten.
 const CLEAN: i64 = 60_000;
 const QUICK: i64 = 3_000;
+/// After "your traffic has grown too fast" a large account gets half as much again within so long, and no more: what
+/// OpenAI asks for above a million tokens a minute.
+const RAMP: (f64, f64) = (1.5, 900_000.0);
 /// Well below.
 const WELL_BELOW: f64 = 0.9;
 /// No key is frozen longer than a job waits to run unless told otherwise.
@@ -30,11 +35,13 @@ pub(super) struct Brake {
     refused_at: f64,
     /// Since when the rate has stood, the freeze not counted.
     stepped_at: i64,
+    /// It was for having grown too fast.
+    slowly: bool,
 }
 
 impl Default for Brake {
     fn default() -> Self {
-        Self { epoch: 0, frozen_until: 0, rate: 1.0, refused_at: 1.0, stepped_at: 0 }
+        Self { epoch: 0, frozen_until: 0, rate: 1.0, refused_at: 1.0, stepped_at: 0, slowly: false }
     }
 }
 
@@ -46,13 +53,20 @@ impl Brake {
         self.stepped_at = self.stepped_at.min(now.max(self.frozen_until));
         while self.rate < 1.0 {
             let next = (self.rate + BACK).min(1.0);
-            // A thousandth for the rounding of sums.
-            let step = if next < self.refused_at * WELL_BELOW + 0.001 { QUICK } else { CLEAN };
+            // A thousandth below for the rounding of sums.
+            let step = if self.slowly {
+                CLEAN.max(whole((next / self.rate).ln() / RAMP.0.ln() * RAMP.1))
+            } else if next < self.refused_at * WELL_BELOW + 0.001 {
+                QUICK
+            } else {
+                CLEAN
+            };
             if now.saturating_sub(self.stepped_at) < step {
                 break;
             }
             (self.rate, self.stepped_at) = (next, self.stepped_at.saturating_add(step));
         }
+        self.slowly &= self.rate < 1.0;
     }
 
     /// A call sent under `epoch` was refused and is to be tried `wait` ms later. Says whether that is news: the first of
@@ -73,6 +87,11 @@ impl Brake {
         is_first
     }
 
+    /// The refusals were for having grown too fast: it comes back slowly.
+    pub(super) fn grow_slowly(&mut self) {
+        self.slowly = self.rate < 1.0;
+    }
+
     /// Nobody calls for so long, whatever is used of the limits. Whether that is longer than was known.
     pub(super) fn freeze(&mut self, now: i64, wait: i64) -> bool {
         let until = now + wait.clamp(0, LONGEST);
@@ -85,7 +104,7 @@ impl Brake {
     /// Ends the freeze and the caution: a person knows better.
     pub(super) fn release(&mut self) {
         self.frozen_until = 0;
-        self.rate = 1.0;
+        (self.rate, self.slowly) = (1.0, false);
     }
 
     pub(super) fn is_frozen(&self, now: i64) -> bool {
@@ -101,7 +120,6 @@ impl Brake {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limits::amount::whole;
 
     #[test]
     fn siblings_of_a_refused_call_slow_the_key_down_once() {
@@ -133,5 +151,21 @@ mod tests {
         assert_eq!(brake.frozen_until, LONGEST);
         brake.release();
         assert_eq!((brake.is_frozen(0), whole(brake.rate)), (false, 1));
+    }
+    #[test]
+    fn what_grew_too_fast_gets_half_as_much_again_in_a_quarter_of_an_hour() {
+        const QUARTER: i64 = 900_000;
+        let mut brake = Brake::default();
+        brake.refused(0, 0, 0);
+        brake.grow_slowly();
+        let mut at = |now: i64| {
+            brake.advance(now);
+            whole(brake.rate * 100.0 + 0.5)
+        };
+        assert_eq!([at(200_000), at(QUARTER - 9), at(QUARTER + 9)], [50, 70, 75]);
+        assert_eq!([at(1_538_000), at(1_541_000), at(1_600_000), at(9_000_000)], [95, 100, 100, 100]);
+        brake.refused(10_000_000, 1, 0);
+        brake.advance(10_003_000);
+        assert_eq!(whole(brake.rate * 100.0 + 0.5), 55, "another refusal is another matter");
     }
 }

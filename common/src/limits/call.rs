@@ -12,7 +12,7 @@ use super::reserve::Reservations;
 use super::rules::Rules;
 use super::{Limits, Pass, budget};
 use crate::job::{Lane, Queue};
-use crate::outcome::{FailureClass, Outcome, Usage, Usd};
+use crate::outcome::{Failure, FailureClass, Outcome, Usage, Usd};
 
 /// How a provider counts a call against its limits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -175,7 +175,10 @@ fn came(outcome: &Outcome, counts: Counts, guess: (i64, i64), wait: Option<Durat
     };
     let millis = |wait: Duration| i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
     match failure.class {
-        FailureClass::Throttled => Came::Refused(Some(failure.retry_after.max(wait).map_or(1_000, millis))),
+        FailureClass::Throttled => {
+            let wait = failure.retry_after.max(wait).map_or(1_000, millis);
+            if failure.code == Failure::TOO_FAST { Came::TooFast(wait) } else { Came::Refused(Some(wait)) }
+        }
         FailureClass::Capacity if failure.status_code.is_none() => Came::Unsent,
         FailureClass::Capacity | FailureClass::Account => Came::Refused(None),
         FailureClass::Fatal | FailureClass::Content if failure.usage == Usage::default() => Came::Refused(None),
@@ -189,7 +192,7 @@ fn came(outcome: &Outcome, counts: Counts, guess: (i64, i64), wait: Option<Durat
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::outcome::{Failure, Reply};
+    use crate::outcome::Reply;
 
     #[test]
     fn what_was_not_consumed_is_given_back_and_what_nobody_knows_is_not() {
@@ -219,7 +222,10 @@ mod tests {
         ] {
             assert_eq!(failure(class, status, usage), means, "{class} {status:?}");
         }
+        let too_fast = Failure::new(FailureClass::Throttled, Failure::TOO_FAST, "");
+        assert_eq!(came(&Outcome::Failure(too_fast), all, (30, 7), Some(Duration::from_secs(3))), Came::TooFast(3_000));
     }
+
     #[test]
     fn the_most_an_answer_may_have_counts_at_once_only_where_the_call_says_it() {
         let (queue, upfront) = (Queue::standard(), Counts { output_upfront: true, cached_free: false });

@@ -20,6 +20,8 @@ pub(super) const BELIEVED: i64 = 600_000;
 const TOLERANCE: f64 = 0.02;
 /// More than that for so long is others' use, and no matter of who counted first.
 const LASTS: i64 = 1_000;
+/// Tokens a minute above which OpenAI asks for a slow ramp.
+const LARGE: i64 = 1_000_000;
 /// What is used up for ever may be had again when a person raises the cap: asked about so much later.
 const RAISED_BY_THEN: i64 = 3_600_000;
 
@@ -105,6 +107,12 @@ impl Meter {
     /// The cap, whatever refusals have left of it; `None` where there is none any more.
     pub(super) fn allows(&self) -> Option<Cap> {
         (self.base < i64::MAX).then_some(Cap { most: self.base, ..self.cap })
+    }
+
+    /// Whether it allows so many tokens a minute that providers look at how fast their use grows.
+    pub(super) fn is_large(&self) -> bool {
+        let is_sent = matches!(self.cap.measure, Measure::InputTokens | Measure::Tokens);
+        is_sent && self.cap.per == Per::Minute && self.base > LARGE && self.base < i64::MAX
     }
 
     /// The cap as it is in force.

@@ -180,6 +180,11 @@ impl Part {
         if counts { self.granted_for } else { 0 }
     }
 
+    /// Whether it has nothing for a job that it was asked for, and is not frozen.
+    pub(super) fn is_short(&self, now: i64) -> bool {
+        self.last.wait.is_some() && self.purse.frozen_for(now) == 0
+    }
+
     /// The narrower keys of its lanes.
     pub(super) fn inside(&self) -> BTreeSet<&Arc<str>> {
         self.lanes.values().filter_map(|seen| seen.inside.as_ref()).collect()
@@ -219,17 +224,24 @@ impl Part {
     }
 
     /// What is told and asked now. `slots` jobs could be started, as far as the narrower keys go.
-    pub(super) fn ask(&mut self, now: i64, slots: u32, leaves: bool, granted: impl Fn(&str) -> u32) -> Ask {
+    /// What one job needs is not given back while its account has nothing for it: others would only wait for that too.
+    pub(super) fn ask(
+        &mut self,
+        now: i64,
+        (slots, leaves): (u32, bool),
+        granted: impl Fn(&str) -> u32,
+        waits: bool,
+    ) -> Ask {
         self.hurried = false;
         let jobs = if leaves { 0 } else { self.jobs(now, slots.min(JOBS), &granted) };
         let mean = mean(self.open(now, granted));
-        self.purse.ask(now, &mean, jobs, leaves)
+        self.purse.ask_keeping(now, &mean, (jobs, leaves), waits)
     }
 
     /// The answer. Whether jobs that went back for want of room may come again.
     pub(super) fn granted(&mut self, now: i64, grant: &Grant) -> bool {
         self.purse.granted(now, grant);
-        self.granted_for = self.purse.count(&grant.amounts, &mean(self.ready(now)));
+        self.granted_for = self.purse.count(&self.purse.free(now), &mean(self.ready(now)));
         let opens = self.till.note(grant);
         let idle = if self.till.is_empty() && !self.purse.has_news() { WATCH } else { IDLE };
         let pause = if self.wants(now) { grant.again } else { idle };

@@ -81,6 +81,9 @@ impl Pool {
             self.meters.iter_mut().for_each(Meter::drain);
             self.why = None;
         }
+        if ask.too_fast && self.meters.iter().any(Meter::is_large) {
+            self.brake.grow_slowly();
+        }
         if self.are_of_one(now, &ask.heard_of) {
             ask.heard.iter().for_each(|(age, heard)| self.hear(now, *age, heard));
         }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::amount::{Amounts, Cap, Measure};
-use super::ask::{Ask, Grant, Heard};
+use super::ask::{Ask, Grant, Heard, aged, ages};
 use super::latency::Latencies;
 use super::line::Line;
 use super::local::Pace;
@@ -42,6 +42,7 @@ pub struct Purse {
     /// Jobs that were opened and wait for their reservation.
     line: Line,
     refused: Option<(u64, i64)>,
+    too_fast: bool,
     heard: Vec<(i64, Heard)>,
     heard_of: Vec<String>,
     epoch: u64,
@@ -94,6 +95,8 @@ pub enum Came {
     },
     /// Turned away before anything was consumed but the request; with the wait in milliseconds if that was a rate limit.
     Refused(Option<i64>),
+    /// The same, because there were more calls too soon: they may become more only slowly.
+    TooFast(i64),
     /// Nobody knows: it counts as consumed.
     Unknown,
     /// It was never sent.
@@ -118,6 +121,7 @@ impl Purse {
             spent: BTreeMap::new(),
             line: Line::default(),
             refused: None,
+            too_fast: false,
             heard: Vec::new(),
             heard_of: Vec::new(),
             epoch: 0,
@@ -174,7 +178,7 @@ impl Purse {
         u32::try_from(room.max(0)).unwrap_or(u32::MAX)
     }
 
-    fn free(&self, now: i64) -> Amounts {
+    pub(super) fn free(&self, now: i64) -> Amounts {
         if now < self.void_at && now >= self.frozen_until { self.free } else { Amounts::NONE }
     }
 
@@ -267,9 +271,10 @@ impl Purse {
             }
             Came::Unknown => self.spend(now, Amounts { calls: 0, usd: 0, ..need.later() }),
             Came::Unsent => self.spend(at + ON_ITS_WAY, Amounts::NONE - sent),
-            Came::Refused(wait) => {
+            Came::Refused(_) | Came::TooFast(_) => {
                 self.spend(at + ON_ITS_WAY, Amounts { requests: 0, ..Amounts::NONE - sent });
-                if let Some(wait) = wait {
+                self.too_fast |= matches!(came, Came::TooFast(_));
+                if let Came::Refused(Some(wait)) | Came::TooFast(wait) = came {
                     let (known, longest) = self.refused.unwrap_or_default();
                     self.refused = Some((epoch.max(known), wait.max(longest)));
                     self.frozen_until = self.frozen_until.max(now + wait);
@@ -327,13 +332,17 @@ impl Purse {
     /// The next ask: gives back what is free, and asks for what the line needs, or else for `jobs` of the mean size. While
     /// an earlier one was not answered it is that one again, since nobody knows whether it was heard.
     pub fn ask(&mut self, now: i64, mean: &Portion, jobs: u32, leaves: bool) -> Ask {
+        self.ask_keeping(now, mean, (jobs, leaves), false)
+    }
+
+    /// The same; with `keeps` it keeps what one job needs, if it has that, and asks for no more.
+    pub(super) fn ask_keeping(&mut self, now: i64, mean: &Portion, (jobs, leaves): (u32, bool), keeps: bool) -> Ask {
         if let Some(asked) = &mut self.asked {
             asked.at = now;
             let (spent, heard) = (ages(&asked.moments, now), aged(&asked.heard, now));
             return Ask { spent, heard, ..asked.ask.clone() };
         }
         self.seq += 1;
-        self.free = Amounts::NONE;
         let none = Portion::default();
         let (want, least) = match self.line.first() {
             Some((_, first)) => (self.line.sum(), first),
@@ -343,6 +352,9 @@ impl Purse {
             }
             None => (none, none),
         };
+        let keeps = keeps && !leaves && least != none && self.has(now, &least.amounts);
+        self.free = if keeps { least.amounts } else { Amounts::NONE };
+        let (want, least) = if keeps { (none, none) } else { (want, least) };
         let (moments, heard) = (std::mem::take(&mut self.spent), std::mem::take(&mut self.heard));
         let ask = Ask {
             id: self.id,
@@ -350,11 +362,12 @@ impl Purse {
             caps: self.caps.clone(),
             adaptive: self.adaptive,
             spent: ages(&moments, now),
-            held: Portion { amounts: self.running, doubt: self.doubt },
+            held: Portion { amounts: self.running + self.free, doubt: self.doubt },
             want,
             least,
-            steps: self.line.steps(),
+            steps: if keeps { Vec::new() } else { self.line.steps() },
             refused: self.refused.take(),
+            too_fast: std::mem::take(&mut self.too_fast),
             heard: aged(&heard, now),
             heard_of: std::mem::take(&mut self.heard_of),
             leaves,
@@ -369,7 +382,8 @@ impl Purse {
         let asked = self.asked.take();
         self.void_at = asked.as_ref().map_or(now, |asked| asked.at) + VOID_AFTER;
         self.told = asked.and_then(|asked| asked.first).zip(grant.wait);
-        self.free = grant.amounts;
+        // What was kept meanwhile is kept on.
+        self.free += grant.amounts;
         self.epoch = grant.epoch;
         // Whoever answered knows nothing yet of a refusal that came meanwhile.
         let here = if self.refused.is_some() { self.frozen_until } else { now };
@@ -383,12 +397,4 @@ impl Purse {
             *self.spent.entry((at.div_euclid(GRAIN) + 1) * GRAIN).or_default() += amounts;
         }
     }
-}
-
-fn aged(heard: &[(i64, Heard)], now: i64) -> Vec<(i64, Heard)> {
-    heard.iter().map(|(at, heard)| ((now - at).max(0), *heard)).collect()
-}
-
-fn ages(moments: &BTreeMap<i64, Amounts>, now: i64) -> Vec<(i64, Amounts)> {
-    moments.iter().map(|(at, amounts)| ((now - at).max(0), *amounts)).collect()
 }

@@ -224,7 +224,9 @@ impl Book {
             keys => keys.into_iter().map(|key| (Arc::clone(key), self.granted_for(key, now))).collect(),
         };
         let granted = |key: &str| inside.get(key).copied().unwrap_or_default();
-        Some(self.parts.get_mut(key)?.ask(now, slots, leaves, granted))
+        let account = self.parts.get(account_of(key)).filter(|_| key.contains('/'));
+        let waits = account.is_some_and(|account| account.is_short(now));
+        Some(self.parts.get_mut(key)?.ask(now, (slots, leaves), granted, waits))
     }
 
     /// A key was granted something. Whether jobs that went back for want of room may come again.

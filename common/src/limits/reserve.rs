@@ -5,8 +5,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
+use super::amount::Measure;
 use super::need::Need;
 use super::part::Part;
 use super::purse::{Came, Reservation};
@@ -70,10 +72,7 @@ impl Quotas {
     pub(super) async fn reserve(&self, rules: &Rules, lane: &Lane, need: &Need) -> Result<Reservations, Because> {
         let deadline = Instant::now() + PATIENCE;
         let Some(first) = rules.iter().next() else { return Ok(Reservations::default()) };
-        let mut lines = self.line_up(rules, lane, need)?;
-        let gone = || (Denied::Later(SECOND), Arc::clone(first));
-        // All keys of an account share it.
-        let turned = self.book().parts.get(first).map(|part| Arc::clone(&part.turned)).ok_or_else(gone)?;
+        let (mut lines, turned) = self.line_up(rules, lane, need)?;
         loop {
             let mut turn = std::pin::pin!(turned.notified());
             turn.as_mut().enable();
@@ -101,11 +100,13 @@ impl Quotas {
         }
     }
 
-    /// A place in the line of each rule.
-    fn line_up<'a>(&'a self, rules: &'a Rules, lane: &Lane, need: &Need) -> Result<Lines<'a>, Because> {
+    /// A place in the line of each rule, and what wakes those who wait there.
+    fn line_up<'a>(&'a self, rules: &'a Rules, lane: &Lane, need: &Need) -> Result<(Lines<'a>, Arc<Notify>), Because> {
         let (now, mut book) = (self.now(), self.book());
+        let mut turned = None;
         for key in rules.iter() {
-            book.is_possible(now, key, need)?;
+            // All keys of an account share it.
+            turned = Some(Arc::clone(&book.is_possible(now, key, need)?.turned));
         }
         let mut lines = Lines::default();
         for (place, (key, inside)) in lines.iter_mut().zip(rules.nested()) {
@@ -115,7 +116,7 @@ impl Quotas {
             let ticket = if inside.is_some() { part.purse.enter_aside(&within) } else { part.purse.enter(&within) };
             *place = Some(InLine::new(self, key, (ticket, within)));
         }
-        Ok(lines)
+        Ok((lines, turned.unwrap_or_default()))
     }
 
     /// Books what a call has come to under each of its rules. A refusal is the affair of one of them.
@@ -123,8 +124,8 @@ impl Quotas {
         for (place, held) in reserved.held.into_iter().enumerate() {
             let Some((key, reservation)) = held else { continue };
             let came = match came {
-                Came::Refused(Some(_)) if reserved.hears != Some(place) => Came::Refused(None),
-                Came::Used { .. } | Came::Refused(_) | Came::Unknown | Came::Unsent => came,
+                Came::Refused(_) | Came::TooFast(_) if reserved.hears != Some(place) => Came::Refused(None),
+                Came::Used { .. } | Came::Refused(_) | Came::TooFast(_) | Came::Unknown | Came::Unsent => came,
             };
             let reservation = if let Some(usd) = usd { reservation.costs(usd) } else { reservation };
             self.settle(&key, reservation, came);
@@ -180,7 +181,7 @@ impl Book {
         for (place, line) in lines.iter().enumerate() {
             let Some(InLine { key, ticket, need, .. }) = line else { continue };
             let Some(part) = self.parts.get_mut(*key) else { continue };
-            if reserved.hears.is_none() && part.purse.counts(|measure| measure.is_rate()) {
+            if reserved.hears.is_none() && part.purse.counts(Measure::is_rate) {
                 reserved.hears = Some(place);
             }
             let reservation = part.purse.reserve(now, *ticket, need);

@@ -95,6 +95,8 @@ impl Failure {
     pub const DETAIL: usize = 500;
     /// The code of a `fatal` failure that says so.
     pub const MISSING_MODEL: &str = "model_not_found";
+    /// The code of a `throttled` failure for calls that became more too soon.
+    pub const TOO_FAST: &str = "slow_down";
 
     /// A failure without usage, status or wait. The detail is cut to [`Failure::DETAIL`] characters.
     pub fn new(class: FailureClass, code: impl Into<String>, detail: &str) -> Self {

