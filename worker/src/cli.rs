@@ -44,7 +44,8 @@ pub struct Cli {
     /// What to take from, with each queue's share: `a:5,b:1` [default: default]
     #[arg(long, value_name = "QUEUES")]
     queues: Option<String>,
-    /// Leave when there was nothing to run for this long; up to a lease later while jobs run elsewhere or wait for a time
+    /// Leave when there was nothing to run for this long; up to a lease later while jobs run elsewhere or wait for a time.
+    /// With 9 where jobs are left that only money helps
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     exit_when_idle: Option<Duration>,
     /// Leave after this many jobs

@@ -282,8 +282,9 @@ impl Forecast {
 
     /// Adds those of these jobs that have no stored answer.
     pub async fn take(&mut self, shares: Vec<Share>) {
-        let called = self.stored.without(shares).await;
-        called.into_iter().for_each(|share| self.add(share));
+        for share in self.stored.without(shares).await {
+            self.add(share);
+        }
     }
 }
 

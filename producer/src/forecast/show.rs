@@ -26,9 +26,9 @@ impl Forecast {
         }
         let (are_called, bounds) = (self.programs < self.jobs, self.bounds());
         lines.extend(are_called.then(|| self.tokens()));
-        lines.extend([self.costs(), self.limits(&bounds)]);
+        lines.extend([self.costs(), limits(&bounds)]);
         lines.extend(bounds.iter().filter_map(at_once).take(CAPS));
-        lines.extend(self.money(&bounds));
+        lines.extend(budgets(&bounds));
         lines.extend(are_called.then(|| self.left_out()));
         lines
     }
@@ -88,36 +88,6 @@ impl Forecast {
         }
     }
 
-    fn limits(&self, bounds: &[Bound]) -> String {
-        let longest = bounds.iter().find_map(|bound| Some((bound, bound.takes?)));
-        let Some((bound, takes)) = longest else {
-            return "limits  none over a time are set here for these jobs".to_owned();
-        };
-        let cap = cap(bound);
-        if takes.is_zero() {
-            return format!("limits  {cap}: room for all at once");
-        }
-        let what = if bound.cap.measure == Measure::Usd { "money" } else { bound.cap.measure.as_str() };
-        let held = if bounds.iter().any(|bound| bound.holds() > 0) { " for what is not held" } else { "" };
-        format!("limits  {cap}: bound by {what}, about {} with any number of workers{held}", about(takes))
-    }
-
-    /// What caps on money hold back: a line for each that does, or for the one that is nearest to it.
-    fn money(&self, bounds: &[Bound]) -> Vec<String> {
-        let waits = |bound: &Bound| bound.fits.map(|(likely, most)| (bound.called() - likely, bound.called() - most));
-        let mut money: Vec<_> = bounds.iter().filter_map(|bound| Some((waits(bound)?, bound))).collect();
-        let rank = |(likely, most): (u64, u64), cap: &Cap| (likely > 0, cap.per == Per::Ever, likely, most);
-        money.sort_by_key(|(waits, bound)| std::cmp::Reverse(rank(*waits, &bound.cap)));
-        let shown = money.iter().take_while(|((likely, _), _)| *likely > 0).count().clamp(1, CAPS);
-        let uncalled = money.iter().map(|(_, bound)| bound.load.uncalled).max().unwrap_or_default();
-        let lines = money.iter().take(shown).map(|(_, bound)| format!("money   {}", fitting(bound)));
-        let not_called = (uncalled > 0).then(|| {
-            let why = "nobody knows their price, or bounds their answers (--max-tokens)";
-            format!("money   not called under a cap: {}, {why}", jobs(uncalled))
-        });
-        lines.chain(not_called).collect()
-    }
-
     /// Which jobs have a stored answer.
     fn reuse(&self) -> Option<String> {
         let Stored { asked, looked_up, found, trouble, .. } = &self.stored;
@@ -142,6 +112,37 @@ impl Forecast {
         };
         format!("calls   one for each job: what is tried again costs more{more}")
     }
+}
+
+/// The cap over a time that holds longest.
+fn limits(bounds: &[Bound]) -> String {
+    let longest = bounds.iter().find_map(|bound| Some((bound, bound.takes?)));
+    let Some((bound, takes)) = longest else {
+        return "limits  none over a time are set here for these jobs".to_owned();
+    };
+    let cap = cap(bound);
+    if takes.is_zero() {
+        return format!("limits  {cap}: room for all at once");
+    }
+    let what = if bound.cap.measure == Measure::Usd { "money" } else { bound.cap.measure.as_str() };
+    let held = if bounds.iter().any(|bound| bound.holds() > 0) { " for what is not held" } else { "" };
+    format!("limits  {cap}: bound by {what}, about {} with any number of workers{held}", about(takes))
+}
+
+/// What caps on money hold back: a line for each that does, or for the one that is nearest to it.
+fn budgets(bounds: &[Bound]) -> Vec<String> {
+    let waits = |bound: &Bound| bound.fits.map(|(likely, most)| (bound.called() - likely, bound.called() - most));
+    let mut money: Vec<_> = bounds.iter().filter_map(|bound| Some((waits(bound)?, bound))).collect();
+    let rank = |(likely, most): (u64, u64), cap: &Cap| (likely > 0, cap.per == Per::Ever, likely, most);
+    money.sort_by_key(|(waits, bound)| std::cmp::Reverse(rank(*waits, &bound.cap)));
+    let shown = money.iter().take_while(|((likely, _), _)| *likely > 0).count().clamp(1, CAPS);
+    let uncalled = money.iter().map(|(_, bound)| bound.load.uncalled).max().unwrap_or_default();
+    let lines = money.iter().take(shown).map(|(_, bound)| format!("money   {}", fitting(bound)));
+    let not_called = (uncalled > 0).then(|| {
+        let why = "nobody knows their price, or bounds their answers (--max-tokens)";
+        format!("money   not called under a cap: {}, {why}", jobs(uncalled))
+    });
+    lines.chain(not_called).collect()
 }
 
 /// `acme: 300 requests/min (set)`, and what is used of it where that counts for long.

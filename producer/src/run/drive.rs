@@ -334,9 +334,7 @@ impl<'a> Drive<'a> {
         let how = if finished { "done" } else { "stopped" };
         let say = |line: &str| self.cx.printer.say(line);
         say(&summary(how, &view, &self.follower.tally(), self.progress.elapsed(), &self.args.output));
-        if let Some(more) = budget::unaccounted(broker.ledger(), &view, self.is_own).await? {
-            say(&more);
-        }
+        budget::unaccounted(broker.ledger(), &view, self.is_own).await?.iter().for_each(|more| say(more));
         let lines = self.follower.position().lines;
         if finished && lines < view.counts.ended() {
             let gone = submit::grouped(view.counts.ended() - lines);

@@ -47,7 +47,7 @@ impl Intake {
         let Held { key, detail, .. } = self.desk.limits.is_spent_for(lanes)?;
         tracing::warn!(
             key,
-            "leaving: the jobs that are left wait for money: {detail}; `promptq limits set KEY usd=AMOUNT` allows more"
+            "leaving: the jobs that are left wait for money: {detail}; `promptq limits set {key:?} usd=AMOUNT` allows more"
         );
         Some(StopReason::Broke)
     }
@@ -56,17 +56,14 @@ impl Intake {
     /// it leaves after all.
     pub(super) fn waits_with(&mut self, lanes: &[Lane]) -> Option<StopReason> {
         let length = self.desk.settings.exit_when_idle?;
-        let is_new = self.waits_since.is_none();
-        let is_long = self.waits_since.get_or_insert_with(Instant::now).elapsed() >= length;
-        if is_long && self.retries_until.is_none_or(|until| until < Timestamp::now()) {
-            return self.broke(lanes);
-        }
-        if is_new {
+        if self.waits_since.is_none() {
             tracing::info!(
                 "jobs wait that may not run now: their queue is paused, or a limit is shut; waiting with them. \
                  `promptq queues list` shows what is paused, `promptq queues resume NAME` ends that"
             );
         }
-        None
+        let is_long = self.waits_since.get_or_insert_with(Instant::now).elapsed() >= length;
+        let retries = self.retries_until.is_some_and(|until| until >= Timestamp::now());
+        if is_long && !retries { self.broke(lanes) } else { None }
     }
 }
