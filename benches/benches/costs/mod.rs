@@ -5,6 +5,7 @@
 mod way;
 
 use std::fmt::Write as _;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,11 +15,14 @@ use promptq_benches::library::{enqueue, subscribe, success};
 use promptq_benches::scaling::{Kind, Place};
 use promptq_common::broker::{Broker, Claim, Delivery, Want, WorkerId};
 use promptq_common::job::{Job, Queue};
+use promptq_common::telemetry::admin::{Admin, Listen};
+use promptq_common::telemetry::health::Health;
 use promptq_worker::runner::{ExecSettings, MockSettings, RunnerSettings, Runners};
 use promptq_worker::settings::Settings;
 use promptq_worker::status::Board;
 use promptq_worker::stop::Stop;
 use promptq_worker::{Drained, Parts};
+use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
 /// How often a step is done that needs no broker, and how often before it counts.
@@ -50,11 +54,14 @@ pub(crate) struct Meter {
 /// The tables, of the brokers that the command line names, or all: `memory sqlite redis rabbit`.
 pub(crate) fn tables(meter: Meter) -> anyhow::Result<String> {
     let named: Vec<_> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    // With the word `metrics` everything is counted, as in a worker that shows itself.
+    let (counted, named): (Vec<_>, Vec<_>) = named.into_iter().partition(|word| word == "metrics");
     let kinds = [None, Some(Kind::Sqlite), Some(Kind::Redis), Some(Kind::Rabbit)].into_iter();
     let name = |kind: &Option<Kind>| kind.map_or("memory", Kind::name);
     let kinds: Vec<_> = kinds.filter(|kind| named.is_empty() || named.iter().any(|word| word == name(kind))).collect();
     let mut text = if named.is_empty() { steps(meter)? } else { String::new() };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let _admin = if counted.is_empty() { None } else { show(&runtime)? };
     let (mut calls, mut whole) = (Vec::new(), Vec::new());
     for kind in &kinds {
         calls.push(runtime.block_on(by_call(*kind, meter))?);
@@ -64,6 +71,13 @@ pub(crate) fn tables(meter: Meter) -> anyhow::Result<String> {
     text += &table(&format!("call, {}", meter.unit), &heads, &CALLS, &calls);
     text += &table(&format!("whole, {}", meter.unit), &heads, &WHOLE, &whole);
     Ok(text)
+}
+
+/// Begins to keep metrics.
+fn show(runtime: &Runtime) -> anyhow::Result<Option<Admin>> {
+    let _inside = runtime.enter();
+    let anywhere = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0);
+    Ok(Admin::open(Listen::At(anywhere), "worker", &Health::default())?)
 }
 
 /// What needs no broker, by the time of this thread alone.

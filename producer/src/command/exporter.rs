@@ -1,5 +1,5 @@
 //! `promptq exporter`: looks at the queues now and then and shows what it saw to Prometheus. What there is to see of a
-//! queue is `stats.rs`.
+//! queue is `stats/mod.rs`.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

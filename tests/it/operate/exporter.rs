@@ -73,7 +73,7 @@ async fn depth_age_and_workers_of_every_queue_are_shown() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_is_away_is_no_empty_queue() {
-    let mut server = RedisServer::start(Options::default());
+    let mut server = RedisServer::start(Options::durable());
     let (home, admin) = (Home::new(), Admin::free());
     let broker = Broker::connect(&Access::new(&server.url()).unwrap()).await.unwrap();
     steps::put(&broker, &[job(&Queue::standard())]).await;

@@ -77,7 +77,7 @@ fn promtool_rejects_a_page_that_is_wrong() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_whose_broker_is_away_lives_and_is_not_ready() {
-    let mut server = RedisServer::start(Options::default());
+    let mut server = RedisServer::start(Options::durable());
     let (home, admin) = (Home::new(), Admin::free());
     let worker = start(&home, admin, &[], &[("PROMPTQ_BROKER", &server.url())]);
     until_probe(admin, "readyz", 200).await;

@@ -1,6 +1,9 @@
 //! Queues as autoscalers and dashboards see them: how much there is, how old, how fast it goes, what holds it back and how
 //! many workers it wants. For the exporter and the gateway; nothing is kept between two looks.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 

@@ -1,0 +1,109 @@
+//! What is told of queues, by figures worked out by hand.
+
+use promptq_common::broker::Broker;
+use promptq_common::job::Job;
+use promptq_common::ledger::{HeldKey, Pace};
+use promptq_common::work::Work;
+
+use super::*;
+use crate::limits::tests::{standing, told, view, worker};
+
+fn queue_view(ready: u64) -> QueueView {
+    QueueView { queue: Queue::standard(), paused: None, depth: Depth { ready, running: 2, ..Depth::default() } }
+}
+
+fn pace(keys: &[&str]) -> Pace {
+    Pace {
+        queue: Queue::standard(),
+        over_ms: 10_000,
+        ended: 20,
+        calls: 20,
+        call_ms: 60_000,
+        input_tokens: 2_000,
+        output_tokens: 0,
+        waited_ms: 9_000,
+        keys: keys.iter().map(ToString::to_string).collect(),
+    }
+}
+
+fn told_of(workers: &[WorkerReport], limits: &[Standing], view: QueueView) -> QueueStats {
+    stats(view, Vec::new(), &Around { workers, limits, concurrency: 16, backend: "memory" })
+}
+
+#[test]
+fn workers_tell_how_fast_a_queue_goes_and_limits_how_many_are_of_use() {
+    let reports = [WorkerReport { paces: vec![pace(&["acme/gpt"])], ..worker("w", Vec::new()) }];
+    let free = told_of(&reports, &[], queue_view(98));
+    assert_eq!((free.consumers, free.concurrency_per_worker, free.unfinished), (1, 4, 100));
+    assert_eq!((free.drain_seconds, free.useful_workers, free.desired_workers), (Some(50.0), None, 25));
+    let limits = [standing(Some(view((0, 0), (0, 0))), &[])];
+    let bound = told_of(&reports, &limits, queue_view(98));
+    assert_eq!(bound.useful_workers, Some(7), "500 calls of 3 s in a minute: 25 at once, 4 for each");
+    assert_eq!(bound.desired_workers, 7);
+    let both = [WorkerReport { paces: vec![pace(&["acme/gpt", "free/x"])], ..worker("w", Vec::new()) }];
+    assert_eq!(told_of(&both, &limits, queue_view(98)).useful_workers, None, "the other key has no limit");
+    let none = told_of(&[], &[], queue_view(98));
+    assert_eq!((none.consumers, none.concurrency_per_worker, none.drain_seconds), (0, 16, None));
+    let draining = [WorkerReport { draining: true, ..worker("w", Vec::new()) }];
+    assert_eq!(told_of(&draining, &[], queue_view(0)).consumers, 0);
+}
+
+#[test]
+fn an_age_is_exact_or_says_that_it_is_not() {
+    let speed = speed([pace(&[])].iter());
+    let now = Timestamp::from_millis(60_000);
+    let depth = |oldest_ready| Depth { ready: 100, oldest_ready, ..Depth::default() };
+    let since = Some(Timestamp::from_millis(20_000));
+    assert_eq!(age(&depth(since), &speed, now), (Some(40.0), AgeSource::Exact));
+    assert_eq!(age(&depth(None), &speed, now), (Some(50.0), AgeSource::Estimate), "100 jobs at 2 a second");
+    let few = Depth { ready: 2, ..depth(None) };
+    assert_eq!(age(&few, &speed, now), (Some(9.0), AgeSource::Estimate), "as long as others have waited");
+    assert_eq!(age(&few, &Speed::default(), now), (None, AgeSource::Estimate), "nobody knows");
+    assert_eq!(age(&Depth::default(), &Speed::default(), now), (Some(0.0), AgeSource::Exact));
+}
+
+#[test]
+fn jobs_are_blocked_by_the_gravest_thing_that_holds_their_lane() {
+    let held = |key: &str, class, model: &str| {
+        let lanes = vec![(Queue::standard(), Some(model.to_owned()))];
+        let told = HeldKey { lanes, ..told(key, class, "said so") };
+        Standing::new(key.into(), None, &[worker("w", vec![told])], Timestamp::from_millis(100_000))
+    };
+    let waits = [held("a", FailureClass::Account, "gpt"), held("b", FailureClass::Throttled, "slow")];
+    let models = ["gpt", "slow", "slow", "free"].map(|model| Some(model.to_owned())).to_vec();
+    let found = shares(&queue_view(400), &waits, models);
+    let found: Vec<_> = found.iter().map(|blocked| (blocked.reason, blocked.jobs)).collect();
+    assert_eq!(found, [("account", 100), ("throttled", 200)]);
+    let budget = [standing(None, &[])].map(|one| Standing { key: "budget:default".into(), ..one });
+    let found = shares(&queue_view(4), &budget, vec![None; 4]);
+    assert_eq!((found[0].reason, found[0].jobs), ("budget", 4), "a budget is of all lanes");
+}
+
+#[test]
+fn what_is_left_of_a_limit_is_what_nobody_has_used_or_holds() {
+    let shown = room(&standing(Some(view((200, 10), (80_000, 0))), &[])).unwrap();
+    assert_eq!((shown.left["requests"], shown.left["tokens"]), (290.0, 10_000.0));
+    assert_eq!(room(&standing(None, &[])), None);
+}
+
+#[tokio::test]
+async fn a_look_finds_every_queue_and_a_paused_one_blocked() {
+    let broker = Broker::memory();
+    let names = ["a", "b", "run-x"].map(|name| Queue::new(name).unwrap());
+    for queue in &names[..2] {
+        broker.enqueue(&[Job::new(queue.clone(), Work::prompt(None, "x"))]).await.unwrap();
+    }
+    broker.pause(&names[1], Some("why")).await.unwrap();
+    let seen = look(&broker, &[], 16).await.unwrap();
+    let of = |name: &str| seen.queues.iter().find(|stats| stats.queue.as_str() == name).unwrap();
+    assert_eq!((of("a").ready, of("a").desired_workers, of("a").blocked.len()), (1, 1, 0));
+    let blocked = BlockedJobs { reason: "paused", jobs: 1, until: None };
+    assert_eq!((of("b").desired_workers, &of("b").blocked), (0, &vec![blocked]));
+    let one = look(&broker, &names[..1], 16).await.unwrap();
+    assert_eq!(one.queues.len(), 1);
+    let json = serde_json::to_value(&one.queues[0]).unwrap();
+    assert_eq!(
+        (&json["age_source"], &json["backend"], &json["unfinished"]),
+        (&"exact".into(), &"memory".into(), &1.into())
+    );
+}
