@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{StreamExt, stream};
+use futures_util::future::join_all;
 use promptq_common::error::Kind;
 use promptq_common::job::Job;
 use promptq_common::store::{ReuseKey, Store};
@@ -64,8 +64,8 @@ impl Stored {
             if some.is_empty() {
                 break;
             }
-            let looks = some.iter().map(|share| has_answer(&store, share.reusable.as_ref()));
-            let found: Vec<_> = stream::iter(looks).buffered(AT_ONCE).collect().await;
+            let looks: Vec<_> = some.iter().map(|share| has_answer(&store, share.reusable.as_ref())).collect();
+            let found = join_all(looks).await;
             for (share, found) in some.into_iter().zip(found) {
                 self.looked_up += u64::from(found.is_ok());
                 match found {
