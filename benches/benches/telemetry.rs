@@ -1,14 +1,11 @@
 //! What counting costs: a job put in, leased, claimed and settled on the memory backend, without a recorder and with one. The
 //! difference is at most 2 microseconds a job: `cargo bench -p promptq-benches --bench telemetry`.
 
-#[path = "steps/mod.rs"]
-mod way;
-
 use std::net::{Ipv4Addr, SocketAddr};
 
 use anyhow::Context as _;
 use criterion::Criterion;
-use promptq_benches::library::{enqueue, subscribe, success};
+use promptq_benches::library::{answer, enqueue, job, subscribe, success};
 use promptq_common::broker::{Broker, Consumer, Want};
 use promptq_common::job::Queue;
 use promptq_common::telemetry::admin::{Admin, Listen};
@@ -45,7 +42,7 @@ fn main() -> anyhow::Result<()> {
 }
 
 async fn round(broker: &Broker, consumer: &mut Consumer) -> anyhow::Result<()> {
-    let jobs: Vec<_> = (0..JOBS).map(way::job).collect();
+    let jobs: Vec<_> = (0..JOBS).map(job).collect();
     enqueue(broker, &jobs).await?;
     let total = u32::try_from(JOBS)?;
     let mut left = JOBS;
@@ -54,7 +51,7 @@ async fn round(broker: &Broker, consumer: &mut Consumer) -> anyhow::Result<()> {
         left -= came.len();
         for delivery in came {
             delivery.lease.claim().await?;
-            let verdict = success(&delivery, &way::answer());
+            let verdict = success(&delivery, &answer());
             delivery.lease.settle(verdict).await?;
         }
     }

@@ -4,10 +4,31 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use promptq_common::broker::{Broker, Consumer, Delivery, Enqueued, Head, LeaseId, Terms, Verdict, WorkerId};
-use promptq_common::job::{Job, Queue};
+use promptq_common::job::{BatchName, Job, JobId, Queue};
 use promptq_common::outcome::{Attempt, Body, Usage, Usd};
 use promptq_common::record::{Answer, End, Output, Record};
 use promptq_common::time::Timestamp;
+use promptq_common::work::Work;
+
+/// Bytes of a prompt, and of an answer.
+const TEXT: usize = 300;
+
+/// A prompt.
+pub fn text(n: usize) -> String {
+    format!("{n:>8} {}", "words of a review ".repeat(TEXT / 18 + 1)).chars().take(TEXT).collect()
+}
+
+/// A job of a batch, with it.
+pub fn job(n: usize) -> Job {
+    let mut job = Job::new(Queue::standard(), Work::prompt(Some("mock"), text(n)));
+    (job.batch, job.id) = (BatchName::new("reviews").ok(), JobId::fresh());
+    job
+}
+
+/// What a model answers.
+pub fn answer() -> String {
+    "a".repeat(TEXT)
+}
 
 /// Enqueues them, all of which must be new.
 pub async fn enqueue(broker: &Broker, jobs: &[Job]) -> anyhow::Result<()> {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use futures_util::future::try_join_all;
-use promptq_benches::library::{enqueue, subscribe, success};
+use promptq_benches::library::{answer, enqueue, job, subscribe, success};
 use promptq_benches::scaling::{Kind, Place};
 use promptq_common::broker::{Broker, Claim, Delivery, Want, WorkerId};
 use promptq_common::job::{Job, Queue};
@@ -173,7 +173,7 @@ async fn by_call(kind: Option<Kind>, meter: Meter) -> anyhow::Result<Vec<Took>> 
     let mut sums = vec![Took::default(); CALLS.len()];
     for warm in [true, false] {
         sums.fill(Took::default());
-        let jobs: Vec<_> = (0..JOBS).map(way::job).collect();
+        let jobs: Vec<_> = (0..JOBS).map(job).collect();
         stage.clocked(&mut sums[0], stage.put(&jobs)).await?;
         let mut consumer = subscribe(&stage.worker, &[Queue::standard()]).await?;
         let mut left = JOBS;
@@ -201,8 +201,8 @@ async fn finish(stage: &Stage, sums: &mut [Took], came: Vec<Delivery>) -> anyhow
     for claim in stage.clocked(&mut sums[3], claims).await? {
         ensure!(matches!(claim, Claim::Fresh { .. }), "a claim answered {claim:?}");
     }
-    let verdicts = stage
-        .clocked(&mut sums[4], async { Ok(came.iter().map(|one| success(one, &way::answer())).collect::<Vec<_>>()) });
+    let verdicts =
+        stage.clocked(&mut sums[4], async { Ok(came.iter().map(|one| success(one, &answer())).collect::<Vec<_>>()) });
     let ends: Vec<_> = verdicts.await?.into_iter().zip(came).collect();
     let settles = async { Ok(try_join_all(ends.into_iter().map(|(end, one)| one.lease.settle(end))).await?) };
     drop(stage.clocked(&mut sums[5], settles).await?);
@@ -215,7 +215,7 @@ async fn by_worker(kind: Option<Kind>, meter: Meter) -> anyhow::Result<Vec<Took>
     let mut rounds = Vec::new();
     for _ in 0..=ROUNDS {
         let mut sums = vec![Took::default(); WHOLE.len()];
-        let jobs: Vec<_> = (0..JOBS).map(way::job).collect();
+        let jobs: Vec<_> = (0..JOBS).map(job).collect();
         stage.clocked(&mut sums[0], stage.put(&jobs)).await?;
         let left = stage.clocked(&mut sums[1], work(stage.worker.clone())).await?;
         ensure!(left.finished.ended() == u64::try_from(JOBS)?, "a worker left with {left:?}");

@@ -7,20 +7,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use promptq::input::{Destination, Input, InputArgs, JobArgs, Maker, Row};
-use promptq_benches::library::record;
+use promptq_benches::library::{answer, job, record, text};
 use promptq_common::broker::{LeaseId, WorkerId, envelope};
 use promptq_common::codec::{decode_job, decode_record, encode_job, encode_record};
-use promptq_common::job::{BatchName, Job, JobId, Policy, Queue};
+use promptq_common::job::{BatchName, Job, Policy, Queue};
 use promptq_common::limits::Limits;
 use promptq_common::outcome::{AnswerClass, Body, Failure, FailureClass, Outcome, Reply, Usage, Usd};
 use promptq_common::result_line::result_line;
-use promptq_common::work::Work;
 use promptq_worker::judge::{Past, judge};
 use promptq_worker::runner::{ExecSettings, MockSettings, RunContext, RunnerSettings, Runners};
 use tempfile::TempDir;
 
-/// Bytes of a prompt, and of an answer.
-const TEXT: usize = 300;
 /// Rows of a file that is read again and again.
 const ROWS: usize = 10_000;
 const TEMPLATE: &str = "Sentiment of: {{text}}";
@@ -179,17 +176,6 @@ fn working(job: Job) -> anyhow::Result<Vec<Step>> {
     ])
 }
 
-fn text(n: usize) -> String {
-    format!("{n:>8} {}", "words of a review ".repeat(TEXT / 18 + 1)).chars().take(TEXT).collect()
-}
-
-/// A job of a batch.
-pub(crate) fn job(n: usize) -> Job {
-    let mut job = Job::new(Queue::standard(), Work::prompt(Some("mock"), text(n)));
-    (job.batch, job.id) = (BatchName::new("reviews").ok(), JobId::fresh());
-    job
-}
-
 fn reply() -> Reply {
     Reply {
         status_code: 200,
@@ -204,9 +190,4 @@ fn reply() -> Reply {
         detail: None,
         origin: None,
     }
-}
-
-/// What a model answers.
-pub(crate) fn answer() -> String {
-    "a".repeat(TEXT)
 }

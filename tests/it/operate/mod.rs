@@ -1,6 +1,5 @@
 //! Operating promptq: what its processes show of themselves to orchestrators, service managers and Prometheus.
 
-mod autoscale;
 mod catalogue;
 mod exporter;
 mod notify;
