@@ -20,6 +20,8 @@ impl Board {
 
     /// One that tells `health` as well: each time the worker's loop comes round, and how its work stands.
     pub fn telling(health: Health) -> Self {
+        // Whatever else reports before the loop does: it takes nothing yet.
+        health.report("consuming", Err(NOT_YET));
         Self(Arc::new(watch::Sender::new(Status::default())), Some(health))
     }
 
@@ -50,6 +52,8 @@ impl Board {
     }
 }
 
+const NOT_YET: &str = "the broker has not answered yet";
+
 /// What probes hear of a worker. Limits that are used up and slots that are full are work like any other.
 fn tell(health: &Health, status: &Status) {
     health.tick();
@@ -61,7 +65,7 @@ fn tell(health: &Health, status: &Status) {
         "consuming",
         match fault(&BlockedBy::Broker) {
             Some(blocked) => Err(blocked.detail.as_str()),
-            None if !status.consuming => Err("the broker has not answered yet"),
+            None if !status.consuming => Err(NOT_YET),
             None => Ok(()),
         },
     );

@@ -63,6 +63,7 @@ pub async fn run(cx: &Context, args: &Args) -> Result<Exit> {
         return Err(Problem::usage("--interval is at least 1s"));
     }
     let health = Health::default();
+    health.report("scraping", Err("nothing was looked at yet"));
     let Some(_admin) = Admin::open(cx.config.telemetry.admin, "exporter", &health)? else {
         let what = "the exporter has nowhere to show what it sees";
         return Err(Problem::usage(what).hint("name an address that is free: --admin 127.0.0.1:9092"));

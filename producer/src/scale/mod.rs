@@ -1,6 +1,9 @@
 //! How many workers a queue's jobs want, and how many the limits leave work for: pure arithmetic, for autoscalers. And how
 //! fast a queue goes, by what its workers report. What is known of a queue is gathered in `stats/mod.rs`.
 
+#[cfg(test)]
+mod simulation;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
