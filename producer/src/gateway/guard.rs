@@ -43,8 +43,8 @@ pub(super) async fn guard(State(gateway): State<Shared>, mut request: Request, n
         headers.insert("x-request-id", id);
     }
     let route = template.as_deref().unwrap_or("unknown");
-    let (code, ms) = (response.status().as_u16(), began.elapsed().as_millis());
-    tracing::info!(request = %id, %method, route, code, ms, "request");
+    let (code, seconds) = (response.status().as_u16(), began.elapsed().as_secs_f64());
+    tracing::info!(request = %id, %method, route, code, seconds, "request");
     response
 }
 

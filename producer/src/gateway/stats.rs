@@ -25,7 +25,7 @@ pub(super) async fn stats(
     let broker = gateway.broker()?;
     let seen = gateway.call(Seen::look(broker, &queue)).await?;
     let concurrency = gateway.cx.config.worker.concurrency;
-    let backend = gateway.cx.config.broker.url.scheme();
+    let backend = backend(gateway.cx.config.broker.url.scheme());
     Ok(axum::Json(seen.object(&queue, backend, concurrency, Timestamp::now())))
 }
 
@@ -56,14 +56,14 @@ impl Seen {
         json!({
             "queue": queue,
             "backend": backend,
+            "paused": self.view.as_ref().is_some_and(|view| view.paused.is_some()),
             "ready": depth.ready,
             "running": depth.running,
-            "delayed": depth.delayed,
-            "delayed_of_all": depth.delayed_of_all,
+            "delayed": (!depth.delayed_of_all).then_some(depth.delayed),
             "dead": depth.dead,
             "unfinished": depth.ready + depth.running,
             "oldest_ready_age_seconds": if depth.ready == 0 { Some(0) } else { age },
-            "age_source": (depth.ready == 0 || age.is_some()).then_some("exact"),
+            "age_source": if depth.ready == 0 || age.is_some() { "exact" } else { "estimate" },
             "consumers": consumers,
             "concurrency_per_worker": mean.unwrap_or(concurrency),
             "blocked": self.blocked(depth),
@@ -72,18 +72,27 @@ impl Seen {
 
     fn blocked(&self, depth: Depth) -> Vec<Value> {
         let pause = self.view.as_ref().and_then(|view| view.paused.as_ref());
-        let pause = pause.map(|why| json!({ "reason": "paused", "says": why, "jobs": depth.ready, "until": null }));
-        let limit = |standing: &Standing| {
-            json!({
-                "reason": words::word(standing.state()),
-                "key": standing.key,
-                "says": words::line(standing),
-                // How many of the queue's jobs are behind one key, no broker counts.
-                "jobs": null,
-                "until": until(standing),
-            })
-        };
+        let pause = pause.map(|_| json!({ "reason": "paused", "jobs": depth.ready, "until": null }));
+        // How many of the queue's jobs are behind one key, no broker counts.
+        let limit = |standing: &Standing| json!({ "reason": reason(standing), "jobs": null, "until": until(standing) });
         pause.into_iter().chain(self.standings.iter().map(limit)).collect()
+    }
+}
+
+fn reason(standing: &Standing) -> &'static str {
+    match standing.state() {
+        State::Refused(_) => "account",
+        State::Down(_) | State::Bounded(..) => "capacity",
+        State::Full(..) if words::is_budget(&standing.key) => "budget",
+        State::Full(..) | State::Frozen(_) | State::Throttled(_) | State::Cautious(_) | State::Open => "throttled",
+    }
+}
+
+fn backend(scheme: &str) -> &str {
+    match scheme {
+        "amqp" | "amqps" => "rabbitmq",
+        "rediss" => "redis",
+        scheme => scheme,
     }
 }
 
@@ -157,7 +166,8 @@ mod tests {
         let queue = Queue::standard();
         let depth = Depth { ready: 5, ..Depth::default() };
         let view = Some(QueueView { queue: queue.clone(), paused: None, depth });
-        let of = Seen { view, workers: Vec::new(), standings: Vec::new() }.object(&queue, "amqp", 1, Timestamp::now());
-        assert_eq!((&of["oldest_ready_age_seconds"], &of["age_source"]), (&Value::Null, &Value::Null));
+        let of =
+            Seen { view, workers: Vec::new(), standings: Vec::new() }.object(&queue, "rabbitmq", 1, Timestamp::now());
+        assert_eq!((&of["oldest_ready_age_seconds"], &of["age_source"]), (&Value::Null, &json!("estimate")));
     }
 }
