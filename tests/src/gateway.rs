@@ -1,7 +1,6 @@
 //! A gateway process, and what a client says to it.
 
 use std::net::SocketAddr;
-use std::process::Command;
 use std::time::Duration;
 
 use promptq_common::tls;
@@ -72,16 +71,15 @@ impl<'a> Ask<'a> {
 }
 
 impl Gateway {
-    /// One in this home, at a free port of loopback, after more was said of it.
-    pub async fn start(home: &Home, more: impl FnOnce(&mut Command)) -> Self {
-        Self::listening(home, &["serve", "--listen", "127.0.0.1:0"], more).await
+    /// One in this home with these variables, at a free port of loopback.
+    pub async fn start(home: &Home, variables: &[(&str, &str)]) -> Self {
+        Self::listening(home, &["serve", "--listen", "127.0.0.1:0"], variables).await
     }
 
     /// The same with other arguments.
-    pub async fn listening(home: &Home, arguments: &[&str], more: impl FnOnce(&mut Command)) -> Self {
+    pub async fn listening(home: &Home, arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         let mut command = home.program("promptq", arguments);
-        command.env("PROMPTQ_LOG", "debug");
-        more(&mut command);
+        command.env("PROMPTQ_LOG", "debug").envs(variables.iter().copied());
         let log = home.path(&format!("gateway-{}.log", rand::random::<u64>()));
         let mut hand = Hand::start(command, log);
         let address = until("the gateway listens", async || {

@@ -45,8 +45,7 @@ pub(super) async fn guard(State(gateway): State<Shared>, mut request: Request, n
     let route = template.as_deref().unwrap_or("unknown");
     let (code, took) = (response.status().as_u16(), began.elapsed());
     gateway.watched.answered(route, &method, code, took);
-    let ms = took.as_millis();
-    tracing::info!(request = %id, %method, route, code, ms, "request");
+    tracing::info!(request = %id, %method, route, code, seconds = took.as_secs_f64(), "request");
     response
 }
 

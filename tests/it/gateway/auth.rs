@@ -10,7 +10,7 @@ use serde_json::json;
 use super::{job, lines};
 
 async fn gateway(home: &Home) -> Gateway {
-    let gateway = Gateway::start(home, |_| {}).await;
+    let gateway = Gateway::start(home, &[]).await;
     until("the broker is reached", async || gateway.hand.log().contains("the broker is reached").then_some(())).await;
     gateway
 }
@@ -115,7 +115,7 @@ async fn a_secret_is_shown_once_and_is_in_no_file_and_no_log() {
     assert!(!std::fs::read_to_string(&file).unwrap().contains(&hidden));
     let listed = home.promptq(&["keys", "list", "--json"]).ends(0).stdout;
     assert!(!listed.contains(&hidden) && !listed.contains("sha256"), "{listed}");
-    let gateway = Gateway::start(&home, |command| drop(command.env("PROMPTQ_LOG", "trace"))).await;
+    let gateway = Gateway::start(&home, &[("PROMPTQ_LOG", "trace")]).await;
     gateway.ask(Ask::post("/v1/jobs", job("zebra-quartz-prompt")).by(&secret)).await;
     gateway.ask(Ask::post("/v1/batches", "{\"prompt\":\"zebra-quartz-prompt").by(&secret)).await;
     gateway.ask(Ask::post("/v1/jobs", "{\"prompt\":\"zebra-quartz-prompt").by(&secret)).await.fails(422, "bad-row");
@@ -158,12 +158,12 @@ async fn it_listens_for_others_only_when_they_need_a_key() {
     of_platform("many").ends(2).says(&["PORT is \"many\", which is no port"]);
     home.promptq(&["serve", "--listen", "nowhere"]).ends(2).says(&["must be an address with a port"]);
     let everywhere = ["serve", "--listen", "0.0.0.0:0"];
-    let open = Gateway::listening(&home, &[&everywhere[..], &["--insecure-no-auth"]].concat(), |_| {}).await;
+    let open = Gateway::listening(&home, &[&everywhere[..], &["--insecure-no-auth"]].concat(), &[]).await;
     open.ask(Ask::get("/openapi.json").with("host", "elsewhere.example")).await.is(200);
     key(&home, &["--role", "viewer", "--expires", "1ms"]);
     home.promptq(&everywhere).ends(2).says(&words);
     let secret = key(&home, &["--role", "viewer"]);
-    let shut = Gateway::listening(&home, &everywhere, |_| {}).await;
+    let shut = Gateway::listening(&home, &everywhere, &[]).await;
     shut.ask(Ask::get("/v1/queues/default/stats")).await.fails(401, "no-key");
     assert_ne!(shut.ask(Ask::get("/v1/queues/default/stats").by(&secret)).await.status, 401);
     let taken = shut.address.port().to_string();

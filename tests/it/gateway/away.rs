@@ -11,8 +11,7 @@ use super::{job, lines};
 async fn while_the_broker_is_away_nothing_is_zero_and_after_it_everything_goes_on() {
     let mut server = RedisServer::start(Options::durable());
     let home = Home::new();
-    let gateway =
-        Gateway::start(&home, |command| drop(command.env("PROMPTQ_BROKER", server.url()))).await.ready().await;
+    let gateway = Gateway::start(&home, &[("PROMPTQ_BROKER", &server.url())]).await.ready().await;
     let id = gateway.ask(Ask::post("/v1/jobs", job("x"))).await.is(201).text("id");
     server.kill();
     let inner = server.port().to_string();
@@ -47,7 +46,7 @@ async fn it_serves_before_its_broker_is_there() {
     let mut server = RedisServer::start(Options::durable());
     let (home, url) = (Home::new(), server.url());
     server.kill();
-    let gateway = Gateway::start(&home, |command| drop(command.env("PROMPTQ_BROKER", &url))).await;
+    let gateway = Gateway::start(&home, &[("PROMPTQ_BROKER", &url)]).await;
     gateway.ask(Ask::get("/openapi.json")).await.is(200);
     gateway.ask(Ask::get("/v1/queues/default/stats")).await.fails(503, "unreachable");
     server.restart();

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use super::{job, lines};
 
 async fn gateway(home: &Home) -> Gateway {
-    Gateway::start(home, |_| {}).await.ready().await
+    Gateway::start(home, &[]).await.ready().await
 }
 
 /// Says something on a connection of its own and gives it back.

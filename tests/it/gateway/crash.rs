@@ -17,7 +17,7 @@ use super::{job, lines};
 const ROWS: u64 = 30_000;
 
 async fn on(home: &Home, url: &str) -> Gateway {
-    Gateway::start(home, |command| drop(command.env("PROMPTQ_BROKER", url))).await.ready().await
+    Gateway::start(home, &[("PROMPTQ_BROKER", url)]).await.ready().await
 }
 
 async fn ready(broker: &Broker) -> u64 {

@@ -20,7 +20,7 @@ async fn shut(gateway: &Gateway) {
 #[tokio::test]
 async fn a_request_under_way_is_finished_and_a_waiting_client_is_answered_at_once() {
     let home = Home::new();
-    let gateway = Gateway::start(&home, |_| {}).await.ready().await;
+    let gateway = Gateway::start(&home, &[]).await.ready().await;
     let waited = gateway.ask(Ask::post("/v1/jobs", job("waited for"))).await.is(201);
     let path = format!("{}/result?wait=50s", waited.header("location"));
     let mut half = TcpStream::connect(gateway.address).await.unwrap();
@@ -56,10 +56,8 @@ async fn what_the_broker_has_not_confirmed_is_answered_with_its_key() {
     let (home, network) = (Home::new(), Proxy::before(server.port()).await);
     let url = format!("redis://127.0.0.1:{}", network.port());
     let start = async || {
-        let set = |command: &mut std::process::Command| {
-            command.env("PROMPTQ_BROKER", &url).env("PROMPTQ__GATEWAY__DRAIN_TIMEOUT", "3s");
-        };
-        Gateway::start(&home, set).await.ready().await
+        let variables = [("PROMPTQ_BROKER", url.as_str()), ("PROMPTQ__GATEWAY__DRAIN_TIMEOUT", "3s")];
+        Gateway::start(&home, &variables).await.ready().await
     };
     let gateway = start().await;
     network.set(Network::Deaf);
@@ -88,7 +86,7 @@ async fn what_the_broker_has_not_confirmed_is_answered_with_its_key() {
 #[tokio::test]
 async fn a_second_signal_ends_it_at_once() {
     let home = Home::new();
-    let mut gateway = Gateway::start(&home, |_| {}).await.ready().await;
+    let mut gateway = Gateway::start(&home, &[]).await.ready().await;
     let mut half = TcpStream::connect(gateway.address).await.unwrap();
     let head =
         "POST /v1/jobs HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{";

@@ -8,16 +8,13 @@ mod crash;
 mod leaving;
 mod routes;
 
-use std::process::Command;
-
 use promptq_tests::process::Home;
 use promptq_tests::site::Hand;
 use serde_json::{Value, json};
 
 /// A worker in the home that leaves when it has nothing left to do.
-fn worker(home: &Home, more: impl FnOnce(&mut Command)) -> Hand {
-    let mut command = home.program("promptq-worker", &["--exit-when-idle", "20s", "--allow-exec"]);
-    more(&mut command);
+fn worker(home: &Home) -> Hand {
+    let command = home.program("promptq-worker", &["--exit-when-idle", "20s", "--allow-exec"]);
     Hand::start(command, home.path("worker.log"))
 }
 
