@@ -27,7 +27,9 @@ pub(super) fn metrics(expression: &str) -> BTreeSet<String> {
         let (_, word) = rest.split_at(start);
         let (word, after) = word.split_at(word.find(|c: char| !is_name(c)).unwrap_or(word.len()));
         rest = after;
-        if after.trim_start().starts_with('(') {
+        let after = after.trim_start();
+        let is_called = ["(", "by (", "without ("].iter().any(|next| after.starts_with(next));
+        if is_called {
             if LISTS.contains(&word) {
                 rest = after.split_once(')').map_or("", |(_, rest)| rest);
             }

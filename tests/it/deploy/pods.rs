@@ -23,7 +23,11 @@ fn pod(object: &Value) -> Option<&Value> {
 fn pods(objects: &[Value]) -> Vec<(String, &Value)> {
     let component =
         |object: &Value| object["metadata"]["labels"]["app.kubernetes.io/component"].as_str().unwrap().to_owned();
-    objects.iter().filter_map(|object| Some((component(object), pod(object)?))).collect()
+    objects
+        .iter()
+        .filter(|object| pod(object).is_some())
+        .map(|object| (component(object), pod(object).unwrap()))
+        .collect()
 }
 
 fn worker(objects: &[Value]) -> &Value {
