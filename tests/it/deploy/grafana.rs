@@ -120,7 +120,7 @@ fn the_dashboards_keep_every_rule() {
     for name in BOARDS {
         let board = board(name);
         assert_eq!(faults(&board, &known), Vec::<String>::new(), "{name}");
-        assert!(uids.insert(board["uid"].clone()), "{name} has the uid of another");
+        assert!(uids.insert(board["uid"].to_string()), "{name} has the uid of another");
     }
 }
 

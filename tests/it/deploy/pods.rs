@@ -23,7 +23,7 @@ fn pod(object: &Value) -> Option<&Value> {
 fn pods(objects: &[Value]) -> Vec<(String, &Value)> {
     let component =
         |object: &Value| object["metadata"]["labels"]["app.kubernetes.io/component"].as_str().unwrap().to_owned();
-    objects.iter().filter_map(|object| Some((component(object), pod(object)?))).collect()
+    objects.iter().filter_map(|object| pod(object).map(|pod| (component(object), pod))).collect()
 }
 
 fn worker(objects: &[Value]) -> &Value {
