@@ -43,7 +43,6 @@ fn throttled(seconds: u64) -> Outcome {
     Outcome::Failure(Failure { retry_after: Some(Duration::from_secs(seconds)), status_code: Some(429), ..failure })
 }
 
-/// A call that was made.
 #[derive(Clone, Debug)]
 struct Sent {
     at: Instant,
@@ -114,7 +113,7 @@ async fn call(limits: Limits, plan: Plan, expected: Option<Expected>, calls: Cal
 /// A worker with jobs of these models; it leaves a job that could not be called for later.
 async fn work(limits: Limits, plans: Vec<Plan>, calls: Calls) {
     let (mut left, mut running) = (plans, JoinSet::new());
-    let ends = Instant::now() + 2 * MINUTE;
+    let ends = Instant::now() + 3 * MINUTE;
     while (!left.is_empty() || !running.is_empty()) && Instant::now() < ends {
         let mut models: Vec<_> = left.iter().map(|plan| plan.model).collect();
         models.sort_unstable();
@@ -163,6 +162,10 @@ fn worst(calls: &[Sent], cap: &Cap) -> i64 {
     };
     let at = |at: Instant| calls.iter().filter(|call| counts(call, at)).map(of).sum::<i64>();
     calls.iter().map(|call| at(call.at)).max().unwrap_or_default()
+}
+
+async fn view(ledger: &Memory, key: &str) -> PoolView {
+    look(ledger, key).await.unwrap().expect("somebody has asked")
 }
 
 async fn caps(ledger: &Memory, key: &str) -> Vec<CapView> {
@@ -256,7 +259,6 @@ impl Fleet {
         limits
     }
 
-    /// Calls of a model within the last minute.
     fn lately(&self, model: &str) -> usize {
         let calls = self.calls.lock().unwrap();
         calls.iter().filter(|call| call.model == model && call.at.elapsed() < MINUTE).count()
@@ -273,12 +275,11 @@ async fn an_account_is_used_up_by_models_that_each_have_less() {
     }
     sleep(150 * SECOND).await;
     let (fast, slow) = (fleet.lately("fast"), fleet.lately("slow"));
-    assert!((280..=300).contains(&(fast + slow)) && fast <= 200 && slow <= 200, "{fast} and {slow}");
-    assert!(fast.min(slow) >= 90, "{fast} and {slow}");
-    let held = |limits: &Limits| limits.held().into_iter().map(|held| held.key).collect::<Vec<_>>();
+    assert!((280..=300).contains(&(fast + slow)), "{fast} and {slow}");
+    assert!([fast, slow].iter().all(|calls| (90..=200).contains(calls)), "{fast} and {slow}");
     let one = fleet.hire(&rules, &["fast"], 300);
     sleep(20 * SECOND).await;
-    assert!(held(&one).contains(&"acme".to_owned()), "the one that binds: {:?}", held(&one));
+    assert!(one.held().iter().any(|held| held.key == "acme"), "the one that binds: {:?}", one.held());
 }
 
 #[tokio::test(start_paused = true)]
@@ -290,7 +291,6 @@ async fn a_model_that_is_used_up_holds_nothing_of_its_account() {
     fleet.hire(&rules, &["fast"], 1_000);
     fleet.hire(&rules, &["fast", "slow"], 1_000);
     sleep(100 * SECOND).await;
-    // Four at once, a second each.
     assert!(fleet.lately("fast") >= 200 && fleet.lately("slow") <= 6, "{} calls", fleet.lately("fast"));
     assert!((5..=6).contains(&fleet.lately("slow")), "{} calls of the slow one", fleet.lately("slow"));
     assert_eq!(slow.held().into_iter().map(|held| held.key).collect::<Vec<_>>(), ["acme/slow"]);
@@ -312,10 +312,6 @@ async fn reserve(limits: &Limits, model: &str) -> Result<Pass, (Denied, String)>
     limits.seen(std::iter::once(&lane), |_| Some(key.clone()));
     let pass = limits.admit(&lane, &key).expect("its gate is open");
     limits.reserve(pass, &lane, Size { bytes: 720, max_tokens: Some(1) }).await
-}
-
-async fn view(ledger: &Memory, key: &str) -> PoolView {
-    look(ledger, key).await.unwrap().unwrap()
 }
 
 #[tokio::test(start_paused = true)]
