@@ -221,9 +221,9 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
 pub fn ask(address: SocketAddr, probe: Probe) -> Result<String, String> {
     const WAIT: Duration = Duration::from_secs(2);
     let here = match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
-        ip => ip,
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip @ (IpAddr::V4(_) | IpAddr::V6(_)) => ip,
     };
     let address = SocketAddr::new(here, address.port());
     let mut answer = Vec::new();
