@@ -15,6 +15,8 @@ use tokio::time::{Instant, Sleep, sleep};
 const STALL: Duration = Duration::from_secs(30);
 /// From the first byte of a request to the end of its head.
 const HEAD: Duration = Duration::from_secs(10);
+/// How long a client may go on sending when it has its last answer.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// Whether a request of a connection is being answered; else what comes is a head. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -37,12 +39,14 @@ pub(super) struct Patient<S> {
     busy: Busy,
     /// Runs out when a head was begun and not ended.
     head: Option<Pin<Box<Sleep>>>,
+    /// Runs out when everything is said.
+    linger: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Patient<S> {
     /// Over a connection.
     pub(super) fn new(stream: S, busy: Busy) -> Self {
-        Self { stream, stall: Box::pin(sleep(STALL)), is_stalled: false, busy, head: None }
+        Self { stream, stall: Box::pin(sleep(STALL)), is_stalled: false, busy, head: None, linger: None }
     }
 
     /// Whether a head that was begun should have ended by now; `came`: more of something has come.
@@ -82,7 +86,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Patient<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, buf);
         self.judged(cx, written)
@@ -106,8 +110,22 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
         self.judged(cx, flushed)
     }
 
+    /// Reads on for a moment: who hangs up on what is still coming takes its own last answer with it.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        let this = &mut *self;
+        ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
+        let linger = this.linger.get_or_insert_with(|| Box::pin(sleep(LINGER)));
+        loop {
+            let mut scratch = [0; 16 << 10];
+            let mut rest = ReadBuf::new(&mut scratch);
+            if linger.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Ok(()));
+            }
+            let read = ready!(Pin::new(&mut this.stream).poll_read(cx, &mut rest));
+            if read.is_err() || rest.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+        }
     }
 }
 

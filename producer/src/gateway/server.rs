@@ -2,6 +2,7 @@
 //! finished, and at the last moment those that are not are answered all the same.
 
 use std::convert::Infallible;
+use std::io::Write as _;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -121,7 +122,7 @@ async fn connections(listener: TcpListener, router: Router, (stop, health): (&St
                 Ok((socket, _)) if open.len() < CONNECTIONS => {
                     open.spawn(connection(socket, router.clone(), stop.watch()));
                 }
-                Ok((socket, _)) => turn_away(&socket),
+                Ok((socket, _)) => turn_away(socket),
                 Err(error) => {
                     // Out of file descriptors, as a rule: those who leave give some back.
                     tracing::warn!(%error, "cannot take a connection");
@@ -145,10 +146,10 @@ async fn connections(listener: TcpListener, router: Router, (stop, health): (&St
 }
 
 /// Says so to one connection too many, as far as that needs no waiting.
-fn turn_away(socket: &TcpStream) {
+fn turn_away(socket: TcpStream) {
     const BUSY: &[u8] =
         b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
-    drop(socket.try_write(BUSY));
+    drop(socket.into_std().and_then(|mut socket| socket.write(BUSY)));
 }
 
 async fn connection(socket: TcpStream, router: Router, mut phase: watch::Receiver<Phase>) {

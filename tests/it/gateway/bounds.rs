@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use promptq_tests::gateway::{Ask, Gateway};
 use promptq_tests::process::Home;
 use promptq_tests::site::until;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -97,26 +98,19 @@ async fn who_reads_no_answer_is_given_up() {
 
 #[tokio::test]
 async fn one_connection_too_many_is_told_to_come_again() {
+    let most = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most }).unwrap();
     let home = Home::new();
     let gateway = gateway(&home).await;
     let mut open = Vec::new();
-    let refused = until("it is full", async || {
-        let mut stream = TcpStream::connect(gateway.address).await.ok()?;
-        stream.write_all(b"GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n").await.ok()?;
-        let mut text = [0; 64];
-        if open.len() < 4_090 {
-            open.push(stream);
-            return None;
-        }
-        match tokio::time::timeout(Duration::from_millis(300), stream.read(&mut text)).await {
-            Ok(Ok(read)) => Some(String::from_utf8_lossy(&text[..read]).into_owned()),
-            Ok(Err(_)) => None,
-            Err(_) => {
-                open.push(stream);
-                None
-            }
-        }
+    for _ in 0..4_096 {
+        open.push(TcpStream::connect(gateway.address).await.unwrap());
+    }
+    let refused = rest(TcpStream::connect(gateway.address).await.unwrap()).await;
+    assert!(refused.starts_with("HTTP/1.1 503") && refused.contains("retry-after"), "{refused}");
+    drop(open);
+    until("there is room again", async || {
+        gateway.try_ask(Ask::get("/openapi.json")).await.is_some_and(|answer| answer.status == 200).then_some(())
     })
     .await;
-    assert!(refused.starts_with("HTTP/1.1 503") && refused.contains("retry-after"), "{refused}");
 }

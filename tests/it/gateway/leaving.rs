@@ -20,7 +20,7 @@ async fn shut(gateway: &Gateway) {
 #[tokio::test]
 async fn a_request_under_way_is_finished_and_a_waiting_client_is_answered_at_once() {
     let home = Home::new();
-    let gateway = Gateway::start(&home, &[]).await.ready().await;
+    let mut gateway = Gateway::start(&home, &[]).await.ready().await;
     let waited = gateway.ask(Ask::post("/v1/jobs", job("waited for"))).await.is(201);
     let path = format!("{}/result?wait=50s", waited.header("location"));
     let mut half = TcpStream::connect(gateway.address).await.unwrap();
@@ -47,7 +47,7 @@ async fn a_request_under_way_is_finished_and_a_waiting_client_is_answered_at_onc
     assert_eq!(pending.is(202).text("state"), "queued");
     assert!(late.starts_with("HTTP/1.1 201") && late.contains("connection: close"), "{late}");
     assert!(begun.elapsed() < Duration::from_secs(20), "nobody waits for the drain time: {:?}", begun.elapsed());
-    gateway.hand.leaves();
+    assert_eq!(until("it has left", async || gateway.hand.code()).await, Some(0));
 }
 
 #[tokio::test]
@@ -59,7 +59,7 @@ async fn what_the_broker_has_not_confirmed_is_answered_with_its_key() {
         let variables = [("PROMPTQ_BROKER", url.as_str()), ("PROMPTQ__GATEWAY__DRAIN_TIMEOUT", "3s")];
         Gateway::start(&home, &variables).await.ready().await
     };
-    let gateway = start().await;
+    let mut gateway = start().await;
     network.set(Network::Deaf);
     let leave = async {
         // Until both requests wait for an answer that does not come.
@@ -74,7 +74,7 @@ async fn what_the_broker_has_not_confirmed_is_answered_with_its_key() {
     let (one, batch) = (one.fails(503, "stopping"), batch.fails(503, "stopping"));
     assert_eq!((one.header("retry-after"), batch.text("idempotency_key").as_str()), ("1", "b"));
     let key = one.text("idempotency_key");
-    gateway.hand.leaves();
+    assert_eq!(until("it has left", async || gateway.hand.code()).await, Some(0));
     network.set(Network::Whole);
     let gateway = start().await;
     let again = gateway.ask(Ask::post("/v1/jobs", job("x")).with("idempotency-key", key.clone())).await;

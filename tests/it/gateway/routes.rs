@@ -81,7 +81,7 @@ async fn a_wrong_job_is_told_where_it_is_wrong_and_nothing_is_enqueued() {
         assert!(told.text("detail").contains(word), "{}", told.body);
     }
     let told = gateway.ask(Ask::post("/v1/jobs", "{\"prompt\":\"x\",\"modle\":\"m\"}")).await;
-    assert_eq!(told.body["where"]["column"], 15, "{}", told.body);
+    assert_eq!(told.body["where"]["column"], 23, "{}", told.body);
     assert!(told.text("hint").contains("model"), "{}", told.body);
     let stats = gateway.ask(Ask::get("/v1/queues/default/stats")).await.is(200);
     assert_eq!(stats.body["unfinished"], 0);
