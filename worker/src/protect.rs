@@ -168,7 +168,7 @@ impl Stand {
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
     use tokio::sync::mpsc;
     use tokio::task::JoinSet;
     use tokio::time::timeout;
@@ -199,38 +199,42 @@ mod tests {
         running: JoinSet<()>,
     }
 
+    async fn agent(listener: TcpListener, answers: &[(u16, &str)], see: mpsc::Sender<(String, Value)>) {
+        let mut kept = Vec::new();
+        for turn in 0.. {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            see.send(request(&mut stream).await).await.unwrap();
+            let (status, answer) = answers[turn.min(answers.len() - 1)];
+            if status == 0 {
+                kept.push(stream);
+                continue;
+            }
+            let length = answer.len();
+            let whole = format!("HTTP/1.1 {status} X\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{answer}");
+            stream.write_all(whole.as_bytes()).await.unwrap();
+        }
+    }
+
+    /// Its first line, and its body.
+    async fn request(stream: &mut TcpStream) -> (String, Value) {
+        let (mut bytes, mut filled) = (vec![0; 4_096], 0);
+        loop {
+            filled += stream.read(&mut bytes[filled..]).await.unwrap();
+            let text = String::from_utf8_lossy(&bytes[..filled]).into_owned();
+            let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+            if let Ok(body) = serde_json::from_str(body) {
+                return (head.lines().next().unwrap_or_default().to_owned(), body);
+            }
+        }
+    }
+
     impl Scene {
         async fn new(pace: Pace, answers: &'static [(u16, &'static str)]) -> Self {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let url = format!("http://{}/", listener.local_addr().unwrap());
             let (see, asked) = mpsc::channel(64);
             let mut running = JoinSet::new();
-            running.spawn(async move {
-                let mut kept = Vec::new();
-                for turn in 0.. {
-                    let (mut stream, _) = listener.accept().await.unwrap();
-                    let mut bytes = vec![0; 4_096];
-                    let mut filled = 0;
-                    let (line, body) = loop {
-                        filled += stream.read(&mut bytes[filled..]).await.unwrap();
-                        let text = String::from_utf8_lossy(&bytes[..filled]).into_owned();
-                        let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
-                        if let Ok(body) = serde_json::from_str(body) {
-                            break (head.lines().next().unwrap_or_default().to_owned(), body);
-                        }
-                    };
-                    see.send((line, body)).await.unwrap();
-                    let (status, answer) = answers[turn.min(answers.len() - 1)];
-                    let length = answer.len();
-                    let whole =
-                        format!("HTTP/1.1 {status} X\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{answer}");
-                    if status == 0 {
-                        kept.push(stream);
-                    } else {
-                        stream.write_all(whole.as_bytes()).await.unwrap();
-                    }
-                }
-            });
+            running.spawn(agent(listener, answers, see));
             let (board, stop) = (Board::new(), Stop::new());
             running.spawn(keep(Agent::at_pace(&url, pace).unwrap(), board.watch(), stop.clone()));
             Self { board, stop, asked, running }

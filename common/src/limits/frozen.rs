@@ -27,9 +27,11 @@ const KEYS: usize = 100;
 pub(super) struct Frost {
     frozen_at: Instant,
     looked_at: Option<Instant>,
-    /// Until when, and why; not told yet.
-    untold: Option<(Instant, String)>,
+    untold: Option<Untold>,
 }
+
+/// A freeze that the others have not been told of: until when, and why.
+type Untold = (Instant, String);
 
 impl Limits {
     /// Shares rate limits of keys without a rule, until it is dropped. Where `ledger` shares no limits, each worker meets
@@ -52,7 +54,7 @@ impl Limits {
         }
     }
 
-    async fn share_frost(&self, ledger: &dyn Ledger, key: Arc<str>, untold: Option<(Instant, String)>) -> Result<()> {
+    async fn share_frost(&self, ledger: &dyn Ledger, key: Arc<str>, untold: Option<Untold>) -> Result<()> {
         let asked = Instant::now();
         let answer = async {
             let Some((until, why)) = &untold else { return shared::look(ledger, &key).await };
@@ -106,7 +108,7 @@ impl Frost {
 
 impl Table {
     /// The keys to tell of or to look at now.
-    fn frosts_due(&mut self) -> Vec<(Arc<str>, Option<(Instant, String)>)> {
+    fn frosts_due(&mut self) -> Vec<(Arc<str>, Option<Untold>)> {
         let now = Instant::now();
         self.frosts.retain(|_, frost| frost.is_kept(now));
         let mut due = Vec::new();

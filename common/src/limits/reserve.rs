@@ -80,8 +80,7 @@ impl Quotas {
             let pause = {
                 let mut book = self.book();
                 let binds = book.sort_out(now, need, &lines)?;
-                let passes = binds.is_none() && book.pass(now, &mut lines);
-                if passes {
+                if binds.is_none() && book.pass(now, &mut lines) {
                     return Ok(book.take(now, &lines));
                 }
                 if Instant::now() >= deadline {

@@ -57,12 +57,17 @@ pub(crate) struct Intake {
     short_since: Option<Timestamp>,
     idle_since: Option<Instant>,
     failing: Option<Failing>,
-    /// Whether the broker has answered.
-    has_answered: bool,
-    /// Whether there has been a job to run.
-    has_taken: bool,
+    heard: Heard,
     /// Since when jobs are ready that may not run: told to whoever has it leave by itself.
     waits_since: Option<Instant>,
+}
+
+/// What the broker has said so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Heard {
+    Nothing,
+    Answers,
+    Jobs,
 }
 
 /// The broker is out of reach.
@@ -121,7 +126,7 @@ impl Intake {
         chores.spawn(upkeep::limits(broker.clone(), limits.clone(), settings.limit_share));
         let shelf = Shelf::new(store.clone());
         let nevers = Nevers::default();
-        let desk = Arc::new(Desk { settings, runners, store, limits, shelf, nevers, cut, meter });
+        let desk = Arc::new(Desk { settings, runners, store, limits, shelf, nevers, meter, cut });
         let mut tick = interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
@@ -142,8 +147,7 @@ impl Intake {
             short_since: None,
             idle_since: None,
             failing: None,
-            has_answered: false,
-            has_taken: false,
+            heard: Heard::Nothing,
             waits_since: None,
         }
     }
@@ -252,7 +256,7 @@ impl Intake {
             }
             Event::Answer(Ok(deliveries)) => self.start(deliveries),
             // Starting it again would not help, nor waiting.
-            Event::Answer(Err(error)) if !self.has_taken && error.kind() == Kind::Denied => {
+            Event::Answer(Err(error)) if self.heard < Heard::Jobs && error.kind() == Kind::Denied => {
                 tracing::error!(%error, "jobs may not be taken");
                 Next::Leave(StopReason::Refused)
             }
@@ -275,15 +279,15 @@ impl Intake {
         if self.failing.take().is_some() {
             self.desk.meter.reconnected();
         }
-        if !std::mem::replace(&mut self.has_answered, true) {
-            self.dirty = true;
+        if self.heard == Heard::Nothing {
+            (self.heard, self.dirty) = (Heard::Answers, true);
         }
         let Deliveries { deliveries, lanes_seen } = answer;
         self.note_lanes(&lanes_seen, &deliveries);
         if !deliveries.is_empty() {
             self.idle_since = None;
             self.dirty = true;
-            (self.has_taken, self.waits_since) = (true, None);
+            (self.heard, self.waits_since) = (Heard::Jobs, None);
             for delivery in deliveries {
                 let expected = self.desk.limits.expect(&delivery.head.lane);
                 self.running.spawn(execute(delivery, expected, Arc::clone(&self.desk)));

@@ -5,7 +5,7 @@ use promptq_common::time::Timestamp;
 use tokio::time::Instant;
 
 use super::want::TROUBLE;
-use super::{Intake, SHOW};
+use super::{Heard, Intake, SHOW};
 use crate::admission::Shortage;
 use crate::status::{Blocked, BlockedBy, Status};
 
@@ -41,7 +41,7 @@ impl Intake {
             finished: self.finished,
             blocked,
             draining: self.draining,
-            consuming: self.has_answered,
+            consuming: self.heard > Heard::Nothing,
             progress_at: self.progress_at,
             spent,
             retries_until: self.retries_until,

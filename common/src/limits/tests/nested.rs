@@ -129,8 +129,7 @@ async fn work(limits: Limits, plans: Vec<Plan>, calls: Calls) {
                 let plan = left.swap_remove(next);
                 let (limits, calls, again) = (limits.clone(), Arc::clone(&calls), plan.clone());
                 let expected = limits.expect(&lane(model));
-                running
-                    .spawn(async move { if call(limits, plan, expected, calls).await { None } else { Some(again) } });
+                running.spawn(async move { (!call(limits, plan, expected, calls).await).then_some(again) });
             }
         }
         tokio::select! {
