@@ -128,7 +128,7 @@ fn secrets_come_as_files_and_stand_in_nothing_that_is_rendered() {
     let objects = one(&more);
     let sources = pods(&objects).into_iter().find(|(component, _)| component == "gateway").unwrap().1.to_string();
     assert!(
-        sources.contains(r#""secret":{"items":[{"key":"name","path":"PROMPTQ__BROKER__USER"}],"name":"producer"}"#),
+        sources.contains(r#""secret":{"name":"producer","items":[{"key":"name","path":"PROMPTQ__BROKER__USER"}]}"#),
         "{sources}"
     );
     assert_eq!(sources.matches("PROMPTQ__BROKER__USER_FILE").count(), 1);
