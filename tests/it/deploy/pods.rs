@@ -273,6 +273,10 @@ fn workers_are_counted_by_unfinished_work() {
         (&json!(0), &json!(300))
     );
     assert_eq!(spec["metrics"][0]["external"]["target"], json!({ "type": "AverageValue", "averageValue": "16" }));
+}
+
+#[test]
+fn a_long_job_has_a_pod_of_its_own() {
     let objects = one(&json!({ "autoscaling": { "mode": "keda-job" } }));
     let spec = &of_kind(&objects, "ScaledJob")[0]["spec"];
     let job = &spec["jobTargetRef"];
