@@ -128,7 +128,7 @@ fn secrets_come_as_files_and_stand_in_nothing_that_is_rendered() {
     let objects = one(&more);
     let sources = pods(&objects).into_iter().find(|(component, _)| component == "gateway").unwrap().1.to_string();
     assert!(
-        sources.contains(r#""secret":{"items":[{"key":"name","path":"PROMPTQ__BROKER__USER"}],"name":"producer"}"#),
+        sources.contains(r#""secret":{"name":"producer","items":[{"key":"name","path":"PROMPTQ__BROKER__USER"}]}"#),
         "{sources}"
     );
     assert_eq!(sources.matches("PROMPTQ__BROKER__USER_FILE").count(), 1);
@@ -273,6 +273,10 @@ fn workers_are_counted_by_unfinished_work() {
         (&json!(0), &json!(300))
     );
     assert_eq!(spec["metrics"][0]["external"]["target"], json!({ "type": "AverageValue", "averageValue": "16" }));
+}
+
+#[test]
+fn a_long_job_has_a_pod_of_its_own() {
     let objects = one(&json!({ "autoscaling": { "mode": "keda-job" } }));
     let spec = &of_kind(&objects, "ScaledJob")[0]["spec"];
     let job = &spec["jobTargetRef"];
