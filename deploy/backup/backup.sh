@@ -85,7 +85,7 @@ rabbitmq() {
   local ctl=${RABBITMQCTL:-rabbitmqctl}
   need "$ctl"
   # Run as root it writes as a user of its own, who may not write here.
-  out=$(mktemp -d /tmp/definitions.XXXXXX)
+  out=$(mktemp -d)
   trap 'rm -rf "$out"' EXIT
   [ "$(id -u)" != 0 ] || chown rabbitmq "$out"
   "$ctl" --silent export_definitions "$out/definitions.json" >&2 || fail "rabbitmqctl cannot export definitions" "run it on the server's host, as root or rabbitmq"

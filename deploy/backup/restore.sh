@@ -69,7 +69,7 @@ rabbitmq() {
         fail "the server has $name already ($kind)" "nothing is written over: use an empty server, or delete it there"
     done
   done
-  out=$(mktemp -d /tmp/definitions.XXXXXX)
+  out=$(mktemp -d)
   trap 'rm -rf "$out"' EXIT
   cp "$backup/definitions.json" "$out/definitions.json"
   # Run as root it reads as a user of its own.

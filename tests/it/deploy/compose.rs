@@ -74,9 +74,6 @@ fn unwanted(services: &Value) -> Vec<String> {
         demand(!variables.is_some_and(|all| all.keys().any(|name| is_plain(name))), "has a secret in a variable");
         if ours {
             demand(service["healthcheck"]["test"][0] == "CMD", "its health check wants a shell");
-            let waits = service["depends_on"].as_object();
-            let needs = waits.is_some_and(|all| all.values().any(|one| one["required"] == true));
-            demand(!needs, "waits for a service that need not be there");
         }
         if name == "worker" {
             let drain = seconds(&service["environment"]["PROMPTQ__WORKER__DRAIN_TIMEOUT"]);
@@ -114,6 +111,7 @@ fn compose_takes_the_file_under_every_profile() {
             ("secrets: [openai-api-key,", "secrets: [openai-key,", "openai-key"),
             ("volumes: [\"state:", "volumes: [\"stats:", "stats"),
             ("condition: service_healthy", "condition: service_is_healthy", "depends_on.redis.condition"),
+            ("service_healthy, required: false", "service_healthy, required: true", "depends on undefined service"),
             ("${BROKER_URL:-", "${BROKER_URL:?name a broker}${X:-", "name a broker"),
             ("*promptq\n", "*promtq\n", "promtq"),
         ],
@@ -140,7 +138,6 @@ fn the_file_says_what_compose_does_not_ask() {
             ("\"127.0.0.1:${GATEWAY", "\"${GATEWAY", "gateway: other hosts reach it"),
             ("PASSWORD_FILE: ${BROKER", "PASSWORD: ${BROKER", "has a secret in a variable"),
             ("[\"CMD\", \"/usr/local/bin/promptq-worker\"", "[\"CMD-SHELL\", \"promptq-worker\"", "wants a shell"),
-            ("service_healthy, required: false", "service_healthy, required: true", "need not be there"),
             ("stop_grace_period: 330s", "stop_grace_period: 10s", "killed while it drains"),
         ],
         ask(WAYS[0]),

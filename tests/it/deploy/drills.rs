@@ -205,36 +205,3 @@ async fn rabbitmq_and_its_ledger_are_lost_and_come_back() {
     assert_eq!(site.provider.calls().len(), ROWS, "nothing is paid for twice");
     report("rabbitmq", saved, destroyed, ROWS - BEFORE);
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_ledger_alone_is_lost_and_comes_back() {
-    let mut site = Site::new(Options::durable(), 20..=20).await;
-    std::fs::write(site.path("all.jsonl"), rows(ROWS)).unwrap();
-    let rabbit = tokio::task::block_in_place(RabbitServer::shared);
-    let host = rabbit.host();
-    let variables = on(&site, host.url());
-    submit(&site, &variables, &["all.jsonl"]);
-    let hasty = Setup { lease: Duration::from_secs(2), ..setup(&site, &variables) };
-    let worker = site.worker(1, &hasty);
-    ended(&site.broker().await, 10).await;
-    let before = records(&site.broker().await).await;
-    let backup = save_redis(&site);
-    let saved = Instant::now();
-    ended(&site.broker().await, before.len() + 10).await;
-    worker.leaves();
-    let called = site.provider.calls().len();
-    assert!(called < ROWS, "some messages are left");
-
-    site.server.kill();
-    let destroyed = Instant::now();
-    restore_redis(&mut site, &backup);
-    let known = records(&site.broker().await).await.len();
-    let worker = site.worker(2, &hasty);
-    // What still has a message runs; what has ended since the backup has none, and is published once more.
-    ended(&site.broker().await, ROWS - (called - known)).await;
-    submit(&site, &variables, &["all.jsonl", "--republish"]);
-    every_row_ended_once(&site.broker().await, &before).await;
-    worker.leaves();
-    assert_eq!(site.provider.calls().len() - ROWS, called - known, "paid for again: what ended after the backup");
-    report("ledger alone", saved, destroyed, called - known);
-}

@@ -25,7 +25,7 @@ fn files(extension: &str) -> Vec<PathBuf> {
 }
 
 fn shellcheck(paths: &[&Path]) -> Said {
-    Said::of(tool("shellcheck").args(["-x", "-P", "SCRIPTDIR"]).args(paths))
+    Said::of(tool("shellcheck").current_dir(top()).args(["-x", "-P", "SCRIPTDIR"]).args(paths))
 }
 
 fn yamllint(paths: &[&Path]) -> Said {
