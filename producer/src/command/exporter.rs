@@ -126,7 +126,7 @@ async fn once(cx: &Context, args: &Args, seen: &Seen) -> Result<()> {
     now.took = begun.elapsed();
     match looked {
         Ok((look, backend)) => {
-            (now.backend, now.last, now.look) = (backend, Some(Timestamp::now()), Some(look));
+            (now.backend, now.seen_at, now.look) = (backend, Some(Timestamp::now()), Some(look));
             Ok(())
         }
         Err(problem) => {
@@ -156,7 +156,7 @@ struct Seen(Arc<Mutex<Last>>);
 struct Last {
     backend: &'static str,
     took: Duration,
-    last: Option<Timestamp>,
+    seen_at: Option<Timestamp>,
     look: Option<Look>,
 }
 
@@ -178,7 +178,7 @@ impl Piece for Seen {
         page.family(&m::SCRAPE_SUCCESS, [(backend, works)]);
         page.family(&m::SCRAPE_DURATION, [(backend, last.took.as_secs_f64())]);
         #[expect(clippy::cast_precision_loss, reason = "the format knows no other numbers")]
-        page.family(&m::SCRAPE_AT, last.last.map(|at| (backend, at.as_millis() as f64 / 1_000.0)));
+        page.family(&m::SCRAPE_AT, last.seen_at.map(|at| (backend, at.as_millis() as f64 / 1_000.0)));
         if let Some(look) = &last.look {
             write(page, look);
         }

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::auth::Caller;
 use super::problem::{Problem, Result};
+use super::watched::Watched;
 use super::{Shared, route};
 
 /// The longest address that is taken.
@@ -44,7 +45,7 @@ pub(super) async fn guard(State(gateway): State<Shared>, mut request: Request, n
     }
     let route = template.as_deref().unwrap_or("unknown");
     let (code, took) = (response.status().as_u16(), began.elapsed());
-    gateway.watched.answered(route, &method, code, took);
+    Watched::answered(route, &method, code, took);
     tracing::info!(request = %id, %method, route, code, seconds = took.as_secs_f64(), "request");
     response
 }

@@ -55,7 +55,7 @@ impl Watched {
     }
 
     /// A request was answered so.
-    pub(super) fn answered(&self, route: &str, method: &Method, code: u16, took: Duration) {
+    pub(super) fn answered(route: &str, method: &Method, code: u16, took: Duration) {
         let Some(recorder) = recorder::installed() else { return };
         let known =
             [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS];
@@ -110,7 +110,7 @@ pub(super) async fn tell(gateway: &Gateway, health: &Health) {
             }
         };
         health.started();
-        health.report("broker", stands.as_ref().map(|()| ()).map_err(String::as_str));
+        health.report("broker", stands.as_ref().copied().map_err(String::as_str));
         gateway.watched.0.is_connected.store(stands.is_ok(), Ordering::Relaxed);
         pause = LOOK[usize::from(stands.is_err())];
     }

@@ -207,7 +207,7 @@ fn age(depth: &Depth, speed: &Speed, now: Timestamp) -> (Option<f64>, AgeSource)
         return (Some(now.since(since).as_secs_f64()), AgeSource::Exact);
     }
     let behind = (speed.ended > 0.0).then(|| whole_f64(depth.ready) / speed.ended);
-    let waited = (speed.waited > Duration::ZERO).then(|| speed.waited.as_secs_f64());
+    let waited = (speed.waited > Duration::ZERO).then_some(speed.waited.as_secs_f64());
     (waited.into_iter().chain(behind).max_by(f64::total_cmp), AgeSource::Estimate)
 }
 

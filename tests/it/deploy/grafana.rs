@@ -42,7 +42,7 @@ fn faults(board: &Value, known: &BTreeSet<String>) -> Vec<String> {
     let mut faults = Vec::new();
     let mut demand = |holds: bool, what: String| {
         if !holds {
-            faults.push(what)
+            faults.push(what);
         }
     };
     let is_text = |value: &Value| value.as_str().is_some_and(|text| !text.trim().is_empty());
@@ -143,11 +143,11 @@ fn each_fault_of_a_dashboard_is_seen() {
         ("no unit", |b| b["panels"][1]["fieldConfig"]["defaults"]["unit"] = Value::Null),
         ("a source of its own", |b| b["panels"][1]["targets"][0]["datasource"]["uid"] = "prometheus".into()),
         ("a range of its own", |b| {
-            b["panels"][1]["targets"][0]["expr"] = "rate(promptq_jobs_started_total[5m])".into()
+            b["panels"][1]["targets"][0]["expr"] = "rate(promptq_jobs_started_total[5m])".into();
         }),
         ("a counter as it is", |b| b["panels"][1]["targets"][0]["expr"] = "sum(promptq_jobs_started_total)".into()),
         ("nobody says so", |b| {
-            b["panels"][1]["targets"][0]["expr"] = "sum(promptq_queue_messages{state=\"red\"})".into()
+            b["panels"][1]["targets"][0]["expr"] = "sum(promptq_queue_messages{state=\"red\"})".into();
         }),
         ("nobody counts", |b| b["panels"][1]["targets"][0]["expr"] = "sum(promptq_job_slo)".into()),
     ];

@@ -24,7 +24,7 @@ fn verify(path: &Path) -> Said {
         unit.replace("/usr/local/bin/promptq-worker", "/bin/true").replace("/usr/local/bin/promptq", "/bin/true");
     let there = there.replace("/usr/local/lib/promptq/backup/backup.sh", "/bin/true");
     std::fs::write(folder.path().join(name), there).unwrap();
-    if name.ends_with(".timer") {
+    if path.extension().is_some_and(|kind| kind == "timer") {
         let service =
             text("systemd/promptq-backup.service").replace("/usr/local/lib/promptq/backup/backup.sh", "/bin/true");
         std::fs::write(folder.path().join("promptq-backup.service"), service).unwrap();

@@ -86,8 +86,8 @@ async fn a_rate_limit_of_a_model_without_a_rule_is_shared_shown_and_released() {
     assert_eq!((&item["key"], &item["state"]), (&Value::from("openai/gpt-4o"), &Value::from("frozen")), "{item}");
     assert!(item["refusal"].as_str().unwrap().contains("rate_limit"), "{item}");
     limits(&["limits", "show", "openai/gpt-4o"]).prints(&["frozen", "rate_limit", "promptq limits release"]);
-    let last = waiting.last().unwrap().id.to_string();
-    let why = limits(&["jobs", "why", &last]);
+    let id = waiting.last().unwrap().id.to_string();
+    let why = limits(&["jobs", "why", &id]);
     why.prints(&["openai/gpt-4o refused a call (", "is frozen for 9m"]);
     until("status says it", async || {
         let status = Said::of(&mut metered.program("promptq", "status", &["status"])).ends(0);
