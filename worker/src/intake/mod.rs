@@ -57,8 +57,8 @@ pub(crate) struct Intake {
     short_since: Option<Timestamp>,
     idle_since: Option<Instant>,
     failing: Option<Failing>,
-    /// Whether the broker has answered.
-    has_answered: bool,
+    /// When the broker answered first.
+    answered_at: Option<Instant>,
     /// Whether there has been a job to run.
     has_taken: bool,
     /// When it was said that jobs wait which may not run now.
@@ -121,7 +121,7 @@ impl Intake {
         chores.spawn(upkeep::limits(broker.clone(), limits.clone(), settings.limit_share));
         let shelf = Shelf::new(store.clone());
         let nevers = Nevers::default();
-        let desk = Arc::new(Desk { settings, runners, store, limits, shelf, nevers, cut, meter });
+        let desk = Arc::new(Desk { settings, runners, store, limits, shelf, nevers, meter, cut });
         let mut tick = interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
@@ -142,7 +142,7 @@ impl Intake {
             short_since: None,
             idle_since: None,
             failing: None,
-            has_answered: false,
+            answered_at: None,
             has_taken: false,
             said_at: None,
         }
@@ -272,8 +272,8 @@ impl Intake {
         if self.failing.take().is_some() {
             self.desk.meter.reconnected();
         }
-        if !std::mem::replace(&mut self.has_answered, true) {
-            self.dirty = true;
+        if self.answered_at.is_none() {
+            (self.answered_at, self.dirty) = (Some(Instant::now()), true);
         }
         let Deliveries { deliveries, lanes_seen } = answer;
         self.note_lanes(&lanes_seen, &deliveries);

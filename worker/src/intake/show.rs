@@ -41,7 +41,7 @@ impl Intake {
             finished: self.finished,
             blocked,
             draining: self.draining,
-            consuming: self.has_answered,
+            consuming: self.answered_at.is_some(),
             progress_at: self.progress_at,
             spent,
             retries_until: self.retries_until,
