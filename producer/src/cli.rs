@@ -189,7 +189,7 @@ pub enum Command {
     Doctor(command::doctor::Args),
     /// Show depth, age and the workers that queues want to Prometheus
     Exporter(command::exporter::Args),
-    /// Ask an exporter or a gateway on this machine how it is: exit 0 when it is well, else 1
+    /// Ask an exporter or a gateway here how it is: exit 0 when it is well, else 1
     #[command(before_help = "Examples:\n  promptq healthcheck\n  promptq healthcheck readyz --admin 127.0.0.1:9092")]
     Healthcheck(Healthcheck),
     /// Completions for a shell

@@ -335,10 +335,9 @@ async fn caps_that_people_set_and_that_headers_taught_are_weighed() {
     // A rule that other hosts have, and nobody here.
     let rule = Rule { key: "acme/fast".into(), caps: vec![cap(Measure::Requests, Per::Day, 2_500)], adaptive: false };
     spent(&broker, &rule.key, &rule.caps, Amounts { requests: 1_250, ..Amounts::NONE }).await;
-    assert_eq!(
-        line().await,
-        "limits  acme/fast: 2500 requests/day, 1,250 used: bound by requests, about 2d12h with any number of workers"
-    );
+    let day =
+        "limits  acme/fast: 2500 requests/day, 1,250 used: bound by requests, about 2d12h with any number of workers";
+    assert_eq!(line().await, format!("{day} | {at_once}"), "beside the account's");
 }
 
 #[tokio::test]

@@ -181,6 +181,7 @@ pub async fn storm(plan: Plan) -> anyhow::Result<Report> {
         server.end(trouble);
     }
     watch.until_tidy(TIDY).await?;
+    server.rests(TIDY).await;
     fleet.stop().await?;
     let facts = Facts { plan, begun, calls: provider.calls(), kills };
     let mut faults = facts.broken_promises(&watch).await?;

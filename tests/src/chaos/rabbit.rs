@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use promptq_common::broker::{Access, Beside};
 use promptq_common::store::Store;
@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 use super::trouble::Trouble;
 use crate::proxy::{Network, Proxy};
-use crate::rabbit::{Alarm, Options as RabbitOptions, RabbitServer, RawClient, VirtualHost};
+use crate::rabbit::{Alarm, Options as RabbitOptions, QueueSeen, RabbitServer, RawClient, VirtualHost};
 use crate::redis::{Options as RedisOptions, RedisServer};
 
 /// The results of the standard queue.
@@ -105,6 +105,15 @@ impl Rabbit {
             Trouble::Pause => self.server().resume(),
             Trouble::Cut => self.proxy.set(Network::Whole),
             Trouble::Alarm => self.server().clear(Alarm::Memory),
+        }
+    }
+
+    pub(super) async fn rests(&self, patience: Duration) {
+        let begun = Instant::now();
+        let is_busy = |queue: QueueSeen| queue.name != RESULTS && (queue.ready, queue.unacked) != (0, 0);
+        while begun.elapsed() < patience && tokio::task::block_in_place(|| self.host.queues()).into_iter().any(is_busy)
+        {
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
 

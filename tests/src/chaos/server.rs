@@ -1,6 +1,7 @@
 //! What stands behind the queue in a storm, and what is done to it.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use promptq_common::broker::Access;
 
@@ -60,6 +61,13 @@ impl Server {
             Self::Sqlite(_) => Vec::new(),
             Self::Redis(server) => server.faults(),
             Self::RabbitMq(rabbit) => rabbit.faults(jobs).await,
+        }
+    }
+
+    /// Waits until its workers have nothing more in hand, for this long at the most. What they hold when they leave comes back.
+    pub(super) async fn rests(&self, patience: Duration) {
+        if let Self::RabbitMq(rabbit) = self {
+            rabbit.rests(patience).await;
         }
     }
 
