@@ -57,7 +57,6 @@ pub(crate) struct Intake {
     short_since: Option<Timestamp>,
     idle_since: Option<Instant>,
     failing: Option<Failing>,
-<<<<<<< HEAD
     heard: Heard,
     /// Since when jobs are ready that may not run: told to whoever has it leave by itself.
     waits_since: Option<Instant>,
@@ -69,14 +68,6 @@ enum Heard {
     Nothing,
     Answers,
     Jobs,
-=======
-    /// When the broker answered first.
-    answered_at: Option<Instant>,
-    /// Whether there has been a job to run.
-    has_taken: bool,
-    /// When it was said that jobs wait which may not run now.
-    said_at: Option<Instant>,
->>>>>>> ops
 }
 
 /// The broker is out of reach.
@@ -156,14 +147,8 @@ impl Intake {
             short_since: None,
             idle_since: None,
             failing: None,
-<<<<<<< HEAD
             heard: Heard::Nothing,
             waits_since: None,
-=======
-            answered_at: None,
-            has_taken: false,
-            said_at: None,
->>>>>>> ops
         }
     }
 
@@ -294,13 +279,8 @@ impl Intake {
         if self.failing.take().is_some() {
             self.desk.meter.reconnected();
         }
-<<<<<<< HEAD
         if self.heard == Heard::Nothing {
             (self.heard, self.dirty) = (Heard::Answers, true);
-=======
-        if self.answered_at.is_none() {
-            (self.answered_at, self.dirty) = (Some(Instant::now()), true);
->>>>>>> ops
         }
         let Deliveries { deliveries, lanes_seen } = answer;
         self.note_lanes(&lanes_seen, &deliveries);

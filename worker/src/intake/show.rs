@@ -41,11 +41,7 @@ impl Intake {
             finished: self.finished,
             blocked,
             draining: self.draining,
-<<<<<<< HEAD
             consuming: self.heard > Heard::Nothing,
-=======
-            consuming: self.answered_at.is_some(),
->>>>>>> ops
             progress_at: self.progress_at,
             spent,
             retries_until: self.retries_until,
