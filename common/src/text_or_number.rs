@@ -12,7 +12,7 @@ pub(crate) fn write<S: Serializer>(serializer: S, value: &impl Display, number: 
     if serializer.is_human_readable() { serializer.collect_str(value) } else { serializer.serialize_i64(number) }
 }
 
-/// Reads what [`write`] wrote; `of` makes the value of its number.
+/// Reads what [`write()`] wrote; `of` makes the value of its number.
 pub(crate) fn read<'de, D: Deserializer<'de>, T>(deserializer: D, of: fn(i64) -> T) -> Result<T, D::Error>
 where
     T: FromStr<Err: Display>,

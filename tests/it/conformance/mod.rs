@@ -41,7 +41,6 @@ macro_rules! cases {
         on!(redis $($($area $case)*)*);
         on!(redis_flushed $($($area $case)*)*);
         on!(quorum_redis $($($area $case)*)*);
-        on!(classic_sqlite $($($area $case)*)*);
     };
 }
 
@@ -70,7 +69,7 @@ macro_rules! some {
     )*};
 }
 
-some!(quorum_sqlite classic_redis);
+some!(quorum_sqlite classic_sqlite classic_redis);
 
 // Some of those that a folder runs below, on real S3 servers, which serve them one after the other.
 macro_rules! in_buckets {

@@ -148,7 +148,7 @@ async fn a_queue_is_counted_with_its_workers_and_what_holds_it() {
         (&stats["queue"], &stats["backend"], &stats["age_source"]),
         (&json!("q"), &json!("redis"), &json!("exact"))
     );
-    assert!(stats["oldest_ready_age_seconds"].is_u64(), "{stats}");
+    assert!(stats["oldest_ready_age_seconds"].is_number(), "{stats}");
     assert_eq!((&stats["blocked"][0]["reason"], &stats["blocked"][0]["jobs"]), (&json!("paused"), &json!(7)));
     let unused = gateway.ask(Ask::get("/v1/queues/unused/stats")).await.is(200).body;
     assert_eq!((&unused["unfinished"], &unused["blocked"]), (&json!(0), &json!([])));
