@@ -89,9 +89,9 @@ async fn a_rate_limit_of_a_model_without_a_rule_is_shared_shown_and_released() {
     let id = waiting.last().unwrap().id.to_string();
     let why = limits(&["jobs", "why", &id]);
     why.prints(&["openai/gpt-4o refused a call (", "is frozen for 9m"]);
-    until("status says it", async || {
-        let status = Said::of(&mut metered.program("promptq", "status", &["status"])).ends(0);
-        status.stdout.contains("openai/gpt-4o is frozen").then_some(())
+    until("the table of queues says it", async || {
+        let table = Said::of(&mut metered.program("promptq", "queues", &["queues", "list"])).ends(0);
+        table.stdout.contains("openai/gpt-4o is frozen").then_some(())
     })
     .await;
     let from = calls.iter().map(|call| call.started_ms).max().unwrap();
