@@ -323,10 +323,13 @@ async fn a_worker_stays_for_what_waits_for_more_than_money() {
     rig.settings.budgets.insert(Queue::standard(), budget);
     let other = Queue::new("other").unwrap();
     rig.settings.queues.push((other.clone(), 1));
-    let calls = AtomicU32::new(0);
-    let refused = move |_: &Job, _: &RunContext| match calls.fetch_add(1, Ordering::SeqCst) {
-        0..8 => failure(FailureClass::Account, 401),
-        _ => Play::Answer("ok".into()),
+    let mended_at = tokio::time::Instant::now() + Duration::from_secs(400);
+    let refused = move |_: &Job, _: &RunContext| {
+        if tokio::time::Instant::now() < mended_at {
+            failure(FailureClass::Account, 401)
+        } else {
+            Play::Answer("ok".into())
+        }
     };
     rig.runs("refused", Scripted::new("dead/m", refused));
     put(&rig, &(0..60).map(|_| bounded("m", "b", 1_000, Extras::default())).collect::<Vec<_>>()).await;
