@@ -166,6 +166,8 @@ fn the_gateway_is_asked_with_curl() {
     assert!(said.contains("\"new\":4") && said.contains("\"unfinished\""), "{said}");
     let answer = std::fs::read_to_string(machine.home.path().join("answer.json")).unwrap();
     assert!(answer.contains("\"state\":\"succeeded\""), "{answer}");
+    let rest = machine.succeed("promptq-worker --exit-when-idle 1s && promptq status examples --json");
+    assert!(rest.contains("\"succeeded\": 4"), "each line names a model that works: {rest}");
 }
 
 #[test]

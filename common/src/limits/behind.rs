@@ -1,6 +1,7 @@
 //! Which lanes lie behind a limit key, as a worker has met them: for those who ask why a lane's jobs wait.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use tokio::time::Instant;
 
@@ -31,12 +32,31 @@ impl Limits {
     /// What has no money for the jobs of these lanes, where all of them wait for money and for nothing else: a person has to
     /// allow more, or another day comes.
     pub fn is_spent_for(&self, lanes: &[Lane]) -> Option<Held> {
-        let spent: Vec<Held> = self.held().into_iter().filter(|held| held.spent).collect();
-        let behind = spent.iter().flat_map(|held| self.lanes_behind(&held.key, usize::MAX));
-        let (closed, behind) = (self.broke_queues(), behind.collect::<BTreeSet<_>>());
-        let is_spent =
-            |lane: &Lane| closed.contains(&lane.queue) || behind.contains(&(lane.queue.clone(), lane.model.clone()));
-        if lanes.iter().all(is_spent) { spent.into_iter().next() } else { None }
+        let mut spent = self.held();
+        spent.retain(|held| held.spent);
+        let mut closed = BTreeMap::new();
+        {
+            let book = self.quotas().book();
+            // Smaller jobs than those that went back may yet be paid. A complaint has no part.
+            spent.retain(|held| book.parts.get(held.key.as_str()).is_none_or(|part| part.till.is_empty()));
+            for (key, part) in &book.parts {
+                closed.extend(part.till.closes().map(|queue| (queue.clone(), Arc::clone(key))));
+            }
+        }
+        let behind = |held: &Held| self.lanes_behind(&held.key, usize::MAX).into_iter().collect::<BTreeSet<_>>();
+        let behind: Vec<_> = spent.iter().map(behind).collect();
+        let of = |lane: &Lane| {
+            let (place, closed) = ((lane.queue.clone(), lane.model.clone()), closed.get(&lane.queue));
+            let is_it = |(held, lanes): &(&Held, &BTreeSet<_>)| {
+                lanes.contains(&place) || closed.is_some_and(|key| **key == *held.key)
+            };
+            spent.iter().zip(&behind).find(is_it).map(|(held, _)| held.clone())
+        };
+        match lanes.split_first() {
+            None => spent.first().cloned(),
+            Some((first, rest)) if rest.iter().all(|lane| of(lane).is_some()) => of(first),
+            Some(_) => None,
+        }
     }
 }
 

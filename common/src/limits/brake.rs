@@ -75,7 +75,8 @@ impl Brake {
         let until = now + wait.clamp(0, LONGEST);
         let is_first = epoch >= self.epoch;
         if is_first {
-            self.epoch = self.epoch.saturating_add(1);
+            // It may have begun anew, and calls of before be under way.
+            self.epoch = epoch.saturating_add(1);
             self.refused_at = self.rate;
             self.rate = (self.rate * AFTER).max(LEAST);
         } else if self.frozen_until <= now {

@@ -120,6 +120,9 @@ impl Part {
     pub(super) fn seen(&mut self, lane: &Lane, now: i64, inside: Option<&Arc<str>>) {
         if let Some(seen) = self.lanes.get_mut(lane) {
             seen.ready_at = now;
+            if seen.inside.as_ref() != inside {
+                seen.inside = inside.map(Arc::clone);
+            }
             return;
         }
         let mean = mean(self.ready(now));
@@ -180,9 +183,10 @@ impl Part {
         if counts { self.granted_for } else { 0 }
     }
 
-    /// Whether it has nothing for a job that it was asked for, and is not frozen.
+    /// Whether it has nothing yet for a job that it was asked for, will soon have, and is not frozen.
     pub(super) fn is_short(&self, now: i64) -> bool {
-        self.last.wait.is_some() && self.purse.frozen_for(now) == 0
+        let soon = i64::try_from(PATIENCE.as_millis()).unwrap_or(i64::MAX);
+        self.last.wait.is_some_and(|wait| wait <= soon) && self.purse.frozen_for(now) == 0
     }
 
     /// The narrower keys of its lanes.
@@ -288,7 +292,7 @@ impl Part {
     /// Whether it will probably grant something within so long.
     pub(super) fn opens_within(&self, length: Duration) -> bool {
         let silent = self.trouble.as_ref().is_some_and(|(since, _)| Timestamp::now().since(*since) >= length);
-        !silent && self.wait() <= length
+        !silent && self.crowded.is_none() && self.wait() <= length
     }
 
     /// What holds its jobs back, if something does.

@@ -353,8 +353,8 @@ impl Purse {
             None => (none, none),
         };
         let keeps = keeps && !leaves && least != none && self.has(now, &least.amounts);
-        self.free = if keeps { least.amounts } else { Amounts::NONE };
-        let (want, least) = if keeps { (none, none) } else { (want, least) };
+        let (kept, want, least) = if keeps { (least, none, none) } else { (none, want, least) };
+        self.free = kept.amounts;
         let (moments, heard) = (std::mem::take(&mut self.spent), std::mem::take(&mut self.heard));
         let ask = Ask {
             id: self.id,
@@ -362,7 +362,7 @@ impl Purse {
             caps: self.caps.clone(),
             adaptive: self.adaptive,
             spent: ages(&moments, now),
-            held: Portion { amounts: self.running + self.free, doubt: self.doubt },
+            held: Portion { amounts: self.running, doubt: self.doubt } + kept,
             want,
             least,
             steps: if keeps { Vec::new() } else { self.line.steps() },

@@ -192,7 +192,8 @@ impl Table {
         if let Some(endpoint) = leads.and_then(|way| self.gates.get_mut(&way.key)?.endpoint.as_mut()) {
             endpoint.seen(lane, now);
         }
-        leads.into_iter().chain(due).map(|way| way.rules.clone()).filter(|rules| !rules.is_empty()).collect()
+        // The last word on what a lane comes under is that of the way that leads.
+        due.into_iter().chain(leads).map(|way| way.rules.clone()).filter(|rules| !rules.is_empty()).collect()
     }
 
     pub(super) fn unexpect(&mut self, key: &str) {

@@ -27,10 +27,11 @@ use crate::error::{Error, Kind, Result};
 /// Where it listens unless told otherwise.
 pub const STANDARD: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9091);
 /// Requests at once; more wait in the kernel.
-const AT_ONCE: usize = 32;
+const AT_ONCE: usize = 256;
 /// One request, from its first byte to the end of its answer.
 const PATIENCE: Duration = Duration::from_secs(10);
-const HEAD: Duration = Duration::from_secs(5);
+/// Whoever says nothing for so long keeps no place.
+const HEAD: Duration = Duration::from_secs(1);
 const UPKEEP: Duration = Duration::from_secs(5);
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -275,6 +276,14 @@ mod tests {
         let address = admin.address();
         drop(admin);
         assert!(ask(address, Probe::Live).unwrap_err().contains("nothing answers"));
+    }
+
+    #[tokio::test]
+    async fn connections_that_say_nothing_keep_no_probe_waiting() {
+        let admin = Admin::open(here(), "worker", &Health::default()).unwrap().unwrap();
+        let idle: Vec<_> = (0..200).map(|_| TcpStream::connect(admin.address()).unwrap()).collect();
+        assert!(ask(admin.address(), Probe::Live).is_ok());
+        drop(idle);
     }
 
     #[tokio::test]

@@ -27,7 +27,7 @@ use crate::stats::{Look, QueueStats, look};
     before_help = "Examples:\n  promptq exporter\n  promptq exporter --queues reviews,other --interval 30s --admin 0.0.0.0:9091"
 )]
 pub struct Args {
-    /// Only these queues [default: all]
+    /// Only these queues [default: the first 200 by name]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub queues: Vec<Queue>,
     /// How often to look
@@ -126,6 +126,14 @@ async fn once(cx: &Context, args: &Args, seen: &Seen) -> Result<()> {
     now.took = begun.elapsed();
     match looked {
         Ok((look, backend)) => {
+            if look.left_out > 0 && !std::mem::replace(&mut now.is_told, true) {
+                let (shown, left_out) = (look.queues.len(), look.left_out);
+                tracing::warn!(
+                    shown,
+                    left_out,
+                    "queues are left out, the last ones by name; --queues names those to show"
+                );
+            }
             (now.backend, now.seen_at, now.look) = (backend, Some(Timestamp::now()), Some(look));
             Ok(())
         }
@@ -158,6 +166,8 @@ struct Last {
     took: Duration,
     seen_at: Option<Timestamp>,
     look: Option<Look>,
+    /// Whether it was said that queues are left out.
+    is_told: bool,
 }
 
 impl Seen {

@@ -63,8 +63,12 @@ impl Forecaster {
     /// As [`Forecaster::new`], or as the ledger's.
     pub async fn of(cx: &Context, broker: &Broker) -> Result<Self> {
         let store = if cx.config.store.url.is_some() { Some(cx.store().await?.clone()) } else { None };
-        let (keys, _) = kept(broker.ledger()).await?;
-        Ok(Self::new(&cx.config)?.beside(keys, store))
+        let (mut keys, _) = kept(broker.ledger()).await?;
+        keys.retain(|key| !words::is_budget(key));
+        let mut standings = several(broker.ledger(), keys, &[]).await?;
+        // A freeze is kept under a key that caps nothing.
+        standings.retain(|standing| standing.caps().next().is_some());
+        Ok(Self::new(&cx.config)?.beside(standings.into_iter().map(|standing| standing.key).collect(), store))
     }
 }
 

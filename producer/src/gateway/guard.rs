@@ -4,7 +4,7 @@
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::{
-    CACHE_CONTROL, CONTENT_SECURITY_POLICY, HOST, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, HOST, ORIGIN, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Response};
 use axum::middleware::Next;
@@ -80,20 +80,34 @@ fn admit(gateway: &Shared, request: &Request, template: Option<&str>) -> Result<
     Ok(Some(caller))
 }
 
-/// Refuses requests for other hosts where nobody needs a key: a page elsewhere whose name leads here makes such.
+/// Refuses requests for other hosts, and of pages from there, where nobody needs a key: a page elsewhere makes the
+/// first if its name leads here, the second in any case.
 fn from_here(headers: &HeaderMap) -> Result<()> {
-    let said = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let name = match said.strip_prefix('[') {
-        Some(rest) => rest.split(']').next().unwrap_or_default(),
-        None => said.split(':').next().unwrap_or_default(),
+    let refused = |what: &str| {
+        Err(Problem::new("wrong-host", what).hint("ask http://127.0.0.1, or make keys: promptq keys create"))
     };
-    let is_here = name.eq_ignore_ascii_case("localhost")
-        || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
-    if is_here {
-        return Ok(());
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    if !is_here(host) {
+        return refused("without keys only requests for this machine by its own name are answered");
     }
-    Err(Problem::new("wrong-host", "without keys only requests for this machine by its own name are answered")
-        .hint("ask http://127.0.0.1, or make keys: promptq keys create"))
+    // A page that hides where it is from sends "null".
+    let ours = |origin: &HeaderValue| {
+        origin.to_str().is_ok_and(|origin| origin.split_once("://").is_some_and(|(_, host)| is_here(host)))
+    };
+    if !headers.get_all(ORIGIN).iter().all(ours) {
+        return refused("without keys no page of another site is answered");
+    }
+    Ok(())
+}
+
+/// Whether a host, with its port or without, is this machine by its own name.
+fn is_here(host: &str) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.split(':').next().unwrap_or_default(),
+    };
+    name.eq_ignore_ascii_case("localhost")
+        || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 #[cfg(test)]
@@ -114,5 +128,21 @@ mod tests {
             assert!(!of(host), "{host}");
         }
         assert!(from_here(&HeaderMap::new()).is_err());
+    }
+
+    #[test]
+    fn only_pages_of_this_machine_are_from_here() {
+        let of = |origin: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(HOST, HeaderValue::from_static("localhost:8080"));
+            headers.insert(ORIGIN, origin.parse().unwrap());
+            from_here(&headers).is_ok()
+        };
+        for origin in ["http://localhost:3000", "https://127.0.0.1", "http://[::1]:8080"] {
+            assert!(of(origin), "{origin}");
+        }
+        for origin in ["null", "", "localhost", "https://evil.example", "https://localhost.evil.example", "file://"] {
+            assert!(!of(origin), "{origin}");
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use axum::Extension;
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::header::LOCATION;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
@@ -33,10 +34,13 @@ pub(super) async fn submit(
 ) -> Result<Response<Body>> {
     let (head, content) = request.into_parts();
     body::must_be(&head.headers, &["application/json"])?;
+    if let Some((name, _)) = url::form_urlencoded::parse(head.uri.query().unwrap_or_default().as_bytes()).next() {
+        return Err(Problem::new("bad-request", format!("{name:?} is no parameter of this; it takes none")));
+    }
     let given = key_of(&head.headers)?;
     let made = JobId::fresh().to_string();
     let key = given.as_deref().map_or(Key::Made(&made), Key::Given);
-    let whole = body::whole(&gateway.room, &head, content, MAX_BYTES).await?;
+    let whole = gateway.coming(body::whole(&gateway.room, &head, content, MAX_BYTES)).await?;
     let text = std::str::from_utf8(&whole.bytes).map_err(|_| Problem::new("bad-request", "the body is not UTF-8"))?;
     let job = submit::make(text, &key, &gateway.cx.config).map_err(Problem::of_fault)?;
     caller.must_cover(&job.queue)?;
@@ -71,6 +75,8 @@ async fn put(gateway: &Gateway, job: &Job, key: Option<&str>) -> Result<Taken> {
                 .with("id", json!(job.id))
                 .with("idempotency_key", key)
                 .hint("send it again with this Idempotency-Key")
+        } else if problem.status() == StatusCode::CONFLICT {
+            problem.hint("another Idempotency-Key makes a new job")
         } else {
             problem
         }
@@ -98,11 +104,16 @@ pub(super) fn key_of(headers: &HeaderMap) -> Result<Option<String>> {
 /// The job as it is now; never its prompt or answer.
 pub(super) async fn show(
     State(gateway): State<Shared>,
+    id: Result<Path<String>, PathRejection>,
     Extension(caller): Extension<Caller>,
-    Path(id): Path<String>,
 ) -> Result<axum::Json<Value>> {
-    let (_, job) = find(&gateway, &caller, &id).await?;
+    let (_, job) = find(&gateway, &caller, &named(id)?).await?;
     Ok(axum::Json(view::job(&job)))
+}
+
+/// The id in an address; what is no text names no job.
+pub(super) fn named(id: Result<Path<String>, PathRejection>) -> Result<String> {
+    id.map(|Path(id)| id).map_err(|_| Problem::no_job("\u{fffd}"))
 }
 
 /// A job that the caller may see; for any other it is as though there were none.
@@ -121,9 +132,10 @@ async fn look(gateway: &Gateway, id: JobId) -> Result<Option<JobView>> {
 /// Stops it: 200 when it has ended, by this or before, 202 when its worker stops it within a heartbeat.
 pub(super) async fn cancel(
     State(gateway): State<Shared>,
+    id: Result<Path<String>, PathRejection>,
     Extension(caller): Extension<Caller>,
-    Path(id): Path<String>,
 ) -> Result<Response<Body>> {
+    let id = named(id)?;
     let job = id.parse::<JobId>().map_err(|_| Problem::no_job(&id))?;
     let seen = look(&gateway, job).await?;
     // At RabbitMQ there may be jobs that nobody has met yet; of which queue, nobody knows either.

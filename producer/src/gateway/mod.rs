@@ -81,6 +81,15 @@ impl Gateway {
         }
     }
 
+    /// Waits for what a client sends, no longer than into the last moment.
+    async fn coming<T>(&self, body: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            biased;
+            taken = body => taken,
+            () = self.last_moment() => Err(Problem::new("stopping", "the gateway was stopped before it was all there")),
+        }
+    }
+
     /// When whatever is not answered by now is answered that nobody knows.
     async fn last_moment(&self) {
         self.phase(Phase::Stopping).await;

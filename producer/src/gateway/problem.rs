@@ -117,7 +117,12 @@ impl From<problem::Problem> for Problem {
             tracing::error!(%problem, "a request failed");
             return Self::new("failed", "the gateway could not do it; its log says why");
         }
-        let mut told = Self::new(problem.slug, problem.what);
+        let what = match problem.slug {
+            // Its name is not for every key.
+            "other-queue" => "the batch's jobs are in another queue than the one asked for".to_owned(),
+            _ => problem.what,
+        };
+        let mut told = Self::new(problem.slug, what);
         if !problem.details.is_empty() {
             told = told.with("details", problem.details);
         }
@@ -136,7 +141,7 @@ fn hint_of(slug: &str) -> Option<&'static str> {
         "conflict" => {
             "?on_conflict=skip leaves them out and keeps the earlier jobs; another key or batch makes new ones"
         }
-        "other-queue" => "name that queue, or another batch",
+        "other-queue" => "name its queue, or another batch",
         _ => return None,
     })
 }

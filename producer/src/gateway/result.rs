@@ -1,10 +1,12 @@
 //! What came of a job: GET /v1/jobs/{id}/result, waited for if need be. An answer in object storage is sent on as it comes
 //! from there.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Extension;
 use axum::body::{Body, Bytes};
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderValue, Response, StatusCode, Uri};
@@ -13,6 +15,7 @@ use futures_util::stream::{once, unfold};
 use futures_util::{Stream, StreamExt, TryStreamExt};
 use promptq_common::error::{Error, Kind};
 use promptq_common::ledger::JobView;
+use promptq_common::outcome;
 use promptq_common::record::{Output, Record, Stored};
 use promptq_common::result_line::{cut_line, result_line};
 use promptq_common::time::parse_duration;
@@ -29,12 +32,13 @@ const LONGEST: Duration = Duration::from_secs(55);
 /// 200 with the result of a job that has ended, however it did; 202 with the job while it has not.
 pub(super) async fn result(
     State(gateway): State<Shared>,
+    id: Result<Path<String>, PathRejection>,
     Extension(caller): Extension<Caller>,
-    Path(id): Path<String>,
     uri: Uri,
 ) -> Result<Response<Body>> {
     let wait = wait_of(&uri)?;
-    let (id, mut seen) = job::find(&gateway, &caller, &id).await?;
+    let (id, seen) = job::find(&gateway, &caller, &job::named(id)?).await?;
+    let mut seen = Arc::new(seen);
     if !seen.state.is_ended() && !wait.is_zero() {
         let _place = gateway.room.wait()?;
         tokio::select! {
@@ -63,19 +67,25 @@ async fn ended(gateway: &Gateway, record: &Record) -> Result<Response<Body>> {
     });
     let body = match stored {
         Some(stored) => Body::from_stream(sent_on(gateway, record, stored).await?),
-        None => whole(gateway, result_line(record, None))?,
+        None => whole(gateway, record)?,
     };
     let mut response = Response::new(body);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     Ok(response)
 }
 
-/// A line that is in memory until its client has read it.
-fn whole(gateway: &Gateway, line: String) -> Result<Body> {
+/// A line that is in memory until its client has read it. A large answer has its place before its line is made.
+fn whole(gateway: &Gateway, record: &Record) -> Result<Body> {
+    let bytes = record.answer.as_ref().map_or(0, |answer| match &answer.output {
+        Output::Inline(outcome::Body::Json(text) | outcome::Body::Text(text)) => text.len(),
+        Output::Stored(_) => 0,
+    });
+    let early = if bytes > SMALL { Some(gateway.room.large()?) } else { None };
+    let line = result_line(record, None);
     if line.len() <= SMALL {
         return Ok(Body::from(line));
     }
-    let place = gateway.room.large()?;
+    let place = early.map_or_else(|| gateway.room.large(), Ok)?;
     let once = unfold(Some((place, line)), async |held| {
         let (place, line) = held?;
         Some((Ok::<_, Error>(Held { _place: place, line }), None))

@@ -1,5 +1,6 @@
 //! How a queue stands, for autoscalers and dashboards: GET /v1/queues/{queue}/stats. Out of reach is 503, never zeros.
 
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::{Extension, Json};
 use promptq_common::job::Queue;
@@ -12,9 +13,10 @@ use crate::stats::{QueueStats, look};
 /// The queue's jobs, its workers and what holds it back. One that nobody has used yet is empty.
 pub(super) async fn stats(
     State(gateway): State<Shared>,
+    queue: Result<Path<String>, PathRejection>,
     Extension(caller): Extension<Caller>,
-    Path(queue): Path<String>,
 ) -> Result<Json<QueueStats>> {
+    let Path(queue) = queue.map_err(|_| Problem::new("no-queue", "a queue's name is text"))?;
     let queue = Queue::new(&queue).map_err(|bad| Problem::new("no-queue", bad.to_string()))?;
     caller.must_cover(&queue)?;
     let concurrency = gateway.cx.config.worker.concurrency;

@@ -1,6 +1,7 @@
 //! Clients that wait for a job to end: all of them together look at the ledger, so that their number costs it little.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use promptq_common::broker::{Broker, MAX_BATCH};
@@ -22,7 +23,10 @@ pub(super) struct Waiting(mpsc::Sender<Client>);
 #[derive(Debug)]
 pub(super) struct Looker(mpsc::Receiver<Client>);
 
-type Client = (JobId, oneshot::Sender<JobView>);
+/// Told a job that all who wait for it share: its answer may be large.
+type Teller = oneshot::Sender<Arc<JobView>>;
+
+type Client = (JobId, Teller);
 
 /// Both ends.
 pub(super) fn waiting() -> (Waiting, Looker) {
@@ -32,7 +36,7 @@ pub(super) fn waiting() -> (Waiting, Looker) {
 
 impl Waiting {
     /// The job once it has ended; for ever pending if it never does, or nobody looks any more. Cancel-safe.
-    pub(super) async fn ended(&self, id: JobId) -> JobView {
+    pub(super) async fn ended(&self, id: JobId) -> Arc<JobView> {
         let (tell, told) = oneshot::channel();
         if self.0.send((id, tell)).await.is_ok()
             && let Ok(view) = told.await
@@ -46,7 +50,7 @@ impl Waiting {
 impl Looker {
     /// Looks until dropped. While the broker is away they go on waiting.
     pub(super) async fn look(mut self, broker: &Broker) {
-        let mut clients: HashMap<JobId, Vec<oneshot::Sender<JobView>>> = HashMap::new();
+        let mut clients: HashMap<JobId, Vec<Teller>> = HashMap::new();
         let mut tick = interval(LOOK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -67,14 +71,15 @@ impl Looker {
     }
 }
 
-async fn tell(broker: &Broker, clients: &mut HashMap<JobId, Vec<oneshot::Sender<JobView>>>) {
+async fn tell(broker: &Broker, clients: &mut HashMap<JobId, Vec<Teller>>) {
     let ids: Vec<JobId> = clients.keys().copied().collect();
     for ids in ids.chunks(MAX_BATCH) {
         let Ok(views) = broker.ledger().fetch(ids).await else { return };
         for view in views.into_iter().flatten().filter(|view| view.state.is_ended()) {
+            let view = Arc::new(view);
             for tell in clients.remove(&view.id).unwrap_or_default() {
                 // Whoever has gone need not know.
-                drop(tell.send(view.clone()));
+                drop(tell.send(Arc::clone(&view)));
             }
         }
     }

@@ -23,6 +23,8 @@ use crate::limits::{self, Standing, words};
 use crate::problem::Result;
 use crate::scale::{Load, Speed, most_at_once, paces, speed, together, whole_f64, workers};
 
+/// Queues shown where none are named: each is a dozen series.
+const SHOWN: usize = 200;
 /// Waiting jobs looked at for the share that something holds back.
 const SAMPLE: usize = 200;
 
@@ -108,18 +110,25 @@ pub struct Room {
 pub struct Look {
     /// Its queues.
     pub queues: Vec<QueueStats>,
+    /// How many more there are.
+    pub left_out: usize,
     /// The limits that are shared here, those of batches left out.
     pub limits: Vec<Room>,
 }
 
-/// Every queue, or these; `concurrency` is what a worker runs at once where none has reported.
+/// These queues, or without any of them the first 200 by name; `concurrency` is what a worker runs at once where none has
+/// reported.
 ///
 /// # Errors
 /// As the broker's and the ledger's: out of reach is never an empty queue.
 pub async fn look(broker: &Broker, asked: &[Queue], concurrency: u32) -> Result<Look> {
+    let mut left_out = 0;
     let views = if asked.is_empty() {
         let mut views = broker.queues().await?;
         views.retain(|view| !idle_scratch(view));
+        views.sort_by(|one, other| one.queue.as_str().cmp(other.queue.as_str()));
+        left_out = views.len().saturating_sub(SHOWN);
+        views.truncate(SHOWN);
         views
     } else {
         let mut views = Vec::with_capacity(asked.len());
@@ -143,7 +152,7 @@ pub async fn look(broker: &Broker, asked: &[Queue], concurrency: u32) -> Result<
         let around = Around { workers: &workers, limits: &standings, concurrency, backend: broker.backend_name() };
         queues.push(stats(view, blocked, &around));
     }
-    Ok(Look { queues, limits: standings.iter().filter_map(room).collect() })
+    Ok(Look { queues, left_out, limits: standings.iter().filter_map(room).collect() })
 }
 
 /// What is known beside a queue.

@@ -107,3 +107,17 @@ async fn a_look_finds_every_queue_and_a_paused_one_blocked() {
         (&"exact".into(), &"memory".into(), &1.into())
     );
 }
+
+#[tokio::test]
+async fn without_names_only_the_first_queues_are_looked_at() {
+    let broker = Broker::memory();
+    let names: Vec<_> = (0..SHOWN + 2).map(|n| Queue::new(&format!("q-{n:03}")).unwrap()).collect();
+    for queue in names.iter().rev() {
+        broker.enqueue(&[Job::new(queue.clone(), Work::prompt(None, "x"))]).await.unwrap();
+    }
+    let seen = look(&broker, &[], 16).await.unwrap();
+    let found: Vec<_> = seen.queues.iter().map(|stats| &stats.queue).collect();
+    assert_eq!((found, seen.left_out), (names[..SHOWN].iter().collect(), 2));
+    let last = look(&broker, &names[SHOWN..], 16).await.unwrap();
+    assert_eq!((last.queues.len(), last.left_out), (2, 0));
+}

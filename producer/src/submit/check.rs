@@ -66,10 +66,7 @@ pub async fn check(
     let mut reader = JoinSet::new();
     reader.spawn_blocking(move || read_all(reading, ask_all, forecaster.as_ref(), &sender));
     let met = meet(broker, rows, forecast).await?;
-    let seen = match reader.join_next().await {
-        Some(Ok(seen)) => seen?,
-        Some(Err(_)) | None => return Err(Problem::new(Exit::Failed, "failed", "reading the input broke off")),
-    };
+    let seen = ended(reader).await?;
     let nothing = "nothing was enqueued (files are checked whole before the first job)";
     if !terms.skip_invalid && !seen.faults.is_empty() {
         let others = seen.rows;
@@ -86,7 +83,9 @@ pub async fn check(
     }
     let (repeated, pairs) = seen.repeats;
     if repeated > 0 && !terms.skip_invalid {
-        return Err(repeats(input, repeated, &pairs)?.detail(nothing));
+        let (reading, mut reader) = (input.read(), JoinSet::new());
+        reader.spawn_blocking(move || repeats(reading, repeated, &pairs));
+        return Err(ended(reader).await?.detail(nothing));
     }
     if met.conflicts > 0 && terms.on_conflict == OnConflict::Fail && !terms.skip_invalid {
         return Err(conflict(met.conflicts, &met.conflict_rows, met.counted).detail(nothing));
@@ -99,9 +98,17 @@ pub async fn check(
     Ok(Checked { rows: seen.rows, invalid, repeated, known, conflicts, first, forecast, prints })
 }
 
+/// What the one reader came to.
+async fn ended<T: 'static>(mut reader: JoinSet<Result<T>>) -> Result<T> {
+    match reader.join_next().await {
+        Some(Ok(read)) => read,
+        Some(Err(_)) | None => Err(Problem::new(Exit::Failed, "failed", "reading the input broke off")),
+    }
+}
+
 /// A job on its way to be asked about.
 #[derive(Debug)]
-struct Ask {
+pub(super) struct Ask {
     /// What the ledger may know it by.
     key: Option<(JobId, Fingerprint)>,
     row: u64,
@@ -147,15 +154,15 @@ async fn meet(broker: &Broker, mut rows: mpsc::Receiver<Vec<Ask>>, forecast: Opt
 
 /// What one reading saw.
 #[derive(Debug)]
-struct Seen {
-    rows: u64,
+pub(super) struct Seen {
+    pub(super) rows: u64,
     faults: Faults,
     repeats: (u64, Vec<(u64, u64)>),
     first: Option<Sample>,
     prints: Vec<Print>,
 }
 
-fn read_all(
+pub(super) fn read_all(
     mut reading: Reading,
     ask_all: bool,
     forecaster: Option<&Forecaster>,
@@ -167,7 +174,10 @@ fn read_all(
     };
     let (mut rows, mut faults, mut distinct, mut first) = (0, Faults::default(), Distinct::default(), None);
     let mut window: Vec<Ask> = Vec::new();
-    while let Some(Item { row, place, made }) = reading.next_item()? {
+    // Without a listener the check was dropped, and so is this.
+    while !sender.is_closed()
+        && let Some(Item { row, place, made }) = reading.next_item()?
+    {
         let made = match made {
             Ok(made) => made,
             Err(fault) => {
@@ -192,7 +202,6 @@ fn read_all(
         }
     }
     if !window.is_empty() {
-        // Without a listener the check was dropped, and so is this.
         drop(sender.blocking_send(window));
     }
     Ok(Seen { rows, faults, repeats: distinct.repeats(SHOWN).map_err(spill)?, first, prints: reading.prints() })
@@ -209,11 +218,10 @@ fn sample(made: &Made) -> Sample {
 }
 
 /// Reads once more to say where the repeated ids stand.
-fn repeats(input: &Arc<Input>, count: u64, pairs: &[(u64, u64)]) -> Result<Problem> {
+fn repeats(mut reading: Reading, count: u64, pairs: &[(u64, u64)]) -> Result<Problem> {
     let rows = if count == 1 { "row repeats" } else { "rows repeat" };
     let what = format!("{} {rows} the id of an earlier row", grouped(count));
     let mut problem = Problem::new(Exit::Usage, "duplicate-id", what);
-    let mut reading = input.read();
     let last = pairs.iter().map(|(_, later)| *later).max().unwrap_or_default();
     let mut wanted = pairs.to_vec();
     wanted.sort_by_key(|(_, later)| *later);

@@ -115,6 +115,16 @@ async fn every_row_of_a_submission_is_in_one_number() {
 }
 
 #[tokio::test]
+async fn nobody_reads_on_for_a_check_that_was_dropped() {
+    let (sender, listener) = tokio::sync::mpsc::channel(1);
+    drop(listener);
+    let fixture = Fixture::new();
+    let input = fixture.input(&rows(1..=3), &[]);
+    let seen = check::read_all(input.read(), false, None, &sender).unwrap();
+    assert_eq!(seen.rows, 0);
+}
+
+#[tokio::test]
 async fn windows_go_together_only_where_no_id_comes_twice() {
     let fixture = Fixture::new();
     let skip = Terms { skip_invalid: true, ..Terms::default() };

@@ -180,8 +180,15 @@ async fn without_keys_a_page_of_another_site_reaches_nothing() {
     let stats = || Ask::get("/v1/queues/default/stats");
     gateway.ask(stats().with("host", "rebound.example")).await.fails(421, "wrong-host");
     gateway.ask(stats().with("host", "localhost:1")).await.is(200);
+    let made = gateway.ask(Ask::post("/v1/jobs", job("kept"))).await.is(201);
+    let path = format!("{}/cancel", made.header("location"));
+    let cancel = || Ask::post(&path, "");
+    for origin in ["https://evil.example", "null"] {
+        gateway.ask(cancel().with("origin", origin)).await.fails(421, "wrong-host");
+    }
     for kind in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"] {
         gateway.ask(Ask::post("/v1/jobs", job("x")).of_type(kind)).await.fails(415, "bad-type");
     }
-    assert_eq!(gateway.ask(stats()).await.is(200).body["ready"], 0);
+    assert_eq!(gateway.ask(stats()).await.is(200).body["ready"], 1, "the one job is neither cancelled nor joined");
+    gateway.ask(cancel().with("origin", "http://localhost:3000")).await.is(200);
 }

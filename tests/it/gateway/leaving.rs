@@ -84,6 +84,30 @@ async fn what_the_broker_has_not_confirmed_is_answered_with_its_key() {
 }
 
 #[tokio::test]
+async fn who_still_sends_at_the_last_moment_is_answered() {
+    let home = Home::new();
+    let mut gateway = Gateway::start(&home, &[("PROMPTQ__GATEWAY__DRAIN_TIMEOUT", "3s")]).await.ready().await;
+    let mut halves = Vec::new();
+    for (path, kind) in [("jobs", "json"), ("batches", "x-ndjson")] {
+        let mut half = TcpStream::connect(gateway.address).await.unwrap();
+        let head = format!(
+            "POST /v1/{path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/{kind}\r\ncontent-length: 9\r\n\r\n{{"
+        );
+        half.write_all(head.as_bytes()).await.unwrap();
+        halves.push(half);
+    }
+    // Until both are under way.
+    tokio::time::timeout(Duration::from_millis(500), std::future::pending::<()>()).await.ok();
+    gateway.hand.signal(Signal::TERM);
+    for mut half in halves {
+        let mut text = String::new();
+        half.read_to_string(&mut text).await.unwrap();
+        assert!(text.starts_with("HTTP/1.1 503") && text.contains("\"stopping\""), "{text}");
+    }
+    assert_eq!(until("it has left", async || gateway.hand.code()).await, Some(0));
+}
+
+#[tokio::test]
 async fn a_second_signal_ends_it_at_once() {
     let home = Home::new();
     let mut gateway = Gateway::start(&home, &[]).await.ready().await;
@@ -91,6 +115,8 @@ async fn a_second_signal_ends_it_at_once() {
     let head =
         "POST /v1/jobs HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{";
     half.write_all(head.as_bytes()).await.unwrap();
+    // By its answer the request before it has begun as well.
+    gateway.ask(Ask::get("/openapi.json")).await.is(200);
     gateway.hand.signal(Signal::INT);
     shut(&gateway).await;
     gateway.hand.signal(Signal::INT);

@@ -23,7 +23,9 @@ async fn a_job_is_known_by_its_key_and_its_result_is_waited_for() {
     assert_eq!(made.text("idempotency_key"), "r-1@nov");
     let again = gateway.ask(ask("hello")).await.is(200);
     assert_eq!((again.text("id"), &again.body["new"]), (id.clone(), &json!(false)));
-    gateway.ask(ask("other")).await.fails(409, "conflict");
+    let other = gateway.ask(ask("other")).await.fails(409, "conflict");
+    assert!(!other.text("hint").contains("on_conflict"), "that is for batches: {}", other.body);
+    gateway.ask(Ask::post("/v1/jobs?on_conflict=skip", job("other"))).await.fails(400, "bad-request");
     let path = format!("/v1/jobs/{id}/result");
     let early = gateway.ask(Ask::get(&path)).await.is(202);
     assert_eq!((early.text("state").as_str(), early.header("retry-after")), ("queued", "1"));
@@ -106,7 +108,8 @@ async fn a_batch_is_checked_whole_and_the_same_one_again_is_known() {
     assert_eq!((&again.body["new"], &again.body["known"]), (&json!(0), &json!(1_500)));
     let other = json!({ "prompt": "other", "model": "mock", "id": "r7" }).to_string();
     gateway.ask(Ask::post("/v1/batches?batch=nov", other)).await.fails(409, "conflict");
-    gateway.ask(Ask::post("/v1/batches?batch=nov&queue=b", lines(1..=1))).await.fails(409, "other-queue");
+    let told = gateway.ask(Ask::post("/v1/batches?batch=nov&queue=b", lines(1..=1))).await.fails(409, "other-queue");
+    assert!(!told.body.to_string().contains("default"), "a key need not see that queue: {}", told.body);
     gateway.ask(Ask::post("/v1/batches?batch=nov", lines([1, 1]))).await.fails(422, "duplicate-id");
     gateway.ask(Ask::post("/v1/batches?bach=nov", lines(1..=1))).await.fails(400, "bad-request");
     let alone = gateway.ask(Ask::post("/v1/batches", lines(1..=2))).await.is(201);
@@ -124,7 +127,7 @@ async fn a_cancelled_job_is_told_as_its_result() {
     assert_eq!(gateway.ask(Ask::post(&cancel, "")).await.is(200).text("state"), "cancelled");
     let result = gateway.ask(Ask::get(&format!("/v1/jobs/{id}/result?wait=5s"))).await.is(200);
     assert_eq!(result.body["promptq"]["state"], "cancelled");
-    for id in ["019abcde-0123-7abc-8def-0123456789ab", "nonsense"] {
+    for id in ["019abcde-0123-7abc-8def-0123456789ab", "nonsense", "%FF"] {
         gateway.ask(Ask::post(&format!("/v1/jobs/{id}/cancel"), "")).await.fails(404, "not-found");
         gateway.ask(Ask::get(&format!("/v1/jobs/{id}"))).await.fails(404, "not-found");
         gateway.ask(Ask::get(&format!("/v1/jobs/{id}/result?wait=1s"))).await.fails(404, "not-found");
@@ -152,7 +155,9 @@ async fn a_queue_is_counted_with_its_workers_and_what_holds_it() {
     assert_eq!((&stats["blocked"][0]["reason"], &stats["blocked"][0]["jobs"]), (&json!("paused"), &json!(7)));
     let unused = gateway.ask(Ask::get("/v1/queues/unused/stats")).await.is(200).body;
     assert_eq!((&unused["unfinished"], &unused["blocked"]), (&json!(0), &json!([])));
-    gateway.ask(Ask::get("/v1/queues/a%20b/stats")).await.fails(404, "no-queue");
+    for unnamed in ["a%20b", "%FF"] {
+        gateway.ask(Ask::get(&format!("/v1/queues/{unnamed}/stats"))).await.fails(404, "no-queue");
+    }
 }
 
 #[tokio::test]

@@ -282,7 +282,8 @@ async fn release(cx: &Context, key: &str, reason: Option<&str>) -> Result<()> {
         known(cx, key, is_provider).await?;
     }
     // A freeze of one of its models would be found again by whoever looks at that.
-    let models = kept(broker.ledger()).await?.0.into_iter().filter(|known| is_provider(known) && known != key);
+    let is_under = |known: &String| known != key && covers(key, known) && !words::is_budget(known);
+    let models = kept(broker.ledger()).await?.0.into_iter().filter(is_under);
     for key in models {
         if limits::look(broker.ledger(), &key).await?.is_some_and(|view| view.frozen_for > 0) {
             limits::change(broker.ledger(), &key, Pool::release).await?;
