@@ -50,7 +50,8 @@ impl Window {
     }
 
     /// Adds what was consumed at `at`, or takes off what was not; what lies before the window changes nothing, what lies
-    /// in the future counts as now. A slot never holds less than nothing.
+    /// in the future counts as now. No slot holds less than nothing: what is to be taken off beyond that was booked a slot
+    /// beside, for the message that told of it took another while than this one.
     pub(super) fn add(&mut self, per: Per, at: i64, amount: i64) {
         let age = self.last.saturating_sub(at.div_euclid(Self::slot(per))).max(0);
         let Ok(age) = usize::try_from(age) else { return };
@@ -61,8 +62,13 @@ impl Window {
             self.slots.push_front(0);
         }
         let place = self.slots.len() - 1 - age;
-        if let Some(slot) = self.slots.get_mut(place) {
-            *slot = slot.saturating_add_signed(amount);
+        let mut left = amount;
+        for place in [Some(place), place.checked_sub(1), Some(place + 1)].into_iter().flatten() {
+            if let Some(slot) = self.slots.get_mut(place) {
+                let held = i64::try_from(*slot).unwrap_or(i64::MAX);
+                *slot = slot.saturating_add_signed(left);
+                left = held.saturating_add(left).min(0);
+            }
         }
     }
 
@@ -116,6 +122,19 @@ mod tests {
         assert_eq!(window.sum(), 5);
         window.add(Per::Minute, 20_000, 40);
         assert_eq!(window.sum(), 5, "before the window");
+    }
+
+    #[test]
+    fn a_correction_that_comes_a_slot_early_or_late_is_not_lost() {
+        for (booked, corrected) in [(60_400, 60_600), (60_600, 60_400), (99_600, 99_400)] {
+            let mut window = Window::default();
+            window.advance(Per::Minute, 99_900);
+            window.add(Per::Minute, booked, 10);
+            window.add(Per::Minute, corrected, -4);
+            assert_eq!(window.sum(), 6, "{booked} and {corrected}");
+            window.add(Per::Minute, corrected - 2_000, -4);
+            assert_eq!(window.sum(), 6, "too far from anything");
+        }
     }
 
     #[test]

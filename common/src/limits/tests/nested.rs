@@ -190,7 +190,7 @@ fn both(account: (i64, i64, i64, i64), model: (i64, i64)) -> Vec<Rule> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 8, ..ProptestConfig::default() })]
     #[test]
     fn neither_of_two_rules_is_ever_exceeded_and_nothing_stays_held(
         plans in plans(),
