@@ -77,7 +77,13 @@ async fn workers_that_left_for_want_of_an_accounts_money_leave_word_of_it() {
     let begun = Instant::now();
     let worker = ["--exit-when-idle", "1s", "--concurrency", "2"];
     let left = Said::of(&mut metered.program("promptq-worker", "w", &worker)).ends(9);
-    left.says(&["leaving: the jobs that are left wait for money", "promptq limits set \"openai\" usd=AMOUNT"]);
+    let left =
+        left.says(&["leaving: the jobs that are left wait for money", "promptq limits set \"openai\" usd=AMOUNT"]);
+    let waits = "jobs wait that may not run now, and this worker with them, for";
+    assert_eq!(
+        (left.stderr.matches(waits).count(), left.stderr.matches(&format!("{waits} openai ($")).count()),
+        (1, 1)
+    );
     assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
     // Of $0.06 five calls of less than a cent are paid, and a sixth might come to two.
     assert_eq!(metered.fake.calls(0).len(), 5);

@@ -117,13 +117,7 @@ impl Intake {
         let (held, free) = self.desk.limits.holding(lanes);
         let queues = free.iter().map(|queue| format!("queue {queue}"));
         let names: BTreeSet<String> = held.iter().map(|held| held.key.clone()).chain(queues).collect();
-        let now = Instant::now();
-        let told = self.waits.told.take().filter(|(_, at)| now.saturating_duration_since(*at) < AGAIN);
-        if names.is_empty() {
-            self.waits.told = told;
-            return;
-        }
-        if told.is_none_or(|(told, _)| told != names) {
+        if self.waits.is_news(names, Instant::now()) {
             let limits = held.iter().map(|held| format!("{} ({})", held.key, held.detail));
             let queues = free.iter().map(|queue| {
                 format!("queue {queue}, which is paused or empty by now (`promptq queues resume {queue}` ends a pause)")
@@ -131,7 +125,17 @@ impl Intake {
             let what = limits.chain(queues).collect::<Vec<_>>().join("; ");
             tracing::info!("jobs wait that may not run now, and this worker with them, for {what}");
         }
-        self.waits.told = Some((names, now));
+    }
+}
+
+impl Waits {
+    /// Whether something else is in the way than was told.
+    fn is_news(&mut self, names: BTreeSet<String>, now: Instant) -> bool {
+        if names.is_empty() {
+            return false;
+        }
+        let told = self.told.replace((names, now)).filter(|(_, at)| now.saturating_duration_since(*at) < AGAIN);
+        told.is_none_or(|(told, _)| self.told.as_ref().is_some_and(|(names, _)| *names != told))
     }
 }
 
@@ -152,4 +156,23 @@ fn leaving(key: &str, detail: &str, to_mend: bool) -> StopReason {
         );
     }
     StopReason::Broke
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_in_the_way_is_news_once_and_again_after_a_while() {
+        let (mut waits, mut now) = (Waits::default(), Instant::now());
+        let mut told = |names: &[&str], after| {
+            now += Duration::from_secs(after);
+            waits.is_news(names.iter().map(ToString::to_string).collect(), now)
+        };
+        assert!(told(&["acme"], 0));
+        assert!((0..100).all(|_| !told(&["acme"], 2)), "jobs may come and go meanwhile");
+        assert!(!told(&[], 30) && !told(&["acme"], 20), "a limit that opens for a moment");
+        assert!(told(&["acme", "queue b"], 1) && told(&["acme"], 1));
+        assert!(told(&["acme"], 60));
+    }
 }
