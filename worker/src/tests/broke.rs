@@ -1,6 +1,5 @@
 //! Workers whose jobs wait for money alone: how soon they say so, when they leave, and what they leave behind.
 
-use promptq_common::broker::HoldKey;
 use promptq_common::job::Extras;
 use promptq_common::limits::{Cap, Measure, Per, Rule, change, look};
 use promptq_common::price::Prices;
@@ -46,25 +45,6 @@ async fn a_worker_leaves_soon_when_its_accounts_money_alone_is_missing_and_so_do
     (rig.stop, rig.settings.worker) = (Stop::new(), WorkerId::random("w"));
     rig.start();
     assert_eq!(rig.ends(&ids).await, [End::Succeeded; 30]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn jobs_that_an_accounts_money_is_too_little_for_give_their_slots_back_together() {
-    let mut rig = rig();
-    let runner = half(&mut rig, "m");
-    rig.settings.limits = vec![account("0.0475")];
-    rig.settings.concurrency = 40;
-    let ids = cents(&rig, 40).await;
-    rig.start();
-    rig.until(async || runner.started() == 8 && runner.running() == 0).await;
-    let (begun, mut back) = (tokio::time::Instant::now(), 0);
-    rig.shows(|status| status.running == 0).await;
-    assert!(begun.elapsed() < Duration::from_secs(1), "one after the other: {:?}", begun.elapsed());
-    for id in &ids {
-        back += u32::from(rig.view(*id).await.hold == Some(HoldKey::Limit("acme".into())));
-    }
-    assert_eq!((back, runner.started()), (32, 8));
-    assert_eq!(rig.board.now().spent, ["acme"]);
 }
 
 #[tokio::test(start_paused = true)]
