@@ -63,7 +63,7 @@ async fn latest(ledger: &dyn Ledger, batch: &BatchName) -> Result<(BTreeSet<Stri
             let back = page.items.iter().filter_map(|job| Some(job.hold.as_ref()?.limit_key())).collect();
             Ok((page.items.into_iter().filter_map(|job| job.model).collect(), back))
         }
-        Err(error) if error.kind() == Kind::Unsupported => Ok(Default::default()),
+        Err(error) if error.kind() == Kind::Unsupported => Ok((BTreeSet::new(), BTreeSet::new())),
         Err(error) => Err(error.into()),
     }
 }

@@ -271,13 +271,13 @@ fn shares(view: &QueueView, waits: &[&Standing], jobs: &[JobView], now: Timestam
             let is_named = job.model.as_ref().is_some_and(|model| covers(&standing.key, model));
             words::is_budget(&standing.key)
                 || standing.held.iter().any(|held| held.at_once.is_none() && held.lanes.contains(&lane))
-                || standing.lacks().is_some() && (is_named || back.contains(&(standing.key.clone(), &job.model)))
+                || (standing.lacks().is_some() && (is_named || back.contains(&(standing.key.clone(), &job.model))))
         };
         let Some(standing) = waits.iter().find(is_behind) else { continue };
         let entry = found.entry(reason(standing)).or_default();
         entry.0 += 1;
         entry.1 = standing.held.iter().map(|held| held.until).chain(entry.1).min();
-        let is_known = |lack: Lack| i128::from(now.as_millis() - lack.ago) >= i128::from(job.created_at.as_millis());
+        let is_known = |lack: Lack| job.created_at.as_millis() <= now.as_millis() - lack.ago;
         broke += u64::from(standing.lacks().is_some_and(|(_, lack)| is_known(lack)));
     }
     let part = |count: u64| {
