@@ -111,7 +111,8 @@ impl Progress {
         let before = *self.ended_before.get_or_insert(ended);
         let done_here = ended.saturating_sub(before);
         let left = total.saturating_sub(ended);
-        let eta = (done_here > 0 && left > 0).then(|| {
+        let moves = blocked.is_none() || view.counts.running > 0;
+        let eta = (done_here > 0 && left > 0 && moves).then(|| {
             let seconds = self.began.elapsed().as_secs_f64() * to_f64(left) / to_f64(done_here);
             Duration::from_secs_f64(seconds.min(1e8))
         });

@@ -68,13 +68,14 @@ pub fn batch_state(view: &BatchView) -> &'static str {
     }
 }
 
-/// How long the rest takes at the pace so far, in seconds: only where a few jobs have ended and some are left.
+/// How long the rest takes at the pace so far, in seconds: only where a few jobs have ended, some are left and one runs.
+/// While none does it would only grow.
 pub fn eta_seconds(view: &BatchView, now: Timestamp) -> Option<u64> {
     /// Fewer ends say nothing about the pace.
     const ENOUGH: u64 = 5;
     let ended = view.counts.ended();
     let left = view.counts.total.saturating_sub(ended);
-    if ended < ENOUGH || left == 0 || view.cancelled {
+    if ended < ENOUGH || left == 0 || view.cancelled || view.counts.running == 0 {
         return None;
     }
     let elapsed = u64::try_from(now.since(view.created_at).as_millis()).ok()?;
@@ -107,8 +108,11 @@ mod tests {
     #[test]
     fn the_rest_is_judged_by_the_pace_so_far() {
         let now = Timestamp::from_millis(10_000);
-        let batch = view(Counts { total: 30, succeeded: 8, dead: 2, queued: 20, ..Counts::default() }, true);
-        assert_eq!((eta_seconds(&batch, now), batch_state(&batch)), (Some(20), "waiting"));
+        let counts = Counts { total: 30, succeeded: 8, dead: 2, queued: 19, running: 1, ..Counts::default() };
+        let batch = view(counts, true);
+        assert_eq!((eta_seconds(&batch, now), batch_state(&batch)), (Some(20), "running"));
+        let still = view(Counts { queued: 20, running: 0, ..counts }, true);
+        assert_eq!((eta_seconds(&still, now), batch_state(&still)), (None, "waiting"));
         let early = view(Counts { total: 30, succeeded: 4, running: 26, ..Counts::default() }, true);
         assert_eq!((eta_seconds(&early, now), batch_state(&early)), (None, "running"));
         let done = view(Counts { total: 9, succeeded: 9, ..Counts::default() }, true);

@@ -42,8 +42,12 @@ async fn a_limit_is_kept_by_workers_listed_shown_set_and_released() {
     let home = limited("600/min");
     let broker = home.broker().await;
     let none = home.promptq(&["limits", "list", "--json"]).ends(0);
-    assert!(none.json()["items"].as_array().unwrap().is_empty());
-    none.says(&["no worker has used a limit yet"]);
+    let unused = &none.json()["items"][0];
+    assert_eq!(
+        (&unused["limit"], &unused["used"], &unused["state"]),
+        (&json!("600 requests/min"), &json!(0), &json!("open"))
+    );
+    home.promptq(&["limits", "list", "--fields", "key,brief"]).ends(0).prints(&["mock\tnot used yet"]);
     home.promptq(&["limits", "show", "mock"]).ends(0).prints(&["600 requests/min, not used by any worker yet"]);
     put(&broker, &jobs(90)).await;
     let begun = Instant::now();
@@ -115,7 +119,7 @@ async fn what_cannot_be_meant_changes_nothing() {
     let off = home.promptq(&["limits", "set", "batch:nov", "usd=off"]).ends(2);
     off.says(&["cannot be off", "hint: a batch's cap is raised, such as usd=40"]);
     home.promptq(&["limits", "set", "mock"]).ends(2);
-    assert!(home.promptq(&["limits", "list", "--json"]).ends(0).json()["items"].as_array().unwrap().is_empty());
+    assert_eq!(only(&home)["workers"], 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -61,7 +61,7 @@ pub(crate) async fn sample(disks: Vec<PathBuf>, shortage: watch::Sender<Option<S
 }
 
 /// Tells the ledger every few seconds that this worker lives, and what it does; sooner when a provider or an account
-/// fails or works again, as only people may mend that.
+/// fails or works again, or money is spent or there again, as only people may mend that.
 pub(crate) async fn reports(broker: Broker, limits: Limits, settings: Settings, (board, meter): (Board, Arc<Meter>)) {
     let (mut tick, started_at, host) = (every(REPORT), Timestamp::now(), config::host());
     let (mut shown, mut told) = (board.watch(), BTreeSet::new());
@@ -111,13 +111,13 @@ async fn turned(shown: &mut watch::Receiver<Status>, told: &BTreeSet<String>) {
     }
 }
 
-/// The keys whose provider or account does not work.
+/// The keys whose provider or account does not work, or that have no money left.
 fn failing(status: &Status) -> BTreeSet<String> {
     let key = |blocked: &Blocked| match &blocked.by {
         BlockedBy::Limit { key, class: FailureClass::Account | FailureClass::Capacity } => Some(key.clone()),
         BlockedBy::Limit { .. } | BlockedBy::Memory | BlockedBy::Disk | BlockedBy::Settling | BlockedBy::Broker => None,
     };
-    status.blocked.iter().filter_map(key).collect()
+    status.blocked.iter().filter_map(key).chain(status.spent.iter().cloned()).collect()
 }
 
 fn held_key(held: Held, limits: &Limits) -> HeldKey {
@@ -201,12 +201,10 @@ pub(crate) async fn wake_held(broker: Broker, settings: Settings) {
 
 /// Whether next to nothing is left of the money that jobs wait for: they would all be leased in vain.
 async fn is_spent(broker: &Broker, hold: &HoldKey) -> bool {
-    if matches!(hold, HoldKey::Limit(_)) {
-        return false;
-    }
-    let Ok(Some(view)) = look(broker.ledger(), &hold.to_string()).await else { return false };
+    let Ok(Some(view)) = look(broker.ledger(), &hold.limit_key()).await else { return false };
     let most = |cap: &CapView| cap.cap.most.saturating_sub(cap.cap.most / 20);
-    view.caps.iter().any(|cap| cap.used.saturating_add(cap.held) >= most(cap))
+    let is_used_up = |cap: &CapView| cap.used.saturating_add(cap.held) >= most(cap);
+    view.lacks.is_some() || (!matches!(hold, HoldKey::Limit(_)) && view.caps.iter().any(is_used_up))
 }
 
 /// Sweeps, rolls batches up and deletes forgotten outputs, whenever this worker holds the lock.

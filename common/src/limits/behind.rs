@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use super::part::Part;
 use super::{Held, Limits};
 use crate::job::{Lane, ModelName, Queue};
 
@@ -33,30 +34,53 @@ impl Limits {
     /// allow more, or another day comes.
     pub fn is_spent_for(&self, lanes: &[Lane]) -> Option<Held> {
         let mut spent = self.held();
-        spent.retain(|held| held.spent);
-        let mut closed = BTreeMap::new();
         {
             let book = self.quotas().book();
             // Smaller jobs than those that went back may yet be paid. A complaint has no part.
-            spent.retain(|held| book.parts.get(held.key.as_str()).is_none_or(|part| part.till.is_empty()));
-            for (key, part) in &book.parts {
-                closed.extend(part.till.closes().map(|queue| (queue.clone(), Arc::clone(key))));
+            let is_empty = |held: &Held| book.parts.get(held.key.as_str()).is_none_or(|part| part.till.is_empty());
+            spent.retain(|held| held.spent && is_empty(held));
+        }
+        if lanes.is_empty() {
+            return spent.into_iter().next();
+        }
+        let of = self.each_holds(&spent, lanes);
+        if of.iter().all(Option::is_some) { of.into_iter().next()?.cloned() } else { None }
+    }
+
+    /// What holds the jobs of some of these lanes back, as far as it is known, each once; and the queues of those lanes that
+    /// nothing here holds back.
+    pub fn holding(&self, lanes: &[Lane]) -> (Vec<Held>, BTreeSet<Queue>) {
+        let (held, mut found) = (self.held(), Vec::<Held>::new());
+        let mut free = BTreeSet::new();
+        for (lane, held) in lanes.iter().zip(self.each_holds(&held, lanes)) {
+            match held {
+                Some(held) if found.iter().all(|known| known.key != held.key) => found.push(held.clone()),
+                None if self.room(lane) > 0 => {
+                    free.insert(lane.queue.clone());
+                }
+                Some(_) | None => {}
             }
         }
+        (found, free)
+    }
+
+    /// Which of these holds each lane back: the first that it is behind, or by which its queue is closed.
+    fn each_holds<'a>(&self, held: &'a [Held], lanes: &[Lane]) -> Vec<Option<&'a Held>> {
+        let closed: BTreeMap<Queue, Arc<str>> = {
+            let book = self.quotas().book();
+            let closed = |(key, part): (&Arc<str>, &Part)| Some((part.till.closes()?.clone(), Arc::clone(key)));
+            book.parts.iter().filter_map(closed).collect()
+        };
         let behind = |held: &Held| self.lanes_behind(&held.key, usize::MAX).into_iter().collect::<BTreeSet<_>>();
-        let behind: Vec<_> = spent.iter().map(behind).collect();
+        let behind: Vec<_> = held.iter().map(behind).collect();
         let of = |lane: &Lane| {
             let (place, closed) = ((lane.queue.clone(), lane.model.clone()), closed.get(&lane.queue));
             let is_it = |(held, lanes): &(&Held, &BTreeSet<_>)| {
                 lanes.contains(&place) || closed.is_some_and(|key| **key == *held.key)
             };
-            spent.iter().zip(&behind).find(is_it).map(|(held, _)| held.clone())
+            held.iter().zip(&behind).find(is_it).map(|(held, _)| held)
         };
-        match lanes.split_first() {
-            None => spent.first().cloned(),
-            Some((first, rest)) if rest.iter().all(|lane| of(lane).is_some()) => of(first),
-            Some(_) => None,
-        }
+        lanes.iter().map(of).collect()
     }
 }
 

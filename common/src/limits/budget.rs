@@ -109,7 +109,7 @@ impl Limits {
                 let reservation = self.quotas().afford(&key, worst).await.map_err(short)?;
                 pass.money.reserved.push((key, reservation));
             }
-            self.rules_afford(&pass)?;
+            self.rules_afford(&pass, lane)?;
         }
         let mut pass = self.reserve(pass, lane, size).await.map_err(|(denied, key)| Turned::Limit(denied, key))?;
         if reckoned.is_none()
@@ -124,17 +124,17 @@ impl Limits {
     }
 
     /// Whether the caps on money of its rules have enough for the call, if all that is not spent came back.
-    fn rules_afford(&self, pass: &Pass) -> Result<(), Turned> {
+    fn rules_afford(&self, pass: &Pass, lane: &Lane) -> Result<(), Turned> {
         let (quotas, worst) = (self.quotas(), pass.money.worst);
         for key in quotas.rules_for(pass.key()).iter() {
             let mut book = quotas.book();
             let is_alone = book.alone.is_some();
             let Some(part) = book.parts.get_mut(key).filter(|part| part.counts_money()) else { continue };
+            part.costs(lane, worst);
             let wait = if is_alone {
                 drop(book);
                 self.complain(key, UNSHARED)
             } else if part.till.is_broke(worst) {
-                part.given_back = true;
                 quotas.asking.notify_one();
                 part.turn_away(worst)
             } else {
@@ -154,7 +154,8 @@ impl Limits {
             held.until = until;
         } else if book.complaints.len() < COMPLAINTS {
             let (key, class, detail) = (key.to_owned(), FailureClass::Throttled, detail.to_owned());
-            let held = Held { key: key.clone(), class, detail, since: now, until, probing: false, spent: true };
+            let held =
+                Held { key: key.clone(), class, detail, since: now, until, probing: false, spent: true, to_mend: true };
             book.complaints.insert(key, held);
         }
         FAR
@@ -301,7 +302,7 @@ impl Book {
 
 impl Part {
     /// A job goes back for want of money; its least wait, by chance up to twice as long, so that they do not all come at once.
-    fn turn_away(&mut self, usd: i64) -> Duration {
+    pub(super) fn turn_away(&mut self, usd: i64) -> Duration {
         let wait = self.till.turn_away(usd);
         if self.trouble.is_some() { NEAR } else { wait.mul_f64(1.0 + rand::random::<f64>()) }
     }

@@ -234,7 +234,7 @@ impl Meter {
         }
     }
 
-    pub(super) fn view(&self, held: &Amounts) -> CapView {
+    pub(super) fn view(&self, held: &Amounts, in_calls: &Amounts) -> CapView {
         CapView {
             cap: self.in_force(),
             configured: self.cap.most,
@@ -242,6 +242,7 @@ impl Meter {
             learned: self.learned,
             used: self.used(),
             held: held.of(self.cap.measure),
+            in_calls: in_calls.of(self.cap.measure),
         }
     }
 }

@@ -19,6 +19,7 @@ mod frozen;
 mod latency;
 mod line;
 mod local;
+mod member;
 mod meter;
 mod need;
 mod part;
@@ -62,9 +63,9 @@ pub use need::{Doubt, Need, Portion};
 pub use pool::Pool;
 pub use purse::{Came, Purse, Reservation};
 pub use quota::Denied;
-pub use rules::{Rule, counting, covers};
+pub use rules::{Rule, counting, covers, means};
 pub use shared::{change, forget, look, reset};
-pub use view::{CapView, PoolView};
+pub use view::{CapView, Lack, PoolView};
 pub use ways::account_of;
 
 use budget::Paid;
@@ -119,6 +120,8 @@ pub struct Held {
     pub probing: bool,
     /// Whether it is money that is spent, or may not be: waiting alone does not help soon.
     pub spent: bool,
+    /// Whether no cap is in the way but what `detail` says, which a person has to mend: more money would not help.
+    pub to_mend: bool,
 }
 
 /// Why a job may not run now.
@@ -204,7 +207,16 @@ impl Limits {
             let shut = gate.shut.as_ref()?;
             let until = Timestamp::now() + shut.until.saturating_duration_since(now);
             let (class, detail, since) = (shut.class, shut.detail.clone(), shut.since);
-            Some(Held { key: key.to_owned(), class, detail, since, until, probing: shut.probing, spent: false })
+            Some(Held {
+                key: key.to_owned(),
+                class,
+                detail,
+                since,
+                until,
+                probing: shut.probing,
+                spent: false,
+                to_mend: false,
+            })
         };
         let mut all: Vec<_> = table.shuttable().filter_map(held).collect();
         drop(table);

@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::Held;
-use super::amount::{Cap, Measure};
+use super::amount::{Cap, Measure, float, whole};
 use super::ask::{Ask, Grant, Heard};
 use super::need::{Need, Portion};
 use super::pool::{MEMBERS, Pool};
@@ -132,13 +132,22 @@ impl Part {
         self.lanes.insert(lane.clone(), Seen { ready_at: now, inside: inside.map(Arc::clone), mean });
     }
 
-    /// A job of this lane needs so much.
+    /// A job of this lane needs so much; of money see [`Part::costs`].
     pub(super) fn opened(&mut self, lane: &Lane, need: &Need) {
         if let Some(seen) = self.lanes.get_mut(lane) {
+            let usd = seen.mean.amounts.usd;
             seen.mean = (seen.mean.times(9.0) + need.portion()).times(0.1);
+            seen.mean.amounts.usd = usd;
         }
-        if need.amounts.usd > 0 {
-            self.till.needs(need.amounts.usd);
+    }
+
+    /// A job of this lane may cost so much, whether there is that much or not: without a first guess, since a lane whose
+    /// jobs seem to cost less would have them leased in vain.
+    pub(super) fn costs(&mut self, lane: &Lane, usd: i64) {
+        self.till.needs(usd);
+        if let Some(seen) = self.lanes.get_mut(lane) {
+            let mean = &mut seen.mean.amounts.usd;
+            *mean = if *mean > 0 { whole(float(*mean) * 0.9 + float(usd) * 0.1) } else { usd };
         }
     }
 
@@ -239,7 +248,12 @@ impl Part {
         self.hurried = false;
         let jobs = if leaves { 0 } else { self.jobs(now, slots.min(JOBS), &granted) };
         let mean = mean(self.open(now, granted));
-        self.purse.ask_keeping(now, &mean, (jobs, leaves), waits)
+        let mut ask = self.purse.ask_keeping(now, &mean, (jobs, leaves), waits);
+        if ask.least == Portion::default() {
+            // It wants nothing, and others are told for want of what.
+            ask.least.amounts.usd = self.till.lacks();
+        }
+        ask
     }
 
     /// The answer. Whether jobs that went back for want of room may come again.
@@ -247,8 +261,13 @@ impl Part {
         self.purse.granted(now, grant);
         self.granted_for = self.purse.count(&self.purse.free(now), &mean(self.ready(now)));
         let opens = self.till.note(grant);
-        let idle = if self.till.is_empty() && !self.purse.has_news() { WATCH } else { IDLE };
-        let pause = if self.wants(now) { grant.again } else { idle };
+        let is_empty = self.till.is_empty() && !self.purse.has_news();
+        let pause = match (self.wants(now), is_empty) {
+            (true, true) if self.purse.waiting() == 0 => IDLE,
+            (true, _) => grant.again,
+            (false, true) => WATCH,
+            (false, false) => IDLE,
+        };
         self.answered_at = now;
         self.ask_at = if self.hurried { now } else { now + pause.max(grant.frozen.min(IDLE)) };
         self.turn = self.turn.wrapping_add(1);
@@ -292,7 +311,7 @@ impl Part {
     /// Whether it will probably grant something within so long.
     pub(super) fn opens_within(&self, length: Duration) -> bool {
         let silent = self.trouble.as_ref().is_some_and(|(since, _)| Timestamp::now().since(*since) >= length);
-        !silent && self.crowded.is_none() && self.wait() <= length
+        !silent && self.crowded.is_none() && !self.till.is_empty() && self.wait() <= length
     }
 
     /// What holds its jobs back, if something does.
@@ -300,7 +319,7 @@ impl Part {
         let now = Timestamp::now();
         let held = |since, detail, wait, spent| {
             let (key, class) = (key.to_owned(), FailureClass::Throttled);
-            Some(Held { key, class, detail, since, until: now + wait, probing: false, spent })
+            Some(Held { key, class, detail, since, until: now + wait, probing: false, spent, to_mend: false })
         };
         if let Some((since, why)) = &self.trouble {
             return held(

@@ -6,9 +6,10 @@ use serde::{Deserialize, Serialize};
 use super::amount::{Amounts, Cap, Measure, Per, float, whole};
 use super::ask::{Ask, Grant, Heard, Money};
 use super::brake::Brake;
+use super::member::Member;
 use super::meter::{BELIEVED, Meter};
 use super::need::Portion;
-use super::view::PoolView;
+use super::view::{Lack, PoolView};
 
 /// What is granted and not called for is void after this long, by the worker's own clock.
 pub(super) const VOID_AFTER: i64 = 2_000;
@@ -47,21 +48,6 @@ pub struct Pool {
     released_at: Option<i64>,
     /// What was said by the refusal that froze it, where that was told.
     why: Option<String>,
-}
-
-/// A worker's part.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Member {
-    id: u64,
-    /// Its last ask.
-    seq: u64,
-    seen: i64,
-    /// Granted and not consumed yet, calls in flight included.
-    held: Portion,
-    want: Amounts,
-    least: Portion,
-    /// Since when it has had too little to do anything with.
-    starving: Option<i64>,
 }
 
 impl Pool {
@@ -144,9 +130,11 @@ impl Pool {
         let mut pool = self.clone();
         let now = pool.advance(clock);
         let held = pool.held().amounts;
-        let caps = pool.meters.iter().map(|meter| meter.view(&held)).collect();
+        let in_calls = pool.members.iter().fold(Amounts::NONE, |sum, member| sum + member.in_calls());
+        let caps = pool.meters.iter().map(|meter| meter.view(&held, &in_calls)).collect();
         let active = |member: &&Member| member.seen > now.saturating_sub(SILENT);
         let starving = |member: &&Member| member.seen > now.saturating_sub(ACTIVE) && member.starving.is_some();
+        let lacks = pool.lacks(now);
         PoolView {
             caps,
             frozen_for: pool.brake.frozen_for(now),
@@ -154,6 +142,7 @@ impl Pool {
             rate: pool.brake.rate,
             workers: pool.members.iter().filter(active).count(),
             starving: pool.members.iter().filter(starving).count(),
+            lacks,
         }
     }
 
@@ -347,6 +336,18 @@ impl Pool {
             Money { cap: meter.in_force(), unspent, open: unspent.saturating_sub(held) }
         });
         stands.min_by_key(|money| money.unspent)
+    }
+
+    /// The least that a job needs and no cap on money has, whoever gave back what is not spent.
+    fn lacks(&self, now: i64) -> Option<Lack> {
+        let unspent = self.money()?.unspent;
+        let of = |member: &Member| Some(member.least.amounts.usd).filter(|usd| *usd > 0);
+        let here = self.members.iter().filter_map(of).min().map(|least| Lack { least, ago: 0 });
+        let last = || {
+            let (member, at) = self.gone.iter().filter(|(member, _)| of(member).is_some()).max_by_key(|(_, at)| *at)?;
+            Some(Lack { least: of(member)?, ago: now.saturating_sub(*at).max(0) })
+        };
+        here.or_else(last).filter(|lack| unspent < lack.least)
     }
 
     fn answer(&self, now: i64, amounts: Amounts, wait: Option<i64>, short: Option<Cap>) -> Grant {

@@ -158,6 +158,11 @@ impl Book {
             }
             if !may {
                 binds = binds.or(Some(*key));
+                let usd = within.amounts.usd;
+                if usd > 0 && part.till.is_broke(usd) {
+                    // All that wait in vain go back at once, not one after the other as they come to be first.
+                    return Err((Denied::Later(part.turn_away(usd)), Arc::clone(key)));
+                }
                 if let Some(wait) = part.too_long(now, *ticket) {
                     return Err((Denied::Later(wait), Arc::clone(key)));
                 }

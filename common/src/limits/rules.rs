@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use super::amount::Cap;
+use crate::broker::HoldKey;
 
 /// What a limit key may use.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,6 +20,13 @@ pub struct Rule {
 /// Whether a rule of this key is for jobs with that key of provider and model.
 pub fn covers(rule_key: &str, limit_key: &str) -> bool {
     if rule_key.contains('/') { limit_key.starts_with(rule_key) } else { limit_key.split('/').next() == Some(rule_key) }
+}
+
+/// Whether a name that people have for something in the way of jobs means what is kept under a key: itself, all models of
+/// a provider, or those models whose name begins so. Money of a batch or a queue is meant by its whole name alone.
+pub fn means(name: &str, key: &str) -> bool {
+    let is_money = |key: &str| !matches!(HoldKey::of_limit(key), HoldKey::Limit(_));
+    name == key || (!is_money(name) && !is_money(key) && covers(name, key))
 }
 
 /// Those of these keys of rules that count for jobs with that key of provider and model: the model's, then the account's.
@@ -64,6 +72,22 @@ impl Rules {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_means_itself_a_providers_models_or_those_that_begin_so() {
+        for (name, key, is_meant) in [
+            ("acme", "acme", true),
+            ("acme", "acme/gpt", true),
+            ("acme/gpt", "acme/gpt-4o", true),
+            ("acme/gpt", "acme", false),
+            ("acme", "acme2/gpt", false),
+            ("batch:a", "batch:a", true),
+            ("batch:a", "batch:a/b", false),
+            ("budget:x/", "budget:x/y", false),
+        ] {
+            assert_eq!(means(name, key), is_meant, "{name} {key}");
+        }
+    }
 
     #[test]
     fn an_account_counts_for_all_its_models_and_of_models_the_longest_name_that_fits() {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Held;
-use super::amount::float;
+use super::amount::{float, whole};
 use super::ask::{Grant, Money};
 use crate::job::Queue;
 use crate::outcome::FailureClass;
@@ -90,6 +90,13 @@ impl Till {
         self.away.is_some_and(|away| away.last.elapsed() < FORGOTTEN)
     }
 
+    /// The least that a job needs which went back for want of it, or else what the latest needed if there is not so much;
+    /// nothing where there is.
+    pub(super) fn lacks(&self) -> i64 {
+        let away = self.away.filter(|_| self.is_watched()).map(|away| away.least);
+        away.or_else(|| self.is_empty().then(|| whole(self.mean.ceil()))).unwrap_or_default()
+    }
+
     /// What keeps its jobs back, if something does.
     pub(super) fn held(&self, key: &str) -> Option<Held> {
         let (away, money) = (self.away.filter(|_| self.is_watched())?, self.stands()?);
@@ -102,7 +109,7 @@ impl Till {
         };
         let until = Timestamp::now() + if spent { FAR } else { NEAR };
         let (key, class, since) = (key.to_owned(), FailureClass::Throttled, away.since);
-        Some(Held { key, class, detail, since, until, probing: false, spent })
+        Some(Held { key, class, detail, since, until, probing: false, spent, to_mend: false })
     }
 }
 
@@ -126,6 +133,7 @@ mod tests {
         assert!(till.note(&grant(140, 120)) && till.closes().is_none() && till.held("k").is_none());
         assert!(!till.note(&grant(90, 90)) && till.is_broke(100) && till.is_empty());
         assert_eq!(till.turn_away(100), FAR);
+        assert_eq!(till.lacks(), 100);
         let held = till.held("k").unwrap();
         assert_eq!(held.detail, "$0.00000091 of $0.000001 is spent, and a job that waits may cost $0.0000001");
         assert!(held.spent && till.closes().is_some() && !till.note(&grant(90, 90)));
@@ -136,7 +144,10 @@ mod tests {
     async fn a_large_job_that_went_back_closes_nothing_and_is_forgotten_in_time() {
         let mut till = Till { queue: Some(Queue::standard()), ..Till::default() };
         till.needs(10);
+        till.note(&grant(5, 5));
+        assert_eq!(till.lacks(), 10, "nobody went back, and nobody was called");
         till.note(&grant(500, 500));
+        assert_eq!(till.lacks(), 0);
         till.turn_away(600);
         assert!(till.closes().is_none() && till.is_watched() && till.held("k").unwrap().spent);
         tokio::time::advance(FRESH).await;

@@ -17,6 +17,17 @@ pub struct PoolView {
     pub workers: usize,
     /// Those of them that wait for more of it.
     pub starving: usize,
+    /// The money that is missing, if jobs wait for no less than that.
+    pub lacks: Option<Lack>,
+}
+
+/// Money that no cap has left, as workers have told: those that are here, or else the last one that left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lack {
+    /// The least that a waiting job may cost.
+    pub least: i64,
+    /// How many milliseconds ago that was told; 0 while somebody is there who says so.
+    pub ago: i64,
 }
 
 /// One cap as people see it. Amounts are what the cap counts, of money billionths of a dollar.
@@ -34,4 +45,6 @@ pub struct CapView {
     pub used: i64,
     /// Held by workers: granted, or reserved by calls in flight.
     pub held: i64,
+    /// Of that what calls in flight have reserved; the others wait for the next calls, for 2 s at most.
+    pub in_calls: i64,
 }

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use promptq_common::job::{BatchName, JobId};
 use promptq_common::ledger::{BatchView, JobFilter, JobView};
-use promptq_common::record::State;
+use promptq_common::record;
 use promptq_common::time::{Timestamp, format_duration};
 use serde_json::{Value, json};
 
 use crate::cli::Output;
 use crate::context::Context;
-use crate::limits::{Standing, waits};
+use crate::limits::{Standing, State, waits};
 use crate::list::{Column, List, ago, cell, thousands};
 use crate::printer::Format;
 use crate::problem::{Exit, Problem, Result};
@@ -63,7 +63,8 @@ pub async fn run(cx: &Context, args: &Args) -> Result<Exit> {
     for one in &seen {
         match one {
             Seen::Batch(batch, causes, waits) => {
-                show_batch(cx, batch, causes, now)?;
+                let eta = view::eta_seconds(batch, now).filter(|_| !stands_still(waits));
+                show_batch(cx, batch, causes, (eta, now))?;
                 waits::line(waits).map_or(Ok(()), |line| cx.printer.line(&line))?;
             }
             Seen::Job(job) => command::jobs::show(cx, job)?,
@@ -76,6 +77,9 @@ fn object(seen: &Seen, now: Timestamp) -> Value {
     match seen {
         Seen::Batch(batch, causes, waits) => {
             let mut item = view::batch(batch, causes, now);
+            if stands_still(waits) {
+                item["eta_seconds"] = Value::Null;
+            }
             item["blocked"] = waits::objects(waits);
             item
         }
@@ -129,7 +133,7 @@ async fn look(cx: &Context, name: &str) -> Result<Seen> {
     let Some(batch) = ledger.batch(&batch_name).await? else { return Err(missing()) };
     let mut causes: BTreeMap<String, u64> = BTreeMap::new();
     if batch.counts.dead > 0 {
-        let filter = JobFilter { batch: Some(batch_name), states: vec![State::Dead], ..JobFilter::default() };
+        let filter = JobFilter { batch: Some(batch_name), states: vec![record::State::Dead], ..JobFilter::default() };
         for job in ledger.list(&filter, None, LOOKED_AT).await?.items {
             if let Some(cause) = job.record.and_then(|record| record.cause) {
                 *causes.entry(cause.code).or_default() += 1;
@@ -144,10 +148,20 @@ async fn look(cx: &Context, name: &str) -> Result<Seen> {
     Ok(Seen::Batch(Box::new(batch), causes, waits))
 }
 
-fn show_batch(cx: &Context, batch: &BatchView, causes: &[(String, u64)], now: Timestamp) -> Result<()> {
+/// Whether some of a batch's jobs wait for a person, or another side, so that the pace of the others says nothing of them.
+fn stands_still(waits: &[Standing]) -> bool {
+    waits.iter().any(|one| one.lacks().is_some() || matches!(one.state(), State::Refused(_) | State::Down(_)))
+}
+
+fn show_batch(
+    cx: &Context,
+    batch: &BatchView,
+    causes: &[(String, u64)],
+    (eta, now): (Option<u64>, Timestamp),
+) -> Result<()> {
     let counts = batch.counts;
     let done = (counts.ended() * 100).checked_div(counts.total).unwrap_or(0);
-    let eta = view::eta_seconds(batch, now)
+    let eta = eta
         .map(|seconds| format!("  about {} left", format_duration(std::time::Duration::from_secs(seconds))))
         .unwrap_or_default();
     let age = format_duration(now.since(batch.created_at));

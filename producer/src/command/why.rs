@@ -144,6 +144,9 @@ fn waiting(
         };
     }
     let serving: Vec<&WorkerReport> = workers.iter().filter(|worker| waits::serves(worker, &job.queue)).collect();
+    if let Some((limit, more)) = limit.zip(in_the_way.as_ref()).filter(|(limit, _)| limit.lacks().is_some()) {
+        return format!("It waits for {}. {more}", limit.key);
+    }
     if serving.is_empty() {
         return format!(
             "No worker has served queue {} within the last minute: start promptq-worker --queues {}.",
@@ -202,6 +205,7 @@ mod tests {
     use promptq_common::outcome::FailureClass;
 
     use super::*;
+    use crate::limits::binding::tests::spent;
     use crate::limits::tests::{standing, told, view};
 
     const NOW: Timestamp = Timestamp::from_millis(100_000);
@@ -311,6 +315,9 @@ mod tests {
         assert!(lane.starts_with("It waits for acme/gpt. 497 of 500 requests/min of acme/gpt are used"), "{lane}");
         let refused = said(&queued, &standing(None, std::slice::from_ref(&stuck)));
         assert!(refused.contains("The account of acme/gpt has been refused for 10s (no credit)"), "{refused}");
+        let money = standing(Some(spent(0)), &[]);
+        let nobody = sentence(&queued, Some(&money), (&[], Depth::default()), NOW);
+        assert!(nobody.starts_with("It waits for acme/gpt. $0.04 of $0.0475/day"), "a worker would not help: {nobody}");
         let other = sentence(&queued, None, (std::slice::from_ref(&stuck), Depth::default()), NOW);
         assert!(other.contains("3 of 4 slots are free"), "its worker is held back for another key: {other}");
         let held = |hold| JobView { hold: Some(hold), due: Some(Timestamp::from_millis(130_000)), ..queued.clone() };

@@ -1,6 +1,7 @@
 //! How limit keys stand: what their fleet shares of them, and what workers say holds jobs back. What is said of that to
-//! people is `words.rs`; which of them a queue, a batch or a job waits for is `waits.rs`, `follow.rs` while it goes on.
+//! people is `words.rs`; which cap it is, `binding.rs`; which of them a queue, a batch or a job waits for is `waits.rs`, `follow.rs` while it goes on.
 
+pub(crate) mod binding;
 pub(crate) mod follow;
 pub mod sheet;
 pub mod waits;
@@ -25,10 +26,6 @@ const AT_ONCE: usize = 16;
 /// A worker's word that a rate limit keeps its jobs back counts for so long after its own end of it: it tells of these
 /// every 10 s, and somewhat late where a ledger is slow.
 const FRESH: Duration = Duration::from_secs(15);
-/// A limit of which so much is used holds back whoever wants more: workers use about 95 % of one that binds.
-const FULL: f64 = 0.95;
-/// And so much where workers say that they wait for it: large jobs, or many small ones at once, leave more of it.
-const SHORT: f64 = 0.5;
 
 /// One limit key.
 #[derive(Clone, Debug)]
@@ -178,17 +175,6 @@ impl Standing {
         caps.filter(|cap| cap.set.is_some() || cap.configured < i64::MAX)
     }
 
-    /// The cap that keeps jobs back: the one that workers name, else the one that is used most if that is all of it.
-    fn binding(&self, throttled: Option<&Held>) -> Option<&CapView> {
-        let named = throttled
-            .and_then(|held| self.caps().find(|cap| held.detail.starts_with(&format!("all of {} is used", cap.cap))));
-        // A refusal says nothing about how much of it is used.
-        let is_told = |held: &Held| held.detail.starts_with("all of ") || words::is_budget(&self.key);
-        let is_short = throttled.is_some_and(is_told) || self.shared.as_ref().is_some_and(|shared| shared.starving > 0);
-        let least = if is_short { SHORT } else { FULL };
-        named.or_else(|| self.caps().filter(|cap| part(cap) >= least).max_by(|a, b| part(a).total_cmp(&part(b))))
-    }
-
     /// It as one object.
     pub fn object(&self) -> Value {
         let shared = self.shared.as_ref();
@@ -223,12 +209,6 @@ impl Standing {
         };
         self.held.iter().map(held).collect()
     }
-}
-
-/// How much of a cap is used and held.
-#[expect(clippy::cast_precision_loss, reason = "a share for people")]
-fn part(cap: &CapView) -> f64 {
-    cap.used.saturating_add(cap.held) as f64 / cap.cap.most.max(1) as f64
 }
 
 /// What workers say holds back the jobs of a key, the gravest first.
@@ -310,6 +290,7 @@ pub(crate) mod tests {
             learned: None,
             used,
             held,
+            in_calls: held,
         };
         PoolView {
             caps: vec![cap(Measure::Requests, 500, requests), cap(Measure::Tokens, 90_000, tokens)],
@@ -318,6 +299,7 @@ pub(crate) mod tests {
             rate: 1.0,
             workers: 2,
             starving: 0,
+            lacks: None,
         }
     }
 

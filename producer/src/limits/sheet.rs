@@ -19,7 +19,7 @@ pub fn lines(standing: &Standing, configured: &[Cap]) -> Vec<String> {
         let from = words::from(cap);
         let differs = from != "configured" && cap.configured < i64::MAX;
         let configured = if differs { format!(" ({} configured)", amount(cap.configured)) } else { String::new() };
-        let (used, held) = (amount(cap.used), amount(cap.held));
+        let (used, held) = (amount(cap.used), amount(cap.in_calls));
         say("limit", format!("{}, {from}{configured}; {used} used, {held} held by calls", cap.cap));
     }
     if standing.shared.is_none() {

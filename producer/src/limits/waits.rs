@@ -43,22 +43,27 @@ pub async fn of_queues(ledger: &dyn Ledger, queues: &[Queue]) -> Result<BTreeMap
 /// As the ledger's.
 pub async fn of_batch(ledger: &dyn Ledger, queue: &Queue, batch: &BatchName) -> Result<Vec<Standing>> {
     let workers = ledger.workers().await?;
-    let (known, models) = (known(ledger, &workers).await?, models(ledger, batch).await?);
+    let known = known(ledger, &workers).await?;
+    let (models, back) = latest(ledger, batch).await?;
     // Jobs of a lane without a model may be of any.
     let is_theirs = |model: Option<&str>| models.is_empty() || model.is_none_or(|model| models.contains(model));
     let mut keys = behind(&workers, queue, is_theirs);
-    keys.extend(budgets(queue, Some(batch)).filter(|key| known.contains(key)));
+    keys.extend(budgets(queue, Some(batch)).chain(back).filter(|key| known.contains(key)));
     Ok(gravest_first(several(ledger, keys, &workers).await?))
 }
 
-/// The models of the latest jobs of a batch that wait; none where the ledger cannot list those.
-async fn models(ledger: &dyn Ledger, batch: &BatchName) -> Result<BTreeSet<String>> {
+/// The models of the latest jobs of a batch that wait, and the keys that some of them went back for; none where the ledger
+/// cannot list those.
+async fn latest(ledger: &dyn Ledger, batch: &BatchName) -> Result<(BTreeSet<String>, BTreeSet<String>)> {
     const LOOKED_AT: usize = 100;
     let states = vec![record::State::Queued, record::State::Retrying];
     let filter = JobFilter { batch: Some(batch.clone()), states, ..JobFilter::default() };
     match ledger.list(&filter, None, LOOKED_AT).await {
-        Ok(page) => Ok(page.items.into_iter().filter_map(|job| job.model).collect()),
-        Err(error) if error.kind() == Kind::Unsupported => Ok(BTreeSet::new()),
+        Ok(page) => {
+            let back = page.items.iter().filter_map(|job| Some(job.hold.as_ref()?.limit_key())).collect();
+            Ok((page.items.into_iter().filter_map(|job| job.model).collect(), back))
+        }
+        Err(error) if error.kind() == Kind::Unsupported => Ok((BTreeSet::new(), BTreeSet::new())),
         Err(error) => Err(error.into()),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use promptq_common::limits::{CapView, Measure};
+use promptq_common::limits::{CapView, Measure, Per};
 use promptq_common::outcome::{FailureClass, Usd};
 use promptq_common::time::{Timestamp, format_duration};
 use serde_json::{Value, json};
@@ -34,10 +34,10 @@ pub fn brief(standing: &Standing) -> String {
         State::Refused(held) => format!("account refused, {}", tried(held, at)),
         State::Down(held) => format!("does not work, {}", tried(held, at)),
         State::Frozen(until) => format!("frozen for {}", left(until, at)),
-        State::Full(..) => match caution(standing) {
-            Some(caution) => format!("full, {caution}"),
-            None => "full".to_owned(),
-        },
+        State::Full(..) => {
+            let more = lacking(standing).map(|job| format!("a job may cost {job}")).or_else(|| caution(standing));
+            more.map_or_else(|| "full".to_owned(), |more| format!("full, {more}"))
+        }
         State::Throttled(held) => format!("held back for {}", left(held.until, at)),
         State::Bounded(_, at_once) => format!("at most {at_once} at once"),
         State::Cautious(_) => caution(standing).unwrap_or_default(),
@@ -48,7 +48,6 @@ pub fn brief(standing: &Standing) -> String {
 /// In one line what holds the jobs of a key back; `None` where nothing does.
 pub fn line(standing: &Standing) -> Option<String> {
     let (key, at) = (&standing.key, standing.at);
-    let budget = is_budget(key);
     Some(match standing.state() {
         State::Refused(held) => format!("account refused: {key} ({}), {}", said(held), tried(held, at)),
         State::Down(held) => format!("not reached: {key} ({}), {}", said(held), tried(held, at)),
@@ -57,7 +56,7 @@ pub fn line(standing: &Standing) -> Option<String> {
             format!("limit-bound: {key} is frozen after a refusal{why} for {left}; more workers will not help")
         }
         State::Full(cap, until) => {
-            let bound = if budget { "budget-bound" } else { "limit-bound" };
+            let bound = if is_money(key, cap) { "budget-bound" } else { "limit-bound" };
             let rest = beside(standing, until).iter().map(|more| format!(", {more}")).collect::<Vec<_>>().concat();
             format!("{bound}: {key} {}{rest}; more workers will not help", taken(cap))
         }
@@ -89,10 +88,12 @@ pub fn sentence(standing: &Standing) -> Option<String> {
             refusal(standing),
             left(until, at)
         ),
-        State::Full(cap, _) if is_budget(key) => format!(
-            "{} of {key} are spent or kept for calls that run; more workers will not help, only more money: \
+        State::Full(cap, _) if is_money(key, cap) => format!(
+            "{} of {key} are spent or kept for calls that run{}; more workers will not help, only more money{}: \
              promptq limits set {} usd=AMOUNT.",
             taken(cap),
+            lacking(standing).map(|job| format!(", and a job that waits may cost {job}")).unwrap_or_default(),
+            if cap.cap.per == Per::Day { ", or another day" } else { "" },
             quoted(key)
         ),
         State::Full(cap, until) => {
@@ -123,7 +124,9 @@ pub fn next(standing: &Standing) -> Vec<String> {
         State::Refused(_) => vec![format!("mend the account's key, credit or permission, then {release}")],
         State::Down(_) => vec![format!("it is tried again by itself; {release} tries it now")],
         State::Frozen(_) => vec![format!("it opens by itself; {release} opens it now, at full speed")],
-        State::Full(..) if is_budget(&standing.key) => vec![format!("promptq limits set {key} usd=AMOUNT allows more")],
+        State::Full(cap, _) if is_money(&standing.key, cap) => {
+            vec![format!("promptq limits set {key} usd=AMOUNT allows more")]
+        }
         State::Full(cap, _) => vec![
             "more workers will not help: ask the provider for more, or use another model beside it".to_owned(),
             format!("promptq limits set {key} {}=AMOUNT allows more, where the account does", cap.cap.measure.as_str()),
@@ -156,7 +159,8 @@ pub fn cap(cap: &CapView) -> Value {
         "set": cap.set.map(number),
         "learned": cap.learned.map(number),
         "used": number(cap.used),
-        "held": number(cap.held),
+        "held": number(cap.in_calls),
+        "granted": number(cap.held.saturating_sub(cap.in_calls)),
     })
 }
 
@@ -189,6 +193,16 @@ pub fn amount(measure: Measure, amount: i64) -> (String, Value) {
 /// Whether a key is money of a batch or of a queue.
 pub fn is_budget(key: &str) -> bool {
     key.starts_with("batch:") || key.starts_with("budget:")
+}
+
+/// Whether a cap is on what calls cost.
+fn is_money(key: &str, cap: &CapView) -> bool {
+    is_budget(key) || cap.cap.measure == Measure::Usd
+}
+
+/// What a job may cost that there is no money for.
+fn lacking(standing: &Standing) -> Option<String> {
+    standing.lacks().map(|(_, lack)| Measure::Usd.say(lack.least))
 }
 
 /// What there is to say of a full cap beside that it is.
@@ -330,6 +344,19 @@ mod tests {
     }
 
     #[test]
+    fn money_that_is_missing_is_told_with_what_a_job_may_cost() {
+        let account = shared(super::super::binding::tests::spent(0));
+        assert_eq!(brief(&account), "full, a job may cost $0.01");
+        assert!(line(&account).unwrap().starts_with("budget-bound: acme/gpt $0.04 of $0.0475/day; more workers"));
+        let why = sentence(&account).unwrap();
+        assert!(
+            why.contains("and a job that waits may cost $0.01; more workers will not help, only more money"),
+            "{why}"
+        );
+        assert_eq!(next(&account), ["promptq limits set acme/gpt usd=AMOUNT allows more"]);
+    }
+
+    #[test]
     fn whose_word_a_limit_is_and_what_can_be_done_is_told() {
         let of = |set, learned, most| {
             let mut cap = view((0, 0), (0, 0)).caps[0];
@@ -340,11 +367,11 @@ mod tests {
         assert_eq!([of(None, Some(300), 300), of(None, Some(300), 150), of(None, Some(900), 900)], ["learned"; 3]);
         assert_eq!(of(None, Some(900), 500), "configured", "headers may not raise it");
         assert_eq!(of(Some(100), Some(300), 100), "set");
-        let mut shared_view = view((0, 0), (0, 0));
-        assert_eq!(next(&shared(shared_view.clone())), ["nothing holds it back"]);
-        shared_view.caps[0].set = Some(100);
-        shared_view.rate = 0.5;
-        let lines = next(&shared(shared_view)).join("\n");
+        let mut view_of = view((0, 0), (0, 0));
+        assert_eq!(next(&shared(view_of.clone())), ["nothing holds it back"]);
+        view_of.caps[0].set = Some(100);
+        view_of.rate = 0.5;
+        let lines = next(&shared(view_of)).join("\n");
         assert!(lines.contains("promptq limits release acme/gpt") && lines.contains("NAME=off"), "{lines}");
     }
 

@@ -18,6 +18,8 @@ pub struct Load {
     pub ready: u64,
     /// Of those, behind a limit, an outage or a spent budget.
     pub held: u64,
+    /// Of those, waiting for money alone, which no worker brings.
+    pub broke: u64,
     /// Whether nothing is leased at all.
     pub paused: bool,
     /// Leased.
@@ -45,8 +47,8 @@ pub fn workers(load: &Load) -> Workers {
     let ready = if load.paused { 0 } else { load.ready };
     let free = ready.saturating_sub(load.held);
     let wanted = (free + load.running).div_ceil(slots).min(useful.unwrap_or(u64::MAX));
-    // One that finds out when what is held opens again; and whoever runs something stays.
-    let least = u64::from(ready > 0).max(load.running.div_ceil(slots));
+    // One that finds out when what is held opens again, as of money is told without; and whoever runs something stays.
+    let least = u64::from(ready > load.broke).max(load.running.div_ceil(slots));
     Workers { useful, desired: wanted.max(least) }
 }
 
@@ -178,6 +180,8 @@ mod tests {
     fn what_cannot_run_wants_no_worker_but_one_that_finds_out() {
         assert_eq!(desired(Load { ready: 100, held: 92, ..load() }), 2);
         assert_eq!(desired(Load { ready: 100, held: 100, ..load() }), 1);
+        assert_eq!(desired(Load { ready: 100, held: 100, broke: 99, ..load() }), 1);
+        assert_eq!(desired(Load { ready: 100, held: 100, broke: 100, ..load() }), 0, "only money helps");
         assert_eq!(desired(Load { ready: 100, paused: true, ..load() }), 0);
         assert_eq!(desired(Load { ready: 100, paused: true, running: 5, ..load() }), 2);
     }
@@ -200,6 +204,7 @@ mod tests {
             learned: None,
             used: 0,
             held: 0,
+            in_calls: 0,
         };
         let call = Some(Call { seconds: 6.0, input_tokens: 900.0, output_tokens: 100.0 });
         let requests = cap(Measure::Requests, Per::Minute, 600);

@@ -10,16 +10,16 @@ use std::time::Duration;
 use promptq_common::broker::{Broker, Depth, QueueView};
 use promptq_common::error::Kind;
 use promptq_common::job::Queue;
-use promptq_common::ledger::{JobFilter, Ledger, WorkerReport};
-use promptq_common::limits::{Measure, counting};
+use promptq_common::ledger::{JobFilter, JobView, Ledger, WorkerReport};
+use promptq_common::limits::{Lack, Measure, counting, covers};
 use promptq_common::outcome::FailureClass;
-use promptq_common::record::State;
+use promptq_common::record;
 use promptq_common::time::Timestamp;
 use serde::Serialize;
 
 use crate::command::queues::idle_scratch;
 use crate::limits::waits::{of_queues, serves};
-use crate::limits::{self, Standing, words};
+use crate::limits::{self, Standing, State, words};
 use crate::problem::Result;
 use crate::scale::{Load, Speed, most_at_once, paces, speed, together, whole_f64, workers};
 
@@ -148,7 +148,9 @@ pub async fn look(broker: &Broker, asked: &[Queue], concurrency: u32) -> Result<
     let mut queues = Vec::with_capacity(views.len());
     for view in views {
         let waits = waits.get(&view.queue).map_or(&[][..], Vec::as_slice);
-        let blocked = blocked(ledger, &view, waits).await?;
+        let lacking = standings.iter().filter(|one| one.lacks().is_some() && !words::is_budget(&one.key));
+        let waits: Vec<&Standing> = waits.iter().chain(lacking).collect();
+        let blocked = blocked(ledger, &view, &waits).await?;
         let around = Around { workers: &workers, limits: &standings, concurrency, backend: broker.backend_name() };
         queues.push(stats(view, blocked, &around));
     }
@@ -164,7 +166,7 @@ struct Around<'a> {
     backend: &'static str,
 }
 
-fn stats(view: QueueView, blocked: Vec<BlockedJobs>, around: &Around<'_>) -> QueueStats {
+fn stats(view: QueueView, (blocked, broke): (Vec<BlockedJobs>, u64), around: &Around<'_>) -> QueueStats {
     let QueueView { queue, paused, depth } = view;
     let serving: Vec<_> = around.workers.iter().filter(|w| !w.draining && serves(w, &queue)).collect();
     let slots: u32 = serving.iter().map(|worker| worker.slots).fold(0, u32::saturating_add);
@@ -177,6 +179,7 @@ fn stats(view: QueueView, blocked: Vec<BlockedJobs>, around: &Around<'_>) -> Que
     let wanted = workers(&Load {
         ready: depth.ready,
         held,
+        broke,
         paused: paused.is_some(),
         running: depth.running,
         concurrency,
@@ -234,57 +237,63 @@ fn bound(queue: &Queue, speed: &Speed, around: &Around<'_>) -> Option<f64> {
 
 const PAUSED: &str = "paused";
 
-/// What holds the ready jobs of a queue back, each job counted once: under the gravest thing that holds its lane.
-async fn blocked(ledger: &dyn Ledger, view: &QueueView, waits: &[Standing]) -> Result<Vec<BlockedJobs>> {
+/// What holds the ready jobs of a queue back, each job counted once: under the gravest thing that holds its lane. And how
+/// many of them only money helps.
+async fn blocked(ledger: &dyn Ledger, view: &QueueView, waits: &[&Standing]) -> Result<(Vec<BlockedJobs>, u64)> {
     let ready = view.depth.ready;
     if view.paused.is_some() {
-        return Ok(Vec::from_iter((ready > 0).then_some(BlockedJobs { reason: PAUSED, jobs: ready, until: None })));
+        let paused = (ready > 0).then_some(BlockedJobs { reason: PAUSED, jobs: ready, until: None });
+        return Ok((Vec::from_iter(paused), 0));
     }
     if waits.is_empty() || ready == 0 {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), 0));
     }
-    let filter = JobFilter { queue: Some(view.queue.clone()), states: vec![State::Queued], ..JobFilter::default() };
-    let models: Vec<Option<String>> = match ledger.list(&filter, None, SAMPLE).await {
-        Ok(page) => {
-            let now = Timestamp::now();
-            page.items.into_iter().filter(|job| job.due.is_none_or(|due| due <= now)).map(|job| job.model).collect()
-        }
+    let filter =
+        JobFilter { queue: Some(view.queue.clone()), states: vec![record::State::Queued], ..JobFilter::default() };
+    let jobs = match ledger.list(&filter, None, SAMPLE).await {
+        Ok(page) => page.items,
         Err(error) if error.kind() == Kind::Unsupported => Vec::new(),
         Err(error) => return Err(error.into()),
     };
-    Ok(shares(view, waits, models))
+    Ok(shares(view, waits, &jobs, Timestamp::now()))
 }
 
-/// Of each reason the share of these jobs' models that stand behind it, as a part of all that is ready.
-fn shares(view: &QueueView, waits: &[Standing], models: Vec<Option<String>>) -> Vec<BlockedJobs> {
-    let (mut found, all) = (BTreeMap::<&'static str, (u64, Option<Timestamp>)>::new(), models.len() as u64);
-    for model in models {
-        let is_behind = |standing: &&Standing| {
+/// Of each reason the share of the ready ones among these jobs that stand behind it, as a part of all that is ready; and of
+/// those that wait for money which the workers of their key have looked for since.
+fn shares(view: &QueueView, waits: &[&Standing], jobs: &[JobView], now: Timestamp) -> (Vec<BlockedJobs>, u64) {
+    // Once no worker tells what is behind a key, jobs of the same models that went back for want of it do.
+    let back: BTreeSet<_> = jobs.iter().filter_map(|job| Some((job.hold.as_ref()?.limit_key(), &job.model))).collect();
+    let (mut found, mut all, mut broke) = (BTreeMap::<&'static str, (u64, Option<Timestamp>)>::new(), 0, 0);
+    for job in jobs.iter().filter(|job| job.due.is_none_or(|due| due <= now)) {
+        all += 1;
+        let lane = (view.queue.clone(), job.model.clone());
+        let is_behind = |standing: &&&Standing| {
+            let is_named = job.model.as_ref().is_some_and(|model| covers(&standing.key, model));
             words::is_budget(&standing.key)
-                || standing
-                    .held
-                    .iter()
-                    .any(|held| held.at_once.is_none() && held.lanes.contains(&(view.queue.clone(), model.clone())))
+                || standing.held.iter().any(|held| held.at_once.is_none() && held.lanes.contains(&lane))
+                || (standing.lacks().is_some() && (is_named || back.contains(&(standing.key.clone(), &job.model))))
         };
         let Some(standing) = waits.iter().find(is_behind) else { continue };
         let entry = found.entry(reason(standing)).or_default();
         entry.0 += 1;
         entry.1 = standing.held.iter().map(|held| held.until).chain(entry.1).min();
+        let is_known = |lack: Lack| job.created_at.as_millis() <= now.as_millis() - lack.ago;
+        broke += u64::from(standing.lacks().is_some_and(|(_, lack)| is_known(lack)));
     }
-    let jobs = |count: u64| (u128::from(count) * u128::from(view.depth.ready)).div_ceil(u128::from(all.max(1)));
-    found
-        .into_iter()
-        .map(|(reason, (count, until))| BlockedJobs {
-            reason,
-            jobs: u64::try_from(jobs(count)).unwrap_or(u64::MAX),
-            until,
-        })
-        .collect()
+    let part = |count: u64| {
+        let jobs = (u128::from(count) * u128::from(view.depth.ready)).div_ceil(u128::from(all.max(1_u64)));
+        u64::try_from(jobs).unwrap_or(u64::MAX)
+    };
+    // What is not in the sample may be something else.
+    let broke = if broke == all { part(broke) } else { 0 };
+    let of = |(reason, (count, until))| BlockedJobs { reason, jobs: part(count), until };
+    (found.into_iter().map(of).collect(), broke)
 }
 
 fn reason(standing: &Standing) -> &'static str {
     let of = |class| standing.held.iter().any(|held| held.class == class);
-    if words::is_budget(&standing.key) {
+    let is_money = matches!(standing.state(), State::Full(cap, _) if cap.cap.measure == Measure::Usd);
+    if words::is_budget(&standing.key) || is_money {
         "budget"
     } else if of(FailureClass::Account) {
         "account"

@@ -1,15 +1,45 @@
 //! What is told of queues, by figures worked out by hand.
 
-use promptq_common::broker::Broker;
-use promptq_common::job::Job;
+use promptq_common::broker::{Broker, HoldKey};
+use promptq_common::job::{Job, JobId};
 use promptq_common::ledger::{HeldKey, Pace};
 use promptq_common::work::Work;
 
 use super::*;
-use crate::limits::tests::{standing, told, view, worker};
+use crate::limits::binding::tests::spent;
+use crate::limits::tests::{NOW, standing, told, view, worker};
 
 fn queue_view(ready: u64) -> QueueView {
     QueueView { queue: Queue::standard(), paused: None, depth: Depth { ready, running: 2, ..Depth::default() } }
+}
+
+/// A job of that model, as old as that.
+fn waiting(model: Option<&str>, created_at: i64) -> JobView {
+    JobView {
+        id: JobId::from_bytes([1; 16]),
+        queue: Queue::standard(),
+        model: model.map(str::to_owned),
+        priority: 5,
+        batch: None,
+        row: None,
+        custom_id: None,
+        tenant: None,
+        tags: BTreeMap::new(),
+        state: record::State::Queued,
+        epoch: 0,
+        attempts: 0,
+        deaths: 0,
+        created_at: Timestamp::from_millis(created_at),
+        deadline: Timestamp::from_millis(900_000),
+        due: None,
+        hold: None,
+        worker: None,
+        leased_at: None,
+        cancel_requested: false,
+        dropped: false,
+        paused: None,
+        record: None,
+    }
 }
 
 fn pace(keys: &[&str]) -> Pace {
@@ -27,7 +57,7 @@ fn pace(keys: &[&str]) -> Pace {
 }
 
 fn told_of(workers: &[WorkerReport], limits: &[Standing], view: QueueView) -> QueueStats {
-    stats(view, Vec::new(), &Around { workers, limits, concurrency: 16, backend: "memory" })
+    stats(view, (Vec::new(), 0), &Around { workers, limits, concurrency: 16, backend: "memory" })
 }
 
 #[test]
@@ -70,13 +100,39 @@ fn jobs_are_blocked_by_the_gravest_thing_that_holds_their_lane() {
         Standing::new(key.into(), None, &[worker("w", vec![told])], Timestamp::from_millis(100_000))
     };
     let waits = [held("a", FailureClass::Account, "gpt"), held("b", FailureClass::Throttled, "slow")];
-    let models = ["gpt", "slow", "slow", "free"].map(|model| Some(model.to_owned())).to_vec();
-    let found = shares(&queue_view(400), &waits, models);
+    let jobs: Vec<_> = ["gpt", "slow", "slow", "free"].map(|model| waiting(Some(model), 0)).into();
+    let (found, _) = shares(&queue_view(400), &waits.iter().collect::<Vec<_>>(), &jobs, NOW);
     let found: Vec<_> = found.iter().map(|blocked| (blocked.reason, blocked.jobs)).collect();
     assert_eq!(found, [("account", 100), ("throttled", 200)]);
     let budget = [standing(None, &[])].map(|one| Standing { key: "budget:default".into(), ..one });
-    let found = shares(&queue_view(4), &budget, vec![None; 4]);
+    let (found, broke) = shares(&queue_view(4), &[&budget[0]], &[0; 4].map(|at| waiting(None, at)), NOW);
     assert_eq!((found[0].reason, found[0].jobs), ("budget", 4), "a budget is of all lanes");
+    assert_eq!(broke, 0, "what is left of it may be enough");
+}
+
+#[test]
+fn what_an_account_has_no_money_for_wants_no_worker_until_something_newer_comes() {
+    let account = Standing { key: "acme".into(), ..standing(Some(spent(20_000)), &[]) };
+    let back = JobView {
+        hold: Some(HoldKey::Limit("acme".into())),
+        due: Some(NOW + Duration::from_secs(600)),
+        ..waiting(Some("m"), 0)
+    };
+    let of = |jobs: Vec<JobView>| {
+        let (blocked, broke) = shares(&queue_view(22), &[&account], &jobs, NOW);
+        let workers = stats(
+            QueueView { depth: Depth { ready: 22, ..Depth::default() }, ..queue_view(22) },
+            (blocked.clone(), broke),
+            &Around { workers: &[], limits: &[], concurrency: 4, backend: "memory" },
+        );
+        (blocked.into_iter().map(|blocked| (blocked.reason, blocked.jobs)).collect::<Vec<_>>(), workers.desired_workers)
+    };
+    let old = || waiting(Some("m"), 50_000);
+    assert_eq!(of(vec![old(), old(), back.clone()]), (vec![("budget", 22)], 0), "the workers have left");
+    assert_eq!(of(vec![waiting(Some("acme/x"), 0)]), (vec![("budget", 22)], 0), "its name says so");
+    let newer = waiting(Some("m"), 90_000);
+    assert_eq!(of(vec![newer, old(), back.clone()]), (vec![("budget", 22)], 1), "nobody has looked at that one");
+    assert_eq!(of(vec![waiting(Some("free"), 0), old(), back]), (vec![("budget", 11)], 3));
 }
 
 #[test]

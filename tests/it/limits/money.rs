@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use promptq_common::job::Queue;
+use promptq_common::ledger::JobFilter;
 use promptq_common::limits::look;
 use promptq_common::outcome::Usd;
 use promptq_tests::metered::{Metered, Place};
@@ -63,4 +64,38 @@ async fn a_run_says_what_the_calls_of_a_killed_one_may_have_been_billed() {
     killed.wait().unwrap();
     let most = format!("up to ${} more may have been billed, by calls that were cut", Usd::from_nanos(held));
     Said::of(&mut run()).ends(0).says(&["8 succeeded", &most]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_that_left_for_want_of_an_accounts_money_leave_word_of_it() {
+    let rules = format!("{PRICES}[limits.openai]\nusd = \"0.06/day\"\n");
+    let metered = Metered::new(Place::File, PROVIDER, &rules);
+    let rows: Vec<_> = (0..16).map(|row| format!("number {row}\n")).collect();
+    metered.write("in.txt", &rows.concat());
+    let promptq = |words: &[&str]| Said::of(&mut metered.program("promptq", "p", words));
+    promptq(&["submit", "in.txt", "--in", "lines", "-m", "gpt-4o", "--max-tokens", "1900", "--batch", "nov"]).ends(0);
+    let begun = Instant::now();
+    let worker = ["--exit-when-idle", "1s", "--concurrency", "2"];
+    let left = Said::of(&mut metered.program("promptq-worker", "w", &worker)).ends(9);
+    let left =
+        left.says(&["leaving: the jobs that are left wait for money", "promptq limits set \"openai\" usd=AMOUNT"]);
+    let waits = "jobs wait that may not run now, and this worker with them, for";
+    assert_eq!(
+        (left.stderr.matches(waits).count(), left.stderr.matches(&format!("{waits} openai ($")).count()),
+        (1, 1)
+    );
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    // Of $0.06 five calls of less than a cent are paid, and a sixth might come to two.
+    assert_eq!(metered.fake.calls(0).len(), 5);
+
+    let list = promptq(&["limits", "list", "--json"]).ends(0).json();
+    let limit = &list["items"][0];
+    assert_eq!((&limit["key"], &limit["state"], &limit["workers"]), (&"openai".into(), &"full".into(), &0.into()));
+    promptq(&["limits", "list", "--fields", "key,brief"]).ends(0).prints(&["openai\tfull, a job may cost $0.0"]);
+    let status = promptq(&["status", "nov", "--json"]).ends(0).json();
+    assert_eq!((&status["eta_seconds"], &status["blocked"][0]["key"]), (&serde_json::Value::Null, &"openai".into()));
+    let waiting = metered.broker().await.ledger().list(&JobFilter::default(), None, 100).await.unwrap().items;
+    let ready = waiting.iter().find(|job| job.record.is_none() && job.hold.is_none()).expect("a job that went nowhere");
+    let why = promptq(&["jobs", "why", &ready.id.to_string()]).ends(0);
+    why.prints(&["It waits for openai. $0.0", "of $0.06/day of openai are spent", "a job that waits may cost $0.0"]);
 }

@@ -1,15 +1,32 @@
 //! A worker without jobs: whether it may leave, and what it waits for.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use promptq_common::error::Error;
+use promptq_common::error::{Error, Kind, Result};
 use promptq_common::job::Lane;
-use promptq_common::limits::Held;
+use promptq_common::ledger::JobFilter;
+use promptq_common::limits::{Held, look};
+use promptq_common::record::State;
 use promptq_common::time::Timestamp;
 use tokio::time::Instant;
 
 use super::Intake;
 use crate::StopReason;
+
+/// What was in the way is told again once it has not been for so long.
+const AGAIN: Duration = Duration::from_secs(60);
+/// The most jobs, and keys of theirs, looked at to find out whether money alone is missing: of more a lease is waited.
+const LOOKED_AT: (u64, usize) = (1_000, 20);
+
+/// Jobs that are ready and may not run.
+#[derive(Debug, Default)]
+pub(super) struct Waits {
+    /// Since when there are no others.
+    pub(super) since: Option<Instant>,
+    /// What was told to hold them back, and when it last did.
+    told: Option<(BTreeSet<String>, Instant)>,
+}
 
 impl Intake {
     /// Why an idle worker leaves, if nothing stays behind that may come back to it soon: the jobs of a worker that has died
@@ -17,12 +34,14 @@ impl Intake {
     pub(super) async fn nothing_is_left(&self, idle: Duration) -> Option<StopReason> {
         let settings = &self.desk.settings;
         let counting = async {
-            let mut left = 0;
+            let (mut running, mut delayed) = (0, 0);
             for (queue, _) in &settings.queues {
                 let depth = self.broker.depth(queue).await?;
-                left += depth.running + depth.delayed;
+                running += depth.running;
+                delayed += depth.delayed;
             }
-            Ok::<_, Error>(left)
+            let key = if running == 0 { self.only_money_helps(delayed).await? } else { None };
+            Ok::<_, Error>((running + delayed, key))
         };
         let mut phase = self.phase.clone();
         let counted = tokio::select! {
@@ -31,7 +50,11 @@ impl Intake {
             counted = counting => counted,
         };
         match counted {
-            Ok(0) => Some(StopReason::Idle),
+            Ok((0, _)) => Some(StopReason::Idle),
+            Ok((_, Some(key))) => {
+                let known = self.desk.limits.held().into_iter().find(|held| held.key == key);
+                Some(known.map_or_else(|| leaving(&key, "there is not enough for them", false), said))
+            }
             Ok(_) if idle < settings.exit_when_idle.unwrap_or_default() + settings.lease => None,
             Ok(_) => Some(self.broke(&[]).unwrap_or(StopReason::Idle)),
             Err(error) => {
@@ -41,29 +64,115 @@ impl Intake {
         }
     }
 
+    /// What all of so many delayed jobs wait for, one of its keys, if that is money which is not there, or a person.
+    async fn only_money_helps(&self, delayed: u64) -> Result<Option<String>> {
+        if delayed == 0 || delayed > LOOKED_AT.0 {
+            return Ok(None);
+        }
+        let ledger = self.broker.ledger();
+        let (mut keys, mut found) = (BTreeSet::new(), 0);
+        for (queue, _) in &self.desk.settings.queues {
+            let filter = JobFilter { queue: Some(queue.clone()), states: vec![State::Queued], ..JobFilter::default() };
+            let page = match ledger.list(&filter, None, usize::try_from(LOOKED_AT.0).unwrap_or(usize::MAX)).await {
+                Err(error) if error.kind() == Kind::Unsupported => return Ok(None),
+                page => page?,
+            };
+            for hold in page.items.into_iter().filter_map(|job| job.hold) {
+                keys.insert(hold.limit_key());
+                found += 1;
+            }
+        }
+        if found != delayed || keys.len() > LOOKED_AT.1 {
+            return Ok(None);
+        }
+        let spent: BTreeSet<_> =
+            self.desk.limits.held().into_iter().filter(|held| held.spent).map(|held| held.key).collect();
+        for key in keys.difference(&spent) {
+            if look(ledger, key).await?.is_none_or(|view| view.lacks.is_none()) {
+                return Ok(None);
+            }
+        }
+        Ok(keys.pop_first())
+    }
+
     /// Why a worker that leaves by itself does so, if there is no money for any job of these lanes, which are ready: nothing
     /// that it could wait for brings any.
     fn broke(&self, lanes: &[Lane]) -> Option<StopReason> {
-        let Held { key, detail, .. } = self.desk.limits.is_spent_for(lanes)?;
-        tracing::warn!(
-            key,
-            "leaving: the jobs that are left wait for money: {detail}; `promptq limits set {key:?} usd=AMOUNT` allows more"
-        );
-        Some(StopReason::Broke)
+        self.desk.limits.is_spent_for(lanes).map(said)
     }
 
     /// Tells whoever has a worker leave by itself why it does not, while jobs of these lanes are ready and may not run; or why
     /// it leaves after all.
     pub(super) fn waits_with(&mut self, lanes: &[Lane]) -> Option<StopReason> {
         let length = self.desk.settings.exit_when_idle?;
-        if self.waits_since.is_none() {
-            tracing::info!(
-                "jobs wait that may not run now: their queue is paused, or a limit is shut; waiting with them. \
-                 `promptq queues list` shows what is paused, `promptq queues resume NAME` ends that"
-            );
-        }
-        let is_long = self.waits_since.get_or_insert_with(Instant::now).elapsed() >= length;
+        self.tell_what_holds(lanes);
+        let is_long = self.waits.since.get_or_insert_with(Instant::now).elapsed() >= length;
         let retries = self.retries_until.is_some_and(|until| until >= Timestamp::now());
         if is_long && !retries { self.broke(lanes) } else { None }
+    }
+
+    /// Names what holds the jobs of these lanes back, once for each change of it. A limit that opens in a moment is nothing
+    /// to speak of.
+    fn tell_what_holds(&mut self, lanes: &[Lane]) {
+        let (held, free) = self.desk.limits.holding(lanes);
+        let queues = free.iter().map(|queue| format!("queue {queue}"));
+        let names: BTreeSet<String> = held.iter().map(|held| held.key.clone()).chain(queues).collect();
+        if self.waits.is_news(names, Instant::now()) {
+            let limits = held.iter().map(|held| format!("{} ({})", held.key, held.detail));
+            let queues = free.iter().map(|queue| {
+                format!("queue {queue}, which is paused or empty by now (`promptq queues resume {queue}` ends a pause)")
+            });
+            let what = limits.chain(queues).collect::<Vec<_>>().join("; ");
+            tracing::info!("jobs wait that may not run now, and this worker with them, for {what}");
+        }
+    }
+}
+
+impl Waits {
+    /// Whether something else is in the way than was told.
+    fn is_news(&mut self, names: BTreeSet<String>, now: Instant) -> bool {
+        if names.is_empty() {
+            return false;
+        }
+        let told = self.told.replace((names, now)).filter(|(_, at)| now.saturating_duration_since(*at) < AGAIN);
+        told.is_none_or(|(told, _)| self.told.as_ref().is_some_and(|(names, _)| *names != told))
+    }
+}
+
+/// Leaves what waits for this.
+#[expect(clippy::needless_pass_by_value, reason = "nobody else needs it")]
+fn said(held: Held) -> StopReason {
+    leaving(&held.key, &held.detail, held.to_mend)
+}
+
+/// What a person has to mend is told by the detail; for all else there is too little money.
+fn leaving(key: &str, detail: &str, to_mend: bool) -> StopReason {
+    if to_mend {
+        tracing::warn!(key, "leaving: the jobs that are left may not be called: {detail}");
+    } else {
+        tracing::warn!(
+            key,
+            "leaving: the jobs that are left wait for money: {detail}; `promptq limits set {key:?} usd=AMOUNT` allows more"
+        );
+    }
+    StopReason::Broke
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_in_the_way_is_news_once_and_again_after_a_while() {
+        let (mut waits, mut now) = (Waits::default(), Instant::now());
+        let mut told = |names: &[&str], after| {
+            now += Duration::from_secs(after);
+            waits.is_news(names.iter().map(ToString::to_string).collect(), now)
+        };
+        assert!(told(&["acme"], 0));
+        assert!((0..100).all(|_| !told(&["acme"], 2)), "jobs may come and go meanwhile");
+        assert!(!told(&[], 30) && !told(&["acme"], 20), "a limit that opens for a moment");
+        assert!(told(&["acme", "queue b"], 1) && told(&["acme"], 1));
+        assert!(told(&["acme"], 60));
     }
 }

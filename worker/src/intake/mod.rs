@@ -28,6 +28,7 @@ use crate::status::{Board, Finished};
 use crate::stop::{Phase, Stop};
 use crate::upkeep::{self, sample};
 use crate::{Parts, StopReason};
+use idle::Waits;
 
 /// The waits between tries to reach the broker.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
@@ -58,8 +59,8 @@ pub(crate) struct Intake {
     idle_since: Option<Instant>,
     failing: Option<Failing>,
     heard: Heard,
-    /// Since when jobs are ready that may not run: told to whoever has it leave by itself.
-    waits_since: Option<Instant>,
+    /// Jobs that are ready and may not run.
+    waits: Waits,
 }
 
 /// What the broker has said so far.
@@ -148,7 +149,7 @@ impl Intake {
             idle_since: None,
             failing: None,
             heard: Heard::Nothing,
-            waits_since: None,
+            waits: Waits::default(),
         }
     }
 
@@ -287,7 +288,7 @@ impl Intake {
         if !deliveries.is_empty() {
             self.idle_since = None;
             self.dirty = true;
-            (self.heard, self.waits_since) = (Heard::Jobs, None);
+            (self.heard, self.waits.since) = (Heard::Jobs, None);
             for delivery in deliveries {
                 let expected = self.desk.limits.expect(&delivery.head.lane);
                 self.running.spawn(execute(delivery, expected, Arc::clone(&self.desk)));

@@ -1,5 +1,6 @@
 //! Whole workers on the memory backend, in paused time: a scripted runner, a broker that fails on demand.
 
+mod broke;
 mod faulty;
 mod leaving;
 mod lifecycle;

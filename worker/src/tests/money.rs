@@ -2,37 +2,36 @@
 
 use promptq_common::broker::HoldKey;
 use promptq_common::job::{BatchName, Extras};
-use promptq_common::limits::{Cap, Measure, Per, Rule, change, look};
+use promptq_common::limits::{Cap, Measure, Per, change, look};
 use promptq_common::outcome::AnswerClass;
 use promptq_common::price::{Price, Prices};
 use promptq_common::time::Timestamp;
 use promptq_common::work::Input;
 
 use super::*;
-use crate::StopReason;
 use crate::status::BlockedBy;
 
-const KEY: &str = "acme/m";
+pub(super) const KEY: &str = "acme/m";
 
 /// A rig whose model takes a cent for a thousand tokens of its answer, and nothing for what is sent.
-fn rig() -> Rig {
+pub(super) fn rig() -> Rig {
     let mut rig = Rig::new();
     let price = Price::flat(Usd::default(), "10".parse().unwrap());
     rig.settings.prices = Prices::new([(KEY.to_owned(), price)], BTreeMap::new());
     rig
 }
 
-fn usd(text: &str) -> Usd {
+pub(super) fn usd(text: &str) -> Usd {
     text.parse().unwrap()
 }
 
 /// One that costs half of what it might: half a cent.
-fn half(rig: &mut Rig, model: &'static str) -> Arc<Scripted> {
+pub(super) fn half(rig: &mut Rig, model: &'static str) -> Arc<Scripted> {
     rig.runs(model, Scripted::new(KEY, |_, _| Play::Costs(usd("0.005"))))
 }
 
 /// A job of a batch that may be answered with so many tokens.
-fn bounded(model: &str, batch: &str, tokens: u64, extras: Extras) -> Job {
+pub(super) fn bounded(model: &str, batch: &str, tokens: u64, extras: Extras) -> Job {
     let mut job = job(model, "x");
     if let Input::Prompt(prompt) = &mut job.work.input {
         prompt.params = format!(r#"{{"max_tokens":{tokens}}}"#);
@@ -40,20 +39,20 @@ fn bounded(model: &str, batch: &str, tokens: u64, extras: Extras) -> Job {
     Job { batch: Some(BatchName::new(batch).unwrap()), extras: extras.kept(), ..job }
 }
 
-async fn put(rig: &Rig, jobs: &[Job]) -> Vec<JobId> {
+pub(super) async fn put(rig: &Rig, jobs: &[Job]) -> Vec<JobId> {
     rig.broker.enqueue(jobs).await.unwrap();
     jobs.iter().map(|job| job.id).collect()
 }
 
-fn capped(most: &str) -> Extras {
+pub(super) fn capped(most: &str) -> Extras {
     Extras { batch_max_cost: Some(usd(most)), ..Extras::default() }
 }
 
-fn held(by: &str) -> BlockedBy {
+pub(super) fn held(by: &str) -> BlockedBy {
     BlockedBy::Limit { key: by.into(), class: FailureClass::Throttled }
 }
 
-async fn used(rig: &Rig, key: &str) -> (i64, i64) {
+pub(super) async fn used(rig: &Rig, key: &str) -> (i64, i64) {
     let view = look(rig.broker.ledger(), key).await.unwrap().unwrap();
     (view.caps[0].used, view.caps[0].held)
 }
@@ -293,75 +292,4 @@ async fn what_only_its_own_cap_holds_back_is_shown_under_its_models_key() {
     assert_eq!(status.blocked[0].by, held("acme/unknown"));
     let hold = rig.view(ids[0]).await.hold.unwrap();
     assert_eq!((&hold, hold.limit_key().as_str()), (&HoldKey::Limit("acme/unknown".into()), "acme/unknown"));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_worker_that_leaves_when_idle_leaves_what_only_money_helps_and_says_so() {
-    let budget = Cap { measure: Measure::Usd, per: Per::Day, most: 50_000_000 };
-    for (budget, extras) in [(Some(budget), Extras::default()), (None, capped("0.05"))] {
-        let mut rig = rig();
-        half(&mut rig, "m");
-        rig.settings.exit_when_idle = Some(Duration::from_secs(5));
-        rig.settings.budgets.extend(budget.map(|cap| (Queue::standard(), cap)));
-        let jobs: Vec<_> = (0..60).map(|_| bounded("m", "b", 1_000, extras.clone())).collect();
-        put(&rig, &jobs).await;
-        let begun = tokio::time::Instant::now();
-        rig.start();
-        let drained = rig.left().await;
-        assert_eq!((drained.reason, drained.exit_code()), (StopReason::Broke, 9), "{budget:?}");
-        assert!((8..=10).contains(&drained.finished.succeeded), "{drained:?}");
-        assert!(begun.elapsed() < Duration::from_secs(120), "{:?}", begun.elapsed());
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_worker_stays_for_what_waits_for_more_than_money() {
-    let mut rig = rig();
-    half(&mut rig, "m");
-    rig.settings.exit_when_idle = Some(Duration::from_secs(5));
-    let budget = Cap { measure: Measure::Usd, per: Per::Day, most: 50_000_000 };
-    rig.settings.budgets.insert(Queue::standard(), budget);
-    let other = Queue::new("other").unwrap();
-    rig.settings.queues.push((other.clone(), 1));
-    let mended_at = tokio::time::Instant::now() + Duration::from_secs(400);
-    let refused = move |_: &Job, _: &RunContext| {
-        if tokio::time::Instant::now() < mended_at {
-            failure(FailureClass::Account, 401)
-        } else {
-            Play::Answer("ok".into())
-        }
-    };
-    rig.runs("refused", Scripted::new("dead/m", refused));
-    put(&rig, &(0..60).map(|_| bounded("m", "b", 1_000, Extras::default())).collect::<Vec<_>>()).await;
-    let waiting: Vec<_> = (0..20).map(|_| Job { queue: other.clone(), ..job("refused", "x") }).collect();
-    let ids = put(&rig, &waiting).await;
-    rig.start();
-    sleep(Duration::from_secs(300)).await;
-    assert!(rig.workers.try_join_next().is_none(), "an account may be mended");
-    assert_eq!(rig.ends(&ids).await, [End::Succeeded; 20]);
-    assert_eq!(rig.left().await.reason, StopReason::Broke);
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_accounts_cap_counts_beside_what_its_models_may_use() {
-    let mut rig = rig();
-    let rule = |key: &str, measure, per, most| Rule {
-        key: key.to_owned(),
-        caps: vec![Cap { measure, per, most }],
-        adaptive: false,
-    };
-    rig.settings.limits = vec![
-        rule("acme", Measure::Usd, Per::Day, usd("0.05").as_nanos()),
-        rule(KEY, Measure::Requests, Per::Minute, 6_000),
-    ];
-    let runner = half(&mut rig, "m");
-    let jobs: Vec<_> = (0..40).map(|_| bounded("m", "b", 1_000, Extras::default())).collect();
-    put(&rig, &jobs).await;
-    rig.start();
-    let status = rig.shows(|status| !status.spent.is_empty()).await;
-    assert_eq!((status.spent.as_slice(), &status.blocked[0].by), (&["acme".to_owned()][..], &held("acme")));
-    // A cent each at most, and half of one in the end: the tenth could be one too many.
-    sleep(Duration::from_secs(30)).await;
-    assert_eq!((runner.started(), used(&rig, "acme").await), (9, (usd("0.045").as_nanos(), 0)));
-    assert_eq!(used(&rig, KEY).await.0, 9, "what was not called took nothing of its model's limit");
 }

@@ -283,6 +283,11 @@ impl Backend for Amqp {
         admin::queues(&self.post).await
     }
 
+    /// Asked by every worker every few seconds: of the ledger alone, whatever waits here.
+    async fn paused(&self, queue: &Queue) -> Result<Option<String>> {
+        self.post.claims.paused(queue).await
+    }
+
     async fn pause(&self, queue: &Queue, reason: Option<&str>) -> Result<()> {
         self.post.claims.pause(queue, reason).await
     }

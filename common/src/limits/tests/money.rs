@@ -351,6 +351,26 @@ async fn an_accounts_own_cap_is_kept_with_its_other_limits() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn all_that_wait_for_an_accounts_money_are_turned_away_together() {
+    let (ledger, caps) = (Memory::new(), vec![Cap { per: Per::Day, most: 100, ..CAP }]);
+    let limits = Limits::ruled(vec![Rule { key: "acme".to_owned(), caps, adaptive: false }]);
+    let work = async {
+        let first = reserve(&limits, 90, &[]).await.unwrap();
+        let others = async {
+            let turned = futures_util::future::join_all((0..20).map(|_| reserve(&limits, 45, &[]))).await;
+            assert!(turned.iter().all(|one| matches!(one, Err(Turned::Limit(Denied::Later(_), _)))), "{turned:?}");
+        };
+        let ((), spent_at) = tokio::join!(others, async {
+            sleep(Duration::from_secs(3)).await;
+            first.report(JobId::fresh(), &cost(80));
+            Instant::now()
+        });
+        assert!(spent_at.elapsed() < Duration::from_secs(1), "one after the other: {:?}", spent_at.elapsed());
+    };
+    with(&ledger, &limits, work).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_cap_on_money_that_people_set_is_kept_where_no_setting_has_one() {
     let ledger = Memory::new();
     let set =

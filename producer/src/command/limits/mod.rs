@@ -7,8 +7,9 @@ use std::collections::BTreeSet;
 
 use promptq_common::broker::{Broker, HoldKey};
 use promptq_common::config::{Change, change_of};
-use promptq_common::limits::{self, Cap, Measure, Per, Pool, PoolView, covers};
+use promptq_common::limits::{self, Cap, CapView, Measure, Per, Pool, PoolView, means};
 use promptq_common::telemetry::{Act, audit};
+use promptq_common::time::Timestamp;
 use serde_json::{Value, json};
 
 use crate::cli::{Confirm, ListOutput, Output};
@@ -123,7 +124,11 @@ async fn list(cx: &Context, fields: &[String]) -> Result<()> {
         ("state", |item| cell(item, "brief")),
     ];
     let (standings, is_shared) = every(cx.existing().await?.ledger()).await?;
-    let items: Vec<Value> = standings.iter().flat_map(rows).collect();
+    let mut items: Vec<Value> = standings.iter().flat_map(rows).collect();
+    if is_shared {
+        items.extend(unused(cx, &standings));
+        items.sort_by(|one, other| one["key"].as_str().cmp(&other["key"].as_str()));
+    }
     if !is_shared {
         cx.printer.say(
             "limits are not shared by this ledger: each worker keeps to worker.limit_share of each; this is what workers \
@@ -148,12 +153,47 @@ fn rows(standing: &Standing) -> Vec<Value> {
         item
     };
     let none = json!({ "limit": null, "measure": null, "per": null, "most": null, "from": null, "configured": null,
-        "set": null, "learned": null, "used": null, "held": null });
+        "set": null, "learned": null, "used": null, "held": null, "granted": null });
     match standing.caps().map(words::cap).collect::<Vec<_>>().as_slice() {
         [] if !standing.holds() && standing.held.is_empty() => Vec::new(),
         [] => vec![row(&none)],
         caps => caps.iter().map(row).collect(),
     }
+}
+
+/// A row for each cap that the settings here have of a key which no worker has used.
+fn unused(cx: &Context, standings: &[Standing]) -> Vec<Value> {
+    let rules = cx.config.limits.iter().map(|rule| rule.key.clone());
+    let budgets = cx.config.queues.keys().map(|queue| HoldKey::Budget(queue.to_string()).limit_key());
+    let is_used = |key: &String| standings.iter().any(|one| one.key == *key && one.caps().next().is_some());
+    let keys: BTreeSet<String> = rules.chain(budgets).filter(|key| !is_used(key)).collect();
+    let row = |key: String| {
+        let caps = configured(cx, &key).into_iter();
+        let caps = caps.map(|cap| CapView {
+            cap,
+            configured: cap.most,
+            set: None,
+            learned: None,
+            used: 0,
+            held: 0,
+            in_calls: 0,
+        });
+        let shared = PoolView {
+            caps: caps.collect(),
+            frozen_for: 0,
+            why: None,
+            rate: 1.0,
+            workers: 0,
+            starving: 0,
+            lacks: None,
+        };
+        let mut rows = rows(&Standing { key, shared: Some(shared), held: Vec::new(), at: Timestamp::now() });
+        for row in &mut rows {
+            row["brief"] = "not used yet".into();
+        }
+        rows
+    };
+    keys.into_iter().flat_map(row).collect()
 }
 
 /// A number with its thousands apart; money is text already.
@@ -277,12 +317,11 @@ fn in_force(view: &PoolView, configured: &[Cap], measure: Measure, per: Per) -> 
 async fn release(cx: &Context, key: &str, reason: Option<&str>) -> Result<()> {
     let broker = shared(cx).await?;
     // Of a provider, all of its models may be meant, though only they have limits; workers look for nothing between.
-    let is_provider = |known: &str| !words::is_budget(key) && known.split('/').next() == Some(key);
     if !cx.config.providers.contains_key(key) {
-        known(cx, key, is_provider).await?;
+        known(cx, key, |known| !key.contains('/') && means(key, known)).await?;
     }
     // A freeze of one of its models would be found again by whoever looks at that.
-    let is_under = |known: &String| known != key && covers(key, known) && !words::is_budget(known);
+    let is_under = |known: &String| known != key && means(key, known);
     let models = kept(broker.ledger()).await?.0.into_iter().filter(is_under);
     for key in models {
         if limits::look(broker.ledger(), &key).await?.is_some_and(|view| view.frozen_for > 0) {
@@ -302,7 +341,7 @@ async fn release(cx: &Context, key: &str, reason: Option<&str>) -> Result<()> {
 async fn wake(broker: &Broker, key: &str) -> Result<u64> {
     let workers = broker.ledger().workers().await?;
     let held = workers.iter().flat_map(|worker| &worker.held).map(|held| held.key.as_str());
-    let keys: BTreeSet<&str> = held.filter(|held| covers(key, held)).chain([key]).collect();
+    let keys: BTreeSet<&str> = held.filter(|held| means(key, held)).chain([key]).collect();
     let mut woken = 0;
     for key in keys {
         woken += broker.wake(&HoldKey::of_limit(key)).await?;
