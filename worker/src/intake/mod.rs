@@ -26,6 +26,7 @@ use crate::reuse::Shelf;
 use crate::route::Nevers;
 use crate::status::{Board, Finished};
 use crate::stop::{Phase, Stop};
+use crate::tier::Full;
 use crate::upkeep::{self, sample};
 use crate::{Parts, StopReason};
 
@@ -126,7 +127,8 @@ impl Intake {
         chores.spawn(upkeep::limits(broker.clone(), limits.clone(), settings.limit_share));
         let shelf = Shelf::new(store.clone());
         let nevers = Nevers::default();
-        let desk = Arc::new(Desk { settings, runners, store, limits, shelf, nevers, meter, cut });
+        let desk =
+            Arc::new(Desk { settings, runners, store, limits, shelf, nevers, full: Full::default(), meter, cut });
         let mut tick = interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
