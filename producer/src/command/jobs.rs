@@ -179,8 +179,8 @@ pub(super) fn show(cx: &Context, job: &JobView) -> Result<()> {
     record.history.recent.iter().try_for_each(|attempt| {
         let took = format_duration(attempt.ended_at.since(attempt.started_at));
         let end = attempt.code.as_deref().unwrap_or("ok");
-        // A failure's is its cause; an answer says more only where it is not what was asked for.
-        let more = attempt.detail.as_ref().filter(|_| attempt.class.is_none());
+        // What is wrong is said above, of the last one.
+        let more = attempt.detail.as_ref().filter(|_| attempt.code.is_none());
         let more = more.map_or_else(String::new, |more| format!("  {more}"));
         say(&format!("attempt {}", attempt.n), format!("{end}  {took}  on {}{more}", attempt.worker))
     })

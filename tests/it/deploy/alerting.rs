@@ -12,7 +12,7 @@ use promptq_tests::process::Home;
 use promptq_tests::site::{Hand, records, until};
 use serde_json::{Value, json};
 
-use super::{deploy, tool, yaml};
+use super::{deploy, read, tool};
 
 /// What every outage ends within, from its end on.
 const RECOVERED: Duration = Duration::from_secs(300);
@@ -28,13 +28,11 @@ impl Alerting {
     fn new(home: &Home, watched: Admin) -> Self {
         let new = Self { prometheus: Admin::free().address(), alertmanager: Admin::free().address() };
         // What takes minutes to be sure of is sure at once.
-        let mut rules = yaml(&deploy("alerts/promptq.rules.yaml"));
-        for group in rules["groups"].as_array_mut().unwrap() {
-            for rule in group["rules"].as_array_mut().unwrap().iter_mut().filter(|rule| rule["alert"].is_string()) {
-                rule["for"] = "1s".into();
-            }
-        }
-        home.write("promptq.rules.yaml", &rules.to_string());
+        let rules = read(&deploy("alerts/promptq.rules.yaml"));
+        let at_once = |line: &str| {
+            if line.starts_with("        for: ") { "        for: 1s\n".to_owned() } else { format!("{line}\n") }
+        };
+        home.write("promptq.rules.yaml", &rules.lines().map(at_once).collect::<String>());
         let config = json!({
             "global": { "scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s" },
             "rule_files": ["promptq.rules.yaml"],

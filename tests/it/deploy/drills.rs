@@ -231,6 +231,7 @@ async fn a_ledger_is_lost_beside_a_rabbitmq_that_kept_its_messages() {
     site.server.kill();
     let destroyed = Instant::now();
     restore_redis(&mut site, &backup);
+    let ledger = site.broker().await;
     let known = records(&ledger).await.len();
     assert!(known < called, "{known} of {called} ends are in the backup");
     let worker = site.worker(2, &hasty);
