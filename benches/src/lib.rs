@@ -4,7 +4,6 @@
 pub mod account;
 pub mod chart;
 pub mod contest;
-pub mod form;
 pub mod goals;
 pub mod library;
 pub mod limit;
