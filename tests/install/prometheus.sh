@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs promtool and amtool, for the tests of deploy/alerts and deploy/grafana, and amlint into target/tools/amlint.
-# No daemon is started. Run by tests/run; safe to repeat.
+# Installs Prometheus and Alertmanager with promtool and amtool, for the tests of deploy/alerts and deploy/grafana, and
+# amlint into target/tools/amlint. No daemon is started. Run by tests/run; safe to repeat.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . tests/install/lib.sh

@@ -22,6 +22,7 @@ use crate::repair;
 use crate::reuse;
 use crate::runner::{RunContext, Runner, WhenLost};
 use crate::size::size;
+use crate::tier;
 use crate::verdict::{hold, release};
 
 /// One of the ways of a job.
@@ -245,7 +246,7 @@ async fn finish(
     (outcome, lost): (Outcome, bool),
 ) -> Came {
     let Errand { job, case, lease, desk } = errand;
-    let ruling = pass.report(job.id, &outcome);
+    let ruling = pass.report(job.id, tier::heard(job, &outcome).as_ref().unwrap_or(&outcome));
     let reply = match outcome {
         // A late one is kept: whoever has the job now has none yet.
         Outcome::Success(reply) if !lost && repair::again(&reply, bill, &case) => {

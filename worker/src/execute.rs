@@ -22,6 +22,7 @@ use crate::reuse::{self, Fresh, Shelf};
 use crate::route::{self, Nevers};
 use crate::runner::{Runner, Runners};
 use crate::settings::Settings;
+use crate::tier::Full;
 use crate::verdict::{Case, release};
 
 /// What every job of a worker shares.
@@ -33,6 +34,7 @@ pub(crate) struct Desk {
     pub(crate) limits: Limits,
     pub(crate) shelf: Shelf,
     pub(crate) nevers: Nevers,
+    pub(crate) full: Full,
     pub(crate) meter: Arc<Meter>,
     /// True once running jobs are to be given up: the drain time is over.
     pub(crate) cut: watch::Receiver<bool>,
@@ -103,7 +105,7 @@ async fn verdict_on(
     desk: &Desk,
 ) -> Step {
     let started_at = Timestamp::now();
-    let case = Case { head, lease: lease.id(), worker: &desk.settings.worker, started_at, deaths: 0 };
+    let case = Case { head, lease: lease.id(), worker: &desk.settings.worker, started_at, deaths: 0, moved: false };
     match opened {
         Ok(job) => match claim(&case, lease, desk).await {
             Step::Go { deaths } => Box::pin(work(job, expected, &Case { deaths, ..case }, lease, desk)).await,

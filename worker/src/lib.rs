@@ -33,6 +33,7 @@ pub mod status;
 pub mod stop;
 #[cfg(test)]
 mod tests;
+mod tier;
 mod upkeep;
 mod verdict;
 

@@ -9,6 +9,7 @@ use promptq_common::broker::{Head, HoldKey, Verdict};
 use promptq_common::job::JobId;
 use promptq_common::limits::Expected;
 use promptq_common::outcome::{Failure, Usage, Usd};
+use promptq_common::record::End;
 use promptq_common::time::Timestamp;
 use tokio::time::Instant;
 
@@ -16,7 +17,8 @@ use crate::call::{Came, Turn, Way, call};
 use crate::execute::{Errand, Step, rhythm};
 use crate::heartbeat::{self, Fate};
 use crate::runner::Runner;
-use crate::verdict::{Case, release};
+use crate::tier;
+use crate::verdict::{Case, cut, release};
 
 /// Failures that say nothing of what another provider or model would do with the job.
 const NOT_HERE: [&str; 6] = [
@@ -48,7 +50,12 @@ pub(crate) async fn go(errand: Errand<'_>, runners: &[Arc<dyn Runner>], expected
         if let Some(step) = trip.goes_on().await {
             return step;
         }
-        match Box::pin(call(trip.errand(), Way { runner: &**runner, key, has_others }, &mut turn)).await {
+        let way = Way { runner: &**runner, key, has_others };
+        let came = match trip.calls_by(way, &mut turn).await {
+            Ok(came) => came,
+            Err(step) => return step,
+        };
+        match came {
             Came::Step(step) => return trip.decided(step),
             Came::Shut { after, hold, failure } => trip.is_shut(key, (after, hold), failure.as_ref()),
             Came::Refused { failure, called } => {
@@ -108,6 +115,38 @@ impl<'a> Trip<'a> {
     fn errand(&self) -> Errand<'_> {
         let head = self.head.as_deref().unwrap_or(self.errand.case.head);
         Errand { case: Case { head, started_at: self.started_at, ..self.errand.case }, ..self.errand }
+    }
+
+    /// Calls by one way; in the standard tier where the flex tier has no room, and no time is left to wait for it.
+    async fn calls_by(&mut self, way: Way<'_>, turn: &mut Turn) -> Result<Came, Step> {
+        let Errand { job, desk, .. } = self.errand;
+        let moved = match desk.full.turn(job, way.key) {
+            tier::Turn::Moved(moved) => moved,
+            tier::Turn::Wait(after) => return Ok(Came::Shut { after, hold: None, failure: None }),
+            tier::Turn::As => {
+                let came = Box::pin(call(self.errand(), way, turn)).await;
+                let Came::Shut { after, hold, failure: Some(failure) } = came else {
+                    if is_answer(&came) {
+                        desk.full.served(job, way.key);
+                    }
+                    return Ok(came);
+                };
+                match desk.full.refused(job, way.key, (&failure, after)) {
+                    tier::Turn::As => return Ok(Came::Shut { after, hold, failure: Some(failure) }),
+                    tier::Turn::Wait(after) => return Ok(Came::Shut { after, hold, failure: Some(failure) }),
+                    tier::Turn::Moved(moved) => {
+                        self.note(way.key, &failure);
+                        moved
+                    }
+                }
+            }
+        };
+        if let Some(step) = self.goes_on().await {
+            return Err(step);
+        }
+        let errand = self.errand();
+        let case = Case { moved: true, ..errand.case };
+        Ok(Box::pin(call(Errand { job: &moved, case, ..errand }, way, turn)).await)
     }
 
     fn is_known_to_refuse(&self, key: &str) -> Option<Failure> {
@@ -226,9 +265,13 @@ impl<'a> Trip<'a> {
     }
 }
 
-/// No longer than a failure's detail.
-fn cut(detail: String) -> String {
-    if detail.len() <= Failure::DETAIL { detail } else { detail.chars().take(Failure::DETAIL).collect() }
+/// Whether a call was answered.
+fn is_answer(came: &Came) -> bool {
+    match came {
+        Came::Step(Step::Share(..)) => true,
+        Came::Step(Step::Settle(Verdict::End(record))) => record.end == End::Succeeded,
+        Came::Step(_) | Came::Shut { .. } | Came::Refused { .. } => false,
+    }
 }
 
 /// Which ways have said lately that they will never serve a job which waits for another one: they are not asked each time.

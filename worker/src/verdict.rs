@@ -7,6 +7,8 @@ use promptq_common::outcome::{AnswerClass, Attempt, Failure, FailureClass, Reply
 use promptq_common::record::{Answer, Cause, End, Output, Record};
 use promptq_common::time::Timestamp;
 
+use crate::tier::MOVED;
+
 /// One delivery of a job to this worker.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Case<'a> {
@@ -16,6 +18,8 @@ pub(crate) struct Case<'a> {
     pub(crate) started_at: Timestamp,
     /// Workers that died, or lost their lease, while running it before.
     pub(crate) deaths: u32,
+    /// Whether its call goes to the standard tier, though it asks for flex.
+    pub(crate) moved: bool,
 }
 
 impl Case<'_> {
@@ -92,10 +96,10 @@ impl Case<'_> {
         let wrong = wrong_with(reply);
         Attempt {
             code: wrong.map(|_| reply.class.as_str().to_owned()),
-            detail: wrong.map(|wrong| {
+            detail: self.told(wrong.map(|wrong| {
                 let reason = reply.finish_reason.as_deref().map_or_else(String::new, |reason| format!(" ({reason})"));
                 format!("{wrong}{reason}")
-            }),
+            })),
             status_code: Some(reply.status_code),
             usage: reply.usage,
             cost: reply.cost,
@@ -112,12 +116,26 @@ impl Case<'_> {
             ended_at: Timestamp::now(),
             class: failure.map(|failure| failure.class),
             code: failure.map(|failure| failure.code.clone()),
-            detail: failure.map(|failure| failure.detail.clone()),
+            detail: self.told(failure.map(|failure| failure.detail.clone())),
             status_code: failure.and_then(|failure| failure.status_code),
             usage: failure.map(|failure| failure.usage).unwrap_or_default(),
             cost: failure.and_then(|failure| failure.cost),
         }
     }
+
+    /// What an attempt says of itself, and that it went to another tier than was asked for.
+    fn told(&self, detail: Option<String>) -> Option<String> {
+        match detail {
+            detail if !self.moved => detail,
+            None => Some(MOVED.to_owned()),
+            Some(detail) => Some(cut(format!("{detail} ({MOVED})"))),
+        }
+    }
+}
+
+/// No longer than a failure's detail.
+pub(crate) fn cut(detail: String) -> String {
+    if detail.len() <= Failure::DETAIL { detail } else { detail.chars().take(Failure::DETAIL).collect() }
 }
 
 /// Back to its lane until there is money for it, spending nothing.

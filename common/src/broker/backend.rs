@@ -33,8 +33,9 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     /// brings its epoch, attempts and history in its head, and keeps them.
     async fn enqueue(&self, batch: Vec<Envelope>) -> Result<Vec<Enqueued>>;
 
-    /// As [`Backend::enqueue`], and publishes the messages of what is known and waits once more: somebody may have purged
-    /// them at a broker that does not keep them with what is known. `Unsupported` where none can be missing.
+    /// As [`Backend::enqueue`], and publishes the messages of what is known and has not ended once more: somebody may have
+    /// purged them at a broker that does not keep them with what is known, or a ledger that came from a backup says that
+    /// jobs wait or run which ended since. `Unsupported` where none can be missing.
     async fn republish(&self, _batch: Vec<Envelope>) -> Result<Vec<Enqueued>> {
         let why = "this broker keeps its jobs together with what is known of them: none that is known is missing";
         Err(Error::new(Kind::Unsupported, "publish jobs again", why))

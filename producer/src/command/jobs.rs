@@ -179,6 +179,9 @@ pub(super) fn show(cx: &Context, job: &JobView) -> Result<()> {
     record.history.recent.iter().try_for_each(|attempt| {
         let took = format_duration(attempt.ended_at.since(attempt.started_at));
         let end = attempt.code.as_deref().unwrap_or("ok");
-        say(&format!("attempt {}", attempt.n), format!("{end}  {took}  on {}", attempt.worker))
+        // What is wrong is said above, of the last one.
+        let more = attempt.detail.as_ref().filter(|_| attempt.code.is_none());
+        let more = more.map_or_else(String::new, |more| format!("  {more}"));
+        say(&format!("attempt {}", attempt.n), format!("{end}  {took}  on {}{more}", attempt.worker))
     })
 }

@@ -40,7 +40,7 @@ pub struct SubmitArgs {
     /// Waits until every job has ended, at most so long
     #[arg(long, value_name = "LENGTH", num_args = 0..=1, require_equals = true, value_parser = length)]
     pub wait: Option<Option<Duration>>,
-    /// Publishes what is known and waits once more: for jobs whose messages are gone from RabbitMQ
+    /// Publishes what is known and has not ended once more: for jobs whose messages are gone from RabbitMQ
     #[arg(long)]
     pub republish: bool,
     /// With --wait: exits 0 although some jobs are dead

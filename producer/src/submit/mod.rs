@@ -13,7 +13,6 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesOrdered;
 use promptq_common::broker::{Broker, Enqueued, Refusal};
 use promptq_common::job::Job;
-use promptq_common::record::State;
 
 pub use check::{Checked, Sample, check};
 use faults::Faults;
@@ -56,7 +55,7 @@ impl Tally {
     pub fn summary(&self) -> String {
         let mut text = format!("{} new, {} already known", grouped(self.new), grouped(self.known));
         if self.again > 0 {
-            text = format!("{text} ({} of them wait and were published once more)", grouped(self.again));
+            text = format!("{text} ({} of them had not ended and were published once more)", grouped(self.again));
         }
         for (count, what) in [(self.invalid, "invalid"), (self.repeated, "repeated")] {
             if count > 0 {
@@ -160,8 +159,7 @@ async fn put_window(broker: &Broker, terms: Terms, window: Window, tally: &mut T
             Enqueued::New => tally.new += 1,
             Enqueued::Known(state) => {
                 tally.known += 1;
-                let waits = !state.is_ended() && state != State::Running;
-                tally.again += u64::from(terms.republish && waits);
+                tally.again += u64::from(terms.republish && !state.is_ended());
             }
             Enqueued::Refused(Refusal::Conflict) if terms.on_conflict == OnConflict::Skip || terms.skip_invalid => {
                 tally.conflicts += 1;

@@ -205,3 +205,40 @@ async fn rabbitmq_and_its_ledger_are_lost_and_come_back() {
     assert_eq!(site.provider.calls().len(), ROWS, "nothing is paid for twice");
     report("rabbitmq", saved, destroyed, ROWS - BEFORE);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_is_lost_beside_a_rabbitmq_that_kept_its_messages() {
+    let mut site = Site::new(Options::durable(), 200..=200).await;
+    std::fs::write(site.path("before.jsonl"), rows(BEFORE)).unwrap();
+    std::fs::write(site.path("all.jsonl"), rows(ROWS)).unwrap();
+    let server = tokio::task::block_in_place(|| RabbitServer::start(RabbitOptions::new()));
+    let host = server.host();
+    let variables = on(&site, host.url_through(server.port()));
+    submit(&site, &variables, &["before.jsonl"]);
+    let hasty = Setup { lease: Duration::from_secs(3), slots: 8, ..setup(&site, &variables) };
+    let worker = site.worker(1, &hasty);
+    let ledger = site.broker().await;
+    ended(&ledger, 8).await;
+    // While it works: some jobs run in the backup that end right after it.
+    let before = records(&ledger).await;
+    let backup = save_redis(&site);
+    let saved = Instant::now();
+    submit(&site, &variables, &["all.jsonl"]);
+    ended(&ledger, 32).await;
+    worker.leaves();
+    let called = site.provider.calls().len();
+
+    site.server.kill();
+    let destroyed = Instant::now();
+    restore_redis(&mut site, &backup);
+    let ledger = site.broker().await;
+    let known = records(&ledger).await.len();
+    assert!(known < called, "{known} of {called} ends are in the backup");
+    let worker = site.worker(2, &hasty);
+    submit(&site, &variables, &["all.jsonl", "--republish"]);
+    every_row_ended_once(&ledger, &before).await;
+    worker.leaves();
+    let twice = site.provider.calls().len() - ROWS;
+    assert_eq!(twice, called - known, "of {called} calls before, {known} were in the backup");
+    report("ledger of a rabbitmq", saved, destroyed, ROWS - known);
+}

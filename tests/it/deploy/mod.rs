@@ -1,6 +1,7 @@
 //! What `deploy/` ships: read by the tools that will read it, run where it can be; and copies with a fault in them, which
 //! those tools must refuse.
 
+mod alerting;
 mod alerts;
 mod backup;
 mod cloudrun;

@@ -1,11 +1,17 @@
-//! A model with two routes, as workers and two providers see it: one is overloaded, then well again.
+//! A model with two routes, as workers and two providers see it: one is overloaded, then well again. And its two tiers.
+
+use std::time::Duration;
 
 use promptq_common::outcome::Usd;
+use promptq_common::record::End;
+use promptq_common::time::Timestamp;
+use promptq_common::work::Input;
 use promptq_tests::fake::Fake;
 use promptq_tests::fake::fault::FaultRule;
 use promptq_tests::fake::kind::Kind;
 use promptq_tests::metered::{Metered, Place, jobs};
-use promptq_tests::site::{put, until};
+use promptq_tests::process::Said;
+use promptq_tests::site::{put, see, until};
 
 const JOBS: u64 = 400;
 const ANSWERS: &str =
@@ -55,4 +61,25 @@ async fn jobs_go_to_the_second_route_while_the_first_is_overloaded_and_come_back
     let mut billed = here.usd;
     billed += there.usd;
     assert_eq!(cost, billed, "what the records say is what the providers bill");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flex_tier_without_room_is_left_when_the_deadline_is_near_and_the_job_says_so() {
+    let metered = Metered::new(Place::File, ANSWERS, "");
+    let broker = metered.broker().await;
+    metered.fake.set_faults(&[FaultRule { first: Some(1), ..FaultRule::new(Kind::FlexUnavailable) }]).unwrap();
+    let mut late = jobs("default", "gpt-5.5", 1).remove(0);
+    if let Input::Prompt(prompt) = &mut late.work.input {
+        prompt.params = r#"{"service_tier":"flex"}"#.into();
+    }
+    // It has had a day, and has a minute left.
+    late.deadline = late.created_at + Duration::from_secs(60);
+    late.created_at = Timestamp::from_millis(late.deadline.as_millis() - 86_400_000);
+    put(&broker, std::slice::from_ref(&late)).await;
+    let worker = metered.worker(1, &[]);
+    let record = until("it has ended", async || see(&broker, late.id).await.record).await;
+    assert_eq!((record.end, metered.fake.calls(0).len()), (End::Succeeded, 2), "{:?}", record.cause);
+    worker.leaves();
+    let shown = Said::of(&mut metered.program("promptq", "nobody", &["jobs", "show", &late.id.to_string()]));
+    shown.ends(0).prints(&["resource_unavailable", "ok  ", "moved from the flex to the standard tier"]);
 }

@@ -188,7 +188,7 @@ async fn people_are_told_what_cannot_be_seen() {
     command(&["jobs", "why", &id]).ends(0).prints(&["no message ready", "--republish", "promptq cancel"]);
     command(&["retry", &id]).ends(0).prints(&["back in line 0  already waiting 1"]).says(&["--republish"]);
     command(&["submit", rows, "--batch", "nov"]).ends(0).says(&["0 new, 1 already known"]);
-    command(&["submit", rows, "--batch", "nov", "--republish"]).ends(0).says(&["1 of them wait"]);
+    command(&["submit", rows, "--batch", "nov", "--republish"]).ends(0).says(&["1 of them had not ended"]);
     assert_eq!(runs(&carrier).await.len(), 1);
     let later = put_one(&broker, Job { not_before: Some(Timestamp::now() + HOUR), ..registered() }).await;
     command(&["cancel", &later.to_string()]).ends(0);

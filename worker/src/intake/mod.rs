@@ -23,7 +23,6 @@ use crate::admission::Shortage;
 use crate::execute::{Desk, Did, execute};
 use crate::meter::{Meter, Now};
 use crate::reuse::Shelf;
-use crate::route::Nevers;
 use crate::status::{Board, Finished};
 use crate::stop::{Phase, Stop};
 use crate::upkeep::{self, sample};
@@ -126,8 +125,8 @@ impl Intake {
         chores.spawn(upkeep::caps(broker.clone(), settings.clone()));
         chores.spawn(upkeep::limits(broker.clone(), limits.clone(), settings.limit_share));
         let shelf = Shelf::new(store.clone());
-        let nevers = Nevers::default();
-        let desk = Arc::new(Desk { settings, runners, store, limits, shelf, nevers, meter, cut });
+        let (nevers, full) = Default::default();
+        let desk = Arc::new(Desk { settings, runners, store, limits, shelf, nevers, full, meter, cut });
         let mut tick = interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {

@@ -274,7 +274,7 @@ fn inserted(body: &str, members: &str) -> String {
 }
 
 /// `body` with `part`, a slice of it, replaced by `value`.
-fn replaced(body: &str, part: &str, value: &Value) -> Option<String> {
+pub(crate) fn replaced(body: &str, part: &str, value: &Value) -> Option<String> {
     let at = (part.as_ptr() as usize).checked_sub(body.as_ptr() as usize)?;
     let (before, after) = (body.get(..at)?, body.get(at + part.len()..)?);
     Some(format!("{before}{value}{after}"))

@@ -11,6 +11,7 @@ mod reports;
 mod reuse;
 mod routes;
 mod rules;
+mod tiers;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -18,7 +18,7 @@ fn is_registered(head: &Head) -> bool {
 }
 
 /// One answer each, in order; see [`crate::broker::Backend::enqueue`]. With `lost`, the messages of those that are known
-/// and wait are published again. `nowhere` is which queues there are not: of their jobs nothing is noted.
+/// and have not ended are published again. `nowhere` is which queues there are not: of their jobs nothing is noted.
 pub(super) async fn enqueue(
     post: &Post,
     mut batch: Vec<Envelope>,
@@ -39,7 +39,8 @@ pub(super) async fn enqueue(
                     again[*place] = true;
                     None
                 }
-                Registered::Known(state) if lost && waits(state) => {
+                // One that runs may have ended since the backup that its ledger came from; a copy too many finds its end.
+                Registered::Known(state) if lost && !state.is_ended() => {
                     (again[*place], missed[*place]) = (true, Some(state));
                     None
                 }
@@ -92,11 +93,6 @@ pub(super) async fn asked_for(
         queues.insert(queue.clone());
     }
     Ok(queues)
-}
-
-/// Whether a job in this state is a message somewhere.
-fn waits(state: State) -> bool {
-    matches!(state, State::Scheduled | State::Queued | State::Retrying)
 }
 
 /// Gives jobs that are known the epoch and attempts they have by now, or their messages would be stale. What earlier
