@@ -22,6 +22,7 @@ use crate::repair;
 use crate::reuse;
 use crate::runner::{RunContext, Runner, WhenLost};
 use crate::size::size;
+use crate::traced;
 use crate::verdict::{hold, release};
 
 /// One of the ways of a job.
@@ -85,7 +86,10 @@ pub(crate) async fn call(errand: Errand<'_>, way: Way<'_>, turn: &mut Turn) -> C
     };
     let attempt = case.head.attempts.saturating_add(1);
     let stream = case.head.history.recent.last().is_some_and(|last| last.status_code == Some(GATEWAY_TIMEOUT));
-    let context = RunContext { attempt, lease: case.lease, worker: case.worker.clone(), ear: pass.ear(), stream };
+    let span = traced::call(job, way, case.place.copied());
+    let trace = span.as_ref().map_or(case.place.copied(), |span| span.place());
+    let context =
+        RunContext { attempt, lease: case.lease, worker: case.worker.clone(), ear: pass.ear(), stream, trace };
     let bill = Bill { prices: &desk.settings.prices, runner, job };
     if !std::mem::replace(&mut turn.begun, true) {
         desk.meter.starts(case.head, case.deaths);
@@ -98,10 +102,12 @@ pub(crate) async fn call(errand: Errand<'_>, way: Way<'_>, turn: &mut Turn) -> C
     match ran {
         Ran::Done { outcome, lost } => {
             let outcome = bill.outcome(told(outcome, job, way));
+            traced::called(span, Some(&outcome));
             desk.meter.called(queue, way.key, &outcome, begun.elapsed());
             finish(errand, way, pass, bill, (outcome, lost)).await
         }
         Ran::Cancelled => {
+            traced::called(span, None);
             let cut = runner.billed().then(|| cut_call("cancelled while the call was running", bill));
             Came::settle(case.cancelled(cut.as_ref()))
         }

@@ -33,6 +33,7 @@ pub mod status;
 pub mod stop;
 #[cfg(test)]
 mod tests;
+mod traced;
 mod upkeep;
 mod verdict;
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use promptq_common::broker::{Head, HoldKey, LeaseId, Verdict, WorkerId};
 use promptq_common::outcome::{AnswerClass, Attempt, Failure, FailureClass, Reply};
 use promptq_common::record::{Answer, Cause, End, Output, Record};
+use promptq_common::telemetry::trace::Context;
 use promptq_common::time::Timestamp;
 
 /// One delivery of a job to this worker.
@@ -16,6 +17,8 @@ pub(crate) struct Case<'a> {
     pub(crate) started_at: Timestamp,
     /// Workers that died, or lost their lease, while running it before.
     pub(crate) deaths: u32,
+    /// Where in a trace the delivery is.
+    pub(crate) place: Option<&'a Context>,
 }
 
 impl Case<'_> {
