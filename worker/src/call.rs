@@ -96,18 +96,18 @@ pub(crate) async fn call(errand: Errand<'_>, way: Way<'_>, turn: &mut Turn) -> C
     }
     let (queue, begun) = (&lane.queue, Instant::now());
     let ran = run(errand, runner, &context).await;
+    let span = traced::unless(!matches!(ran, Ran::Done { .. }), span);
     if let Some(why) = ran.interrupted() {
         desk.meter.interrupted(queue, why);
     }
     match ran {
         Ran::Done { outcome, lost } => {
             let outcome = bill.outcome(told(outcome, job, way));
-            traced::called(span, Some(&outcome));
+            traced::called(span, &outcome);
             desk.meter.called(queue, way.key, &outcome, begun.elapsed());
             finish(errand, way, pass, bill, (outcome, lost)).await
         }
         Ran::Cancelled => {
-            traced::called(span, None);
             let cut = runner.billed().then(|| cut_call("cancelled while the call was running", bill));
             Came::settle(case.cancelled(cut.as_ref()))
         }

@@ -119,13 +119,18 @@ pub(crate) fn call(job: &Job, way: Way<'_>, below: Option<Context>) -> Option<Bo
     Some(span)
 }
 
+/// The call goes on to an outcome, unless it was given up in the middle.
+pub(crate) fn unless(given_up: bool, mut span: Option<Box<Span>>) -> Option<Box<Span>> {
+    span.iter_mut().filter(|_| given_up).for_each(|span| span.fail(n::INTERRUPTED));
+    span.filter(|_| !given_up)
+}
+
 /// What the call has come to.
-pub(crate) fn called(span: Option<Box<Span>>, outcome: Option<&Outcome>) {
+pub(crate) fn called(span: Option<Box<Span>>, outcome: &Outcome) {
     let Some(mut span) = span else { return };
     match outcome {
-        Some(Outcome::Success(reply)) => answered(&mut span, reply),
-        Some(Outcome::Failure(failure)) => failed(&mut span, failure),
-        None => span.fail(n::INTERRUPTED),
+        Outcome::Success(reply) => answered(&mut span, reply),
+        Outcome::Failure(failure) => failed(&mut span, failure),
     }
 }
 

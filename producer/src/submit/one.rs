@@ -27,7 +27,8 @@ pub fn make(text: &str, key: &Key<'_>, config: &Config) -> Result<Job, Fault> {
     alone(text, key, config).and_then(|job| small_enough(&job).map(|()| job))
 }
 
-/// Enqueues it, as caused by `caller`. Dropped before it returns, or after an error that says nothing else: unknown; the same job again is safe.
+/// Enqueues it, as caused by `caller`. Dropped before it returns, or after an error that says nothing else: unknown; the same
+/// job again is safe.
 ///
 /// # Errors
 /// Its key is that of other content (exit 6), or the broker takes no such job.
