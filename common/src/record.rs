@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::broker::{Head, LeaseId};
 use crate::job::{BatchName, JobId, Queue};
 use crate::outcome::{AnswerClass, Body, Detail, FailureClass, History, Origin};
+use crate::telemetry::trace::Context;
 use crate::time::Timestamp;
 
 /// How a job ended, what it gave and what it took. A success is never replaced by anything.
@@ -52,6 +53,10 @@ pub struct Record {
     pub started_at: Option<Timestamp>,
     /// When it ended.
     pub ended_at: Timestamp,
+    /// The delivery that ended it, or what the job was caused by; of one that never ran nothing. Stands before the rest of
+    /// the record in its bytes (`codec`).
+    #[serde(skip)]
+    pub trace: Option<Context>,
 }
 
 impl Record {
@@ -86,6 +91,7 @@ impl Record {
             created_at: head.created_at,
             started_at: None,
             ended_at: at,
+            trace: None,
         }
     }
 }

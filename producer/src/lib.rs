@@ -31,6 +31,7 @@ pub mod view;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
+use promptq_common::telemetry::trace::{self, Exporter};
 use promptq_common::{config, telemetry};
 
 use cli::Cli;
@@ -79,8 +80,13 @@ async fn run(cli: Cli, printer: Printer) -> problem::Result<Exit> {
     let config = settings::load(&cli.global, cli.command.flags())?;
     telemetry::init(settings::level(&cli.global, &config), config.telemetry.log_format, std::io::stderr);
     tracing::debug!(broker = %config.broker.url, files = ?config.files, "configured");
+    let service = if matches!(cli.command, cli::Command::Serve(_)) { "promptq-gateway" } else { "promptq" };
+    let traces = config.telemetry.traces.clone();
     let context = Context::new(config, printer);
-    command::dispatch(&context, cli.command).await
+    let spans = Exporter::open(traces.as_ref(), service)?;
+    let exit = command::dispatch(&context, cli.command).await;
+    trace::close(spans).await;
+    exit
 }
 
 /// Help and version go to stdout with code 0; anything else is a usage problem, as JSON where JSON was asked for.

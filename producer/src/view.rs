@@ -18,6 +18,9 @@ pub fn job(view: &JobView) -> Value {
     object["usage"] = json!(record.map(|record| record.history.usage));
     object["cost_usd"] = json!(record.and_then(|record| record.history.cost));
     object["ended_at"] = json!(record.map(|record| record.ended_at));
+    if let Some(place) = record.and_then(|record| record.trace) {
+        object["trace_id"] = json!(place.trace_id());
+    }
     object
 }
 

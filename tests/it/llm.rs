@@ -95,6 +95,7 @@ fn runners(llm: &Llm) -> Runners {
         api_key: None,
         default_model: None,
         stream_above: 50_000,
+        traceparent: false,
     };
     let settings = RunnerSettings {
         providers: [("local".to_owned(), local)].into(),
@@ -117,8 +118,14 @@ fn request(url: &str, body: &str) -> Work {
 
 async fn run(runners: &Runners, work: Work) -> Result<Reply, Failure> {
     let job = Job::new(Queue::standard(), work);
-    let cx =
-        RunContext { attempt: 1, lease: LeaseId::random(), worker: WorkerId::random("llm"), ear: None, stream: false };
+    let cx = RunContext {
+        attempt: 1,
+        lease: LeaseId::random(),
+        worker: WorkerId::random("llm"),
+        ear: None,
+        stream: false,
+        trace: None,
+    };
     match runners.pick(&job)?.run(&job, &cx).await {
         Outcome::Success(reply) => Ok(reply),
         Outcome::Failure(failure) => Err(failure),

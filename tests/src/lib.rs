@@ -7,6 +7,7 @@ pub mod backends;
 pub mod binary;
 pub mod carrier;
 pub mod chaos;
+pub mod collector;
 pub mod fake;
 pub mod farm;
 pub mod fixture;

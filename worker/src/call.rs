@@ -23,6 +23,7 @@ use crate::reuse;
 use crate::runner::{RunContext, Runner, WhenLost};
 use crate::size::size;
 use crate::tier;
+use crate::traced;
 use crate::verdict::{hold, release};
 
 /// One of the ways of a job.
@@ -86,19 +87,24 @@ pub(crate) async fn call(errand: Errand<'_>, way: Way<'_>, turn: &mut Turn) -> C
     };
     let attempt = case.head.attempts.saturating_add(1);
     let stream = case.head.history.recent.last().is_some_and(|last| last.status_code == Some(GATEWAY_TIMEOUT));
-    let context = RunContext { attempt, lease: case.lease, worker: case.worker.clone(), ear: pass.ear(), stream };
+    let span = traced::call(job, way, case.place.copied());
+    let trace = span.as_ref().map_or(case.place.copied(), |span| span.place());
+    let context =
+        RunContext { attempt, lease: case.lease, worker: case.worker.clone(), ear: pass.ear(), stream, trace };
     let bill = Bill { prices: &desk.settings.prices, runner, job };
     if !std::mem::replace(&mut turn.begun, true) {
         desk.meter.starts(case.head, case.deaths);
     }
     let (queue, begun) = (&lane.queue, Instant::now());
     let ran = run(errand, runner, &context).await;
+    let span = traced::unless(!matches!(ran, Ran::Done { .. }), span);
     if let Some(why) = ran.interrupted() {
         desk.meter.interrupted(queue, why);
     }
     match ran {
         Ran::Done { outcome, lost } => {
             let outcome = bill.outcome(told(outcome, job, way));
+            traced::called(span, &outcome);
             desk.meter.called(queue, way.key, &outcome, begun.elapsed());
             finish(errand, way, pass, bill, (outcome, lost)).await
         }

@@ -57,6 +57,7 @@ pub fn runners(config: &Config) -> RunnerSettings {
             base_url: provider.base_url.clone(),
             api_key: provider.api_key.clone(),
             default_model: provider.default_model.clone(),
+            traceparent: provider.traceparent,
         };
         (name.clone(), settings)
     };

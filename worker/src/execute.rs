@@ -12,6 +12,7 @@ use promptq_common::limits::{Expected, Limits};
 use promptq_common::outcome::FailureClass;
 use promptq_common::record::End;
 use promptq_common::store::Store;
+use promptq_common::telemetry::trace::Context;
 use promptq_common::time::Timestamp;
 use tokio::sync::watch;
 
@@ -23,6 +24,7 @@ use crate::route::{self, Nevers};
 use crate::runner::{Runner, Runners};
 use crate::settings::Settings;
 use crate::tier::Full;
+use crate::traced::Traced;
 use crate::verdict::{Case, release};
 
 /// What every job of a worker shares.
@@ -36,6 +38,8 @@ pub(crate) struct Desk {
     pub(crate) nevers: Nevers,
     pub(crate) full: Full,
     pub(crate) meter: Arc<Meter>,
+    /// What kind of broker its jobs are from.
+    pub(crate) system: &'static str,
     /// True once running jobs are to be given up: the drain time is over.
     pub(crate) cut: watch::Receiver<bool>,
 }
@@ -76,13 +80,20 @@ pub(crate) fn execute(
         let hand = desk.meter.takes(&head.lane.queue);
         let opened = decode_job(&payload).map(Box::new);
         drop(payload);
-        let (verdict, was_cut, fresh) = match verdict_on((&head, &lease), opened, expected, &desk).await {
+        let mut traced = Traced::begin(&head, opened.as_deref().ok(), &desk).map(Box::new);
+        let place = traced.as_ref().map(|traced| traced.place());
+        let (mut verdict, was_cut, fresh) = match verdict_on((&head, &lease), opened, expected, (&*desk, place)).await {
             Step::Settle(verdict) => (verdict, false, None),
             Step::Share(verdict, fresh) => (verdict, false, Some(fresh)),
             Step::Cut(verdict) => (verdict, true, None),
-            Step::Go { .. } | Step::Drop => return Did::Dropped,
+            Step::Go { .. } | Step::Drop => {
+                traced.into_iter().for_each(|traced| traced.did(Did::Dropped));
+                return Did::Dropped;
+            }
         };
+        traced.iter_mut().for_each(|traced| traced.judged(&mut verdict));
         let did = settle(lease, verdict, was_cut).await;
+        traced.into_iter().for_each(|traced| traced.did(did));
         if matches!(did, Did::Ended(_)) {
             desk.meter.ended(&head.lane.queue);
         }
@@ -102,10 +113,11 @@ async fn verdict_on(
     (head, lease): (&Head, &Lease),
     opened: Result<Box<Job>, Error>,
     expected: Option<Expected>,
-    desk: &Desk,
+    (desk, place): (&Desk, Option<&Context>),
 ) -> Step {
     let started_at = Timestamp::now();
-    let case = Case { head, lease: lease.id(), worker: &desk.settings.worker, started_at, deaths: 0, moved: false };
+    let moved = false;
+    let case = Case { head, lease: lease.id(), worker: &desk.settings.worker, started_at, deaths: 0, moved, place };
     match opened {
         Ok(job) => match claim(&case, lease, desk).await {
             Step::Go { deaths } => Box::pin(work(job, expected, &Case { deaths, ..case }, lease, desk)).await,

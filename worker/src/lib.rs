@@ -34,6 +34,7 @@ pub mod stop;
 #[cfg(test)]
 mod tests;
 mod tier;
+mod traced;
 mod upkeep;
 mod verdict;
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use clap::Parser;
 use promptq_common::telemetry::admin::Admin;
 use promptq_common::telemetry::health::Health;
+use promptq_common::telemetry::trace::{self, Exporter};
 use promptq_common::{config, telemetry};
 use promptq_worker::cli::{Cli, Command};
 use promptq_worker::healthcheck::Healthcheck;
@@ -53,6 +54,7 @@ async fn work(cli: Cli) -> anyhow::Result<Drained> {
     let health = Health::default();
     // Before anything that has numbers; ends last.
     let _admin = Admin::open(config.telemetry.admin, "worker", &health)?;
+    let spans = Exporter::open(config.telemetry.traces.as_ref(), "promptq-worker")?;
     let settings = cli.settings(&config);
     let runners = Arc::new(Runners::new(configured::runners(&config))?);
     let (broker, store) = configured::connect(&config).await?;
@@ -63,10 +65,12 @@ async fn work(cli: Cli) -> anyhow::Result<Drained> {
         beside.spawn(protect::keep(protect::Agent::new(&address)?, board.watch(), stop.clone()));
     }
     let parts = Parts { broker, store, runners, settings, board };
-    tokio::select! {
+    let drained = tokio::select! {
         drained = run(parts, stop.clone()) => drained,
         Err(error) = stop.on_two_signals() => Err(error.into()),
-    }
+    };
+    trace::close(spans).await;
+    drained
 }
 
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "the one line that is the answer")]

@@ -5,6 +5,7 @@ use std::time::Duration;
 use promptq_common::broker::{Head, HoldKey, LeaseId, Verdict, WorkerId};
 use promptq_common::outcome::{AnswerClass, Attempt, Failure, FailureClass, Reply};
 use promptq_common::record::{Answer, Cause, End, Output, Record};
+use promptq_common::telemetry::trace::Context;
 use promptq_common::time::Timestamp;
 
 use crate::tier::MOVED;
@@ -20,6 +21,8 @@ pub(crate) struct Case<'a> {
     pub(crate) deaths: u32,
     /// Whether its call goes to the standard tier, though it asks for flex.
     pub(crate) moved: bool,
+    /// Where in a trace the delivery is.
+    pub(crate) place: Option<&'a Context>,
 }
 
 impl Case<'_> {

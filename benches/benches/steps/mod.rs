@@ -159,6 +159,7 @@ fn working(job: Job) -> anyhow::Result<Vec<Step>> {
         worker: WorkerId::random("bench"),
         ear: None,
         stream: false,
+        trace: None,
     };
     let past = Past::default();
     let first = policy.clone();

@@ -163,5 +163,6 @@ fn record(job: &Job) -> Record {
         created_at: job.created_at,
         started_at: Some(now),
         ended_at: now,
+        trace: None,
     }
 }

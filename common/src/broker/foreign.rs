@@ -10,6 +10,7 @@ use crate::job::{Job, JobId, Priority, Queue};
 use crate::line::{BadLine, Line, NAME_CHARS};
 use crate::outcome::FailureClass;
 use crate::record::{Cause, End, Record};
+use crate::telemetry::trace::Context;
 use crate::time::Timestamp;
 use crate::work::Work;
 
@@ -36,11 +37,14 @@ pub(super) struct Labels {
     pub(super) priority: Option<u8>,
     /// Not before this: a moment, or a length of time.
     pub(super) not_before: Option<String>,
+    /// What it was caused by.
+    pub(super) trace: Option<Context>,
 }
 
 impl Labels {
     fn onto(self, mut line: Line) -> Result<Line, String> {
         line.terms.key = line.terms.key.or(self.key);
+        line.terms.trace = line.terms.trace.or(self.trace);
         if line.work.model.is_none() {
             line.work.model = self.model;
         }

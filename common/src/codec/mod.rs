@@ -9,6 +9,7 @@ use crate::limits::Pool;
 use crate::line::Line;
 use crate::outcome::{Detail, History, Origin};
 use crate::record::{Answer, Record};
+use crate::telemetry::trace::Context;
 use crate::time::Timestamp;
 
 /// The largest encoded job or record, in bytes: 16 MiB, the smallest message limit among current brokers.
@@ -24,15 +25,21 @@ const JOB_V1: u8 = 1;
 const JOB_V2: u8 = 2;
 /// As the first, followed by that, if it asks for anything, and how often it may be repaired; written only where it may.
 const JOB_V3: u8 = 3;
+/// A place in a trace, and then the job as one of the above, or as a foreign producer wrote it; only where there is one.
+const JOB_TRACED: u8 = 4;
 const RECORD_V1: u8 = 1;
 /// As the first, followed by what else the provider said of the answer; written only where it said something.
 const RECORD_V2: u8 = 2;
 /// As the first, followed by what was said of the answer, if anything was, and where it is from; written only where that is known.
 const RECORD_V3: u8 = 3;
+/// A place in a trace, and then the record as one of the above; only where there is one.
+const RECORD_TRACED: u8 = 4;
 const HISTORY_V1: u8 = 1;
 const PART_V1: u8 = 1;
 /// As the first, followed by what its record says beside the rest of its answer.
 const PART_V2: u8 = 2;
+/// A place in a trace, which is its record's, and then the part as one of the above.
+const PART_TRACED: u8 = 3;
 const POOL_V1: u8 = 1;
 
 /// A job as bytes. `TooLarge` above [`MAX_BYTES`].
@@ -50,7 +57,13 @@ pub fn encode_job(job: &Job) -> Result<Vec<u8>> {
             append(OP, &asked, &mut bytes)?;
         }
     }
-    Ok(bytes)
+    traced(OP, JOB_TRACED, job.trace, bytes)
+}
+
+/// Where in a trace a job belongs, from its bytes alone.
+pub fn place_of(payload: &[u8]) -> Option<Context> {
+    let (version, rest) = payload.split_first()?;
+    Context::from_bytes(rest.first_chunk()?).filter(|_| *version == JOB_TRACED)
 }
 
 /// A job from bytes. `Corrupt` for anything that is not one, `TooLarge` above [`MAX_BYTES`]; never panics and takes
@@ -58,6 +71,9 @@ pub fn encode_job(job: &Job) -> Result<Vec<u8>> {
 /// queue; its id is fresh unless it has a key, so whoever carried it knows the id better.
 pub fn decode_job(bytes: &[u8]) -> Result<Job> {
     const OP: &str = "decode a job";
+    if let Some((place, rest)) = untraced(OP, JOB_TRACED, bytes)? {
+        return Ok(Job { trace: Some(place), ..decode_job(rest)? });
+    }
     if bytes.first() == Some(&b'{') {
         return decode_line(bytes);
     }
@@ -98,12 +114,15 @@ pub fn encode_record(record: &Record) -> Result<Vec<u8>> {
             append(OP, &(detail, origin), &mut bytes)?;
         }
     }
-    Ok(bytes)
+    traced(OP, RECORD_TRACED, record.trace, bytes)
 }
 
 /// A record from bytes; errors as [`decode_job`].
 pub fn decode_record(bytes: &[u8]) -> Result<Record> {
     const OP: &str = "decode a record";
+    if let Some((place, rest)) = untraced(OP, RECORD_TRACED, bytes)? {
+        return Ok(Record { trace: Some(place), ..decode_record(rest)? });
+    }
     let version = match bytes.first() {
         Some(version @ &(RECORD_V2 | RECORD_V3)) => *version,
         _ => return decode(OP, RECORD_V1, bytes),
@@ -158,25 +177,35 @@ pub(crate) fn encode_account<T: Serialize>(op: &'static str, part: &T, record: O
         bytes[0] = PART_V2;
         append(op, &(detail, origin), &mut bytes)?;
     }
-    Ok(bytes)
+    traced(op, PART_TRACED, record.and_then(|record| record.trace), bytes)
 }
 
-/// Such a part from bytes; `answer` finds its record's. Errors as [`decode_job`].
+/// Such a part from bytes; `record` finds its record. Errors as [`decode_job`].
 pub(crate) fn decode_account<T: for<'de> Deserialize<'de>>(
     op: &'static str,
     bytes: &[u8],
-    answer: impl FnOnce(&mut T) -> Option<&mut Answer>,
+    record: impl FnOnce(&mut T) -> Option<&mut Record>,
 ) -> Result<T> {
-    if bytes.first() != Some(&PART_V2) {
+    let (place, bytes) = match untraced(op, PART_TRACED, bytes)? {
+        Some((place, rest)) => (Some(place), rest),
+        None => (None, bytes),
+    };
+    if bytes.first() != Some(&PART_V2) && place.is_none() {
         return decode(op, PART_V1, bytes);
     }
     check_size(op, bytes.len())?;
-    let (mut part, rest): (T, _) = part_of(op, &bytes[1..])?;
-    let (detail, origin): (Option<Box<Detail>>, Option<Box<Origin>>) = last_part(op, rest)?;
-    let Some(answer) = answer(&mut part) else {
-        return Err(Error::new(Kind::Corrupt, op, "bytes left over"));
-    };
-    (answer.detail, answer.origin) = (detail, origin);
+    let (mut part, rest): (T, _) = part_of(op, bytes.get(1..).unwrap_or_default())?;
+    let left_over = || Error::new(Kind::Corrupt, op, "bytes left over");
+    let record = record(&mut part).ok_or_else(left_over)?;
+    record.trace = place;
+    match (bytes.first(), rest) {
+        (Some(&PART_V2), rest) => {
+            let answer = record.answer.as_mut().ok_or_else(left_over)?;
+            (answer.detail, answer.origin) = last_part(op, rest)?;
+        }
+        (Some(&PART_V1), []) => {}
+        _ => return Err(left_over()),
+    }
     Ok(part)
 }
 
@@ -191,6 +220,23 @@ pub(crate) fn decode_pool(bytes: &[u8]) -> Result<Pool> {
         return Ok(Pool::default());
     }
     decode("decode a limit", POOL_V1, bytes)
+}
+
+/// These bytes, behind a place in a trace where there is one.
+fn traced(op: &'static str, version: u8, place: Option<Context>, bytes: Vec<u8>) -> Result<Vec<u8>> {
+    let Some(place) = place else { return Ok(bytes) };
+    let whole = [&[version], place.to_bytes().as_slice(), &bytes].concat();
+    check_size(op, whole.len()).map(|()| whole)
+}
+
+/// A place in a trace, and the bytes behind it, if they begin so; never one behind another.
+fn untraced<'a>(op: &'static str, version: u8, bytes: &'a [u8]) -> Result<Option<(Context, &'a [u8])>> {
+    let Some(rest) = bytes.strip_prefix(&[version]) else { return Ok(None) };
+    let behind = rest.split_first_chunk().and_then(|(place, rest)| Some((Context::from_bytes(place)?, rest)));
+    match behind.filter(|(_, rest)| rest.first() != Some(&version)) {
+        Some(behind) => check_size(op, bytes.len()).map(|()| Some(behind)),
+        None => Err(Error::new(Kind::Corrupt, op, "the bytes do not fit")),
+    }
 }
 
 fn decode_line(bytes: &[u8]) -> Result<Job> {

@@ -85,6 +85,7 @@ fn record(end: End, output: Option<Output>) -> Record {
         created_at: job.created_at,
         started_at: Some(Timestamp::from_millis(30)),
         ended_at: Timestamp::from_millis(40),
+        trace: None,
     }
 }
 
@@ -340,5 +341,40 @@ proptest! {
     #[test]
     fn no_text_makes_a_line_panic(text in r#"\{("(prompt|promptq|id|tags|url|body)":("[a-z]{0,3}"|[0-9]{1,3}|\{\}|null),?){0,4}\}?"#) {
         let _line = Line::parse(&text);
+    }
+}
+
+#[test]
+fn a_place_in_a_trace_stands_before_everything_else_and_only_where_there_is_one() {
+    let place = Context::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").unwrap();
+    let plain = encode_job(&job()).unwrap();
+    let bytes = encode_job(&Job { trace: Some(place), ..job() }).unwrap();
+    assert_eq!((bytes[0], &bytes[1..26], &bytes[26..]), (4, &place.to_bytes()[..], &plain[..]));
+    assert_eq!((place_of(&bytes), place_of(&plain), place_of(&[])), (Some(place), None, None));
+    let read = decode_job(&bytes).unwrap();
+    assert_eq!((read.trace, read.fingerprint()), (Some(place), job().fingerprint()), "it asks for the same");
+    assert_eq!(Job { trace: None, ..read }, job());
+    let line = [&bytes[..26], br#"{"prompt":"hi"}"#].concat();
+    assert_eq!(decode_job(&line).unwrap().trace, Some(place), "whoever wrote the job");
+
+    let record = Record { trace: Some(place), ..detailed() };
+    let told = encode_record(&record).unwrap();
+    assert_eq!((told[0], &told[26..]), (4, &encode_record(&detailed()).unwrap()[..]));
+    assert_eq!(decode_record(&told).unwrap(), record);
+    for record in [record, Record { trace: Some(place), ..self::record(End::Dead, None) }] {
+        let part = encode_account("test", &(7_u8, &record), Some(&record)).unwrap();
+        let read: (u8, Record) = decode_account("test", &part, |(_, record): &mut (u8, Record)| Some(record)).unwrap();
+        assert_eq!(read, (7, record));
+        let nowhere = decode_account::<(u8, Record)>("test", &part, |_| None);
+        assert_eq!(nowhere.unwrap_err().kind(), Kind::Corrupt);
+        for wrong in [&part[..part.len() - 1], &[&part[..], &[0]].concat()] {
+            let read = decode_account("test", wrong, |(_, record): &mut (u8, Record)| Some(record));
+            assert_eq!(read.unwrap_err().kind(), Kind::Corrupt);
+        }
+    }
+    let twice = [&bytes[..26], &bytes].concat();
+    let none = [&[4], &[0; 25][..], &plain].concat();
+    for wrong in [&bytes[..20], &bytes[..26], &twice, &none] {
+        assert_eq!(decode_job(wrong).unwrap_err().kind(), Kind::Corrupt);
     }
 }

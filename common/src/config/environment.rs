@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::error::{ConfigError, ConfigErrors, Origin};
 use super::layer::{Flag, Sources};
 use super::{Config, resolve};
+use crate::telemetry::trace::Context;
 
 /// The variables of this process whose names and values are text.
 pub type Environment = BTreeMap<String, String>;
@@ -53,6 +54,11 @@ pub fn actor() -> String {
 /// Where ECS's agent is, for a task of it (`ECS_AGENT_URI`).
 pub fn ecs_agent() -> Option<String> {
     environment().remove("ECS_AGENT_URI").filter(|value| !value.is_empty())
+}
+
+/// What this process was caused by (`TRACEPARENT`), if whoever started it says so.
+pub fn caller() -> Option<Context> {
+    environment().get("TRACEPARENT").and_then(|said| Context::parse(said))
 }
 
 /// This machine's name.

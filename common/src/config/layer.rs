@@ -173,7 +173,7 @@ fn place(path: &FilePath, text: &str, offset: usize) -> Origin {
 }
 
 /// Variables with names of their own, the least binding first; then come those spelt out.
-const SHORT: [(&str, &str); 10] = [
+const SHORT: [(&str, &str); 20] = [
     ("OPENAI_BASE_URL", "providers.openai.base_url"),
     ("OPENAI_API_KEY", "providers.openai.api_key"),
     ("ANTHROPIC_BASE_URL", "providers.anthropic.base_url"),
@@ -184,6 +184,16 @@ const SHORT: [(&str, &str); 10] = [
     ("PROMPTQ_STORE", "store.url"),
     ("PROMPTQ_LOG", "telemetry.log"),
     ("PROMPTQ_ADMIN", "telemetry.admin"),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "telemetry.otlp_endpoint"),
+    ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "telemetry.otlp_traces_endpoint"),
+    ("OTEL_EXPORTER_OTLP_HEADERS", "telemetry.otlp_headers"),
+    ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "telemetry.otlp_headers"),
+    ("OTEL_SERVICE_NAME", "telemetry.service_name"),
+    ("OTEL_RESOURCE_ATTRIBUTES", "telemetry.resource_attributes"),
+    ("OTEL_TRACES_EXPORTER", "telemetry.traces_exporter"),
+    ("OTEL_TRACES_SAMPLER", "telemetry.traces_sampler"),
+    ("OTEL_TRACES_SAMPLER_ARG", "telemetry.traces_sampler_arg"),
+    ("OTEL_SDK_DISABLED", "telemetry.otel_sdk_disabled"),
 ];
 const LONG: &str = "PROMPTQ__";
 const FILE: &str = "_FILE";

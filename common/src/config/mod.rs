@@ -16,6 +16,7 @@ mod reader;
 mod resolve;
 #[cfg(test)]
 mod tests;
+mod traces;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -28,7 +29,7 @@ use crate::price::Prices;
 use crate::telemetry::admin::Listen;
 
 pub use address::{Address, redact_url};
-pub use environment::{Environment, actor, ecs_agent, environment, host, load, port};
+pub use environment::{Environment, actor, caller, ecs_agent, environment, host, load, port};
 pub use error::{ConfigError, ConfigErrors, Origin};
 pub use gateway::Gateway;
 pub use layer::{Flag, Sources};
@@ -37,6 +38,7 @@ pub use platform::Platform;
 pub use provider::{Api, Model, Provider};
 pub use reader::Setting;
 pub use resolve::resolve;
+pub use traces::Traces;
 
 /// Everything that was said, checked.
 #[derive(Clone, Debug)]
@@ -202,6 +204,8 @@ pub struct Telemetry {
     pub log_format: LogFormat,
     /// Where metrics and probes are served.
     pub admin: Listen,
+    /// Where spans go, if anywhere.
+    pub traces: Option<Traces>,
 }
 
 /// The shape of a log line.

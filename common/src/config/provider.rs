@@ -32,6 +32,8 @@ pub struct Provider {
     pub default_model: Option<String>,
     /// Answers that may have more output tokens are streamed to us; above what any model gives, none is.
     pub stream_above: u64,
+    /// Whether it is told where in a trace a call belongs.
+    pub traceparent: bool,
 }
 
 /// A model somewhere. Section `models.NAME` is a name of one's own for one, or for several in order of preference.
@@ -180,6 +182,7 @@ fn provider(r: &mut Reader<'_>, name: &str) -> Provider {
         api_key: r.secret(&at("api_key")),
         default_model: r.text(&at("default_model")),
         stream_above: r.integer(&at("stream_above"), 0..=i64::MAX, STREAM_ABOVE),
+        traceparent: r.boolean(&at("traceparent"), false),
     }
 }
 

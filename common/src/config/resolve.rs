@@ -14,6 +14,7 @@ use super::limits::{limits, spending};
 use super::platform::Platform;
 use super::prices::prices;
 use super::reader::Reader;
+use super::traces::traces;
 use super::{Config, Exec, LogFormat, Mock, QueuePolicy, Telemetry, Worker, check, places, provider};
 use crate::broker::Retention;
 use crate::job::{Backoff, ModelName, Queue, Reuse};
@@ -230,7 +231,7 @@ fn telemetry(r: &mut Reader<'_>) -> Telemetry {
         Some("json") => LogFormat::Json,
         Some(_) | None => LogFormat::Auto,
     };
-    Telemetry { log, log_format, admin: admin(r) }
+    Telemetry { log, log_format, admin: admin(r), traces: traces(r) }
 }
 
 /// Served at the standard address unless said: where that is another's, not at all.

@@ -18,6 +18,7 @@ pub use extras::Extras;
 pub use name::{BadName, BatchName, ModelName, Queue};
 pub use reuse::Reuse;
 
+use crate::telemetry::trace::Context;
 use crate::time::Timestamp;
 use crate::work::Work;
 
@@ -55,6 +56,9 @@ pub struct Job {
     /// What only some jobs ask for. Follows the rest of the job in its bytes (`codec`).
     #[serde(skip)]
     pub extras: Option<Box<Extras>>,
+    /// What it was caused by. Stands before the rest of the job in its bytes (`codec`); no part of what it asks for.
+    #[serde(skip)]
+    pub trace: Option<Context>,
 }
 
 impl Job {
@@ -80,6 +84,7 @@ impl Job {
             created_at: now,
             keyed: false,
             extras: None,
+            trace: None,
         }
     }
 

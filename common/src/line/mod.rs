@@ -12,6 +12,7 @@ use serde_json::Value;
 use crate::job::{Job, Priority, Queue, Reuse};
 use crate::limits::dollars_of;
 use crate::outcome::{History, Usd};
+use crate::telemetry::trace::Context;
 use crate::time::{Timestamp, parse_duration};
 use crate::work::{Input, Prompt, Work};
 use fields::Fields;
@@ -68,6 +69,8 @@ pub struct LineTerms {
     pub max_cost: Option<Usd>,
     /// Whether a stored answer will do.
     pub reuse: Option<Reuse>,
+    /// What it was caused by; what cannot be read as that is as good as nothing.
+    pub trace: Option<Context>,
 }
 
 /// A moment, or a length of time from now.
@@ -161,6 +164,7 @@ impl Line {
         job.custom_id = self.custom_id;
         job.tenant = terms.tenant;
         job.tags = terms.tags;
+        job.trace = terms.trace;
         job.priority = terms.priority.unwrap_or_default();
         job.not_before = terms.not_before.map(|when| when.resolve(now));
         let begins = job.not_before.unwrap_or(now).max(now);
@@ -209,6 +213,7 @@ const EXTRA_KEYS: &[&str] = &[
     "timeout",
     "max_cost_usd",
     "reuse",
+    Context::NAME,
 ];
 /// Keys of the format that this version does not act on: refused, since acting as if they were not there would lie.
 const LATER_KEYS: &[&str] = &[
@@ -337,6 +342,7 @@ fn terms(fields: &Fields<'_>) -> Result<LineTerms, BadLine> {
         timeout: length("timeout")?,
         max_cost: read("max_cost_usd")?.map(dollars).transpose()?,
         reuse: reuse.transpose()?,
+        trace: read(Context::NAME)?.and_then(|said| Context::parse(&said)),
     })
 }
 

@@ -85,6 +85,7 @@ fn account<'a>(record: &'a Record, body: Option<&'a Body>) -> Account<'a> {
         tenant: record.tenant.as_deref(),
         tags: &record.tags,
         epoch: record.epoch,
+        trace_id: record.trace.map(|place| place.trace_id()),
         attempts: record.history.recent.iter().map(Try::of).collect(),
         timing: Timing {
             created_at: record.created_at,
@@ -184,6 +185,8 @@ struct Account<'a> {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     tags: &'a BTreeMap<String, String>,
     epoch: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trace_id: Option<String>,
     attempts: Vec<Try<'a>>,
     timing: Timing,
     usage: Usage,
@@ -277,6 +280,7 @@ mod tests {
             created_at: Timestamp::from_millis(0),
             started_at: Some(Timestamp::from_millis(1_500)),
             ended_at: Timestamp::from_millis(2_000),
+            trace: None,
         }
     }
 

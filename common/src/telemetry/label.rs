@@ -63,6 +63,8 @@ pub const TOKENS: Label = known("type", &["input", "output", "cached"]);
 pub const SINK: Label = known("sink", &["ledger", "object_store"]);
 /// Whether it got there.
 pub const WRITTEN: Label = known("outcome", &["ok", "error"]);
+/// What became of a span; `dropped`: too many waited to be sent.
+pub const SPANS: Label = known("outcome", &["sent", "lost", "dropped"]);
 /// Where jobs are.
 pub const DEPTH: Label = known("state", &["ready", "running", "delayed", "dead"]);
 /// How an age is known.

@@ -210,6 +210,8 @@ table! {
         "1 while the broker answers.";
     RECONNECTS = Every Counter, "promptq_broker_reconnects_total", [l::BACKEND],
         "How often the broker answered again after it did not.";
+    TRACE_SPANS = Every Counter, "promptq_trace_spans_total", [l::SPANS],
+        "Spans, where traces are sent to a collector: lost and dropped ones never arrived.";
     CPU = Every Sum, "process_cpu_seconds_total", [],
         "Processor time, user and system.";
     RESIDENT = Every Gauge, "process_resident_memory_bytes", [],

@@ -1,6 +1,6 @@
 //! Log lines: how much, in which shape and where to; and the audit lines of destructive acts. What is said belongs to
 //! those who say it, and is never a prompt, an answer or a secret. Metrics: `metric.rs` names them, `recorder.rs` keeps
-//! them, `admin.rs` shows them beside what `health.rs` knows.
+//! them, `admin.rs` shows them beside what `health.rs` knows. Traces: `trace/`.
 
 pub mod admin;
 pub mod exposition;
@@ -9,6 +9,7 @@ pub mod label;
 pub mod metric;
 mod process;
 pub mod recorder;
+pub mod trace;
 
 use std::io::IsTerminal;
 

@@ -43,6 +43,7 @@ pub(super) fn install(component: &'static str, runtime: RuntimeMetrics) -> Resul
         let recorder = Recorder::new(component, runtime)?;
         // Whoever was faster has installed the same.
         drop(INSTALLED.set(recorder));
+        super::trace::counters();
     }
     installed().ok_or_else(|| Error::new(Fault::Closed, OP, "nothing was installed"))
 }

@@ -1,7 +1,10 @@
 //! `promptq jobs`: list them, show one, say why one has not run yet.
 
+use promptq_common::codec::place_of;
 use promptq_common::job::JobId;
 use promptq_common::ledger::JobView;
+use promptq_common::record::State;
+use promptq_common::telemetry::trace::Context as Place;
 use promptq_common::time::{Timestamp, format_duration};
 use serde_json::json;
 
@@ -88,12 +91,17 @@ pub async fn run(cx: &Context, args: &Args) -> Result<Exit> {
         }
         Action::Show { id, .. } => {
             let job = find(cx, id).await?;
+            let place = place(cx, &job).await?;
             if cx.printer.is_json() {
                 let mut item = view::job(&job);
+                if let Some(place) = place {
+                    item["trace_id"] = json!(place.trace_id());
+                }
                 item["recent_attempts"] = json!(job.record.as_ref().map(|record| &record.history.recent));
                 cx.printer.json(&item)?;
             } else {
                 show(cx, &job)?;
+                place.map_or(Ok(()), |place| cx.printer.line(&format!("{:<10} {}", "trace", place.trace_id())))?;
             }
         }
         Action::Why { id, .. } => {
@@ -140,6 +148,15 @@ async fn find(cx: &Context, id: &str) -> Result<JobView> {
     let ledger = cx.existing().await?.ledger();
     let id = id.parse::<JobId>().map_err(|_| missing())?;
     ledger.fetch(&[id]).await?.into_iter().flatten().next().ok_or_else(missing)
+}
+
+/// Where in a trace a job belongs: its record says so, of one that has none its bytes, where the ledger has them.
+async fn place(cx: &Context, job: &JobView) -> Result<Option<Place>> {
+    let told = job.record.as_ref().and_then(|record| record.trace);
+    if told.is_some() || job.state == State::Succeeded {
+        return Ok(told);
+    }
+    Ok(cx.existing().await?.ledger().payload(job.id).await?.and_then(|payload| place_of(&payload)))
 }
 
 /// Shows one job to people.

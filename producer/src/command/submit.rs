@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use promptq_common::broker::Broker;
+use promptq_common::config::caller;
 use promptq_common::job::{BatchName, JobId, Queue};
 use promptq_common::ledger::BatchView;
 use promptq_common::outcome::Usd;
@@ -74,8 +75,12 @@ pub async fn run(cx: &Context, args: &SubmitArgs) -> Result<Exit> {
     let reusable_for = cx.config.reusable_for();
     let to = Destination { queue, policy, batch: batch.clone(), named: job.batch.is_some(), reusable_for };
     let input = Arc::new(Input::new(&args.input, sources, to)?);
-    let terms =
-        Terms { skip_invalid: args.input.skip_invalid, on_conflict: job.on_conflict, republish: args.republish };
+    let terms = Terms {
+        skip_invalid: args.input.skip_invalid,
+        on_conflict: job.on_conflict,
+        republish: args.republish,
+        caller: caller(),
+    };
     let broker = cx.broker().await?;
     let forecaster = if args.input.dry_run { Some(Forecaster::of(cx, broker).await?) } else { None };
     let checked = if args.input.stream { None } else { Some(submit::check(&input, broker, terms, forecaster).await?) };

@@ -14,7 +14,7 @@ use promptq_common::job::{BatchName, JobId, Queue};
 use serde_json::json;
 
 use super::auth::Caller;
-use super::job::key_of;
+use super::job::{caller_of, key_of};
 use super::problem::{Problem, Result};
 use super::{Gateway, Shared, body};
 use crate::input::{Destination, Input, InputArgs, JobArgs, Kind, OnConflict, Source};
@@ -36,7 +36,8 @@ pub(super) async fn submit(
 ) -> Result<Response<Body>> {
     let (head, content) = request.into_parts();
     body::must_be(&head.headers, &["application/x-ndjson", "application/jsonl"])?;
-    let asked = Asked::read(&head.uri)?;
+    let mut asked = Asked::read(&head.uri)?;
+    asked.terms.caller = caller_of(&head.headers);
     caller.must_cover(&asked.queue)?;
     let key = key_of(&head.headers)?;
     let bad =

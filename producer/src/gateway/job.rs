@@ -13,6 +13,7 @@ use promptq_common::job::{Job, JobId};
 use promptq_common::ledger::JobView;
 use promptq_common::line::check_name;
 use promptq_common::record::State as JobState;
+use promptq_common::telemetry::trace::Context;
 use promptq_common::telemetry::{Act, audit_by};
 use serde_json::{Value, json};
 
@@ -42,11 +43,11 @@ pub(super) async fn submit(
     let key = given.as_deref().map_or(Key::Made(&made), Key::Given);
     let whole = gateway.coming(body::whole(&gateway.room, &head, content, MAX_BYTES)).await?;
     let text = std::str::from_utf8(&whole.bytes).map_err(|_| Problem::new("bad-request", "the body is not UTF-8"))?;
-    let job = submit::make(text, &key, &gateway.cx.config).map_err(Problem::of_fault)?;
+    let mut job = submit::make(text, &key, &gateway.cx.config).map_err(Problem::of_fault)?;
     caller.must_cover(&job.queue)?;
     // Of a key in the line itself nothing more is known; whoever sent that has it.
     let key = given.or((job.id == JobId::derived(&job.queue, job.tenant.as_deref(), &made)).then_some(made));
-    let taken = put(&gateway, &job, key.as_deref()).await?;
+    let taken = put(&gateway, &mut job, (key.as_deref(), caller_of(&head.headers))).await?;
     let (status, state) = match taken {
         Taken::New => (StatusCode::CREATED, first_state(&job)),
         Taken::Known(state) => (StatusCode::OK, state),
@@ -66,15 +67,12 @@ pub(super) async fn submit(
     Ok(response)
 }
 
-async fn put(gateway: &Gateway, job: &Job, key: Option<&str>) -> Result<Taken> {
-    let broker = gateway.broker()?;
-    gateway.call(submit::one(broker, job)).await.map_err(|problem| {
+async fn put(gateway: &Gateway, job: &mut Job, (key, cause): (Option<&str>, Option<Context>)) -> Result<Taken> {
+    let (broker, id) = (gateway.broker()?, job.id);
+    gateway.call(submit::one(broker, job, cause)).await.map_err(|problem| {
         if problem.status() == StatusCode::SERVICE_UNAVAILABLE {
             // Nobody knows whether it was taken.
-            problem
-                .with("id", json!(job.id))
-                .with("idempotency_key", key)
-                .hint("send it again with this Idempotency-Key")
+            problem.with("id", json!(id)).with("idempotency_key", key).hint("send it again with this Idempotency-Key")
         } else if problem.status() == StatusCode::CONFLICT {
             problem.hint("another Idempotency-Key makes a new job")
         } else {
@@ -99,6 +97,13 @@ pub(super) fn key_of(headers: &HeaderMap) -> Result<Option<String>> {
     let bare = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(text);
     check_name("Idempotency-Key", bare).map_err(bad)?;
     Ok(Some(bare.to_owned()))
+}
+
+/// What a request was caused by; a header that cannot be read, or comes twice, says nothing.
+pub(super) fn caller_of(headers: &HeaderMap) -> Option<Context> {
+    let mut said = headers.get_all(Context::NAME).iter();
+    let only = said.next().filter(|_| said.next().is_none())?;
+    Context::parse(only.to_str().ok()?)
 }
 
 /// The job as it is now; never its prompt or answer.

@@ -58,7 +58,8 @@ pub(crate) async fn run(cx: &Context, args: &RunArgs) -> Result<Exit> {
     if let Some(predecessor) = lock.predecessor.as_ref().filter(|_| !fleet && !args.input.dry_run) {
         broker.recover(predecessor).await?;
     }
-    let terms = Terms { skip_invalid: args.input.skip_invalid, on_conflict: job.on_conflict, ..Terms::default() };
+    let (skip_invalid, caller) = (args.input.skip_invalid, promptq_common::config::caller());
+    let terms = Terms { skip_invalid, on_conflict: job.on_conflict, caller, ..Terms::default() };
     let forecaster = if args.input.dry_run { Some(Forecaster::of(cx, broker).await?) } else { None };
     let checked = if args.input.stream { None } else { Some(submit::check(&input, broker, terms, forecaster).await?) };
     if args.input.dry_run {

@@ -4,6 +4,7 @@
 mod check;
 mod faults;
 mod one;
+mod traced;
 mod window;
 
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesOrdered;
 use promptq_common::broker::{Broker, Enqueued, Refusal};
 use promptq_common::job::Job;
+use promptq_common::telemetry::trace::Context;
 
 pub use check::{Checked, Sample, check};
 use faults::Faults;
@@ -31,6 +33,8 @@ pub struct Terms {
     pub on_conflict: OnConflict,
     /// Publish what is known and waits once more, for messages that are gone from RabbitMQ.
     pub republish: bool,
+    /// What the jobs were caused by.
+    pub caller: Option<Context>,
 }
 
 /// What enqueueing came to.
@@ -146,14 +150,17 @@ async fn enqueue_window(broker: &Broker, terms: Terms, window: Window) -> (Tally
     (tally, put)
 }
 
-async fn put_window(broker: &Broker, terms: Terms, window: Window, tally: &mut Tally) -> Result<()> {
+async fn put_window(broker: &Broker, terms: Terms, mut window: Window, tally: &mut Tally) -> Result<()> {
     if window.changed {
         return Err(changed());
     }
     if window.checked && !window.faults.is_empty() && !terms.skip_invalid {
         return Err(changed());
     }
-    let answers = enqueue_retrying(broker, &window.jobs, terms.republish).await?;
+    let sending = traced::sending(&mut window.jobs, terms.caller, broker.backend_name());
+    let answers = enqueue_retrying(broker, &window.jobs, terms.republish).await;
+    sending.answered(answers.as_deref());
+    let answers = answers?;
     for (job, answer) in window.jobs.iter().zip(answers) {
         match answer {
             Enqueued::New => tally.new += 1,

@@ -4,8 +4,9 @@ use promptq_common::broker::{Broker, Enqueued};
 use promptq_common::config::Config;
 use promptq_common::job::Job;
 use promptq_common::record::State;
+use promptq_common::telemetry::trace::Context;
 
-use super::{enqueue_retrying, refused};
+use super::{enqueue_retrying, refused, traced};
 use crate::input::{Fault, Key, alone, small_enough};
 use crate::problem::{Exit, Problem, Result};
 
@@ -26,13 +27,16 @@ pub fn make(text: &str, key: &Key<'_>, config: &Config) -> Result<Job, Fault> {
     alone(text, key, config).and_then(|job| small_enough(&job).map(|()| job))
 }
 
-/// Enqueues it. Dropped before it returns, or after an error that says nothing else: unknown; the same job again is safe.
+/// Enqueues it, as caused by `caller`. Dropped before it returns, or after an error that says nothing else: unknown; the same
+/// job again is safe.
 ///
 /// # Errors
 /// Its key is that of other content (exit 6), or the broker takes no such job.
-pub async fn one(broker: &Broker, job: &Job) -> Result<Taken> {
-    let answers = enqueue_retrying(broker, std::slice::from_ref(job), false).await?;
-    match answers.into_iter().next() {
+pub async fn one(broker: &Broker, job: &mut Job, caller: Option<Context>) -> Result<Taken> {
+    let sending = traced::sending(std::slice::from_mut(job), caller, broker.backend_name());
+    let answers = enqueue_retrying(broker, std::slice::from_ref(job), false).await;
+    sending.answered(answers.as_deref());
+    match answers?.into_iter().next() {
         Some(Enqueued::New) => Ok(Taken::New),
         Some(Enqueued::Known(state)) => Ok(Taken::Known(state)),
         Some(Enqueued::Refused(refusal)) => Err(refused(job, &refusal)),

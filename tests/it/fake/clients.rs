@@ -49,6 +49,7 @@ impl Clients {
             worker: WorkerId::random("fake"),
             ear: None,
             stream: false,
+            trace: None,
         };
         match self.0[usize::from(streamed)].pick(&job)?.run(&job, &cx).await {
             Outcome::Success(reply) => Ok(reply),
@@ -62,7 +63,10 @@ fn settings(fake: &Fake, stream_above: u64) -> RunnerSettings {
         let version = if api == Api::Gemini { "v1beta" } else { "v1" };
         let base_url = format!("{}/w7/{version}", fake.origin());
         let api_key = Some("sk-a".into());
-        (api.provider().to_owned(), ProviderSettings { api, base_url, api_key, default_model: None, stream_above })
+        (
+            api.provider().to_owned(),
+            ProviderSettings { api, base_url, api_key, default_model: None, stream_above, traceparent: false },
+        )
     };
     RunnerSettings {
         providers: APIS.map(provider).into(),

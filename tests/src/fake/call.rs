@@ -235,6 +235,7 @@ fn blank(
         reasoning_tokens: 0,
         max_tokens: ask.and_then(|ask| ask.most),
         usd: Some(Usd::default()),
+        trace: request.header("traceparent").map(|said| said.chars().take(64).collect()),
     }
 }
 

@@ -60,6 +60,9 @@ pub struct Call {
     pub max_tokens: Option<u64>,
     /// What it is billed; `None` when the model has no price.
     pub usd: Option<Usd>,
+    /// Where in a trace it was said to be.
+    #[serde(default)]
+    pub trace: Option<String>,
 }
 
 /// What came of a call.

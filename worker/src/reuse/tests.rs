@@ -10,7 +10,7 @@ use crate::runner::{ExecSettings, MockSettings, ProviderSettings, RunnerSettings
 
 fn provider(api: Api, base_url: &str) -> ProviderSettings {
     let (base_url, api_key) = (base_url.to_owned(), Some("sk-secret".into()));
-    ProviderSettings { api, base_url, api_key, default_model: None, stream_above: 1_000 }
+    ProviderSettings { api, base_url, api_key, default_model: None, stream_above: 1_000, traceparent: false }
 }
 
 fn runners() -> Runners {

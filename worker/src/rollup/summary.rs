@@ -118,6 +118,7 @@ mod tests {
                 created_at: at,
                 started_at: None,
                 ended_at: at,
+                trace: None,
             });
         }
         assert_eq!(summary.classes, BTreeMap::from([("content", 1), ("fatal", 2)]));

@@ -17,6 +17,7 @@ use promptq_common::job::{Job, Queue};
 use promptq_common::limits::{Counts, Ear};
 use promptq_common::outcome::{Failure, FailureClass, Outcome, Usage};
 use promptq_common::store::ReuseKey;
+use promptq_common::telemetry::trace::Context;
 use promptq_common::work::{Input, Work};
 
 pub use chat::Chat;
@@ -100,6 +101,8 @@ pub struct RunContext {
     pub ear: Option<Ear>,
     /// Whether the answer is to come as a stream where it can: the attempt before waited for a whole one for too long.
     pub stream: bool,
+    /// Where in a trace the call is.
+    pub trace: Option<Context>,
 }
 
 /// Every runner a worker has.
@@ -271,6 +274,7 @@ mod tests {
         let server = |default: Option<&str>| ProviderSettings {
             api: Api::OpenAi,
             stream_above: u64::MAX,
+            traceparent: false,
             base_url: "http://127.0.0.1:9/v1".into(),
             api_key: Some("sk-secret".into()),
             default_model: default.map(str::to_owned),
@@ -356,10 +360,8 @@ mod tests {
         let mut two = settings();
         let other = two.providers["claude"].clone();
         two.providers.insert("claude-too".into(), other);
-        let job = Job::new(
-            Queue::standard(),
-            Work { model: None, input: Input::Request { url: "/v1/messages".into(), body: "{}".into() } },
-        );
+        let input = Input::Request { url: "/v1/messages".into(), body: "{}".into() };
+        let job = Job::new(Queue::standard(), Work { model: None, input });
         assert_eq!(Runners::new(two).unwrap().pick(&job).unwrap_err().code, "no_model", "nobody says which of the two");
     }
 
@@ -375,9 +377,8 @@ mod tests {
 
     #[test]
     fn settings_that_cannot_work_are_refused_without_showing_secrets() {
-        for (url, says) in
-            [("localhost:8080", "http://"), ("nonsense", "not a URL"), ("https://u:hush@h/v1", "api_key")]
-        {
+        let urls = [("localhost:8080", "http://"), ("nonsense", "not a URL"), ("https://u:hush@h/v1", "api_key")];
+        for (url, says) in urls {
             let mut bad = settings();
             bad.providers.get_mut("local").unwrap().base_url = url.into();
             let error = format!("{:#}", Runners::new(bad).unwrap_err());

@@ -36,6 +36,8 @@ pub struct ProviderSettings {
     pub default_model: Option<String>,
     /// Answers that may have more output tokens are streamed.
     pub stream_above: u64,
+    /// Whether it is told where in a trace a call belongs: whoever sees that can tell which calls belong together.
+    pub traceparent: bool,
 }
 
 /// By hand: a base URL may hold a key that its owner put there.

@@ -20,6 +20,7 @@ use crate::job::JobId;
 use crate::ledger::{Announced, Claims, Ledger, Opened};
 use crate::record::{End, Record};
 use crate::result_line::announcement;
+use crate::telemetry::trace::Context;
 use crate::time::Timestamp;
 
 /// A connection and the ledger beside it.
@@ -59,13 +60,14 @@ impl Clock {
 pub(super) struct Notice {
     pub(super) of: Announced,
     text: String,
+    place: Option<Context>,
     /// Whether the ledger is told that it was announced, for other copies of the message to know.
     is_noted: bool,
 }
 
 impl Notice {
     pub(super) fn new(record: &Record) -> Self {
-        Self { of: Announced::of(record), text: announcement(record), is_noted: true }
+        Self { of: Announced::of(record), text: announcement(record), place: record.trace, is_noted: true }
     }
 
     /// Of a job that ended here, and what answers for its message. A success whose message is the only one is not noted:
@@ -76,7 +78,8 @@ impl Notice {
     }
 
     fn message(&self, key: String, correlation: Option<&str>) -> Message {
-        let (properties, body) = (wire::result(self.of.id, correlation), self.text.clone().into_bytes());
+        let properties = wire::result(self.of.id, correlation, self.place);
+        let body = self.text.clone().into_bytes();
         Message { exchange: String::new(), key, properties, body, mandatory: true }
     }
 }

@@ -12,6 +12,7 @@ use crate::codec;
 use crate::error::{Error, Kind, Result};
 use crate::job::{JobId, Queue};
 use crate::record::Record;
+use crate::telemetry::trace::Context;
 use crate::time::Timestamp;
 
 /// The content type of our own messages.
@@ -81,6 +82,9 @@ impl Parcel {
         headers.insert("pq-attempts".into(), AMQPValue::LongUInt(head.attempts));
         if again || self.again {
             headers.insert(DUPLICATE.into(), AMQPValue::Boolean(true));
+        }
+        if let Some(place) = codec::place_of(payload) {
+            headers.insert(Context::NAME.into(), AMQPValue::LongString(place.to_string().into()));
         }
         if self.named {
             headers.insert(NAMED.into(), AMQPValue::Boolean(true));
@@ -201,7 +205,9 @@ fn labels(properties: &BasicProperties) -> Result<Labels, String> {
         Some(text) => Some(text.parse().map_err(|_| "the header priority is no number from 0 to 9")?),
         None => *properties.priority(),
     };
-    Ok(Labels { key: name(properties), model: header("model")?, priority, not_before: header("not_before")? })
+    // What cannot be read is as good as nothing: the convention wants it so.
+    let trace = header(Context::NAME).ok().flatten().and_then(|said| Context::parse(&said));
+    Ok(Labels { key: name(properties), model: header("model")?, priority, not_before: header("not_before")?, trace })
 }
 
 /// The text in a header; a number as its digits.
@@ -221,12 +227,17 @@ fn as_text(value: &AMQPValue) -> Option<String> {
     })
 }
 
-/// The properties of a result: a JSON message under this job's id.
-pub(super) fn result(id: JobId, correlation: Option<&str>) -> BasicProperties {
-    let properties = BasicProperties::default()
+/// The properties of a result: a JSON message under this job's id, caused by the delivery at this place.
+pub(super) fn result(id: JobId, correlation: Option<&str>, place: Option<Context>) -> BasicProperties {
+    let mut properties = BasicProperties::default()
         .with_content_type(JSON.into())
         .with_delivery_mode(PERSISTENT)
         .with_message_id(id.to_string().into());
+    if let Some(place) = place {
+        let mut headers = FieldTable::default();
+        headers.insert(Context::NAME.into(), AMQPValue::LongString(place.to_string().into()));
+        properties = properties.with_headers(headers);
+    }
     match correlation {
         Some(correlation) => properties.with_correlation_id(short(correlation)),
         None => properties,
@@ -306,5 +317,26 @@ mod tests {
         let to = |name: &str| reply(&BasicProperties::default().with_reply_to(name.into()));
         assert_eq!(to("amq.gen-x"), Some(Reply { to: "amq.gen-x".to_owned(), correlation: None }));
         assert_eq!((to(""), to("pq1.q.default._.high"), to("pq2.anything")), (None, None, None));
+    }
+
+    #[test]
+    fn a_place_in_a_trace_is_read_from_its_header_and_told_there() {
+        const SAID: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let of = |value: AMQPValue| labels(&with(&[("traceparent", value)])).unwrap().trace;
+        let place = of(long(SAID)).unwrap();
+        assert_eq!(place.to_string(), SAID);
+        for strange in [long("00-4bf9"), AMQPValue::Boolean(true), AMQPValue::LongString(vec![0xff].into())] {
+            assert_eq!(of(strange), None, "as good as nothing");
+        }
+        let job = crate::job::Job::new(Queue::standard(), crate::work::Work::prompt(None, "hi"));
+        let header = |job: &crate::job::Job| {
+            let envelope = crate::broker::envelope(job).unwrap();
+            let parcel = Parcel { envelope, reply: None, named: false, again: false };
+            let properties = parcel.message(false).unwrap().0;
+            let headers = properties.headers().as_ref().unwrap().inner().get("traceparent").cloned();
+            headers.and_then(|value| as_text(&value))
+        };
+        assert_eq!(header(&job), None);
+        assert_eq!(header(&crate::job::Job { trace: Some(place), ..job }).as_deref(), Some(SAID));
     }
 }

@@ -79,6 +79,7 @@ fn lean(record: &Record) -> Record {
         created_at: record.created_at,
         started_at: record.started_at,
         ended_at: record.ended_at,
+        trace: None,
     }
 }
 

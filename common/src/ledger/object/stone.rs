@@ -57,7 +57,7 @@ impl Stone {
 
     pub(super) fn read(bytes: &[u8]) -> Result<Self> {
         codec::decode_account(OP, bytes, |stone: &mut Self| match &mut stone.what {
-            What::Ended { record, .. } => record.answer.as_mut(),
+            What::Ended { record, .. } => Some(record.as_mut()),
             What::Stopped | What::Spared { .. } | What::Forgotten { .. } => None,
         })
     }

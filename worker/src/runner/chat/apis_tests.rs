@@ -24,6 +24,7 @@ fn provider(api: Api, base_url: &str, stream_above: u64) -> Chat {
         api_key: Some(KEY.into()),
         default_model: Some("small".to_owned()),
         stream_above,
+        traceparent: false,
     };
     Chat::new("near", settings, client().unwrap()).unwrap()
 }

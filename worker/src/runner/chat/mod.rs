@@ -13,6 +13,7 @@ use promptq_common::job::Job;
 use promptq_common::limits::Counts;
 use promptq_common::outcome::{CostSource, Failure, FailureClass, Outcome, Reply, Usage};
 use promptq_common::store::ReuseKey;
+use promptq_common::telemetry::trace::Context as Place;
 use promptq_common::time::{Timestamp, format_duration};
 use promptq_common::tls;
 use promptq_common::work::{Input, family};
@@ -136,7 +137,7 @@ impl Chat {
         let request = Request::new(&job.work, &Target { stream_above, ..self.target() })?;
         let (sent, timeout) = (Sent::default(), job.policy.timeout);
         let patience = Patience::new(timeout, if request.stream { streamed(timeout) } else { timeout });
-        let response = patience.wait(self.send(&request, &sent)).await.unwrap_or_else(|| {
+        let response = patience.wait(self.send(&request, &sent, cx.trace)).await.unwrap_or_else(|| {
             let waited = format!("no answer from {} within {}", self.place(), format_duration(timeout));
             Err(cut(&request, &sent, "timeout", &waited))
         })?;
@@ -157,7 +158,7 @@ impl Chat {
         self.answered(job, &request, (status, &headers), &got)
     }
 
-    async fn send(&self, request: &Request, sent: &Sent) -> Result<Response, Failure> {
+    async fn send(&self, request: &Request, sent: &Sent, place: Option<Place>) -> Result<Response, Failure> {
         let mut url = self.base_url.clone();
         if let Ok(mut path) = url.path_segments_mut() {
             path.pop_if_empty().extend(&request.path);
@@ -166,7 +167,12 @@ impl Chat {
             let known = url.query().map(|known| format!("{known}&")).unwrap_or_default();
             url.set_query(Some(&format!("{known}{query}")));
         }
-        let headers = self.headers(request.stream).unwrap_or_default();
+        let mut headers = self.headers(request.stream).unwrap_or_default();
+        if let Some(place) = place.filter(|_| self.settings.traceparent)
+            && let Ok(value) = HeaderValue::try_from(place.to_string())
+        {
+            headers.insert(HeaderName::from_static(Place::NAME), value);
+        }
         let body = reqwest::Body::wrap(sent.watch(request.body.clone()));
         self.client.post(url).headers(headers).body(body).send().await.map_err(|error| {
             let (code, what) = if error.is_connect() && error.is_timeout() {

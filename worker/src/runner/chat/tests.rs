@@ -78,6 +78,7 @@ fn chat(base_url: &str) -> Chat {
     let settings = ProviderSettings {
         api: Api::OpenAi,
         stream_above: u64::MAX,
+        traceparent: true,
         base_url: base_url.to_owned(),
         api_key: Some(KEY.into()),
         default_model: Some("small".to_owned()),
@@ -89,6 +90,21 @@ async fn run(base_url: &str, work: Work, timeout: Duration) -> Result<Reply, Fai
     call(&chat(base_url), work, timeout).await
 }
 
+#[tokio::test]
+async fn only_a_provider_that_may_know_is_told_where_in_a_trace_a_call_is() {
+    let trace = Place::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+    for traceparent in [true, false] {
+        let mut server = Server::answering(http("200 OK", "", HELLO)).await;
+        let mut chat = chat(&server.base_url);
+        chat.settings.traceparent = traceparent;
+        let worker = WorkerId::random("w");
+        let cx = RunContext { attempt: 1, lease: LeaseId::random(), worker, ear: None, stream: false, trace };
+        drop(chat.run(&Job::new(Queue::standard(), Work::prompt(None, "Say hello")), &cx).await);
+        let seen = server.seen.recv().await.unwrap();
+        assert_eq!(seen.contains(&format!("traceparent: {}\r\n", trace.unwrap())), traceparent, "{seen}");
+    }
+}
+
 pub(super) async fn call(chat: &Chat, work: Work, timeout: Duration) -> Result<Reply, Failure> {
     call_again(chat, work, timeout, false).await
 }
@@ -97,7 +113,14 @@ pub(super) async fn call(chat: &Chat, work: Work, timeout: Duration) -> Result<R
 pub(super) async fn call_again(chat: &Chat, work: Work, timeout: Duration, stream: bool) -> Result<Reply, Failure> {
     let mut job = Job::new(Queue::standard(), work);
     job.policy.timeout = timeout;
-    let cx = RunContext { attempt: 1, lease: LeaseId::random(), worker: WorkerId::random("w"), ear: None, stream };
+    let cx = RunContext {
+        attempt: 1,
+        lease: LeaseId::random(),
+        worker: WorkerId::random("w"),
+        ear: None,
+        stream,
+        trace: None,
+    };
     match chat.run(&job, &cx).await {
         Outcome::Success(reply) => Ok(reply),
         Outcome::Failure(failure) => Err(failure),
@@ -281,7 +304,8 @@ async fn learned(server: &Server) -> Option<i64> {
         let pass = limits.reserve(pass, &lane, Size { bytes: 9, max_tokens: None }).await.unwrap();
         let job = Job::new(Queue::standard(), Work::prompt(Some("local/m"), "Hi"));
         let worker = WorkerId::random("w");
-        let cx = RunContext { attempt: 1, lease: LeaseId::random(), worker, ear: pass.ear(), stream: false };
+        let cx =
+            RunContext { attempt: 1, lease: LeaseId::random(), worker, ear: pass.ear(), stream: false, trace: None };
         drop(chat.run(&job, &cx).await);
         std::future::pending::<()>().await;
     };

@@ -77,6 +77,7 @@ impl Exec {
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .env("PROMPTQ_JOB_ID", job.id.to_string())
             .env("PROMPTQ_ATTEMPT", cx.attempt.to_string())
+            .envs(cx.trace.map(|place| ("TRACEPARENT", place.to_string())))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

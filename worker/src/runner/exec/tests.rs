@@ -32,7 +32,14 @@ fn job(prompt: &str, timeout_ms: u64) -> Job {
 }
 
 fn cx() -> RunContext {
-    RunContext { attempt: 3, lease: LeaseId::random(), worker: WorkerId::random("w"), ear: None, stream: false }
+    RunContext {
+        attempt: 3,
+        lease: LeaseId::random(),
+        worker: WorkerId::random("w"),
+        ear: None,
+        stream: false,
+        trace: None,
+    }
 }
 
 async fn run(exec: &Exec, prompt: &str) -> Result<String, Failure> {
@@ -45,6 +52,17 @@ async fn the_prompt_comes_in_and_the_answer_goes_out() {
     assert_eq!(run(&shell(r"printf 'a\377b\r\n'"), "").await.unwrap(), "a\u{fffd}b");
     assert_eq!(run(&shell("printf 'two\n\n'"), "").await.unwrap(), "two\n");
     assert_eq!(run(&shell(r"printf 'a\0b'"), "").await.unwrap(), "a\0b");
+}
+
+#[tokio::test]
+async fn a_program_is_told_what_it_was_caused_by() {
+    const SAID: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let place = promptq_common::telemetry::trace::Context::parse(SAID);
+    for (trace, told) in [(place, SAID), (None, "")] {
+        let cx = RunContext { trace, ..cx() };
+        let said = shell("printf %s \"$TRACEPARENT\"").attempt(&job("", 20_000), &cx).await.unwrap().text;
+        assert_eq!(said.as_deref(), Some(told));
+    }
 }
 
 #[test]

@@ -209,8 +209,14 @@ mod tests {
 
     async fn fate(mock: &Mock, text: &str, attempt: u32) -> Result<String, FailureClass> {
         let job = Job::new(Queue::standard(), Work::prompt(Some("mock"), text));
-        let cx =
-            RunContext { attempt, lease: LeaseId::random(), worker: WorkerId::random("w"), ear: None, stream: false };
+        let cx = RunContext {
+            attempt,
+            lease: LeaseId::random(),
+            worker: WorkerId::random("w"),
+            ear: None,
+            stream: false,
+            trace: None,
+        };
         match mock.run(&job, &cx).await {
             Outcome::Success(reply) => Ok(reply.text.unwrap()),
             Outcome::Failure(failure) => Err(failure.class),

@@ -1,0 +1,233 @@
+//! From finished spans to the collector: a bounded queue, batches, OTLP over HTTP. Nobody waits for any of it: what finds
+//! no room, or a collector that cannot be reached, is counted and gone.
+
+use std::time::Duration;
+
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use reqwest::{Client, StatusCode, redirect};
+use secrecy::ExposeSecret;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::{Data, INSTALLED, Tracer, counters, otlp};
+use crate::config::{Traces, redact_url};
+use crate::error::{Error, Kind, Result};
+use crate::tls;
+
+/// Spans that wait: at a kilobyte each some 2 MiB.
+const QUEUE: usize = 2048;
+/// Spans in one request.
+const BATCH: usize = 512;
+/// How long a span waits for others to go with.
+const COMPANY: Duration = Duration::from_secs(1);
+/// The longest one request may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The waits between tries; after the last one a batch is lost.
+const PAUSES: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(9)];
+/// What is left when the process ends may take so long.
+const LAST: Duration = Duration::from_secs(1);
+
+/// Sends this process's spans, from now on until it is closed.
+#[derive(Debug)]
+pub struct Exporter {
+    stop: watch::Sender<bool>,
+    tasks: JoinSet<()>,
+}
+
+impl Exporter {
+    /// Begins to trace, where a collector is named: to be called within the runtime. A second
+    /// call in one process changes nothing. `service` is what this process is called unless it was told.
+    ///
+    /// # Errors
+    /// `Config` for headers that no request can carry.
+    pub fn open(settings: Option<&Traces>, service: &str) -> Result<Option<Self>> {
+        let Some(settings) = settings else { return Ok(None) };
+        let (sender, queue) = mpsc::channel(QUEUE);
+        let tracer = Tracer { sampler: settings.sampler, queue: sender };
+        let (stop, stopped) = watch::channel(false);
+        let post =
+            Post { settings: settings.clone(), resource: resource(settings, service), headers: headers(settings)? };
+        if INSTALLED.set(tracer).is_err() {
+            return Ok(None);
+        }
+        counters();
+        tracing::debug!(endpoint = %redact_url(&settings.endpoint), "spans are sent there");
+        let mut tasks = JoinSet::new();
+        tasks.spawn(Shipping { queue, stopped, post, well: true }.run());
+        Ok(Some(Self { stop, tasks }))
+    }
+
+    /// Sends what is left, within a second; what comes later is not taken any more.
+    pub async fn close(mut self) {
+        self.stop.send_replace(true);
+        if timeout(LAST, self.tasks.join_next()).await.is_err() {
+            tracing::warn!("the last spans were not sent in time");
+        }
+    }
+}
+
+/// Closes what there is to close.
+pub async fn close(exporter: Option<Exporter>) {
+    if let Some(exporter) = exporter {
+        exporter.close().await;
+    }
+}
+
+fn resource(settings: &Traces, service: &str) -> otlp::Resource {
+    let own = [
+        ("service.name", settings.service.as_deref().unwrap_or(service)),
+        ("service.version", env!("CARGO_PKG_VERSION")),
+    ];
+    let said = settings.resource.iter().filter(|(key, _)| key != "service.name" || settings.service.is_none());
+    let mut resource: otlp::Resource = said.cloned().collect();
+    for (key, value) in own {
+        if resource.iter().all(|(known, _)| known != key) {
+            resource.push((key.to_owned(), value.to_owned()));
+        }
+    }
+    resource
+}
+
+fn headers(settings: &Traces) -> Result<HeaderMap> {
+    // Neither name nor value is shown: both may be a secret that stands in the wrong place.
+    let bad = || Error::new(Kind::Config, "send traces", "telemetry.otlp_headers holds what no header may carry");
+    let said = settings.headers.as_ref().map_or("", ExposeSecret::expose_secret);
+    let mut headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
+    for (name, value) in Traces::pairs(said).map_err(|_| bad())? {
+        let mut value = HeaderValue::from_str(&value).map_err(|_| bad())?;
+        value.set_sensitive(true);
+        headers.insert(HeaderName::from_bytes(name.as_bytes()).map_err(|_| bad())?, value);
+    }
+    Ok(headers)
+}
+
+/// Where requests go, and with what.
+#[derive(Debug)]
+struct Post {
+    settings: Traces,
+    resource: otlp::Resource,
+    headers: HeaderMap,
+}
+
+/// How a try went.
+enum Tried {
+    Taken,
+    /// It may go better later.
+    Later(String),
+    Refused(String),
+}
+
+impl Post {
+    fn client() -> reqwest::Result<Client> {
+        tls::install();
+        let named = concat!("promptq/", env!("CARGO_PKG_VERSION"));
+        Client::builder().user_agent(named).redirect(redirect::Policy::none()).timeout(PATIENCE).build()
+    }
+
+    async fn once(&self, client: &Client, body: &[u8]) -> Tried {
+        let request = client.post(&self.settings.endpoint).headers(self.headers.clone()).body(body.to_vec());
+        match request.send().await.map(|answer| answer.status()) {
+            Ok(status) if status.is_success() => Tried::Taken,
+            Ok(
+                status @ (StatusCode::TOO_MANY_REQUESTS
+                | StatusCode::BAD_GATEWAY
+                | StatusCode::SERVICE_UNAVAILABLE
+                | StatusCode::GATEWAY_TIMEOUT),
+            ) => Tried::Later(format!("HTTP {}", status.as_u16())),
+            Ok(status) => Tried::Refused(format!("HTTP {}", status.as_u16())),
+            Err(error) => Tried::Later(error.without_url().to_string()),
+        }
+    }
+}
+
+/// Takes spans from the queue to the collector.
+#[derive(Debug)]
+struct Shipping {
+    queue: mpsc::Receiver<Data>,
+    stopped: watch::Receiver<bool>,
+    post: Post,
+    /// Whether the last batch arrived.
+    well: bool,
+}
+
+impl Shipping {
+    async fn run(mut self) {
+        let (mut batch, mut client) = (Vec::new(), None);
+        while self.gather(&mut batch).await {
+            if client.is_none() {
+                client = Post::client().map_err(|error| tracing::warn!(%error, "spans cannot be sent")).ok();
+            }
+            let arrived = match &client {
+                Some(client) => self.deliver(client, &batch).await,
+                None => false,
+            };
+            if let Some([sent, lost, _]) = counters() {
+                if arrived { sent } else { lost }.increment(batch.len() as u64);
+            }
+            batch.clear();
+        }
+    }
+
+    /// Waits for spans, and a moment for others. False: there are none any more.
+    async fn gather(&mut self, batch: &mut Vec<Data>) -> bool {
+        let Self { queue, stopped, .. } = self;
+        tokio::select! {
+            biased;
+            came = queue.recv_many(batch, BATCH) => if came == 0 { return false },
+            () = asked(stopped) => {
+                queue.close();
+                return queue.recv_many(batch, BATCH).await > 0;
+            }
+        }
+        let company = async { while batch.len() < BATCH && queue.recv_many(batch, BATCH - batch.len()).await > 0 {} };
+        tokio::select! {
+            () = company => {}
+            () = tokio::time::sleep(COMPANY) => {}
+            () = asked(stopped) => {}
+        }
+        true
+    }
+
+    /// Tries until it arrives, or cannot; once the process ends, only once more. Whether it did.
+    async fn deliver(&mut self, client: &Client, batch: &[Data]) -> bool {
+        let body = otlp::encode(&self.post.resource, batch);
+        let mut pauses = PAUSES.into_iter();
+        loop {
+            let (why, again) = match self.post.once(client, &body).await {
+                Tried::Taken => {
+                    self.note(None);
+                    return true;
+                }
+                Tried::Later(why) => (why, pauses.next().filter(|_| !*self.stopped.borrow())),
+                Tried::Refused(why) => (why, None),
+            };
+            self.note(Some(&why));
+            let Some(pause) = again else { return false };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = asked(&mut self.stopped) => {}
+            }
+        }
+    }
+
+    /// Once for a whole outage.
+    fn note(&mut self, why: Option<&str>) {
+        let endpoint = redact_url(&self.post.settings.endpoint);
+        match (why, self.well) {
+            (Some(why), true) => tracing::warn!(
+                %endpoint, why,
+                "spans cannot be sent; jobs go on without; hint: it must be OTLP over HTTP, mostly port 4318"
+            ),
+            (Some(why), false) => tracing::debug!(%endpoint, why, "spans cannot be sent"),
+            (None, false) => tracing::info!(%endpoint, "spans are sent again"),
+            (None, true) => {}
+        }
+        self.well = why.is_none();
+    }
+}
+
+async fn asked(stopped: &mut watch::Receiver<bool>) {
+    // An error means that nobody is left who could ask, which is asking too.
+    drop(stopped.wait_for(|stopped| *stopped).await);
+}
