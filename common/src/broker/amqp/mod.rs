@@ -283,6 +283,10 @@ impl Backend for Amqp {
         admin::queues(&self.post).await
     }
 
+    async fn queue(&self, queue: &Queue) -> Result<Option<QueueView>> {
+        admin::view(&self.post, queue).await
+    }
+
     async fn pause(&self, queue: &Queue, reason: Option<&str>) -> Result<()> {
         self.post.claims.pause(queue, reason).await
     }
