@@ -1,4 +1,4 @@
-//! What a run of `benches/limits` saw, beside its goals: as a table for people, and as JSON.
+//! What a run of `benches/limits` or `benches/gateway` saw, beside its goals: as a table for people, and as JSON.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -118,7 +118,7 @@ impl Findings {
 
     fn write_table(&self, text: &mut String) -> std::fmt::Result {
         let machine = &self.machine;
-        writeln!(text, "promptq's limits, {} run of {}", self.form, self.date)?;
+        writeln!(text, "promptq, {} run of {}", self.form, self.date)?;
         writeln!(
             text,
             "{} x {}, {} MiB, {}, {}",

@@ -149,6 +149,14 @@ pub struct QueueView {
     pub depth: Depth,
 }
 
+impl QueueView {
+    /// Whether there is nothing to see of it: no jobs that wait, run or are dead, and no pause.
+    pub fn is_blank(&self) -> bool {
+        let depth = self.depth;
+        depth.ready + depth.delayed + depth.running + depth.dead == 0 && self.paused.is_none()
+    }
+}
+
 /// The answer to one cancelled job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cancel {

@@ -50,9 +50,14 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     /// Every queue that holds jobs, is paused, or has been used within retention, by name.
     async fn queues(&self) -> Result<Vec<QueueView>>;
 
+    /// The queue as it is now, if it is one of [`Backend::queues`], or was made for jobs that have not come yet.
+    async fn queue(&self, queue: &Queue) -> Result<Option<QueueView>> {
+        Ok(self.queues().await?.into_iter().find(|view| view.queue == *queue))
+    }
+
     /// Why a queue is paused, if it is.
     async fn paused(&self, queue: &Queue) -> Result<Option<String>> {
-        Ok(self.queues().await?.into_iter().find(|view| view.queue == *queue).and_then(|view| view.paused))
+        Ok(self.queue(queue).await?.and_then(|view| view.paused))
     }
 
     /// Pauses (`Some(reason)`) or resumes (`None`) a queue: a paused one hands out no leases; running jobs go on.

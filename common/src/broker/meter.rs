@@ -17,6 +17,9 @@ use crate::telemetry::recorder::{self, Counter, Histogram, Recorder, Sum};
 /// Queues that jobs are put into and that are told apart: anybody may name one.
 const QUEUES: usize = 200;
 
+/// Where the outcome of a call that nobody waited for to its end is among the others.
+const TIMED_OUT: usize = 3;
+
 /// What a broker counts of jobs put in.
 #[derive(Debug)]
 pub(super) struct Meters {
@@ -61,11 +64,24 @@ impl Published {
     }
 }
 
-/// Jobs on their way in: whose they are, and since when.
+/// Jobs on their way in: whose they are, and since when. Dropped without an answer, as by a client that leaves, they count
+/// as timed out: whoever put them in waits no more, and nobody knows whether they are there.
 #[derive(Debug)]
 pub(super) struct Sent {
     queues: Vec<Arc<Published>>,
     at: Instant,
+}
+
+impl Sent {
+    fn all(&self, outcome: usize) {
+        self.queues.iter().for_each(|queue| queue.outcomes[outcome].increment(1));
+    }
+}
+
+impl Drop for Sent {
+    fn drop(&mut self) {
+        self.all(TIMED_OUT);
+    }
 }
 
 impl Meters {
@@ -95,13 +111,13 @@ impl Meters {
     }
 
     /// It has answered, each in order.
-    pub(super) fn answered(&self, sent: &Sent, answer: Result<&[Enqueued], &Error>) {
+    pub(super) fn answered(&self, mut sent: Sent, answer: Result<&[Enqueued], &Error>) {
         self.duration.record(sent.at.elapsed());
         match answer {
             Ok(answers) => sent.queues.iter().zip(answers).for_each(|(queue, answer)| queue.note(answer)),
             Err(error) => {
                 let outcome = match error.kind() {
-                    Kind::TimedOut => 3,
+                    Kind::TimedOut => TIMED_OUT,
                     Kind::Unavailable => 4,
                     Kind::Config
                     | Kind::Denied
@@ -112,9 +128,11 @@ impl Meters {
                     | Kind::Conflict
                     | Kind::Closed => 5,
                 };
-                sent.queues.iter().for_each(|queue| queue.outcomes[outcome].increment(1));
+                sent.all(outcome);
             }
         }
+        // They are counted now.
+        sent.queues.clear();
     }
 
     /// A job was refused before the broker was asked.

@@ -109,7 +109,7 @@ impl Broker {
         let sent = self.meters.as_ref().map(|meters| (meters, meters.sends(&batch)));
         let taken = if lost { self.backend.republish(batch).await } else { self.backend.enqueue(batch).await };
         if let Some((meters, sent)) = sent {
-            meters.answered(&sent, taken.as_deref());
+            meters.answered(sent, taken.as_deref());
         }
         taken
     }
@@ -141,6 +141,11 @@ impl Broker {
     /// See [`Backend::queues`].
     pub async fn queues(&self) -> Result<Vec<QueueView>> {
         self.backend.queues().await
+    }
+
+    /// See [`Backend::queue`].
+    pub async fn queue(&self, queue: &Queue) -> Result<Option<QueueView>> {
+        self.backend.queue(queue).await
     }
 
     /// See [`Backend::paused`].

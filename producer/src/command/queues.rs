@@ -148,9 +148,7 @@ async fn list(cx: &Context, all: bool, fields: &[String]) -> Result<()> {
 
 /// Whether it is a queue that `run` or `doctor` made for itself and that holds nothing to look after.
 pub(crate) fn idle_scratch(view: &QueueView) -> bool {
-    let depth = view.depth;
-    let empty = depth.ready + depth.delayed + depth.running + depth.dead == 0;
-    empty && view.paused.is_none() && is_own(&view.queue)
+    view.is_blank() && is_own(&view.queue)
 }
 
 /// Whether a queue is one that `run` or `doctor` made for itself.

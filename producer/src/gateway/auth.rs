@@ -4,10 +4,12 @@ use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use governor::clock::{Clock, DefaultClock};
-use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use governor::middleware::StateInformationMiddleware;
+use governor::state::{InMemoryState, NotKeyed};
+use governor::{Quota, RateLimiter};
 use promptq_common::job::Queue;
 
 use super::key::{Key, Role, Secret};
@@ -67,9 +69,14 @@ impl Caller {
         Err(Problem::new("not-allowed", format!("the key {} is not for queue {queue}", self.id())))
     }
 
+    /// Its key's id, if it has one.
+    pub(super) fn key(&self) -> Option<&str> {
+        self.0.as_ref().map(|key| &*key.id)
+    }
+
     /// What logs and audit lines call it.
     pub(super) fn id(&self) -> &str {
-        self.0.as_ref().map_or("anybody", |key| &key.id)
+        self.key().unwrap_or("anybody")
     }
 }
 
@@ -77,8 +84,43 @@ impl Caller {
 #[derive(Debug)]
 pub(super) struct Rates {
     standard: u32,
-    limiters: Mutex<HashMap<String, (u32, Arc<DefaultDirectRateLimiter>)>>,
+    limiters: Mutex<HashMap<String, (u32, Arc<Limiter>)>>,
     clock: DefaultClock,
+}
+
+type Limiter = RateLimiter<NotKeyed, InMemoryState, DefaultClock, StateInformationMiddleware>;
+
+/// How a key stands with its rate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Standing {
+    /// So many requests a second.
+    rate: u32,
+    /// So many of them are left at once.
+    left: u32,
+    /// In so many seconds there is room again; 0 if there is.
+    wait: u64,
+}
+
+impl Standing {
+    /// What is told to clients that keep to it by themselves: `RateLimit-Policy` and `RateLimit`.
+    pub(super) fn headers(self) -> [(HeaderName, HeaderValue); 2] {
+        let Self { rate, left, wait } = self;
+        let [policy, limit] = [format!("\"key\";q={rate};w=1"), format!("\"key\";r={left};t={}", wait.max(1))];
+        let value = |text: String| HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static(""));
+        [
+            (HeaderName::from_static("ratelimit-policy"), value(policy)),
+            (HeaderName::from_static("ratelimit"), value(limit)),
+        ]
+    }
+
+    /// Refuses a request for which there is no room.
+    pub(super) fn allow(self, caller: &Caller) -> Result<()> {
+        if self.wait == 0 {
+            return Ok(());
+        }
+        let what = format!("the key {} may ask {} times a second", caller.id(), self.rate);
+        Err(Problem::new("too-many-requests", what).after(self.wait))
+    }
 }
 
 impl Rates {
@@ -87,18 +129,21 @@ impl Rates {
         Self { standard, limiters: Mutex::default(), clock: DefaultClock::default() }
     }
 
-    /// Counts a request, or says when there is room for one.
-    pub(super) fn count(&self, caller: &Caller) -> Result<()> {
-        let Some(key) = &caller.0 else { return Ok(()) };
+    /// Counts a request; `None` of who has no key.
+    pub(super) fn count(&self, caller: &Caller) -> Option<Standing> {
+        let key = caller.0.as_ref()?;
         let rate = key.rate.unwrap_or(self.standard);
-        let Err(early) = self.limiter(&key.id, rate).check() else { return Ok(()) };
-        let wait = early.wait_time_from(self.clock.now());
-        let what = format!("the key {} may ask {rate} times a second", key.id);
-        Err(Problem::new("too-many-requests", what).after(wait.as_millis().div_ceil(1_000).try_into().unwrap_or(1)))
+        Some(match self.limiter(&key.id, rate).check() {
+            Ok(seen) => Standing { rate, left: seen.remaining_burst_capacity(), wait: 0 },
+            Err(early) => {
+                let wait = early.wait_time_from(self.clock.now()).as_millis().div_ceil(1_000).max(1);
+                Standing { rate, left: 0, wait: wait.try_into().unwrap_or(1) }
+            }
+        })
     }
 
     /// As many of them as there are keys: what was of one that is gone goes when another comes.
-    fn limiter(&self, id: &str, rate: u32) -> Arc<DefaultDirectRateLimiter> {
+    fn limiter(&self, id: &str, rate: u32) -> Arc<Limiter> {
         /// More than are ever used at once; a limiter that is forgotten begins full again.
         const MOST: usize = 20_000;
         let mut limiters = self.limiters.lock().unwrap_or_else(PoisonError::into_inner);
@@ -109,7 +154,7 @@ impl Rates {
                     limiters.clear();
                 }
                 let quota = Quota::per_second(NonZeroU32::new(rate).unwrap_or(NonZeroU32::MIN));
-                let limiter = Arc::new(RateLimiter::direct(quota));
+                let limiter = Arc::new(RateLimiter::direct(quota).with_middleware());
                 limiters.insert(id.to_owned(), (rate, Arc::clone(&limiter)));
                 limiter
             }
@@ -118,24 +163,33 @@ impl Rates {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
+impl Caller {
+    /// Whoever asks where nobody needs a key.
+    pub(super) fn anybody() -> Self {
+        Self(None)
+    }
 
-    fn caller(role: Role, queues: &[&str], rate: Option<u32>) -> Caller {
+    /// One with a key of its own.
+    pub(super) fn some(role: Role, queues: &[&str], rate: Option<u32>) -> Self {
         let queues = queues.iter().map(|name| Queue::new(name).unwrap()).collect();
         let key = Key { rate, ..Key::of(&Secret::random(), "ci".into(), role, queues) };
-        Caller(Some(Arc::new(key)))
+        Self(Some(Arc::new(key)))
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
 
     #[test]
     fn a_role_may_do_what_lesser_ones_may_and_only_in_its_queues() {
         let roles = [Role::Viewer, Role::Submitter, Role::Operator, Role::Admin];
         for (at, role) in roles.into_iter().enumerate() {
             for (least, wanted) in roles.into_iter().enumerate() {
-                assert_eq!(caller(role, &[], None).must_be(wanted).is_ok(), at >= least, "{role} as {wanted}");
+                assert_eq!(Caller::some(role, &[], None).must_be(wanted).is_ok(), at >= least, "{role} as {wanted}");
             }
         }
-        let caller = caller(Role::Admin, &["a"], None);
+        let caller = Caller::some(Role::Admin, &["a"], None);
         assert!(caller.must_cover(&Queue::new("a").unwrap()).is_ok() && !caller.covers_all());
         assert_eq!(caller.must_cover(&Queue::new("b").unwrap()).unwrap_err().status(), 403);
     }
@@ -143,12 +197,29 @@ mod tests {
     #[test]
     fn each_key_has_its_own_rate_and_what_is_above_it_is_told_when_to_come() {
         let rates = Rates::new(3);
-        let (slow, quick) = (caller(Role::Viewer, &[], None), caller(Role::Viewer, &[], Some(1_000)));
-        let through = |caller: &Caller| (0..100).filter(|_| rates.count(caller).is_ok()).count();
+        let caller = |rate| Caller::some(Role::Viewer, &[], rate);
+        let (slow, quick) = (caller(None), caller(Some(1_000)));
+        let through = |caller: &Caller| {
+            let standings = (0..100).filter_map(|_| rates.count(caller));
+            standings.filter(|standing| standing.allow(caller).is_ok()).count()
+        };
         assert!((3..10).contains(&through(&slow)), "one a third of a second and three at once");
         assert_eq!(through(&quick), 100);
-        let refused = (0..9).find_map(|_| rates.count(&slow).err()).unwrap();
+        let refused = (0..9).find_map(|_| rates.count(&slow)?.allow(&slow).err()).unwrap();
         assert_eq!(refused.status(), 429);
-        assert!((0..10_000).all(|_| rates.count(&Caller(None)).is_ok()));
+        assert!(rates.count(&Caller::anybody()).is_none());
+    }
+
+    #[test]
+    fn a_key_is_told_what_is_left_of_its_rate() {
+        let (rates, key) = (Rates::new(50), Caller::some(Role::Viewer, &[], None));
+        let told =
+            |standing: Standing| standing.headers().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()));
+        let first = rates.count(&key).unwrap();
+        assert_eq!(told(first), ["ratelimit-policy: \"key\";q=50;w=1", "ratelimit: \"key\";r=49;t=1"]);
+        let next = rates.count(&key).unwrap();
+        assert!(next.left <= first.left && next.left >= 40, "{next:?}");
+        let refused = (0..100).find_map(|_| rates.count(&key).filter(|standing| standing.wait > 0)).unwrap();
+        assert_eq!(told(refused)[1], "ratelimit: \"key\";r=0;t=1");
     }
 }

@@ -50,7 +50,7 @@ pub(super) async fn submit(
     let fresh = || BatchName::new(&JobId::fresh().to_string()).map_err(|name| bad(&name));
     let batch = asked.batch.clone().or(key).map_or_else(fresh, Ok)?;
     gateway.broker()?;
-    let _place = gateway.room.batch()?;
+    let _place = gateway.room.batch(&caller)?;
     let spool = gateway.coming(body::spooled(&head, content, gateway.cx.config.gateway.max_batch)).await?;
     let put = async { put(&gateway, &asked, (batch.clone(), named), Source::spooled("body", spool)).await };
     let tally = tokio::select! {

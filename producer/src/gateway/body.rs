@@ -1,5 +1,5 @@
-//! What a client sends, taken within bounds: so many bytes, and no slower than a slow line sends them. A job's is kept in
-//! memory, a batch's in a file without a name.
+//! What a client sends, taken within bounds: so many bytes, no slower than a slow line sends them, and all of it by a time.
+//! A job's is kept in memory, a batch's in a file without a name.
 
 use std::fs::File;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use futures_util::StreamExt;
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, timeout_at};
 
+use super::auth::Caller;
 use super::problem::{Problem, Result};
 use super::room::{Place, Room, SMALL};
 
@@ -18,6 +19,10 @@ use super::room::{Place, Room, SMALL};
 const GRACE: Duration = Duration::from_secs(10);
 /// … and after that as much as comes at so many bytes a second.
 const SLOWEST: u64 = 1 << 10;
+/// One that is kept in memory is there by then: the largest at 1 Mbit/s …
+const WHOLE: Duration = Duration::from_secs(150);
+/// … and one that is kept in a file: a GiB at 10 Mbit/s. Until then it has a place that others wait for.
+const SPOOLED: Duration = Duration::from_secs(15 * 60);
 
 /// A body in memory, and the place it takes there if it is a large one.
 #[derive(Debug)]
@@ -29,13 +34,18 @@ pub(super) struct Whole {
 }
 
 /// Takes a body whole.
-pub(super) async fn whole(room: &Room, head: &request::Parts, body: Body, most: usize) -> Result<Whole> {
+pub(super) async fn whole(
+    (room, caller): (&Room, &Caller),
+    head: &request::Parts,
+    body: Body,
+    most: usize,
+) -> Result<Whole> {
     let told = told(&head.headers, most as u64)?.and_then(|told| usize::try_from(told).ok());
     let mut bytes = Vec::with_capacity(told.unwrap_or(0).min(SMALL));
-    let (mut coming, mut place) = (Coming::new(body, most as u64), None);
+    let (mut coming, mut place) = (Coming::new(body, most as u64, WHOLE), None);
     while let Some(piece) = coming.next().await? {
         if place.is_none() && bytes.len() + piece.len() > SMALL {
-            place = Some(room.large()?);
+            place = Some(room.large(caller)?);
         }
         bytes.extend_from_slice(&piece);
     }
@@ -50,7 +60,7 @@ pub(super) async fn spooled(head: &request::Parts, body: Body, most: u64) -> Res
     };
     told(&head.headers, most)?;
     let mut file = tokio::fs::File::from_std(tempfile::tempfile().map_err(trouble)?);
-    let mut coming = Coming::new(body, most);
+    let mut coming = Coming::new(body, most, SPOOLED);
     while let Some(piece) = coming.next().await? {
         file.write_all(&piece).await.map_err(trouble)?;
     }
@@ -84,17 +94,19 @@ fn too_large(most: u64) -> Problem {
 struct Coming {
     pieces: axum::body::BodyDataStream,
     began: Instant,
+    within: Duration,
     bytes: u64,
     most: u64,
 }
 
 impl Coming {
-    fn new(body: Body, most: u64) -> Self {
-        Self { pieces: body.into_data_stream(), began: Instant::now(), bytes: 0, most }
+    fn new(body: Body, most: u64, within: Duration) -> Self {
+        Self { pieces: body.into_data_stream(), began: Instant::now(), within, bytes: 0, most }
     }
 
     async fn next(&mut self) -> Result<Option<Bytes>> {
-        let until = self.began + GRACE + Duration::from_millis(self.bytes * 1_000 / SLOWEST);
+        let slowest = GRACE + Duration::from_millis(self.bytes * 1_000 / SLOWEST);
+        let until = self.began + slowest.min(self.within);
         let piece = match timeout_at(until, self.pieces.next()).await {
             Ok(Some(Ok(piece))) => piece,
             Ok(None) => return Ok(None),
@@ -137,30 +149,45 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_slow_line_gets_through_and_one_that_drips_does_not() {
-        let room = Room::new();
+        let (room, anybody) = (Room::new(), Caller::anybody());
+        let room = (&room, &anybody);
         let second = Duration::from_secs(1);
-        let slow = whole(&room, &head(None), trickle(second, 60, 2_048), 1 << 20).await.unwrap();
+        let slow = whole(room, &head(None), trickle(second, 60, 2_048), 1 << 20).await.unwrap();
         assert_eq!(slow.bytes.len(), 60 * 2_048);
         let began = Instant::now();
-        let dripping = whole(&room, &head(None), trickle(second, 1_000_000, 1), 1 << 20).await.unwrap_err();
+        let dripping = whole(room, &head(None), trickle(second, 1_000_000, 1), 1 << 20).await.unwrap_err();
         assert_eq!(dripping.status(), 408);
         assert!(began.elapsed() < GRACE + 2 * second, "{:?}", began.elapsed());
         let silent = spooled(&head(None), trickle(99 * second, 1, 1), 1 << 20).await.unwrap_err();
         assert_eq!(silent.status(), 408);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_never_stops_coming_has_an_end() {
+        let (room, anybody) = (Room::new(), Caller::anybody());
+        let second = Duration::from_secs(1);
+        let endless = || trickle(second, usize::MAX, 1 << 12);
+        let began = Instant::now();
+        let whole = whole((&room, &anybody), &head(None), endless(), 16 << 20).await.unwrap_err();
+        assert_eq!((whole.status().as_u16(), began.elapsed()), (408, WHOLE));
+        let began = Instant::now();
+        let spooled = spooled(&head(None), endless(), 1 << 30).await.unwrap_err();
+        assert_eq!((spooled.status().as_u16(), began.elapsed()), (408, SPOOLED));
+    }
+
     #[tokio::test]
     async fn what_is_too_large_is_refused_by_its_head_or_as_it_comes() {
-        let room = Room::new();
+        let (room, anybody) = (Room::new(), Caller::anybody());
+        let room = (&room, &anybody);
         let of = |size| Body::from(vec![b'x'; size]);
         for (length, size, status) in [(Some(101), 0, 413), (None, 101, 413)] {
-            assert_eq!(whole(&room, &head(length), of(size), 100).await.unwrap_err().status(), status);
+            assert_eq!(whole(room, &head(length), of(size), 100).await.unwrap_err().status(), status);
             assert_eq!(spooled(&head(length), of(size), 100).await.unwrap_err().status(), status);
         }
-        assert_eq!(whole(&room, &head(Some(100)), of(100), 100).await.unwrap().bytes.len(), 100);
+        assert_eq!(whole(room, &head(Some(100)), of(100), 100).await.unwrap().bytes.len(), 100);
         let is_large = |Whole { _place: place, .. }: Whole| place.is_some();
         for (size, large) in [(SMALL, false), (SMALL + 1, true)] {
-            assert_eq!(is_large(whole(&room, &head(None), of(size), 1 << 20).await.unwrap()), large, "{size}");
+            assert_eq!(is_large(whole(room, &head(None), of(size), 1 << 20).await.unwrap()), large, "{size}");
         }
     }
 

@@ -41,7 +41,7 @@ pub(super) async fn submit(
     let given = key_of(&head.headers)?;
     let made = JobId::fresh().to_string();
     let key = given.as_deref().map_or(Key::Made(&made), Key::Given);
-    let whole = gateway.coming(body::whole(&gateway.room, &head, content, MAX_BYTES)).await?;
+    let whole = gateway.coming(body::whole((&gateway.room, &caller), &head, content, MAX_BYTES)).await?;
     let text = std::str::from_utf8(&whole.bytes).map_err(|_| Problem::new("bad-request", "the body is not UTF-8"))?;
     let mut job = submit::make(text, &key, &gateway.cx.config).map_err(Problem::of_fault)?;
     caller.must_cover(&job.queue)?;

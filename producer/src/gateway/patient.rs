@@ -1,15 +1,19 @@
 //! A connection whose client must go on: once it has begun the head of a request it must end it in time, and what it is
-//! sent it must take. How fast bodies come is `body.rs`.
+//! sent it must take. How fast bodies come is `body.rs`. A first head that is not understood is answered as all else is.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use axum::body::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
+
+use super::guard::raw;
+use super::problem::Problem;
 
 /// A client that takes nothing for so long has gone, or means no good.
 const STALL: Duration = Duration::from_secs(30);
@@ -20,12 +24,21 @@ const LINGER: Duration = Duration::from_secs(2);
 
 /// Whether a request of a connection is being answered; else what comes is a head. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Busy(Arc<AtomicBool>);
+pub(super) struct Busy(Arc<AtomicU8>);
+
+/// No request has been understood yet; else one is being answered, or none.
+const UNHEARD: u8 = 0;
+const BUSY: u8 = 1;
+const IDLE: u8 = 2;
 
 impl Busy {
     /// From now on it is, or is not.
     pub(super) fn set(&self, busy: bool) {
-        self.0.store(busy, Ordering::Relaxed);
+        self.0.store(if busy { BUSY } else { IDLE }, Ordering::Relaxed);
+    }
+
+    fn is(&self, state: u8) -> bool {
+        self.0.load(Ordering::Relaxed) == state
     }
 }
 
@@ -41,22 +54,34 @@ pub(super) struct Patient<S> {
     head: Option<Pin<Box<Sleep>>>,
     /// Runs out when everything is said.
     linger: Option<Pin<Box<Sleep>>>,
+    /// What is left to send in place of the bare status that the HTTP library has for a head it does not understand.
+    instead: Option<Bytes>,
 }
 
 impl<S> Patient<S> {
     /// Over a connection.
     pub(super) fn new(stream: S, busy: Busy) -> Self {
-        Self { stream, stall: Box::pin(sleep(STALL)), is_stalled: false, busy, head: None, linger: None }
+        let stall = Box::pin(sleep(STALL));
+        Self { stream, stall, is_stalled: false, busy, head: None, linger: None, instead: None }
     }
 
     /// Whether a head that was begun should have ended by now; `came`: more of something has come.
     fn is_late(&mut self, cx: &mut Context<'_>, came: bool) -> bool {
-        if self.busy.0.load(Ordering::Relaxed) {
+        if self.busy.is(BUSY) {
             self.head = None;
         } else if came && self.head.is_none() {
             self.head = Some(Box::pin(sleep(HEAD)));
         }
         self.head.as_mut().is_some_and(|head| head.as_mut().poll(cx).is_ready())
+    }
+
+    /// Takes what is written before any request was understood: nobody but the HTTP library has said it.
+    fn takes(&mut self, said: &[u8]) -> bool {
+        let takes = self.busy.is(UNHEARD);
+        if takes && self.instead.is_none() {
+            self.instead = Some(unheard(said));
+        }
+        takes
     }
 
     /// What a write came to; an error once it has come to nothing for too long.
@@ -88,6 +113,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Patient<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.takes(buf) {
+            return Poll::Ready(Ok(buf.len()));
+        }
         let written = Pin::new(&mut self.stream).poll_write(cx, buf);
         self.judged(cx, written)
     }
@@ -97,6 +125,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Patient<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if self.takes(bufs.first().map_or(&[], |first| first)) {
+            return Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()));
+        }
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
         self.judged(cx, written)
     }
@@ -106,6 +137,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Patient<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Some(left) = self.instead.clone().filter(|left| !left.is_empty()) {
+            let written = Pin::new(&mut self.stream).poll_write(cx, &left);
+            let sent = ready!(self.judged(cx, written))?;
+            self.instead = Some(left.slice(sent..));
+        }
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);
         self.judged(cx, flushed)
     }
@@ -129,6 +165,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Patient<S> {
     }
 }
 
+/// A problem in place of what the HTTP library says, `HTTP/1.1 431 …`.
+fn unheard(said: &[u8]) -> Bytes {
+    raw(match said.get(9..12) {
+        Some(b"431") => Problem::new("head-too-large", "there are more headers, or longer ones, than are read"),
+        Some(b"414") => Problem::new("uri-too-long", "the address is longer than is read"),
+        _ => Problem::new("bad-request", "the head of the request is not understood as HTTP/1.1"),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
@@ -138,7 +183,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_reads_slowly_is_waited_for_and_who_reads_nothing_is_not() {
         let (ours, mut theirs) = duplex(8);
-        let mut ours = Patient::new(ours, Busy::default());
+        let busy = Busy::default();
+        busy.set(true);
+        let mut ours = Patient::new(ours, busy);
         let reader = async {
             let mut taken = [0; 8];
             for _ in 0..4 {
@@ -153,6 +200,29 @@ mod tests {
         let stalled = ours.write_all(&[7; 32]).await.unwrap_err();
         assert_eq!((stalled.kind(), began.elapsed().as_secs()), (io::ErrorKind::TimedOut, STALL.as_secs()));
         drop(theirs);
+    }
+
+    #[tokio::test]
+    async fn what_is_said_before_a_request_is_understood_is_said_as_a_problem() {
+        for (said, status) in [("431 Request Header Fields Too Large", 431), ("400 Bad Request", 400)] {
+            let (ours, mut theirs) = duplex(16);
+            let mut ours = Patient::new(ours, Busy::default());
+            let text = async {
+                let mut text = String::new();
+                theirs.read_to_string(&mut text).await.unwrap();
+                text
+            };
+            let sent = async {
+                ours.write_all(format!("HTTP/1.1 {said}\r\ncontent-length: 0\r\n\r\n").as_bytes()).await.unwrap();
+                ours.flush().await.unwrap();
+                drop(ours);
+            };
+            let (text, ()) = tokio::join!(text, sent);
+            let (head, body) = text.split_once("\r\n\r\n").unwrap();
+            assert!(head.starts_with(&format!("HTTP/1.1 {said}")) && head.contains("connection: close"), "{head}");
+            assert!(head.contains(&format!("content-length: {}", body.len())), "{text}");
+            assert_eq!(serde_json::from_str::<serde_json::Value>(body).unwrap()["status"], status);
+        }
     }
 
     /// Reads until that fails.

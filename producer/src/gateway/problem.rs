@@ -18,7 +18,12 @@ pub(super) struct Problem {
     detail: String,
     retry_after: Option<u64>,
     more: Box<Map<String, Value>>,
+    is_counted: bool,
 }
+
+/// On an answer: what is wrong was counted where the job was put in.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Counted;
 
 /// A code, its status and its title.
 pub(super) type Code = (&'static str, StatusCode, &'static str);
@@ -40,6 +45,7 @@ pub(super) static CODES: &[Code] = &[
     ("other-queue", StatusCode::CONFLICT, "The batch belongs to another queue"),
     ("too-large", StatusCode::PAYLOAD_TOO_LARGE, "The request is too large"),
     ("uri-too-long", StatusCode::URI_TOO_LONG, "The address is too long"),
+    ("head-too-large", StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "The headers are too large"),
     ("bad-type", StatusCode::UNSUPPORTED_MEDIA_TYPE, "The body is of the wrong type"),
     ("wrong-host", StatusCode::MISDIRECTED_REQUEST, "This gateway is not that host"),
     ("bad-row", StatusCode::UNPROCESSABLE_ENTITY, "A job is wrong"),
@@ -60,7 +66,7 @@ impl Problem {
     pub(super) fn new(code: &str, detail: impl Into<String>) -> Self {
         let code = CODES.iter().find(|(known, ..)| *known == code).unwrap_or(&FAILED);
         let retry_after = (code.1 == StatusCode::SERVICE_UNAVAILABLE).then_some(1);
-        Self { code, detail: detail.into(), retry_after, more: Box::default() }
+        Self { code, detail: detail.into(), retry_after, more: Box::default(), is_counted: false }
     }
 
     /// How to mend it.
@@ -123,6 +129,8 @@ impl From<problem::Problem> for Problem {
             _ => problem.what,
         };
         let mut told = Self::new(problem.slug, what);
+        // A command's problem: the gateway's own bodies that are too large never get so far.
+        told.is_counted = problem.slug == "too-large";
         if !problem.details.is_empty() {
             told = told.with("details", problem.details);
         }
@@ -152,8 +160,9 @@ impl From<Error> for Problem {
     }
 }
 
-impl IntoResponse for Problem {
-    fn into_response(self) -> Response<Body> {
+impl Problem {
+    /// As JSON.
+    pub(super) fn body(&self) -> String {
         let (code, status, title) = self.code;
         let mut body = json!({
             "type": format!("/problems/{code}"),
@@ -163,15 +172,25 @@ impl IntoResponse for Problem {
             "detail": self.detail,
         });
         if let Some(object) = body.as_object_mut() {
-            object.extend(*self.more);
+            object.extend(self.more.iter().map(|(name, value)| (name.clone(), value.clone())));
         }
-        let mut response = (*status, body.to_string()).into_response();
+        body.to_string()
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response<Body> {
+        let status = self.status();
+        let mut response = (status, self.body()).into_response();
+        if self.is_counted {
+            response.extensions_mut().insert(Counted);
+        }
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if let Some(seconds) = self.retry_after {
             headers.insert(RETRY_AFTER, seconds.into());
         }
-        if *status == StatusCode::UNAUTHORIZED {
+        if status == StatusCode::UNAUTHORIZED {
             headers.insert("www-authenticate", HeaderValue::from_static("Bearer"));
         }
         response

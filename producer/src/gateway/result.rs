@@ -19,13 +19,16 @@ use promptq_common::outcome;
 use promptq_common::record::{Output, Record, Stored};
 use promptq_common::result_line::{cut_line, result_line};
 use promptq_common::time::parse_duration;
+use tokio::time::Instant;
 
 use super::auth::Caller;
 use super::problem::{Problem, Result};
-use super::room::{Place, SMALL};
+use super::room::{Place, Room, SMALL};
 use super::{Gateway, Shared, job};
 use crate::view;
 
+/// A large answer is taken by then: the largest at 1 Mbit/s.
+const TAKEN: Duration = Duration::from_secs(150);
 /// The longest wait; proxies commonly cut a request off after a minute.
 const LONGEST: Duration = Duration::from_secs(55);
 
@@ -40,7 +43,7 @@ pub(super) async fn result(
     let (id, seen) = job::find(&gateway, &caller, &job::named(id)?).await?;
     let mut seen = Arc::new(seen);
     if !seen.state.is_ended() && !wait.is_zero() {
-        let _place = gateway.room.wait()?;
+        let _place = gateway.room.wait(&caller)?;
         tokio::select! {
             biased;
             ended = gateway.waiting.ended(id) => seen = ended,
@@ -49,7 +52,7 @@ pub(super) async fn result(
         }
     }
     match &seen.record {
-        Some(record) if seen.state.is_ended() => ended(&gateway, record).await,
+        Some(record) if seen.state.is_ended() => ended(&gateway, &caller, record).await,
         Some(_) | None => Ok(pending(&seen)),
     }
 }
@@ -60,14 +63,14 @@ fn pending(seen: &JobView) -> Response<Body> {
     response
 }
 
-async fn ended(gateway: &Gateway, record: &Record) -> Result<Response<Body>> {
+async fn ended(gateway: &Gateway, caller: &Caller, record: &Record) -> Result<Response<Body>> {
     let stored = record.answer.as_ref().and_then(|answer| match &answer.output {
         Output::Stored(stored) => Some(stored),
         Output::Inline(_) => None,
     });
     let body = match stored {
         Some(stored) => Body::from_stream(sent_on(gateway, record, stored).await?),
-        None => whole(gateway, record)?,
+        None => whole(&gateway.room, caller, record)?,
     };
     let mut response = Response::new(body);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -75,22 +78,37 @@ async fn ended(gateway: &Gateway, record: &Record) -> Result<Response<Body>> {
 }
 
 /// A line that is in memory until its client has read it. A large answer has its place before its line is made.
-fn whole(gateway: &Gateway, record: &Record) -> Result<Body> {
+fn whole(room: &Room, caller: &Caller, record: &Record) -> Result<Body> {
     let bytes = record.answer.as_ref().map_or(0, |answer| match &answer.output {
         Output::Inline(outcome::Body::Json(text) | outcome::Body::Text(text)) => text.len(),
         Output::Stored(_) => 0,
     });
-    let early = if bytes > SMALL { Some(gateway.room.large()?) } else { None };
+    let early = if bytes > SMALL { Some(room.large(caller)?) } else { None };
     let line = result_line(record, None);
     if line.len() <= SMALL {
         return Ok(Body::from(line));
     }
-    let place = early.map_or_else(|| gateway.room.large(), Ok)?;
-    let once = unfold(Some((place, line)), async |held| {
-        let (place, line) = held?;
-        Some((Ok::<_, Error>(Held { _place: place, line }), None))
-    });
-    Ok(Body::from_stream(once.map_ok(Bytes::from_owner)))
+    let place = early.map_or_else(|| room.large(caller), Ok)?;
+    Ok(Body::from_stream(taken(Bytes::from_owner(Held { _place: place, line }))))
+}
+
+/// A line in pieces, which break off when its client has not taken them by a time: until then it has a place that others
+/// wait for.
+fn taken(line: Bytes) -> impl Stream<Item = Result<Bytes, Error>> {
+    let until = Instant::now() + TAKEN;
+    unfold(line, move |mut rest| async move {
+        if rest.is_empty() {
+            return None;
+        }
+        if Instant::now() > until {
+            return Some((
+                Err(Error::new(Kind::TimedOut, "send an answer", "its client took it too slowly")),
+                Bytes::new(),
+            ));
+        }
+        let piece = rest.split_to(rest.len().min(SMALL));
+        Some((Ok(piece), rest))
+    })
 }
 
 /// Bytes and the place that they take.
@@ -158,6 +176,8 @@ fn wait_of(uri: &Uri) -> Result<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
     use super::*;
 
     #[test]
@@ -168,6 +188,26 @@ mod tests {
             let json = [b"\"", &*escaped(one), &*escaped(two), b"\""].concat();
             assert_eq!(serde_json::from_slice::<String>(&json).unwrap(), text, "cut at {at}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_large_answer_holds_its_place_until_it_is_taken_and_not_for_ever() {
+        let (room, anybody) = (Room::new(), Caller::anybody());
+        let held = || Held { _place: room.large(&anybody).unwrap(), line: "x".repeat(3 * SMALL + 1) };
+        let (line, others) = (held(), std::iter::from_fn(|| room.large(&anybody).ok()).collect::<Vec<_>>());
+        let mut pieces = pin!(taken(Bytes::from_owner(line)));
+        let (mut sizes, mut last) = (Vec::new(), Bytes::new());
+        while let Some(piece) = pieces.next().await {
+            last = piece.unwrap();
+            sizes.push(last.len());
+        }
+        assert_eq!(sizes, [SMALL, SMALL, SMALL, 1]);
+        assert!(room.large(&anybody).is_err(), "the last piece is not sent yet");
+        drop((last, others));
+        let mut pieces = pin!(taken(Bytes::from_owner(held())));
+        assert!(pieces.next().await.unwrap().is_ok());
+        tokio::time::advance(TAKEN + Duration::from_secs(1)).await;
+        assert!(pieces.next().await.unwrap().is_err() && pieces.next().await.is_none());
     }
 
     #[test]

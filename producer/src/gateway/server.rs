@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::auth::Rates;
+use super::guard::raw;
 use super::keyring::Ring;
 use super::patient::{Busy, Patient};
 use super::room::Room;
@@ -34,9 +35,7 @@ use crate::problem::{Exit, Problem, Result};
 const CONNECTIONS: usize = 4_096;
 /// A connection without a request is kept for so long: longer than the minute that proxies keep theirs.
 const IDLE: Duration = Duration::from_secs(75);
-/// The most bytes of the head of a request.
-const HEAD_BYTES: usize = 16 << 10;
-/// What is read ahead of a connection at most.
+/// What is read ahead of a connection at most, and so of the head of a request; `guard.rs` takes less of it.
 const READ_AHEAD: usize = 64 << 10;
 /// How long answers of the last moment may take to be sent.
 const LAST_MOMENT: Duration = Duration::from_secs(1);
@@ -147,16 +146,15 @@ async fn connections(listener: TcpListener, router: Router, (stop, health): (&St
 
 /// Says so to one connection too many, as far as that needs no waiting.
 fn turn_away(socket: TcpStream) {
-    const BUSY: &[u8] =
-        b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
-    drop(socket.into_std().and_then(|mut socket| socket.write(BUSY)));
+    let busy = raw(super::problem::Problem::new("busy", "as many connections are open as may be"));
+    drop(socket.into_std().and_then(|mut socket| socket.write(&busy)));
 }
 
 async fn connection(socket: TcpStream, router: Router, mut phase: watch::Receiver<Phase>) {
     // An answer is one piece; without this the next request's would wait for its confirmation.
     drop(socket.set_nodelay(true));
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(IDLE).max_header_size(HEAD_BYTES).max_buf_size(READ_AHEAD);
+    http.timer(TokioTimer::new()).header_read_timeout(IDLE).max_header_size(READ_AHEAD).max_buf_size(READ_AHEAD);
     let busy = Busy::default();
     let (io, router) = (TokioIo::new(Patient::new(socket, busy.clone())), TowerToHyperService::new(router));
     let served = http.serve_connection(

@@ -10,7 +10,7 @@ use super::auth::Caller;
 use super::problem::{Problem, Result};
 use crate::stats::{QueueStats, look};
 
-/// The queue's jobs, its workers and what holds it back. One that nobody has used yet is empty.
+/// The queue's jobs, its workers and what holds it back. One that nobody has named, used of late or serves is not there.
 pub(super) async fn stats(
     State(gateway): State<Shared>,
     queue: Result<Path<String>, PathRejection>,
@@ -22,6 +22,13 @@ pub(super) async fn stats(
     let concurrency = gateway.cx.config.worker.concurrency;
     let asked = [queue];
     let seen = gateway.call(look(gateway.broker()?, &asked, concurrency)).await?;
-    let stats = seen.queues.into_iter().next();
-    stats.map(Json).ok_or_else(|| Problem::new("unreachable", "the broker did not say how the queue stands"))
+    let [queue] = &asked;
+    let away = || Problem::new("unreachable", "the broker did not say how the queue stands");
+    let stats = seen.queues.into_iter().next().ok_or_else(away)?;
+    let is_named = *queue == Queue::standard() || gateway.cx.config.queues.contains_key(queue);
+    if is_named || stats.consumers > 0 || seen.unknown.is_empty() {
+        return Ok(Json(stats));
+    }
+    Err(Problem::new("no-queue", format!("there is no queue {queue}: nobody has put a job in or serves it"))
+        .hint("it is there with its first job, or once it is named in the settings: [queues.NAME]"))
 }

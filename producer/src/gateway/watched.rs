@@ -54,8 +54,8 @@ impl Watched {
         InFlight(Arc::clone(&self.0))
     }
 
-    /// A request was answered so.
-    pub(super) fn answered(route: &str, method: &Method, code: u16, took: Duration) {
+    /// A request was answered so; `is_counted`: what was wrong with it is counted as its job's already.
+    pub(super) fn answered((route, method): (&str, &Method), (code, is_counted): (u16, bool), took: Duration) {
         let Some(recorder) = recorder::installed() else { return };
         let known =
             [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS];
@@ -65,7 +65,7 @@ impl Watched {
         let reason = match code {
             400 | 422 => "invalid",
             401 | 403 => "unauthorized",
-            413 => "too_large",
+            413 if !is_counted => "too_large",
             429 => "rate_limited",
             _ => return,
         };

@@ -7,6 +7,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use promptq_common::broker::{Broker, Depth, QueueView};
 use promptq_common::error::Kind;
 use promptq_common::job::Queue;
@@ -20,11 +21,13 @@ use serde::Serialize;
 use crate::command::queues::idle_scratch;
 use crate::limits::waits::{of_queues, serves};
 use crate::limits::{self, Standing, State, words};
-use crate::problem::Result;
+use crate::problem::{Problem, Result};
 use crate::scale::{Load, Speed, most_at_once, paces, speed, together, whole_f64, workers};
 
 /// Queues shown where none are named: each is a dozen series.
 const SHOWN: usize = 200;
+/// Queues that are asked about at once.
+const AT_ONCE: usize = 16;
 /// Waiting jobs looked at for the share that something holds back.
 const SAMPLE: usize = 200;
 
@@ -110,6 +113,8 @@ pub struct Room {
 pub struct Look {
     /// Its queues.
     pub queues: Vec<QueueStats>,
+    /// Those of them that were asked for and that the broker knows nothing of: they are empty.
+    pub unknown: Vec<Queue>,
     /// How many more there are.
     pub left_out: usize,
     /// The limits that are shared here, those of batches left out.
@@ -122,8 +127,8 @@ pub struct Look {
 /// # Errors
 /// As the broker's and the ledger's: out of reach is never an empty queue.
 pub async fn look(broker: &Broker, asked: &[Queue], concurrency: u32) -> Result<Look> {
-    let mut left_out = 0;
-    let views = if asked.is_empty() {
+    let (mut left_out, mut unknown) = (0, Vec::new());
+    let views: Vec<QueueView> = if asked.is_empty() {
         let mut views = broker.queues().await?;
         views.retain(|view| !idle_scratch(view));
         views.sort_by(|one, other| one.queue.as_str().cmp(other.queue.as_str()));
@@ -131,12 +136,9 @@ pub async fn look(broker: &Broker, asked: &[Queue], concurrency: u32) -> Result<
         views.truncate(SHOWN);
         views
     } else {
-        let mut views = Vec::with_capacity(asked.len());
-        for queue in asked {
-            let (depth, paused) = tokio::try_join!(broker.depth(queue), broker.paused(queue))?;
-            views.push(QueueView { queue: queue.clone(), paused, depth });
-        }
-        views
+        let seen = named(broker, asked).await?;
+        unknown = seen.iter().filter(|(_, is_known)| !is_known).map(|(view, _)| view.queue.clone()).collect();
+        seen.into_iter().map(|(view, _)| view).collect()
     };
     let ledger = broker.ledger();
     let workers = ledger.workers().await?;
@@ -145,16 +147,27 @@ pub async fn look(broker: &Broker, asked: &[Queue], concurrency: u32) -> Result<
     let (keys, _) = limits::kept(ledger).await?;
     let keys = keys.into_iter().filter(|key| !key.starts_with("batch:")).collect();
     let standings = limits::several(ledger, keys, &workers).await?;
-    let mut queues = Vec::with_capacity(views.len());
-    for view in views {
+    let around = Around { workers: &workers, limits: &standings, concurrency, backend: broker.backend_name() };
+    let stands = async |view: QueueView| {
         let waits = waits.get(&view.queue).map_or(&[][..], Vec::as_slice);
         let lacking = standings.iter().filter(|one| one.lacks().is_some() && !words::is_budget(&one.key));
         let waits: Vec<&Standing> = waits.iter().chain(lacking).collect();
         let blocked = blocked(ledger, &view, &waits).await?;
-        let around = Around { workers: &workers, limits: &standings, concurrency, backend: broker.backend_name() };
-        queues.push(stats(view, blocked, &around));
-    }
-    Ok(Look { queues, left_out, limits: standings.iter().filter_map(room).collect() })
+        Ok::<_, Problem>(stats(view, blocked, &around))
+    };
+    let queues = stream::iter(views.into_iter().map(stands)).buffered(AT_ONCE).try_collect().await?;
+    Ok(Look { queues, unknown, left_out, limits: standings.iter().filter_map(room).collect() })
+}
+
+/// These queues, each with whether the broker knows it.
+async fn named(broker: &Broker, asked: &[Queue]) -> Result<Vec<(QueueView, bool)>> {
+    let view = |queue: Queue| async move {
+        let found = broker.queue(&queue).await?;
+        let is_known = found.is_some();
+        let blank = || QueueView { queue, paused: None, depth: Depth::default() };
+        Ok::<_, Problem>((found.unwrap_or_else(blank), is_known))
+    };
+    stream::iter(asked.iter().cloned().map(view)).buffered(AT_ONCE).try_collect().await
 }
 
 /// What is known beside a queue.

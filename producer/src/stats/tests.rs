@@ -174,6 +174,11 @@ async fn without_names_only_the_first_queues_are_looked_at() {
     let seen = look(&broker, &[], 16).await.unwrap();
     let found: Vec<_> = seen.queues.iter().map(|stats| &stats.queue).collect();
     assert_eq!((found, seen.left_out), (names[..SHOWN].iter().collect(), 2));
+    let nobodys = Queue::new("nobodys").unwrap();
+    let asked = [nobodys.clone(), names[3].clone()];
+    let seen = look(&broker, &asked, 16).await.unwrap();
+    let found: Vec<_> = seen.queues.iter().map(|stats| (&stats.queue, stats.ready)).collect();
+    assert_eq!((found, seen.unknown), (vec![(&nobodys, 0), (&names[3], 1)], vec![nobodys.clone()]));
     let last = look(&broker, &names[SHOWN..], 16).await.unwrap();
     assert_eq!((last.queues.len(), last.left_out), (2, 0));
 }

@@ -75,6 +75,7 @@ async fn a_key_for_some_queues_sees_nothing_of_others() {
     gateway.ask(Ask::post("/v1/batches?queue=b", to("c")).by(&some)).await.fails(422, "bad-row");
     gateway.ask(Ask::get("/v1/queues/c/stats").by(&some)).await.fails(403, "not-allowed");
     gateway.ask(Ask::get("/v1/queues/a/stats").by(&some)).await.is(200);
+    gateway.ask(Ask::get("/v1/queues/nobodys/stats").by(&some)).await.fails(403, "not-allowed");
     assert_eq!(gateway.ask(Ask::get(&theirs).by(&all)).await.is(200).text("state"), "queued");
 }
 
@@ -137,8 +138,17 @@ async fn who_asks_too_often_is_told_when_to_come_again() {
             break;
         }
     }
-    assert_eq!(refused.expect("it is refused").header("retry-after"), "1");
-    gateway.ask(stats(&quick)).await.is(200);
+    let refused = refused.expect("it is refused");
+    assert_eq!((refused.header("retry-after"), refused.header("ratelimit")), ("1", "\"key\";r=0;t=1"));
+    assert_eq!(refused.header("ratelimit-policy"), "\"key\";q=2;w=1");
+    let through = gateway.ask(stats(&quick)).await.is(200);
+    assert_eq!(through.header("ratelimit-policy"), "\"key\";q=100;w=1");
+    assert!(through.header("ratelimit").starts_with("\"key\";r="), "{:?}", through.headers);
+    let may_not = gateway.ask(Ask::post("/v1/jobs", job("x")).by(&quick)).await.fails(403, "not-allowed");
+    assert!(may_not.header("ratelimit").starts_with("\"key\";r="), "{:?}", may_not.headers);
+    for unlimited in [gateway.ask(Ask::get("/openapi.json")).await, gateway.ask(stats("")).await] {
+        assert_eq!((unlimited.header("ratelimit"), unlimited.header("ratelimit-policy")), ("", ""));
+    }
     until("there is room again", async || (gateway.ask(stats(&slow)).await.status == 200).then_some(())).await;
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use promptq_tests::gateway::{Ask, Gateway};
+use promptq_tests::gateway::{Ask, Gateway, key};
 use promptq_tests::process::Home;
 use promptq_tests::site::until;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -51,8 +51,68 @@ async fn what_is_too_large_is_refused() {
     assert!(rest(stream).await.starts_with("HTTP/1.1 413"));
     gateway.ask(Ask::get(&format!("/{}", "x".repeat(5_000)))).await.fails(414, "uri-too-long");
     let head = Ask::get("/openapi.json").with("x-long", "x".repeat(20_000));
-    assert_eq!(gateway.ask(head).await.status, 431);
+    gateway.ask(head).await.fails(431, "head-too-large");
     assert_eq!(gateway.ask(Ask::get("/v1/queues/default/stats")).await.is(200).body["ready"], 1);
+}
+
+#[tokio::test]
+async fn what_is_no_request_is_answered_with_a_problem_too() {
+    let home = Home::new();
+    let gateway = gateway(&home).await;
+    let many = (0..200).fold(String::new(), |head, n| head + &format!("x-{n}: 1\r\n"));
+    for (text, status, code) in [
+        ("GET / nonsense\r\n\r\n".to_owned(), "400 Bad Request", "bad-request"),
+        ("GET /\u{1} HTTP/1.1\r\n\r\n".to_owned(), "400 Bad Request", "bad-request"),
+        (format!("GET / HTTP/1.1\r\nhost: localhost\r\nx: {}\r\n\r\n", "y".repeat(100_000)), "431", "head-too-large"),
+        (format!("GET / HTTP/1.1\r\nhost: localhost\r\n{many}\r\n"), "431", "head-too-large"),
+    ] {
+        let answer = rest(say(&gateway, &text).await).await;
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer:?}"));
+        assert!(head.starts_with(&format!("HTTP/1.1 {status}")), "{answer}");
+        assert!(head.contains("application/problem+json") && head.contains("x-request-id"), "{answer}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(body).unwrap()["code"], code, "{answer}");
+    }
+}
+
+/// So many connections that send a large job but for its last byte, as whoever has this secret.
+async fn nearly(gateway: &Gateway, secret: &str, count: usize) -> Vec<TcpStream> {
+    let (body, mut open) = (job(&"x".repeat(100 << 10)), Vec::new());
+    for _ in 0..count {
+        let head = format!(
+            "POST /v1/jobs HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {secret}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            body.len() + 1
+        );
+        open.push(say(gateway, &(head + &body)).await);
+    }
+    open
+}
+
+#[tokio::test]
+async fn one_key_cannot_hold_all_places_for_large_jobs_and_batches() {
+    let home = Home::new();
+    let [greedy, other] =
+        ["greedy", "other"].map(|name| key(&home, &[name, "--role", "submitter", "--rate", "100000"]));
+    let gateway = gateway(&home).await;
+    let large = || Ask::post("/v1/jobs", job(&"x".repeat(100 << 10)));
+    let open = nearly(&gateway, &greedy, 16).await;
+    until("it has what it may have", async || (gateway.ask(large().by(&greedy)).await.status == 503).then_some(()))
+        .await;
+    gateway.ask(large().by(&greedy)).await.fails(503, "busy");
+    gateway.ask(large().by(&other)).await.is(201);
+    gateway.ask(Ask::post("/v1/jobs", job("small")).by(&greedy)).await.is(201);
+    drop(open);
+    until("it has left", async || (gateway.ask(large().by(&greedy)).await.status == 201).then_some(())).await;
+    let mut halves = Vec::new();
+    for _ in 0..16 {
+        let head = format!(
+            "POST /v1/batches HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {greedy}\r\ncontent-type: application/x-ndjson\r\ncontent-length: 90\r\n\r\n{{"
+        );
+        halves.push(say(&gateway, &head).await);
+    }
+    let batch = |secret: &str| Ask::post("/v1/batches", lines(1..=2)).by(secret);
+    until("it has its batches", async || (gateway.ask(batch(&greedy)).await.status == 503).then_some(())).await;
+    gateway.ask(batch(&greedy)).await.fails(503, "busy");
+    gateway.ask(batch(&other)).await.is(201);
 }
 
 #[tokio::test]
@@ -108,6 +168,7 @@ async fn one_connection_too_many_is_told_to_come_again() {
     }
     let refused = rest(TcpStream::connect(gateway.address).await.unwrap()).await;
     assert!(refused.starts_with("HTTP/1.1 503") && refused.contains("retry-after"), "{refused}");
+    assert!(refused.contains("application/problem+json") && refused.contains("\"busy\""), "{refused}");
     drop(open);
     until("there is room again", async || {
         gateway.try_ask(Ask::get("/openapi.json")).await.is_some_and(|answer| answer.status == 200).then_some(())

@@ -7,6 +7,7 @@ mod bounds;
 mod crash;
 mod leaving;
 mod routes;
+mod watched;
 
 use promptq_tests::process::Home;
 use promptq_tests::site::Hand;

@@ -1,9 +1,12 @@
 //! What each route answers.
 
+use std::time::{Duration, Instant};
+
 use promptq_tests::gateway::{Ask, Gateway};
 use promptq_tests::process::Home;
 use promptq_tests::rabbit::RabbitServer;
 use promptq_tests::redis::{Options, RedisServer};
+use promptq_tests::site::until;
 use serde_json::json;
 
 use super::{job, lines, worker};
@@ -29,6 +32,10 @@ async fn a_job_is_known_by_its_key_and_its_result_is_waited_for() {
     let path = format!("/v1/jobs/{id}/result");
     let early = gateway.ask(Ask::get(&path)).await.is(202);
     assert_eq!((early.text("state").as_str(), early.header("retry-after")), ("queued", "1"));
+    let (begun, short) = (Instant::now(), format!("{path}?wait=1s"));
+    assert_eq!(gateway.ask(Ask::get(&short)).await.is(202).text("state"), "queued");
+    let took = begun.elapsed();
+    assert!(Duration::from_secs(1) <= took && took < Duration::from_secs(20), "{took:?}");
     let waiting = format!("{path}?wait=50s");
     let worker = async { worker(&home) };
     let (ended, _worker) = tokio::join!(gateway.ask(Ask::get(&waiting)), worker);
@@ -107,7 +114,9 @@ async fn a_batch_is_checked_whole_and_the_same_one_again_is_known() {
     let again = gateway.ask(Ask::post("/v1/batches?batch=nov", lines(1..=1_500))).await.is(200);
     assert_eq!((&again.body["new"], &again.body["known"]), (&json!(0), &json!(1_500)));
     let other = json!({ "prompt": "other", "model": "mock", "id": "r7" }).to_string();
-    gateway.ask(Ask::post("/v1/batches?batch=nov", other)).await.fails(409, "conflict");
+    gateway.ask(Ask::post("/v1/batches?batch=nov", other.clone())).await.fails(409, "conflict");
+    let kept = gateway.ask(Ask::post("/v1/batches?batch=nov&on_conflict=skip", other)).await.is(200);
+    assert_eq!((&kept.body["new"], &kept.body["conflicts"]), (&json!(0), &json!(1)));
     let told = gateway.ask(Ask::post("/v1/batches?batch=nov&queue=b", lines(1..=1))).await.fails(409, "other-queue");
     assert!(!told.body.to_string().contains("default"), "a key need not see that queue: {}", told.body);
     gateway.ask(Ask::post("/v1/batches?batch=nov", lines([1, 1]))).await.fails(422, "duplicate-id");
@@ -139,6 +148,7 @@ async fn a_cancelled_job_is_told_as_its_result() {
 async fn a_queue_is_counted_with_its_workers_and_what_holds_it() {
     let server = RedisServer::start(Options::durable());
     let home = Home::new();
+    home.write("promptq.toml", "[queues.ours]\nprotected = true\n");
     let gateway = Gateway::start(&home, &[("PROMPTQ_BROKER", &server.url())]).await.ready().await;
     gateway.ask(Ask::post("/v1/batches?queue=q&batch=b", lines(1..=7))).await.is(201);
     let mut pause = home.program("promptq", &["queues", "pause", "q", "--reason", "night"]);
@@ -153,11 +163,34 @@ async fn a_queue_is_counted_with_its_workers_and_what_holds_it() {
     );
     assert!(stats["oldest_ready_age_seconds"].is_number(), "{stats}");
     assert_eq!((&stats["blocked"][0]["reason"], &stats["blocked"][0]["jobs"]), (&json!("paused"), &json!(7)));
-    let unused = gateway.ask(Ask::get("/v1/queues/unused/stats")).await.is(200).body;
-    assert_eq!((&unused["unfinished"], &unused["blocked"]), (&json!(0), &json!([])));
+    gateway.ask(Ask::get("/v1/queues/unused/stats")).await.fails(404, "no-queue");
+    for named in ["default", "ours"] {
+        let empty = gateway.ask(Ask::get(&format!("/v1/queues/{named}/stats"))).await.is(200).body;
+        assert_eq!((&empty["unfinished"], &empty["blocked"]), (&json!(0), &json!([])));
+    }
     for unnamed in ["a%20b", "%FF"] {
         gateway.ask(Ask::get(&format!("/v1/queues/{unnamed}/stats"))).await.fails(404, "no-queue");
     }
+}
+
+#[tokio::test]
+async fn a_queue_is_there_once_it_is_used_or_served() {
+    let home = Home::new();
+    let gateway = gateway(&home).await;
+    let (used, served) = ("/v1/queues/used/stats", "/v1/queues/served/stats");
+    for path in [used, served] {
+        gateway.ask(Ask::get(path)).await.fails(404, "no-queue");
+    }
+    let lines = json!({ "prompt": "x", "model": "mock" }).to_string();
+    let batch = gateway.ask(Ask::post("/v1/batches?queue=used", lines)).await.is(201);
+    assert_eq!(gateway.ask(Ask::get(used)).await.is(200).body["unfinished"], 1);
+    let command = home.program("promptq-worker", &["--queues=used,served", "--admin=off"]);
+    let _worker = promptq_tests::site::Hand::start(command, home.path("worker.log"));
+    let stats = async |path| gateway.ask(Ask::get(path)).await;
+    until("a worker serves it", async || (stats(served).await.status == 200).then_some(())).await;
+    until("its job has ended", async || (stats(used).await.body["unfinished"] == 0).then_some(())).await;
+    stats(used).await.is(200);
+    assert_eq!(batch.body["new"], 1);
 }
 
 #[tokio::test]
@@ -223,6 +256,11 @@ async fn at_rabbitmq_a_job_is_known_as_soon_as_it_is_taken() {
     let stats = gateway.ask(Ask::get("/v1/queues/default/stats")).await.is(200).body;
     assert_eq!((&stats["ready"], &stats["backend"]), (&json!(1), &json!("rabbitmq")));
     assert_eq!(stats["age_source"], "estimate");
+    let declared = Ask::get("/v1/queues/declared/stats");
+    gateway.ask(declared.clone()).await.fails(404, "no-queue");
+    let mut declare = home.program("promptq", &["queues", "declare", "declared"]);
+    assert!(declare.envs(places.iter().copied()).status().unwrap().success());
+    assert_eq!(gateway.ask(declared).await.is(200).body["unfinished"], 0);
     let batch = gateway.ask(Ask::post("/v1/batches?batch=b", lines(1..=20))).await.is(201);
     assert_eq!(batch.body["new"], 20);
     let id = made.text("id");

@@ -1,10 +1,16 @@
 //! The exporter against real brokers: what it shows of queues, and what when it cannot see them.
 
-use promptq_common::broker::{Access, Broker};
+use std::time::Duration;
+
+use promptq_common::broker::{Access, Broker, WorkerId};
 use promptq_common::job::{Job, Queue};
+use promptq_common::ledger::{HeldKey, WorkerReport};
+use promptq_common::outcome::FailureClass;
+use promptq_common::time::Timestamp;
 use promptq_common::work::Work;
 use promptq_tests::admin::{Admin, Page};
 use promptq_tests::process::Home;
+use promptq_tests::proxy::{Network, Proxy};
 use promptq_tests::redis::{Options, RedisServer};
 use promptq_tests::site::{Hand, until};
 use promptq_tests::{fixture, steps};
@@ -13,7 +19,12 @@ use rustix::process::Signal;
 use super::passes_promtool;
 
 fn start(home: &Home, admin: Admin, url: &str) -> Hand {
-    let mut command = home.program("promptq", &["exporter", "--interval=1s", &admin.flag()]);
+    looking(home, admin, url, &[])
+}
+
+fn looking(home: &Home, admin: Admin, url: &str, more: &[&str]) -> Hand {
+    let flag = admin.flag();
+    let mut command = home.program("promptq", &[&["exporter", "--interval=1s", &flag], more].concat());
     command.env("PROMPTQ_BROKER", url);
     Hand::start(command, home.path("exporter.log"))
 }
@@ -34,7 +45,7 @@ async fn depth_age_and_workers_of_every_queue_are_shown() {
     let (home, admin) = (Home::new(), Admin::free());
     let (busy, paused) = (fixture::queue("busy"), fixture::queue("paused"));
     let broker = home.broker().await;
-    let old = Job { created_at: promptq_common::time::Timestamp::now(), ..job(&busy) };
+    let old = Job { created_at: Timestamp::now(), ..job(&busy) };
     let jobs: Vec<_> = (0..33).map(|_| job(&busy)).chain([old, job(&paused)]).collect();
     steps::put(&broker, &jobs).await;
     broker.pause(&paused, Some("maintenance")).await.unwrap();
@@ -111,4 +122,59 @@ async fn before_the_first_job_there_is_no_queue_to_show() {
     let mut exporter = exporter;
     let code = until("it has left", async || exporter.code()).await;
     assert_eq!(code, Some(0));
+}
+
+/// A worker that has met a rate limit, for jobs of these queues.
+fn held_back(queues: &[Queue]) -> WorkerReport {
+    let now = Timestamp::now();
+    let held = HeldKey {
+        key: "mock/mock".into(),
+        class: FailureClass::Throttled,
+        detail: "a rate limit".into(),
+        since: now,
+        until: now + Duration::from_secs(600),
+        probing: false,
+        lanes: queues.iter().map(|queue| (queue.clone(), Some("mock".into()))).collect(),
+        at_once: None,
+    };
+    WorkerReport {
+        id: WorkerId::random("w"),
+        host: "h".into(),
+        pid: 1,
+        version: "0".into(),
+        started_at: now,
+        seen_at: now,
+        slots: 4,
+        running: 0,
+        queues: queues.iter().map(|queue| format!("{queue}:1")).collect(),
+        draining: false,
+        blocked: None,
+        held: vec![held],
+        paces: vec![],
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_queues_behind_a_limit_are_not_asked_about_one_after_the_other() {
+    const QUEUES: usize = 100;
+    const LATER: Duration = Duration::from_millis(10);
+    let server = RedisServer::start(Options::durable());
+    let network = Proxy::before(server.port()).await;
+    let (home, admin) = (Home::new(), Admin::free());
+    let broker = Broker::connect(&Access::new(&server.url()).unwrap()).await.unwrap();
+    let queues: Vec<Queue> = (0..QUEUES).map(|n| fixture::queue(&format!("many-{n}"))).collect();
+    steps::put(&broker, &queues.iter().map(job).collect::<Vec<_>>()).await;
+    broker.ledger().report(&held_back(&queues)).await.unwrap();
+    network.set(Network::Slow(LATER));
+    let names = queues.iter().map(Queue::as_str).collect::<Vec<_>>().join(",");
+    let url = format!("redis://127.0.0.1:{}", network.port());
+    let exporter = looking(&home, admin, &url, &["--queues", &names]);
+    let page = until_value(admin, "promptq_queue_scrape_success{backend=\"redis\"}", 1.0).await;
+    let held = "promptq_queue_blocked_jobs{queue=\"many-99\",reason=\"throttled\"}";
+    assert_eq!(page.value(held), Some(1.0), "{}", page.text);
+    let took = page.value("promptq_queue_scrape_duration_seconds{backend=\"redis\"}").unwrap();
+    // Each is asked about twice: how it stands, and what its jobs are. Both ways take that much longer.
+    let in_turn = LATER.as_secs_f64() * 2.0 * 2.0 * 100.0;
+    assert!(took < in_turn / 2.0, "{took} s; one after the other takes {in_turn} s at least");
+    exporter.leaves();
 }

@@ -55,6 +55,15 @@ pub(super) async fn depth(post: &Post, queue: &Queue) -> Result<QueueView> {
     counted(post, view, (delayed, of_all)).await
 }
 
+/// A queue that the ledger or RabbitMQ knows.
+pub(super) async fn view(post: &Post, queue: &Queue) -> Result<Option<QueueView>> {
+    let view = depth(post, queue).await?;
+    // Delayed jobs of all queues tell of none.
+    let alone = QueueView { depth: Depth { delayed: 0, delayed_of_all: false, ..view.depth }, ..view.clone() };
+    let exists = !alone.is_blank() || names(post).await?.contains(queue) || is_missing(post, queue).await.is_none();
+    Ok(exists.then_some(view))
+}
+
 /// Every queue the ledger knows.
 pub(super) async fn queues(post: &Post) -> Result<Vec<QueueView>> {
     let known = post.claims.standings().await?;

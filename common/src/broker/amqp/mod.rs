@@ -283,6 +283,10 @@ impl Backend for Amqp {
         admin::queues(&self.post).await
     }
 
+    async fn queue(&self, queue: &Queue) -> Result<Option<QueueView>> {
+        admin::view(&self.post, queue).await
+    }
+
     /// Asked by every worker every few seconds: of the ledger alone, whatever waits here.
     async fn paused(&self, queue: &Queue) -> Result<Option<String>> {
         self.post.claims.paused(queue).await

@@ -110,6 +110,12 @@ pub(super) async fn queues(link: &Link) -> Result<Vec<Queue>> {
     Ok(queues)
 }
 
+/// Whether a queue is one of those.
+pub(super) async fn is_used(link: &Link, queue: &Queue) -> Result<bool> {
+    let used: Option<f64> = link.query("find a queue", cmd("ZSCORE").arg(QUEUES).arg(queue.as_str())).await?;
+    Ok(used.is_some())
+}
+
 /// Asks every queue the same thing; the answers by name. An id does not tell its queue, so ids are asked for everywhere.
 ///
 /// # Errors

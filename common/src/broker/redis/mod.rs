@@ -161,6 +161,12 @@ impl Backend for Redis {
         admin::queues(self).await
     }
 
+    async fn queue(&self, queue: &Queue) -> Result<Option<QueueView>> {
+        let view = admin::depth(self, queue).await?;
+        let exists = !view.is_blank() || global::is_used(&self.link, queue).await?;
+        Ok(exists.then_some(view))
+    }
+
     async fn pause(&self, queue: &Queue, reason: Option<&str>) -> Result<()> {
         self.touch(queue).await?;
         admin::pause(self, queue, reason).await

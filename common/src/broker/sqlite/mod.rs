@@ -139,13 +139,17 @@ impl Backend for Sqlite {
     }
 
     async fn depth(&self, queue: &Queue) -> Result<Depth> {
-        let queue = queue.clone();
-        let views = self.queries.read("read a depth", move |conn| query::queues(conn, Some(&queue))).await?;
-        Ok(views.into_iter().next().map(|view| view.depth).unwrap_or_default())
+        Ok(self.queue(queue).await?.map(|view| view.depth).unwrap_or_default())
     }
 
     async fn queues(&self) -> Result<Vec<QueueView>> {
         self.queries.read("list queues", |conn| query::queues(conn, None)).await
+    }
+
+    async fn queue(&self, queue: &Queue) -> Result<Option<QueueView>> {
+        let queue = queue.clone();
+        let views = self.queries.read("read a depth", move |conn| query::queues(conn, Some(&queue))).await?;
+        Ok(views.into_iter().next())
     }
 
     async fn pause(&self, queue: &Queue, reason: Option<&str>) -> Result<()> {
