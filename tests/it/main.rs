@@ -33,4 +33,5 @@ mod run;
 mod secrets;
 mod store;
 mod tidy;
+mod told;
 mod worker;

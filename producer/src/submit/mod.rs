@@ -3,6 +3,7 @@
 
 mod check;
 mod faults;
+mod fit;
 mod one;
 mod window;
 
@@ -17,6 +18,7 @@ use promptq_common::record::State;
 
 pub use check::{Checked, Sample, check};
 use faults::Faults;
+pub use fit::{Doubt, Doubts, Fit};
 pub use one::{Taken, make, one};
 use window::{Window, Windows};
 
