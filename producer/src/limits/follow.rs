@@ -184,7 +184,10 @@ mod tests {
         broker.ledger().report(&worker("w", Vec::new())).await.unwrap();
         waits.looked = None;
         assert_eq!(waits.line(broker.ledger(), &batch, None).await, None, "somebody does now");
-        let later = async |minutes: u32| tokio::time::advance(STILL.0 * minutes).await;
+        let later = async |minutes: u32| {
+            tokio::time::advance(STILL.0 * minutes).await;
+            broker.ledger().report(&worker("w", Vec::new())).await.unwrap();
+        };
         later(2).await;
         let still = waits.line(broker.ledger(), &batch, None).await.unwrap();
         assert!(still.starts_with("nothing has moved for 2m: 1 job may begin and none does; promptq"), "{still}");
