@@ -96,6 +96,7 @@ async fn one_worker_too_many_says_so_once_and_gets_nothing_until_another_leaves(
     let turn = async |others: u64| {
         let asks = |pool: &mut Pool, now| (0..others).for_each(|id| drop(pool.ask(now, &ask(id, 1))));
         change(&memory, "acme", asks).await.unwrap();
+        limits.rest(10);
         limits.seen(std::iter::once(&lane), |_| Some("acme/fast".to_owned()));
         let _asked = tokio::time::timeout(Duration::from_secs(2), limits.keep_asking(&memory, 1.0)).await;
         (limits.room(&lane) > 0, limits.opens_soon(std::slice::from_ref(&lane)), limits.held())
