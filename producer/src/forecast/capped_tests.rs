@@ -196,4 +196,11 @@ async fn a_limit_has_its_line_beside_a_budget() {
         let both = lines("0.5", model).await;
         assert!(both.len() == 2 && both[0].starts_with("limits  budget:default: ") && both[1] == mock, "{both:?}");
     }
+    let settings = "[queues.default]\nbudget = \"9/day\"\n[limits.mock]\nrequests = \"60/min\"\n";
+    let forecaster = forecaster(settings);
+    let mut forecast = forecaster.forecast();
+    forecast.add(forecaster.share(&job("mock", 9, None)));
+    let of = (&Queue::standard(), &BatchName::new("nov").unwrap(), None);
+    forecast.weigh(broker.ledger(), &config(settings), of).await.unwrap();
+    assert_eq!(lines_of(&forecast, "limits"), ["limits  mock: 60 requests/min: room for all"], "neither binds");
 }

@@ -203,6 +203,10 @@ mod tests {
         later(1).await;
         batch.counts.running = 1;
         assert_eq!((waits.line(broker.ledger(), &batch, None).await, waits.news()), (None, None), "one runs");
+        batch.counts.running = 0;
+        assert_eq!(waits.line(broker.ledger(), &batch, None).await, None);
+        later(1).await;
+        assert!(waits.line(broker.ledger(), &batch, None).await.is_some() && waits.news().is_some(), "it stands anew");
     }
 
     #[tokio::test]
