@@ -103,12 +103,18 @@ pub(crate) async fn spent(broker: &Broker, view: &BatchView) -> error::Result<Op
         return Ok(None);
     }
     let (key, workers) = (hold.to_string(), ledger.workers().await?);
-    let told = workers.iter().flat_map(|worker| &worker.held).filter(|held| held.key == key);
+    let cap = cap_of(ledger, &key).await?;
+    // A worker that has not looked since a person allowed more says what was spent of less.
+    let is_of_now = |detail: &str| {
+        let most = cap.as_ref().map(|cap| format!(" of {} is spent", cap.cap));
+        is_another(detail) || most.is_none_or(|most| detail.contains(&most))
+    };
+    let told = workers.iter().flat_map(|worker| &worker.held);
+    let told = told.filter(|held| held.key == key && is_of_now(&held.detail));
     if let Some(held) = told.max_by_key(|held| is_another(&held.detail)) {
         return Ok(Some(Short(Some(blocked(held)))));
     }
-    let is_used_up =
-        cap_of(ledger, &key).await?.is_some_and(|cap| cap.used >= cap.cap.most.saturating_sub(cap.cap.most / 20));
+    let is_used_up = cap.is_some_and(|cap| cap.used >= cap.cap.most.saturating_sub(cap.cap.most / 20));
     let is_served = workers.iter().any(|worker| serves(worker, &view.queue));
     Ok((is_used_up || !is_served).then_some(Short(None)))
 }
@@ -252,6 +258,12 @@ mod tests {
         );
         let woken = view(&broker).await;
         assert_eq!((woken.counts.queued, woken.counts.delayed), (2, 0));
+        // The worker has given them back by what it knew, and has not looked since.
+        release(&broker).await;
+        release(&broker).await;
+        assert!(told().await.is_none(), "it speaks of 25 dollars");
+        report(vec![held("$39 of $40 is spent, and a job that waits may cost $2")]).await;
+        assert!(told().await.is_some());
     }
 
     #[tokio::test]

@@ -1,5 +1,7 @@
 //! What a command works with: settings, the printer, and connections made when first asked for.
 
+use std::sync::{Arc, OnceLock};
+
 use promptq_common::broker::{Access, Beside, Broker, embedded_file};
 use promptq_common::config::{Address, Config, Ledger};
 use promptq_common::store::Store;
@@ -7,6 +9,7 @@ use tokio::sync::OnceCell;
 
 use crate::printer::Printer;
 use crate::problem::{Exit, Problem, Result};
+use crate::submit::Fit;
 
 /// What a command works with.
 #[derive(Debug)]
@@ -17,12 +20,13 @@ pub struct Context {
     pub printer: Printer,
     broker: OnceCell<Broker>,
     store: OnceCell<Store>,
+    fit: OnceLock<Option<Arc<Fit>>>,
 }
 
 impl Context {
     /// Nothing is connected yet.
     pub fn new(config: Config, printer: Printer) -> Self {
-        Self { config, printer, broker: OnceCell::new(), store: OnceCell::new() }
+        Self { config, printer, broker: OnceCell::new(), store: OnceCell::new(), fit: OnceLock::new() }
     }
 
     /// The broker, connected on first use. Cancel-safe.
@@ -51,6 +55,11 @@ impl Context {
     /// Whether the broker keeps messages of which nothing can be known but their number: RabbitMQ.
     pub fn keeps_messages_apart(&self) -> bool {
         self.config.broker.url.expose().starts_with("amqp")
+    }
+
+    /// What the settings tell of the workers of a fleet, if anything.
+    pub fn fit(&self) -> Option<&Arc<Fit>> {
+        self.fit.get_or_init(|| Fit::fleet(&self.config).map(Arc::new)).as_ref()
     }
 
     /// The store, opened on first use. Cancel-safe.

@@ -78,7 +78,7 @@ async fn run(cli: Cli, printer: Printer) -> problem::Result<Exit> {
             .map(|()| Exit::Done);
     }
     let config = settings::load(&cli.global, cli.command.flags())?;
-    telemetry::init(settings::level(&cli.global, &config), config.telemetry.log_format, std::io::stderr);
+    telemetry::init(settings::levels(&cli, &config), config.telemetry.log_format, std::io::stderr);
     tracing::debug!(broker = %config.broker.url, files = ?config.files, "configured");
     let service = if matches!(cli.command, cli::Command::Serve(_)) { "promptq-gateway" } else { "promptq" };
     let traces = config.telemetry.traces.clone();

@@ -3,7 +3,7 @@
 use promptq_common::config::{self, Config, ConfigErrors, Flag};
 use tracing::level_filters::LevelFilter;
 
-use crate::cli::{Cli, Global};
+use crate::cli::{Cli, Command, Global};
 use crate::printer::Style;
 use crate::problem::{Exit, Problem, Result};
 
@@ -20,15 +20,19 @@ pub fn load(global: &Global, more: Vec<Flag>) -> Result<Config> {
     config::load(global.config.as_deref(), flags.chain(more).collect()).map_err(|errors| problem(&errors))
 }
 
-/// How much is logged: `-v` and `-q` beat the configuration; else warnings.
-pub fn level(global: &Global, config: &Config) -> LevelFilter {
-    match (global.quiet, global.verbose) {
+/// How much is logged: `-v` and `-q` beat the configuration; else warnings. And whether audit lines are: by all but a
+/// command that is to be quiet. A gateway's are of others, who cannot see what it was told.
+pub fn levels(cli: &Cli, config: &Config) -> (LevelFilter, LevelFilter) {
+    let Global { quiet, verbose, .. } = cli.global;
+    let level = match (quiet, verbose) {
         (true, _) => LevelFilter::ERROR,
         (false, 0) => config.telemetry.log.unwrap_or(LevelFilter::WARN),
         (false, 1) => LevelFilter::INFO,
         (false, 2) => LevelFilter::DEBUG,
         (false, _) => LevelFilter::TRACE,
-    }
+    };
+    let is_silent = quiet && !matches!(cli.command, Command::Serve(_));
+    (level, if is_silent { LevelFilter::OFF } else { LevelFilter::INFO })
 }
 
 /// How things are printed.
@@ -42,7 +46,7 @@ pub fn style(cli: &Cli) -> Style {
 }
 
 /// Every setting that is wrong, as one problem.
-fn problem(errors: &ConfigErrors) -> Problem {
+pub(crate) fn problem(errors: &ConfigErrors) -> Problem {
     if let [only] = errors.0.as_slice() {
         let problem = Problem::new(Exit::Usage, only.slug, only.what.clone()).detail(format!("--> {}", only.at));
         return match &only.hint {

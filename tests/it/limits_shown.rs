@@ -172,7 +172,7 @@ fn a_ledger_that_cannot_share_limits_says_so() {
     }
     home.write("in.txt", "a\n");
     let dry = ["submit", "in.txt", "--in", "lines", "-m", "mock", "--dry-run"];
-    promptq(&dry).ends(0).prints(&["limits  mock: 600 requests/min: room for all at once"]);
+    promptq(&dry).ends(0).prints(&["limits  mock: 600 requests/min: room for all\n"]);
     promptq(&[&dry[..], &["--max-cost", "1"]].concat()).ends(2).says(&["--max-cost cannot be kept"]);
     let list = promptq(&["limits", "list", "--json"]).ends(0);
     assert_eq!(list.json()["items"], json!([]));

@@ -33,5 +33,6 @@ mod run;
 mod secrets;
 mod store;
 mod tidy;
+mod told;
 mod traces;
 mod worker;

@@ -1,6 +1,7 @@
 //! Money as people meet it: what results say that jobs cost, what nobody knows, and what a dry run says before anything costs.
 
 use promptq_tests::process::{Home, Said};
+use promptq_tests::site::Hand;
 use serde_json::{Value, json};
 
 use crate::providers::{KEY, Server};
@@ -144,4 +145,20 @@ fn a_run_that_is_out_of_money_ends_with_9_and_goes_on_when_there_is_more() {
     promptq(&home, &["run", "unpriced.jsonl", "-o", "more.jsonl", "--max-cost", "1"])
         .ends(2)
         .says(&["nobody knows the price of its model", "section prices"]);
+}
+
+#[test]
+fn who_waits_for_a_fleet_is_told_with_9_that_only_money_helps() {
+    let server = Server::start();
+    let home = settled(&server, "");
+    let row = |n: u64| format!("{{\"id\":\"{n}\",\"prompt\":\"Hi\",\"model\":\"cheap\",\"max_tokens\":400}}\n");
+    home.write("in.jsonl", &(1..=5).map(row).collect::<String>());
+    let _worker = Hand::start(home.program("promptq-worker", &[]), home.path("worker.log"));
+    let wait = |most: &str| {
+        promptq(&home, &["submit", "in.jsonl", "--batch", "b", "--max-cost", most, "--wait=60s", "--progress", "none"])
+    };
+    let hint = "promptq limits set batch:b usd=AMOUNT";
+    wait("0.003").ends(9).says(&["error[budget]: stopped at $0 of --max-cost 0.003; 0 done, 5 held", hint]);
+    assert_eq!(server.requests(), Vec::<String>::new());
+    wait("1").ends(0).says(&["done: 5 succeeded, 0 did not"]);
 }

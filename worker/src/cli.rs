@@ -85,7 +85,7 @@ pub enum Command {
 }
 
 impl Cli {
-    /// Reads files and environment under these flags.
+    /// Reads files and environment under these flags, keys of providers included.
     ///
     /// # Errors
     /// Every setting that is wrong, each with where it was said.
@@ -108,7 +108,8 @@ impl Cli {
             flag("telemetry.log_format", "--log-format", &self.log_format),
             flag("telemetry.admin", "--admin", &self.admin),
         ];
-        config::load(self.config.as_deref(), flags.into_iter().flatten().collect())
+        let config = config::load(self.config.as_deref(), flags.into_iter().flatten().collect())?;
+        config.callable().map(|()| config)
     }
 
     /// The worker's settings: what the configuration says, and what only flags can say.

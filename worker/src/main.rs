@@ -49,7 +49,8 @@ async fn on_its_threads(
 
 async fn work(cli: Cli) -> anyhow::Result<Drained> {
     let config = cli.load()?;
-    telemetry::init(config.telemetry.log.unwrap_or(LevelFilter::INFO), config.telemetry.log_format, std::io::stderr);
+    let level = config.telemetry.log.unwrap_or(LevelFilter::INFO);
+    telemetry::init((level, LevelFilter::INFO), config.telemetry.log_format, std::io::stderr);
     configured::tell_preset(&config);
     let health = Health::default();
     // Before anything that has numbers; ends last.

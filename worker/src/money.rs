@@ -39,10 +39,9 @@ pub(crate) fn money(job: &Job, runner: &dyn Runner, (case, desk, pass): (&Case<'
         Ok(worst) => worst,
         Err(Unknown::Price) => {
             let hold = budgets.into_iter().next().map_or_else(|| HoldKey::of_limit(pass.key()), |budget| budget.hold);
-            return Money::Waits(hold, format!("{}: {NO_PRICE}", pass.key()));
+            return Money::Waits(hold, format!("{}: {}", pass.key(), Unknown::Price.says()));
         }
-        Err(Unknown::Answer) => return Money::Never("no_max_tokens", NO_MAX_TOKENS.to_owned()),
-        Err(Unknown::Part(name)) => return Money::Never("cost_unknown", uncounted(&name)),
+        Err(unknown @ (Unknown::Answer | Unknown::Part(_))) => return Money::Never(unknown.code(), unknown.says()),
     };
     match max_cost {
         Some(most) if over(worst, spent(case, worst), most) => Money::Never("larger_than_max_cost", {
@@ -78,15 +77,14 @@ fn as_many(bytes: usize) -> u64 {
     u64::try_from(bytes).unwrap_or(u64::MAX)
 }
 
-/// Why a job under a cap on its cost would not be called by such workers, with a hint; `None` where it would. Of several
-/// ways all need a price: the job waits at one that has none. One that nobody bounds, or can reckon, is passed by.
-pub fn missing(job: &Job, runners: &[Arc<dyn Runner>], prices: &Prices) -> Option<String> {
+/// Why a job under a cap on its cost would not be called by such workers; `None` where it would. Of several ways all need a
+/// price: the job waits at one that has none. One that nobody bounds, or can reckon, is passed by.
+pub fn missing(job: &Job, runners: &[Arc<dyn Runner>], prices: &Prices) -> Option<Unknown> {
     let (mut passed, mut works) = (None, false);
     for runner in runners {
         match worst(job, &**runner, as_many, prices) {
-            Err(Unknown::Price) => return Some(NO_PRICE.to_owned()),
-            Err(Unknown::Answer) => passed = Some(NO_MAX_TOKENS.to_owned()),
-            Err(Unknown::Part(name)) => passed = Some(uncounted(&name)),
+            Err(Unknown::Price) => return Some(Unknown::Price),
+            Err(unknown @ (Unknown::Answer | Unknown::Part(_))) => passed = Some(unknown),
             Ok(_) => works = true,
         }
     }
@@ -99,23 +97,43 @@ pub fn most(job: &Job, runner: &dyn Runner, prices: &Prices) -> Option<Usd> {
 }
 
 /// What nobody knows of a call, so that nobody knows what it may cost.
-enum Unknown {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unknown {
+    /// The price of its model: it waits until somebody does.
     Price,
+    /// How long its answer may be.
     Answer,
     /// What something in its request costs, of this name.
     Part(String),
 }
 
-const NO_PRICE: &str = "what it may cost is limited, and nobody knows the price of its model; hint: give it one in the \
-                        section prices of the settings, 0 where it costs nothing";
-const NO_MAX_TOKENS: &str =
-    "what it may cost is limited, and nobody bounds its answer; hint: --max-tokens N, or max_tokens in the line";
+impl Unknown {
+    /// What its job ends as where only another job helps.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Price => "no_price",
+            Self::Answer => "no_max_tokens",
+            Self::Part(_) => "cost_unknown",
+        }
+    }
 
-fn uncounted(name: &str) -> String {
-    format!(
-        "what it may cost is limited, and nobody can say beforehand what {name:?} in its request costs; hint: leave that \
-         out, or submit it without a limit"
-    )
+    /// In words, with a hint.
+    pub fn says(&self) -> String {
+        let what = match self {
+            Self::Price => {
+                "nobody knows the price of its model; hint: give it one in the section prices of the settings, 0 where it \
+                 costs nothing"
+            }
+            Self::Answer => "nobody bounds its answer; hint: --max-tokens N, or max_tokens in the line",
+            Self::Part(name) => {
+                return format!(
+                    "what it may cost is limited, and nobody can say beforehand what {name:?} in its request costs; hint: \
+                     leave that out, or submit it without a limit"
+                );
+            }
+        };
+        format!("what it may cost is limited, and {what}")
+    }
 }
 
 /// The most that a call may cost; `tokens` says how many so many bytes of text come to.

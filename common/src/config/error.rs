@@ -45,15 +45,27 @@ pub struct ConfigError {
     pub what: String,
     /// How to mend it.
     pub hint: Option<String>,
+    /// The provider whose key cannot be had: wrong for those alone who call it.
+    pub key_of: Option<String>,
 }
 
 impl ConfigError {
     pub(super) fn new(at: Origin, what: impl Into<String>) -> Self {
-        Self { slug: "config", at, what: what.into(), hint: None }
+        Self { slug: "config", at, what: what.into(), hint: None, key_of: None }
     }
 
     pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
+        self
+    }
+
+    /// The same where `path` is that of a provider's key.
+    pub(super) fn of_key(mut self, path: &[impl AsRef<str>]) -> Self {
+        if let [section, provider, setting] = path
+            && (section.as_ref(), setting.as_ref()) == ("providers", "api_key")
+        {
+            self.key_of = Some(provider.as_ref().to_owned());
+        }
         self
     }
 

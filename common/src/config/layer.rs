@@ -214,7 +214,10 @@ fn from_environment(sources: &Sources<'_>, errors: &mut Vec<ConfigError>) -> Vec
             }
             (None, Some(at)) => match (sources.read)(&sources.folder.join(at)) {
                 Ok(text) => found.push((path, Found { raw: Raw::Plain(chomp(text)), origin: Origin::Env(file) })),
-                Err(error) => errors.push(ConfigError::new(Origin::Env(file), format!("cannot read {at}: {error}"))),
+                Err(error) => {
+                    let wrong = ConfigError::new(Origin::Env(file), format!("cannot read {at}: {error}"));
+                    errors.push(wrong.of_key(&path));
+                }
             },
             (None, None) => {}
         }

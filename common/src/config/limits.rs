@@ -22,7 +22,7 @@ const NAMES: [(&str, Measure, Per); 9] = [
 pub(super) fn limits(r: &mut Reader<'_>) -> Vec<Rule> {
     let mut rules = Vec::new();
     for key in r.names("limits") {
-        let mut caps = Vec::new();
+        let (mut caps, errors) = (Vec::new(), r.errors.len());
         for (name, measure, usual) in NAMES {
             let path = ["limits", key.as_str(), name];
             let cap = if measure == Measure::Usd {
@@ -38,7 +38,7 @@ pub(super) fn limits(r: &mut Reader<'_>) -> Vec<Rule> {
             caps.extend(cap);
         }
         let adaptive = r.boolean(&["limits", key.as_str(), "adaptive"], false);
-        if caps.is_empty() && r.errors.is_empty() {
+        if caps.is_empty() && r.errors.len() == errors {
             r.wrong(
                 &["limits", &key, "requests"],
                 "is missing, as are all others; name at least one, such as \"500/min\"",

@@ -2,6 +2,7 @@
 //! The only place that reads the environment. What a value means is its user's affair.
 
 mod address;
+mod call;
 mod check;
 mod environment;
 mod error;
@@ -35,7 +36,7 @@ pub use gateway::Gateway;
 pub use layer::{Flag, Sources};
 pub use limits::{Change, change_of, spending};
 pub use platform::Platform;
-pub use provider::{Api, Model, Provider};
+pub use provider::{Api, MOCK, Model, Provider};
 pub use reader::Setting;
 pub use resolve::resolve;
 pub use traces::Traces;
@@ -77,6 +78,8 @@ pub struct Config {
     pub telemetry: Telemetry,
     /// Every setting with its value (secrets masked) and where it came from, by name.
     pub settings: Vec<Setting>,
+    /// Keys of providers that were named and cannot be had.
+    pub keyless: Vec<ConfigError>,
     /// The files that were read, first wins.
     pub files: Vec<PathBuf>,
 }

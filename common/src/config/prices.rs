@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::error::Origin;
-use super::provider::Provider;
+use super::provider::{MOCK, Provider};
 use super::reader::Reader;
 use crate::outcome::Usd;
 use crate::price::{Date, Price, Prices, Rates, Seller};
@@ -23,7 +23,9 @@ fn price(r: &mut Reader<'_>, name: &str) -> Price {
     let at = |setting: &'static str| ["prices", name, setting];
     let is_whole = name.split_once('/').is_some_and(|(provider, model)| !provider.is_empty() && !model.is_empty());
     let is_part = name.split_once('/').is_some_and(|(_, model)| model.contains('*') && model != "*");
-    if is_part {
+    if name.split_once('/').is_some_and(|(provider, _)| provider == MOCK) {
+        r.wrong(&at("input"), "cannot be: the mock costs nothing");
+    } else if is_part {
         r.wrong(&at("input"), "cannot be: a price is of one model, or of all others as in [prices.\"acme/*\"]");
     } else if !is_whole {
         r.wrong(&at("input"), "cannot be: prices are of PROVIDER/MODEL, as in [prices.\"acme/fast-2\"]");
@@ -128,5 +130,7 @@ mod tests {
         assert!(part.contains("[prices.\"acme/*\"]") && part.lines().count() == 1, "{part}");
         let nameless = given("[prices.fast]\ninput = \"1\"\noutput = \"1\"").unwrap_err();
         assert!(nameless.contains("prices are of PROVIDER/MODEL"), "{nameless}");
+        let mock = given("[prices.\"mock/fast\"]\ninput = \"1\"\noutput = \"1\"").unwrap_err();
+        assert!(mock.contains("the mock costs nothing") && mock.lines().count() == 1, "{mock}");
     }
 }

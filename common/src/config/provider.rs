@@ -13,6 +13,8 @@ use super::reader::Reader;
 /// Above so many output tokens an answer is streamed: at the 128,000 tokens an hour that Anthropic's own clients reckon
 /// with, more would take longer than the ten minutes after which they, and the networks between, give up on a silent call.
 const STREAM_ABOVE: u64 = 21_333;
+/// The provider that is always there and asks nobody: `mock`, and `mock/MODEL` for any model.
+pub const MOCK: &str = "mock";
 /// The most routes of a model: each is asked before the next one, within one lease.
 const ROUTES: usize = 8;
 /// The names of the providers that are there as soon as one of their variables or settings is.
@@ -128,10 +130,16 @@ pub(super) fn providers(r: &mut Reader<'_>, models: &BTreeMap<String, Vec<Model>
             names.push(name.to_owned());
         }
     }
+    if names.iter().any(|name| name == MOCK) {
+        r.wrong(
+            &["providers", MOCK, "base_url"],
+            "cannot be: the mock has the name, and goes nowhere; give it another",
+        );
+    }
     let providers: BTreeMap<_, _> = names.into_iter().map(|name| (name.clone(), provider(r, &name))).collect();
     for (name, routes) in models {
-        let unknown =
-            routes.iter().find(|model| !model.provider.is_empty() && !providers.contains_key(&model.provider));
+        let is_known = |name: &String| name.is_empty() || name == MOCK || providers.contains_key(name);
+        let unknown = routes.iter().find(|model| !is_known(&model.provider));
         let Some(Model { provider, model }) = unknown else { continue };
         let said = said(r, name);
         let is = if said == "routes" { format!("names {provider}/{model}") } else { format!("is {provider:?}") };
@@ -190,7 +198,8 @@ fn provider(r: &mut Reader<'_>, name: &str) -> Provider {
 pub(super) fn models(r: &mut Reader<'_>) -> BTreeMap<String, Vec<Model>> {
     let mut models = BTreeMap::new();
     for name in r.names("models") {
-        if name == "mock" || name.starts_with("mock:") || name.starts_with("exec:") {
+        let is_mock = name.strip_prefix(MOCK).is_some_and(|rest| rest.is_empty() || rest.starts_with([':', '/']));
+        if is_mock || name.starts_with("exec:") {
             let said = said(r, &name);
             r.wrong(&["models", &name, said], "cannot be: the name means something else already");
         }
@@ -339,6 +348,10 @@ mod tests {
         assert_eq!(config.providers["anthropic"].api, Api::Anthropic);
         assert_eq!((config.providers["box"].api, config.providers["box"].stream_above), (Api::OpenAi, 0));
         assert!(given("[models.a]\nprovider = \"acme\"", &[]).unwrap_err().contains("no [providers.acme]"));
+        assert_eq!(given("[models.a]\nprovider = \"mock\"", &[]).unwrap().models["a"], [model("mock", "a")]);
+        for taken in ["[models.\"mock/a\"]\nprovider = \"mock\"", "[providers.mock]\nbase_url = \"http://box/v1\""] {
+            assert!(given(taken, &[]).unwrap_err().contains("cannot be"), "{taken}");
+        }
     }
     #[test]
     fn a_model_may_have_several_routes_in_order_of_preference() {

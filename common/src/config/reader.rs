@@ -187,7 +187,8 @@ impl<'a> Reader<'a> {
                 Some(SecretString::from(secret))
             }
             Err(why) => {
-                self.errors.push(ConfigError::new(found.origin, format!("{name}: {why}")));
+                self.errors.push(ConfigError::new(found.origin.clone(), format!("{name}: {why}")).of_key(path));
+                self.settings.push(Setting { name, value: Value::Null, origin: found.origin });
                 None
             }
         }

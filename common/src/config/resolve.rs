@@ -27,7 +27,8 @@ const DAY: Duration = Duration::from_secs(86_400);
 /// The longest time `parse_duration` takes.
 pub(super) const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
 
-/// Everything that was said as one [`Config`], or everything that is wrong with it. Reads nothing but `sources`.
+/// Everything that was said as one [`Config`], or everything that is wrong with it; keys of providers that cannot be had are
+/// that for [`Config::callable`] alone. Reads nothing but `sources`.
 pub fn resolve(sources: &Sources<'_>) -> Result<Config, ConfigErrors> {
     let mut errors = Vec::new();
     let layers = merge(sources, &mut errors);
@@ -60,13 +61,15 @@ pub fn resolve(sources: &Sources<'_>) -> Result<Config, ConfigErrors> {
         ledger,
         store,
         settings: Vec::new(),
+        keyless: Vec::new(),
         files: sources.files.iter().map(|(path, _)| path.clone()).collect(),
     };
     r.unknown();
     check::check(&config, r);
-    if r.errors.is_empty() {
+    if r.errors.iter().all(|error| error.key_of.is_some()) {
         r.settings.sort_by(|a, b| a.name.cmp(&b.name));
-        return Ok(Config { settings: std::mem::take(&mut r.settings), ..config });
+        let (settings, keyless) = (std::mem::take(&mut r.settings), std::mem::take(&mut r.errors));
+        return Ok(Config { settings, keyless, ..config });
     }
     Err(ConfigErrors(std::mem::take(&mut r.errors)))
 }

@@ -136,6 +136,17 @@ mod tests {
     }
 
     #[test]
+    fn calls_of_before_a_reset_slow_the_new_key_down_once() {
+        let mut brake = Brake::default();
+        assert!(brake.refused(1_000, 7, 5_000), "it says something of the account all the same");
+        for epoch in [7, 6] {
+            assert!(!brake.refused(1_100, epoch, 5_000), "{epoch}");
+        }
+        assert_eq!((whole(brake.rate * 100.0), brake.epoch), (50, 8));
+        assert!(brake.refused(20_000, 8, 5_000), "one that was sent since");
+    }
+
+    #[test]
     fn clean_windows_bring_it_back_slowly_only_near_where_it_was_refused() {
         let mut brake = Brake::default();
         brake.refused(0, 0, 30_000);

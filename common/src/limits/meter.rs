@@ -1,5 +1,7 @@
 //! One cap of a limit key: what its window holds, how much of it is in force, and how much of that may go at once. Pure.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::amount::{Amounts, Cap, Measure, Per, float, whole};
@@ -49,6 +51,22 @@ pub(super) struct Meter {
     paced_at: i64,
 }
 
+/// How long a window's worth or less of it takes under such a cap that nothing else uses; `None` where all of it may go at
+/// once.
+pub fn paced(cap: &Cap, amount: i64) -> Option<Duration> {
+    let late = amount.saturating_sub(part_of(cap.most, AT_ONCE));
+    if late <= 0 || !is_paced(cap) {
+        return None;
+    }
+    let minutes = float(late) / (float(cap.most.max(1)) * REFILL);
+    Some(Duration::from_secs(60).mul_f64(minutes))
+}
+
+/// Whether refusals slow it down and little of it goes at once: no provider looks at what calls cost by the second.
+fn is_paced(cap: &Cap) -> bool {
+    cap.per == Per::Minute && cap.measure != Measure::Usd
+}
+
 impl Meter {
     pub(super) fn new(cap: Cap, now: i64) -> Self {
         let mut meter = Self {
@@ -77,9 +95,8 @@ impl Meter {
         self.cap.measure
     }
 
-    /// Whether refusals slow it down and little of it goes at once: no provider looks at what calls cost by the second.
     fn is_paced(&self) -> bool {
-        self.cap.per == Per::Minute && self.cap.measure != Measure::Usd
+        is_paced(&self.cap)
     }
 
     pub(super) fn set(&mut self, most: Option<i64>) {

@@ -59,6 +59,7 @@ pub use call::{Counts, Expected, Size};
 pub use dollars::{Ceiling, DOLLARS, dollars_of};
 pub use ear::Ear;
 pub use estimate::{Asks, Estimates};
+pub use meter::paced;
 pub use need::{Doubt, Need, Portion};
 pub use pool::Pool;
 pub use purse::{Came, Purse, Reservation};

@@ -65,7 +65,9 @@ impl FromStr for Listen {
             return Ok(Self::Off);
         }
         let address = text.parse().map(Self::At);
-        address.map_err(|_| "must be an address and a port, such as 127.0.0.1:9091 or 0.0.0.0:9091, or off".to_owned())
+        address.map_err(|_| {
+            format!("must be an address and a port, such as 127.0.0.1:9091 or 0.0.0.0:9091, or off, not {text:?}")
+        })
     }
 }
 
@@ -235,12 +237,27 @@ pub fn ask(address: SocketAddr, probe: Probe) -> Result<String, String> {
         write!(stream, "GET /{} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n", probe.as_str())?;
         stream.take(64 << 10).read_to_end(&mut answer)
     })();
-    if let Err(error) = asked {
-        return Err(format!("nothing answers at {address}: {error}"));
+    match asked.map_err(|error| error.kind()) {
+        Ok(_) => {}
+        Err(io::ErrorKind::ConnectionRefused) => {
+            return Err(format!("nothing listens at {address}; where it is elsewhere: --admin ADDR, or PROMPTQ_ADMIN"));
+        }
+        Err(io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+            return Err(format!("{address} does not answer within {} s", WAIT.as_secs()));
+        }
+        Err(kind) => return Err(format!("{address} cannot be asked: {kind}")),
     }
     let answer = String::from_utf8_lossy(&answer);
     let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body.trim()).to_owned();
-    if answer.starts_with("HTTP/1.1 200 ") { Ok(body) } else { Err(body) }
+    // A probe says itself how it stands, as JSON; another server may say anything.
+    match answer.split(' ').nth(1) {
+        Some("200") if body.starts_with('{') => Ok(body),
+        Some("503") if body.starts_with('{') => Err(format!("{} at {address}: {body}", probe.as_str())),
+        _ => {
+            let line: String = answer.lines().next().unwrap_or_default().chars().take(80).collect();
+            Err(format!("what listens at {address} is no part of promptq: it answers {line:?}"))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -265,6 +282,7 @@ mod tests {
         // The test's own thread asks and its runtime's one thread waits for it: nobody but the listener is left.
         assert!(ask(admin.address(), Probe::Live).is_ok());
         let unready = ask(admin.address(), Probe::Ready).unwrap_err();
+        assert!(unready.starts_with(&format!("readyz at {}: {{", admin.address())), "{unready}");
         assert!(unready.contains("\"status\":\"unavailable\""), "{unready}");
         health.report("consuming", Ok(()));
         assert!(ask(admin.address(), Probe::Ready).unwrap().contains("\"consuming\""));
@@ -275,7 +293,7 @@ mod tests {
         assert!(raw(admin.address(), "GET /jobs HTTP/1.1\r\nhost: x\r\n\r\n").starts_with("HTTP/1.1 404 "));
         let address = admin.address();
         drop(admin);
-        assert!(ask(address, Probe::Live).unwrap_err().contains("nothing answers"));
+        assert!(ask(address, Probe::Live).unwrap_err().starts_with(&format!("nothing listens at {address}; ")));
     }
 
     #[tokio::test]
@@ -284,6 +302,28 @@ mod tests {
         let idle: Vec<_> = (0..200).map(|_| TcpStream::connect(admin.address()).unwrap()).collect();
         assert!(ask(admin.address(), Probe::Live).is_ok());
         drop(idle);
+    }
+
+    #[test]
+    fn another_server_is_told_from_one_of_ours() {
+        for (answer, says) in [
+            ("HTTP/1.1 404 Not Found\r\n\r\n", "is no part of promptq: it answers \"HTTP/1.1 404 Not Found\""),
+            ("HTTP/1.1 200 OK\r\n\r\n<html>", "it answers \"HTTP/1.1 200 OK\""),
+            ("SSH-2.0-x\r\n", "it answers \"SSH-2.0-x\""),
+            ("", "it answers \"\""),
+        ] {
+            let other = TcpListener::bind(SocketAddr::new(STANDARD.ip(), 0)).unwrap();
+            let address = other.local_addr().unwrap();
+            let served = std::thread::spawn(move || {
+                let (mut stream, _) = other.accept().unwrap();
+                let mut asked = [0; 256];
+                let _all = stream.read(&mut asked).unwrap();
+                stream.write_all(answer.as_bytes()).unwrap();
+            });
+            let said = ask(address, Probe::Live).unwrap_err();
+            served.join().unwrap();
+            assert!(said.starts_with(&format!("what listens at {address} ")) && said.ends_with(says), "{said}");
+        }
     }
 
     #[tokio::test]
@@ -298,7 +338,9 @@ mod tests {
     fn an_address_is_read_strictly() {
         assert_eq!("off".parse(), Ok(Listen::Off));
         assert_eq!("[::]:9091".parse(), Ok(Listen::At("[::]:9091".parse().unwrap())));
-        assert!("9091".parse::<Listen>().unwrap_err().contains("127.0.0.1:9091"));
+        assert!(
+            "9091".parse::<Listen>().unwrap_err().ends_with("127.0.0.1:9091 or 0.0.0.0:9091, or off, not \"9091\"")
+        );
         assert_eq!(Listen::Standard.to_string(), "127.0.0.1:9091");
     }
 }

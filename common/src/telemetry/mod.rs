@@ -23,14 +23,14 @@ pub use crate::config::{LogFormat, redact_url};
 
 /// Sends log lines to `writer` from now on; a second call in one process changes nothing. Other crates are heard from
 /// `warn` on, whatever the level: what they trace may hold bodies and headers; those whose warnings do, never. Audit
-/// lines are written at any level.
-pub fn init<W>(level: LevelFilter, format: LogFormat, writer: W)
+/// lines have a `level` of their own.
+pub fn init<W>((level, audit): (LevelFilter, LevelFilter), format: LogFormat, writer: W)
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
     let targets = Targets::new()
         .with_target("promptq", level)
-        .with_target(AUDIT, LevelFilter::INFO)
+        .with_target(AUDIT, audit)
         .with_targets(SILENT.map(|name| (name, LevelFilter::OFF)))
         .with_default(level.min(LevelFilter::WARN));
     let terminal = std::io::stderr().is_terminal();

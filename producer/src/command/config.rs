@@ -7,6 +7,7 @@ use crate::cli::Output;
 use crate::context::Context;
 use crate::printer::Format;
 use crate::problem::{Exit, Result};
+use crate::settings::problem;
 
 /// What about them.
 #[derive(Debug, clap::Args)]
@@ -43,11 +44,12 @@ impl Args {
     }
 }
 
-/// Prints settings; that they are right is known by now.
+/// Prints settings; that they are right is known by now, but for keys that callers alone need.
 pub fn run(cx: &Context, args: &Args) -> Result<Exit> {
     let settings = &cx.config.settings;
     match &args.action {
         Action::Check => {
+            cx.config.callable().map_err(|errors| problem(&errors))?;
             let files: Vec<_> = cx.config.files.iter().map(|path| path.display().to_string()).collect();
             let said = settings.iter().filter(|setting| setting.origin != Origin::Default).count();
             let files = if files.is_empty() { "no file".to_owned() } else { files.join(", ") };

@@ -64,8 +64,9 @@ impl SubmitArgs {
 
 /// Submits; Ctrl-C leaves what is enqueued in place.
 pub async fn run(cx: &Context, args: &SubmitArgs) -> Result<Exit> {
-    let sources = sources(&args.input).await?;
     let job = &args.input.job;
+    cx.fit().map_or(Ok(()), |fit| fit.flag(job.model.as_deref()))?;
+    let sources = sources(&args.input).await?;
     let batch = match &job.batch {
         Some(name) => name.clone(),
         None => fresh_name()?,
@@ -74,7 +75,7 @@ pub async fn run(cx: &Context, args: &SubmitArgs) -> Result<Exit> {
     let policy = cx.config.queues.get(&queue).cloned();
     let reusable_for = cx.config.reusable_for();
     let to = Destination { queue, policy, batch: batch.clone(), named: job.batch.is_some(), reusable_for };
-    let input = Arc::new(Input::new(&args.input, sources, to)?);
+    let input = Arc::new(Input::new(&args.input, sources, to)?.fitting(cx.fit().cloned()));
     let terms = Terms {
         skip_invalid: args.input.skip_invalid,
         on_conflict: job.on_conflict,
@@ -90,6 +91,7 @@ pub async fn run(cx: &Context, args: &SubmitArgs) -> Result<Exit> {
         };
         return dry_run(cx, broker, &input, (checked, job.max_cost)).await;
     }
+    tell_doubts(cx, checked.as_ref());
     let capped = match job.max_cost {
         Some(most) => Some(budget::cap(&cx.printer, broker, &batch, most).await?),
         None => None,
@@ -133,6 +135,12 @@ pub(crate) async fn tell_cancelled(cx: &Context, broker: &Broker, batch: &BatchN
     }
 }
 
+/// Says which jobs may come to nothing.
+pub(crate) fn tell_doubts(cx: &Context, checked: Option<&Checked>) {
+    let doubts = checked.map(|checked| checked.doubts.lines()).unwrap_or_default();
+    doubts.iter().for_each(|doubt| cx.printer.say(&format!("note: {doubt}")));
+}
+
 /// What the arguments name; reading standard input may block, so it is done apart.
 pub(crate) async fn sources(args: &InputArgs) -> Result<Vec<Source>> {
     let args = args.clone();
@@ -151,6 +159,7 @@ pub(crate) async fn dry_run(
     input: &Input,
     (mut checked, max_cost): (Checked, Option<Usd>),
 ) -> Result<Exit> {
+    tell_doubts(cx, Some(&checked));
     if let Some(forecast) = &mut checked.forecast {
         forecast.weigh(broker.ledger(), &cx.config, (input.queue(), input.batch(), max_cost)).await?;
     }

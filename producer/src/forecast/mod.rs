@@ -20,13 +20,13 @@ use promptq_common::store::Store;
 use promptq_common::work::{Input, family};
 use promptq_worker::asked::{Asked, Images};
 use promptq_worker::configured;
-use promptq_worker::money;
+use promptq_worker::money::{self, Unknown};
 use promptq_worker::runner::{Runner, Runners};
 use promptq_worker::size;
 
 use crate::problem::{Exit, Problem, Result};
 use stored::{Reusable, Stored};
-use weigh::{Load, Stand};
+use weigh::{Load, Stand, Uncalled};
 
 /// The most models that are named.
 const NAMED: usize = 20;
@@ -60,8 +60,10 @@ pub struct Share {
     /// Other routes that have no price.
     unpriced: Vec<String>,
     as_of: Option<Date>,
-    /// What is reserved of caps on money before its call; `None` where nobody knows, so that it is not called under one.
-    worst: Option<Usd>,
+    /// What is reserved of caps on money before its call, or what nobody knows, so that it is not called under one.
+    worst: Result<Usd, Unknown>,
+    /// What it may cost by its own word.
+    max_cost: Option<Usd>,
     /// The limit keys that it comes under, by number.
     under: Vec<usize>,
     reusable: Option<Reusable>,
@@ -92,6 +94,9 @@ pub struct Forecast {
     /// What falls under each limit key, and what there is in all.
     under: BTreeMap<usize, Load>,
     all: Load,
+    /// Those that name a `max_cost` of their own and are not called; and those that may cost more than it.
+    own: Uncalled,
+    dear: u64,
     stands: Vec<Stand>,
     stored: Stored,
 }
@@ -169,11 +174,13 @@ impl Forecaster {
             unpriced,
             as_of: seat.price.and_then(|price| price.as_of),
             worst: match routes.as_slice() {
-                _ if seat.is_program => Some(Usd::default()),
+                _ if seat.is_program => Ok(Usd::default()),
                 // Whoever has the model reserves this at least.
-                [] => cost(&seat, most).filter(|_| max_tokens.is_some()),
+                [] if max_tokens.is_some() || seat.is_bounded => cost(&seat, most).ok_or(Unknown::Price),
+                [] => Err(seat.price.map_or(Unknown::Price, |_| Unknown::Answer)),
                 routes => self.worst(job, routes),
             },
+            max_cost: job.extras.as_ref().and_then(|extras| extras.max_cost),
             under: self.under(&seat.limit_key),
             reusable: Reusable::of(job, &routes),
             model: seat.model,
@@ -186,27 +193,26 @@ impl Forecaster {
         counting.filter_map(|key| self.keys.iter().position(|known| known == key)).collect()
     }
 
-    fn worst(&self, job: &Job, routes: &[Arc<dyn Runner>]) -> Option<Usd> {
-        if money::missing(job, routes, &self.prices).is_some() {
-            return None;
-        }
-        routes.iter().find_map(|runner| money::most(job, &**runner, &self.prices))
+    fn worst(&self, job: &Job, routes: &[Arc<dyn Runner>]) -> Result<Usd, Unknown> {
+        money::missing(job, routes, &self.prices).map_or(Ok(()), Err)?;
+        routes.iter().find_map(|runner| money::most(job, &**runner, &self.prices)).ok_or(Unknown::Price)
     }
 
     /// Who runs a job, and for how much; the first of several ways first.
     fn seats(&self, job: &Job, routes: &[Arc<dyn Runner>]) -> Vec<Seat> {
         let said = job.work.model.as_deref().unwrap_or_default();
-        let plain =
-            |model: &str| Seat { model: model.to_owned(), price: None, limit_key: said.to_owned(), is_program: false };
-        if said == "mock" || said.starts_with("mock:") {
-            return vec![Seat { price: Some(Price::FREE), limit_key: "mock".to_owned(), ..plain("mock") }];
-        }
+        let plain = |model: &str| Seat { model: model.to_owned(), limit_key: said.to_owned(), ..Seat::default() };
         if said.starts_with("exec:") || self.programs.contains(said) {
             return vec![Seat { is_program: true, ..plain("commands") }];
         }
         let here = routes.iter().filter_map(|runner| {
+            let limit_key = runner.limit_key(job);
+            if !runner.billed() {
+                // The mock.
+                return Some(Seat { price: Some(Price::FREE), limit_key: limit_key.clone(), ..plain(&limit_key) });
+            }
             let (provider, model) = runner.priced_as(job)?;
-            let (price, limit_key) = (self.prices.of(&provider, &model), runner.limit_key(job));
+            let price = self.prices.of(&provider, &model);
             Some(Seat { price, limit_key, ..plain(&format!("{provider}/{model}")) })
         });
         let here: Vec<_> = here.collect();
@@ -219,7 +225,9 @@ impl Forecaster {
             None => plain(if said.is_empty() { "jobs that name no model" } else { said }),
             price => {
                 let limit_key = format!("{provider}/{}", family(model));
-                Seat { price, limit_key, ..plain(&format!("{provider}/{model}")) }
+                // Its answers always have a bound.
+                let is_bounded = provider == Api::Anthropic.provider();
+                Seat { price, limit_key, is_bounded, ..plain(&format!("{provider}/{model}")) }
             }
         }]
     }
@@ -232,10 +240,12 @@ struct Seat {
     price: Option<Price>,
     limit_key: String,
     is_program: bool,
+    /// Whether it bounds answers that nobody else does.
+    is_bounded: bool,
 }
 
 /// The provider and model that a job goes to where nothing is configured.
-fn elsewhere(job: &Job) -> (&str, &str) {
+pub(crate) fn elsewhere(job: &Job) -> (&str, &str) {
     let said = job.work.model.as_deref().unwrap_or_default();
     match said.split_once('/') {
         Some((provider, model)) if Seller::named(provider).is_some() => (provider, model),
@@ -275,6 +285,10 @@ impl Forecast {
             self.as_of = Some((oldest.min(day), newest.max(day)));
         }
         let tokens = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        if let Some(most) = share.max_cost {
+            share.worst.as_ref().err().into_iter().for_each(|unknown| self.own.add(unknown));
+            self.dear += u64::from(share.worst.as_ref().is_ok_and(|worst| *worst > most));
+        }
         let load = Load::job(Amounts::call(tokens(share.input), tokens(share.likely)), share.cost, share.worst);
         self.all.add(&load);
         share.under.iter().for_each(|key| self.under.entry(*key).or_default().add(&load));
@@ -304,5 +318,7 @@ fn name(named: &mut BTreeSet<String>, model: String) {
     }
 }
 
+#[cfg(test)]
+mod capped_tests;
 #[cfg(test)]
 mod tests;

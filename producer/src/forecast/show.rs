@@ -6,11 +6,12 @@ use std::time::Duration;
 use promptq_common::limits::{Cap, Measure, Per};
 use promptq_common::outcome::Usd;
 use promptq_common::time::format_duration;
+use promptq_worker::money::Unknown;
 use serde_json::{Value, json};
 
 use super::Forecast;
 use super::stored::Stored;
-use super::weigh::Bound;
+use super::weigh::{Bound, Uncalled};
 use crate::limits::words;
 use crate::submit::{grouped, jobs};
 
@@ -26,9 +27,11 @@ impl Forecast {
         }
         let (are_called, bounds) = (self.programs < self.jobs, self.bounds());
         lines.extend(are_called.then(|| self.tokens()));
-        lines.extend([self.costs(), limits(&bounds)]);
+        lines.push(self.costs());
+        lines.extend(limits(&bounds));
         lines.extend(bounds.iter().filter_map(at_once).take(CAPS));
         lines.extend(budgets(&bounds));
+        lines.extend(self.uncalled(&bounds));
         lines.extend(are_called.then(|| self.left_out()));
         lines
     }
@@ -55,7 +58,9 @@ impl Forecast {
             "limits": bounds.iter().map(bound_json).collect::<Vec<_>>(),
             "least_seconds": longest.map(|longest| longest.as_secs()),
             "held": bounds.iter().map(Bound::holds).max().unwrap_or_default(),
-            "uncalled_under_caps": self.all.uncalled,
+            "uncalled_under_caps": self.all.uncalled.all(),
+            "dead_under_caps": self.all.uncalled.dead(),
+            "larger_than_max_cost": self.dear,
         })
     }
 
@@ -105,6 +110,23 @@ impl Forecast {
         Some(found + &rest)
     }
 
+    /// What no cap on money lets through, however much is left of it.
+    fn uncalled(&self, bounds: &[Bound]) -> Vec<String> {
+        let money = bounds.iter().filter(|bound| bound.fits.is_some());
+        let Uncalled { price, answer, part } = money.fold(self.own, |most, bound| most.max(bound.load.uncalled));
+        let in_request = "what something in the request costs (leave that out)";
+        let dead = |unknown: &Unknown, what: &str| format!("dead, as {}: nobody knows {what}", unknown.code());
+        let kinds = [
+            (price, "waiting: nobody knows their price".to_owned()),
+            (answer, dead(&Unknown::Answer, "how long the answer may be (--max-tokens)")),
+            (part, dead(&Unknown::Part(String::new()), in_request)),
+            (self.dear, "perhaps dead, as larger_than_max_cost: they may cost more than their own max_cost".to_owned()),
+        ];
+        let some = kinds.into_iter().filter(|(count, _)| *count > 0);
+        some.map(|(count, becomes)| format!("money   never called while cost is limited: {}, {becomes}", jobs(count)))
+            .collect()
+    }
+
     fn left_out(&self) -> String {
         let more = match self.beyond_text {
             0 => String::new(),
@@ -114,35 +136,40 @@ impl Forecast {
     }
 }
 
-/// The cap over a time that holds longest.
-fn limits(bounds: &[Bound]) -> String {
-    let longest = bounds.iter().find_map(|bound| Some((bound, bound.takes?)));
-    let Some((bound, takes)) = longest else {
-        return "limits  none over a time are set here for these jobs".to_owned();
+/// The cap over a time that holds longest; where that is one on money, the longest of the others too.
+fn limits(bounds: &[Bound]) -> Vec<String> {
+    let mut timed = bounds.iter().filter_map(|bound| Some((bound, bound.takes?)));
+    let Some(longest) = timed.next() else {
+        return vec!["limits  none over a time are set here for these jobs".to_owned()];
     };
-    let cap = cap(bound);
-    if takes.is_zero() {
-        return format!("limits  {cap}: room for all at once");
-    }
-    let what = if bound.cap.measure == Measure::Usd { "money" } else { bound.cap.measure.as_str() };
-    let held = if bounds.iter().any(|bound| bound.holds() > 0) { " for what is not held" } else { "" };
-    format!("limits  {cap}: bound by {what}, about {} with any number of workers{held}", about(takes))
+    let other = if is_money(longest.0) { timed.find(|(bound, _)| !is_money(bound)) } else { None };
+    let held = if bounds.iter().any(|bound| bound.stays() > 0) { " for what is not held" } else { "" };
+    let line = |(bound, takes): (&Bound, Duration)| {
+        let cap = cap(bound);
+        if takes.is_zero() {
+            return format!("limits  {cap}: room for all");
+        }
+        let what = if is_money(bound) { "money" } else { bound.cap.measure.as_str() };
+        format!("limits  {cap}: bound by {what}, about {} with any number of workers{held}", about(takes))
+    };
+    std::iter::once(longest).chain(other).map(line).collect()
+}
+
+fn is_money(bound: &Bound) -> bool {
+    bound.cap.measure == Measure::Usd
 }
 
 /// What caps on money hold back: a line for each that does, or for the one that is nearest to it.
 fn budgets(bounds: &[Bound]) -> Vec<String> {
-    let waits = |bound: &Bound| bound.fits.map(|(likely, most)| (bound.called() - likely, bound.called() - most));
+    let waits = |bound: &Bound| {
+        let called = bound.load.called();
+        bound.fits.map(|(likely, most)| (called - likely, called - most))
+    };
     let mut money: Vec<_> = bounds.iter().filter_map(|bound| Some((waits(bound)?, bound))).collect();
     let rank = |(likely, most): (u64, u64), cap: &Cap| (likely > 0, cap.per == Per::Ever, likely, most);
     money.sort_by_key(|(waits, bound)| std::cmp::Reverse(rank(*waits, &bound.cap)));
     let shown = money.iter().take_while(|((likely, _), _)| *likely > 0).count().clamp(1, CAPS);
-    let uncalled = money.iter().map(|(_, bound)| bound.load.uncalled).max().unwrap_or_default();
-    let lines = money.iter().take(shown).map(|(_, bound)| format!("money   {}", fitting(bound)));
-    let not_called = (uncalled > 0).then(|| {
-        let why = "nobody knows their price, or bounds their answers (--max-tokens)";
-        format!("money   not called under a cap: {}, {why}", jobs(uncalled))
-    });
-    lines.chain(not_called).collect()
+    money.iter().take(shown).map(|(_, bound)| format!("money   {}", fitting(bound))).collect()
 }
 
 /// `acme: 300 requests/min (set)`, and what is used of it where that counts for long.
@@ -167,12 +194,17 @@ fn at_once(bound: &Bound) -> Option<String> {
 /// How many jobs a cap on money will do for, and what becomes of the others.
 fn fitting(bound: &Bound) -> String {
     let (likely, most) = bound.fits.unwrap_or_default();
-    let (all, cap) = (bound.called(), cap(bound));
+    let (all, cap) = (bound.load.called(), cap(bound));
+    let whom = match bound.load.uncalled.all() {
+        0 => "all".to_owned(),
+        _ if all == 0 => return format!("{cap}: none of {} can be called", jobs(bound.load.jobs)),
+        _ => format!("the {} that can be called", grouped(all)),
+    };
     if most == all {
-        return format!("{cap}: room for all");
+        return format!("{cap}: room for {whom}");
     }
     if likely == all {
-        return format!("{cap}: room for all, or for about {} if all answers are the longest", grouped(most));
+        return format!("{cap}: room for {whom}, or for about {} if all answers are the longest", grouped(most));
     }
     let rest =
         if bound.cap.per == Per::Ever { "the rest are held" } else { "the rest wait until some of it is free again" };
@@ -223,10 +255,11 @@ fn money(usd: Usd) -> String {
     format!("{}.{:02}", rounded / CENT / 100, rounded / CENT % 100)
 }
 
-/// To the minute, so long as it takes some.
+/// To the minute, or below one to ten seconds.
 fn about(takes: Duration) -> String {
-    let minutes = takes.as_secs().div_ceil(60);
-    format_duration(Duration::from_secs(minutes * 60))
+    let step = if takes.as_secs() < 60 { 10 } else { 60 };
+    let seconds = takes.as_millis().div_ceil(1_000 * step) * step;
+    format_duration(Duration::from_secs(u64::try_from(seconds).unwrap_or(u64::MAX)))
 }
 
 #[cfg(test)]
@@ -248,6 +281,9 @@ mod tests {
         ] {
             assert_eq!(money(exact.parse().unwrap()), shown, "{exact}");
         }
-        assert_eq!([about(Duration::from_secs(61)), about(Duration::from_secs(5_400))], ["2m", "1h30m"]);
+        assert_eq!(
+            [0.1, 49.1, 60.0, 60.1, 5_400.0].map(|secs| about(Duration::from_secs_f64(secs))),
+            ["10s", "50s", "1m", "2m", "1h30m"]
+        );
     }
 }

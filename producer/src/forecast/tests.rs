@@ -3,22 +3,22 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use promptq_common::broker::Broker;
 use promptq_common::config::{Sources, resolve};
-use promptq_common::job::{BatchName, Extras, JobId, Queue};
-use promptq_common::limits::{Ask, Cap, Measure, Per, Rule, change};
+use promptq_common::job::{Extras, JobId, Queue};
 use promptq_common::outcome::Body;
 use promptq_common::store::Kept;
 use promptq_common::time::Timestamp;
 use promptq_common::work::Work;
 use serde_json::{Value, json};
 
+use super::capped_tests::lines_of;
+use super::weigh::Bound;
 use super::*;
 
-const ACME: &str = "[providers.acme]\nbase_url = \"http://127.0.0.1:9/v1\"\n[models.fast]\nprovider = \"acme\"\nmodel = \"fast-2\"\n\
+pub(super) const ACME: &str = "[providers.acme]\nbase_url = \"http://127.0.0.1:9/v1\"\n[models.fast]\nprovider = \"acme\"\nmodel = \"fast-2\"\n\
     [prices.\"acme/fast-2\"]\ninput = \"0.20\"\noutput = \"0.80\"\nas_of = \"2026-11-03\"\n";
 
-fn config(settings: &str) -> Config {
+pub(super) fn config(settings: &str) -> Config {
     let read = |_: &Path| Err(std::io::ErrorKind::NotFound.into());
     let sources = Sources {
         files: vec![(PathBuf::from("promptq.toml"), settings.to_owned())],
@@ -30,12 +30,12 @@ fn config(settings: &str) -> Config {
     resolve(&sources).unwrap()
 }
 
-fn forecaster(settings: &str) -> Forecaster {
+pub(super) fn forecaster(settings: &str) -> Forecaster {
     Forecaster::new(&config(settings)).unwrap()
 }
 
 /// A prompt of so many bytes whose answer has at most so many tokens.
-fn job(model: &str, bytes: usize, max_tokens: Option<u64>) -> Job {
+pub(super) fn job(model: &str, bytes: usize, max_tokens: Option<u64>) -> Job {
     let mut work = Work::prompt(Some(model), "x".repeat(bytes));
     if let (Input::Prompt(prompt), Some(most)) = (&mut work.input, max_tokens) {
         prompt.params = format!("{{\"max_tokens\":{most}}}");
@@ -43,7 +43,7 @@ fn job(model: &str, bytes: usize, max_tokens: Option<u64>) -> Job {
     Job::new(Queue::standard(), work)
 }
 
-fn of(settings: &str, jobs: &[(usize, Job)]) -> Forecast {
+pub(super) fn of(settings: &str, jobs: &[(usize, Job)]) -> Forecast {
     let forecaster = forecaster(settings);
     let mut forecast = forecaster.forecast();
     for (times, job) in jobs {
@@ -200,14 +200,28 @@ fn the_cap_that_holds_longest_says_how_long_it_takes() {
         line("requests_per_day = \"2000\""),
         "limits  acme: 2000 requests/day: bound by requests, about 2d12h with any number of workers"
     );
-    assert_eq!(line("requests = \"5k/min\""), "limits  acme: 5000 requests/min: room for all at once");
+    assert_eq!(
+        line("requests = \"5k/min\""),
+        "limits  acme: 5000 requests/min: bound by requests, about 50s with any number of workers"
+    );
+    // A tenth goes at once, the rest as that fills up again; of a day all may.
+    let few =
+        |count: usize, caps: &str| of(&limits(caps), &[(count, job("acme/other", 360, Some(100)))]).lines()[2].clone();
+    assert_eq!(few(50, "requests = \"500/min\""), "limits  acme: 500 requests/min: room for all");
+    assert_eq!(
+        few(300, "requests = \"500/min\""),
+        "limits  acme: 500 requests/min: bound by requests, about 30s with any number of workers"
+    );
+    assert_eq!(few(300, "requests_per_day = \"500\""), "limits  acme: 500 requests/day: room for all");
     let both = of(&limits("requests = \"500/min\""), &[(2_000, job("fast", 360, Some(1_100)))]);
     let bounds = both.bounds();
-    let mut found: Vec<_> = bounds.iter().map(|bound| (bound.key.as_str(), bound.takes)).collect();
+    let seconds = |bound: &Bound| bound.takes.unwrap().as_secs();
+    let mut found: Vec<_> = bounds.iter().map(|bound| (bound.key.as_str(), seconds(bound))).collect();
     found.sort_unstable();
     assert_eq!(
         found,
-        [("acme", Some(Duration::from_secs(240))), ("acme/fast-2", Some(Duration::ZERO))],
+        // 2,000 x (100 + 275) tokens, of which 100,000 go at once and 1.1M a minute.
+        [("acme", 240), ("acme/fast-2", 35)],
         "both count: {bounds:?}"
     );
     let json = of(&limits("requests = \"500/min\""), &jobs).json();
@@ -227,133 +241,6 @@ fn only_so_many_models_are_named() {
         "{:?}",
         forecast.lines()
     );
-}
-
-/// 5,000 jobs, each of $0.0002248 most likely, at most $0.00034, reserved as some $0.0004.
-fn many(settings: &str, broker: &[String]) -> Forecast {
-    let forecaster = forecaster(settings).beside(broker.iter().cloned().collect(), None);
-    let (mut forecast, share) = (forecaster.forecast(), forecaster.share(&job("fast", 360, Some(400))));
-    (0..5_000).for_each(|_| forecast.add(share.clone()));
-    forecast
-}
-
-/// As it stands over a broker where these were changed.
-async fn weighed(settings: &str, broker: &Broker, max_cost: Option<&str>) -> Forecast {
-    let mut forecast = many(settings, &broker.ledger().limits().await.unwrap());
-    let (queue, batch) = (Queue::standard(), BatchName::new("nov").unwrap());
-    let max_cost = max_cost.map(|most| most.parse().unwrap());
-    forecast.weigh(broker.ledger(), &config(settings), (&queue, &batch, max_cost)).await.unwrap();
-    forecast
-}
-
-/// A worker has spent so much under a key; what its settings say of it.
-async fn spent(broker: &Broker, key: &str, rule: &[Cap], amounts: Amounts) {
-    let ask = Ask { id: 1, seq: 1, caps: rule.to_vec(), spent: vec![(0, amounts)], ..Ask::default() };
-    change(broker.ledger(), key, |pool, now| pool.ask(now, &ask)).await.unwrap();
-}
-
-const fn cap(measure: Measure, per: Per, most: i64) -> Cap {
-    Cap { measure, per, most }
-}
-
-fn dollars(nanos: i64) -> Amounts {
-    Amounts { usd: nanos, ..Amounts::NONE }
-}
-
-fn lines_of(forecast: &Forecast, label: &str) -> Vec<String> {
-    forecast.lines().into_iter().filter(|line| line.starts_with(label)).collect()
-}
-
-#[tokio::test]
-async fn a_cap_on_a_batch_says_how_many_jobs_fit_and_that_the_rest_are_held() {
-    let broker = Broker::memory();
-    let line = async |most| lines_of(&weighed(ACME, &broker, Some(most)).await, "money").concat();
-    // (0.5 - 0.0004) / 0.0002248, and the one that is begun with what is left.
-    assert_eq!(
-        line("0.5").await,
-        "money   batch:nov: $0.5 (--max-cost): about 2,223 of 5,000 jobs fit into $0.5, the rest are held"
-    );
-    assert!(line("0.0001").await.contains("about 0 of 5,000 jobs fit"));
-    assert_eq!(line("3").await, "money   batch:nov: $3 (--max-cost): room for all");
-    let most = line("1.3").await;
-    assert!(
-        most.contains("room for all, or for about 3,8") && most.ends_with("if all answers are the longest"),
-        "{most}"
-    );
-    // What earlier jobs of the batch have cost is gone.
-    let caps = [cap(Measure::Usd, Per::Ever, 500_000_000)];
-    spent(&broker, "batch:nov", &caps, dollars(275_200_000)).await;
-    let json = weighed(ACME, &broker, Some("0.5")).await.json();
-    let bound = json["limits"].as_array().unwrap().iter().find(|bound| bound["key"] == "batch:nov").unwrap();
-    assert_eq!((&bound["used"], &bound["from"]), (&json!("0.2752"), &json!("--max-cost")));
-    assert_eq!((&json["held"], &bound["fit"]["likely"]), (&json!(4_001), &json!(999)));
-}
-
-#[tokio::test]
-async fn budgets_and_what_is_spent_of_them_say_what_waits() {
-    let (broker, budget) = (Broker::memory(), cap(Measure::Usd, Per::Day, 500_000_000));
-    let settings = format!("{ACME}[queues.default]\nbudget = \"0.5/day\"\n[limits.acme]\nusd = \"20/day\"\n");
-    spent(&broker, "budget:default", &[budget], dollars(300_000_000)).await;
-    let forecast = weighed(&settings, &broker, None).await;
-    let waits = "about 888 of 5,000 jobs fit into $0.2, the rest wait until some of it is free again";
-    assert_eq!(lines_of(&forecast, "money"), [format!("money   budget:default: $0.5/day, $0.3 used: {waits}")]);
-    // $0.3 and 5,000 x 0.0002248 are 2.848 days of it.
-    assert_eq!(
-        lines_of(&forecast, "limits"),
-        ["limits  budget:default: $0.5/day, $0.3 used: bound by money, about 2d20h with any number of workers"]
-    );
-    assert_eq!(forecast.json()["held"], json!(0), "it comes back");
-    // A batch's cap that holds more back leaves the budget room for what goes.
-    let both = weighed(&settings, &broker, Some("0.1")).await;
-    let [money, other] = lines_of(&both, "money").try_into().unwrap();
-    assert!(
-        money.starts_with("money   batch:nov: $0.1 (--max-cost): about 444 of") && other.contains("budget:default")
-    );
-    assert!(lines_of(&both, "limits")[0].ends_with("room for all at once"), "{:?}", both.lines());
-}
-
-#[tokio::test]
-async fn caps_that_people_set_and_that_headers_taught_are_weighed() {
-    let broker = Broker::memory();
-    let settings = format!("{ACME}[limits.acme]\nrequests = \"5k/min\"\nconcurrent = 4\n");
-    let line = async || lines_of(&weighed(&settings, &broker, None).await, "limits").join(" | ");
-    let at_once = "limits  acme: 4 concurrent: as long as 1,250 calls one after the other, with any number of workers";
-    assert_eq!(line().await, format!("limits  acme: 5000 requests/min: room for all at once | {at_once}"));
-    let caps = config(&settings).limits[0].caps.clone();
-    let heard = |most| promptq_common::limits::Heard { measure: Measure::Requests, per: Per::Minute, most, left: None };
-    let ask = |seq, most| Ask { id: 1, seq, caps: caps.clone(), heard: vec![(0, heard(most))], ..Ask::default() };
-    change(broker.ledger(), "acme", |pool, now| pool.ask(now, &ask(1, 500))).await.unwrap();
-    let bound =
-        |said| format!("limits  acme: {said}: bound by requests, about {{}} with any number of workers | {at_once}");
-    assert_eq!(line().await, bound("500 requests/min (learned)").replace("{}", "10m"));
-    let set = async |most| {
-        let set = |pool: &mut promptq_common::limits::Pool, now| pool.set(now, Measure::Requests, Per::Minute, most);
-        change(broker.ledger(), "acme", set).await.unwrap();
-    };
-    set(Some(100)).await;
-    assert_eq!(line().await, bound("100 requests/min (set)").replace("{}", "50m"));
-    // A rule that other hosts have, and nobody here.
-    let rule = Rule { key: "acme/fast".into(), caps: vec![cap(Measure::Requests, Per::Day, 2_500)], adaptive: false };
-    spent(&broker, &rule.key, &rule.caps, Amounts { requests: 1_250, ..Amounts::NONE }).await;
-    let day =
-        "limits  acme/fast: 2500 requests/day, 1,250 used: bound by requests, about 2d12h with any number of workers";
-    assert_eq!(line().await, format!("{day} | {at_once}"), "beside the account's");
-}
-
-#[tokio::test]
-async fn what_nobody_can_reckon_is_told_where_money_is_capped() {
-    let broker = Broker::memory();
-    let mut forecast = many(ACME, &[]);
-    let forecaster = forecaster(ACME);
-    forecast.add(forecaster.share(&job("fast", 36, None)));
-    forecast.add(forecaster.share(&job("acme/slow", 36, Some(9))));
-    assert_eq!(lines_of(&forecast, "money"), Vec::<String>::new(), "nothing caps it");
-    let (queue, batch) = (Queue::standard(), BatchName::new("nov").unwrap());
-    let max_cost = Some(Usd::from_nanos(9_000_000_000));
-    forecast.weigh(broker.ledger(), &config(ACME), (&queue, &batch, max_cost)).await.unwrap();
-    let [fits, uncalled] = lines_of(&forecast, "money").try_into().unwrap();
-    assert!(fits.ends_with("room for all"), "{fits}");
-    assert!(uncalled.starts_with("money   not called under a cap: 2 jobs, nobody knows their price"), "{uncalled}");
 }
 
 #[tokio::test]

@@ -7,8 +7,9 @@ use promptq_common::broker::{Broker, HoldKey};
 use promptq_common::config::Config;
 use promptq_common::job::{BatchName, Queue};
 use promptq_common::ledger::Ledger;
-use promptq_common::limits::{Amounts, Cap, CapView, Measure, Per, Rule};
+use promptq_common::limits::{Amounts, Cap, CapView, Measure, Per, Rule, paced};
 use promptq_common::outcome::Usd;
+use promptq_worker::money::Unknown;
 
 use super::{Forecast, Forecaster};
 use crate::budget;
@@ -21,12 +22,23 @@ use crate::problem::Result;
 pub(super) struct Load {
     pub(super) jobs: u64,
     /// Of them, those that are not called under a cap on money: nobody knows what they may cost.
-    pub(super) uncalled: u64,
+    pub(super) uncalled: Uncalled,
     amounts: Amounts,
     /// Dollars with likely answers, with the longest, and as they are reserved.
     likely: Usd,
     most: Usd,
     worst: Usd,
+}
+
+/// Jobs of which nobody knows what they may cost, by what nobody knows.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Uncalled {
+    /// They wait until somebody does.
+    pub(super) price: u64,
+    /// They end dead: how long their answers may be.
+    pub(super) answer: u64,
+    /// They end dead: what something in their requests costs.
+    pub(super) part: u64,
 }
 
 /// A cap as it stands now.
@@ -72,17 +84,46 @@ impl Forecaster {
     }
 }
 
+impl Uncalled {
+    /// One more.
+    pub(super) fn add(&mut self, unknown: &Unknown) {
+        match unknown {
+            Unknown::Price => self.price += 1,
+            Unknown::Answer => self.answer += 1,
+            Unknown::Part(_) => self.part += 1,
+        }
+    }
+
+    /// The larger of each kind.
+    pub(super) fn max(self, other: Self) -> Self {
+        let Self { price, answer, part } = other;
+        Self { price: self.price.max(price), answer: self.answer.max(answer), part: self.part.max(part) }
+    }
+
+    pub(super) fn dead(self) -> u64 {
+        self.answer + self.part
+    }
+
+    pub(super) fn all(self) -> u64 {
+        self.price + self.dead()
+    }
+}
+
 impl Load {
     /// One job; `cost` is `None` where nobody knows.
-    pub(super) fn job(amounts: Amounts, cost: Option<(Usd, Usd)>, worst: Option<Usd>) -> Self {
-        let (likely, most) = cost.filter(|_| worst.is_some()).unwrap_or_default();
-        let uncalled = u64::from(worst.is_none());
-        Self { jobs: 1, uncalled, amounts, likely, most, worst: worst.unwrap_or_default() }
+    pub(super) fn job(amounts: Amounts, cost: Option<(Usd, Usd)>, worst: Result<Usd, Unknown>) -> Self {
+        let mut uncalled = Uncalled::default();
+        let (likely, most) = cost.filter(|_| worst.is_ok()).unwrap_or_default();
+        let worst = worst.inspect_err(|unknown| uncalled.add(unknown)).unwrap_or_default();
+        Self { jobs: 1, uncalled, amounts, likely, most, worst }
     }
 
     pub(super) fn add(&mut self, other: &Self) {
         self.jobs += other.jobs;
-        self.uncalled += other.uncalled;
+        let Uncalled { price, answer, part } = other.uncalled;
+        self.uncalled.price += price;
+        self.uncalled.answer += answer;
+        self.uncalled.part += part;
         self.amounts += other.amounts;
         self.likely += other.likely;
         self.most += other.most;
@@ -92,13 +133,13 @@ impl Load {
     /// How many of its jobs `room` will do for when each comes to its part of `cost`: a call begins while there is enough for
     /// its worst.
     fn fits(&self, room: i64, cost: Usd) -> u64 {
-        let payable = i128::from(self.jobs - self.uncalled);
+        let payable = i128::from(self.called());
         if payable == 0 {
             return 0;
         }
         let (room, worst) = (i128::from(room.max(0)), i128::from(self.worst.as_nanos()));
         if room >= worst {
-            return self.jobs - self.uncalled;
+            return self.called();
         }
         // In parts of a job, so that nothing is rounded away.
         let left = room * payable - worst;
@@ -107,6 +148,11 @@ impl Load {
         }
         let fits = (left / i128::from(cost.as_nanos().max(1)) + 1).min(payable);
         u64::try_from(fits).unwrap_or(u64::MAX)
+    }
+
+    /// The jobs that are called, as soon as caps on money let them.
+    pub(super) fn called(&self) -> u64 {
+        self.jobs - self.uncalled.all()
     }
 
     /// What of it a cap counts.
@@ -148,15 +194,25 @@ fn in_force(view: &CapView, here: Option<i64>) -> Option<(i64, &'static str)> {
 }
 
 impl Bound {
-    /// The jobs under it that are called, as soon as it lets them.
-    pub(super) fn called(&self) -> u64 {
-        self.load.jobs - self.load.uncalled
-    }
-
     /// Jobs that wait until a person allows more.
     pub(super) fn holds(&self) -> u64 {
         let fits = self.fits.filter(|_| self.cap.per == Per::Ever);
-        fits.map_or(0, |(likely, _)| self.called() - likely)
+        fits.map_or(0, |(likely, _)| self.load.called() - likely)
+    }
+
+    /// Jobs that ask nothing of other caps because of it.
+    pub(super) fn stays(&self) -> u64 {
+        self.fits.map_or(0, |_| self.load.uncalled.all() + self.holds())
+    }
+
+    /// How long so much takes under it, beside what is used of it.
+    fn takes(&self, asked: i64) -> Duration {
+        let most = self.cap.most.max(1);
+        if asked.saturating_add(self.taken) <= most {
+            return paced(&self.cap, asked).unwrap_or_default();
+        }
+        let (asked, per) = (i128::from(asked) + i128::from(self.taken), i128::from(self.cap.per.millis()));
+        Duration::from_millis(u64::try_from(asked * per / i128::from(most)).unwrap_or(u64::MAX))
     }
 }
 
@@ -196,24 +252,25 @@ impl Forecast {
     /// Every cap, the one that takes longest first. More workers change none of them.
     pub(super) fn bounds(&self) -> Vec<Bound> {
         let mut bounds: Vec<_> = self.stands.iter().filter_map(|stand| self.bound(stand)).collect();
-        let held = bounds.iter().map(Bound::holds).max().unwrap_or_default();
-        // What is held asks nothing of the other caps.
-        let goes = |count: i64| {
-            let part = i128::from(count) * i128::from(self.jobs - held.min(self.jobs)) / i128::from(self.jobs.max(1));
-            part.max(0)
+        let most_of = |of: fn(&Bound) -> u64| bounds.iter().map(of).max().unwrap_or_default().min(self.jobs);
+        let (held, stays) = (most_of(Bound::holds), most_of(Bound::stays));
+        // What is held asks nothing of the other caps; of money, nor does what nobody knows the cost of.
+        let goes = |count: i64, stays: u64| {
+            let part = i128::from(count) * i128::from(self.jobs - stays) / i128::from(self.jobs.max(1));
+            i64::try_from(part.max(0)).unwrap_or(i64::MAX)
         };
         for bound in &mut bounds {
-            let (asked, most) = (goes(bound.load.of(bound.cap.measure)), i128::from(bound.cap.most.max(1)));
+            let stays = if bound.cap.measure == Measure::Usd { held } else { stays };
+            let asked = goes(bound.load.of(bound.cap.measure), stays);
             if bound.cap.measure == Measure::Concurrent {
-                bound.rounds = u64::try_from((asked + most - 1) / most).ok();
+                bound.rounds =
+                    u64::try_from(asked).ok().map(|asked| asked.div_ceil(bound.cap.most.max(1).unsigned_abs()));
             } else if bound.cap.per != Per::Ever {
-                let asked = asked + i128::from(bound.taken);
-                // What fits into one window waits for nothing.
-                let millis = if asked <= most { 0 } else { asked * i128::from(bound.cap.per.millis()) / most };
-                bound.takes = Some(Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX)));
+                bound.takes = Some(bound.takes(asked));
             }
         }
-        bounds.sort_by_key(|bound| std::cmp::Reverse(bound.takes));
+        // Of two that take as long, one that is not about money, which has lines of its own.
+        bounds.sort_by_key(|bound| (std::cmp::Reverse(bound.takes), bound.cap.measure == Measure::Usd));
         bounds
     }
 

@@ -77,7 +77,10 @@ async fn put(gateway: &Gateway, asked: &Asked, (batch, named): (BatchName, bool)
     let queue = asked.queue.clone();
     let policy = config.queues.get(&queue).cloned();
     let to = Destination { queue, policy, batch, named, reusable_for: config.reusable_for() };
-    let input = Arc::new(Input::new(&arguments(asked, ByteSize(config.gateway.max_batch)), vec![lines], to)?);
+    let input = Arc::new(
+        Input::new(&arguments(asked, ByteSize(config.gateway.max_batch)), vec![lines], to)?
+            .fitting(gateway.cx.fit().cloned()),
+    );
     let broker = gateway.broker()?;
     let checked = submit::check(&input, broker, asked.terms, None).await?;
     Ok(submit::enqueue(&input, broker, asked.terms, Some(&checked), |_| {}).await?)

@@ -12,9 +12,6 @@ use std::sync::Arc;
 
 use promptq_common::codec::{self, MAX_BYTES};
 use promptq_common::job::{BatchName, Job, Queue};
-use promptq_common::price::Prices;
-use promptq_worker::money;
-use promptq_worker::runner::Runners;
 use sha2::{Digest, Sha256};
 
 pub use args::{InputArgs, JobArgs, Kind, OnConflict};
@@ -24,6 +21,7 @@ pub use rows::{Fault, Place, Row};
 pub use source::{Print, Source};
 
 use crate::problem::{Problem, Result};
+use crate::submit::{Doubt, Doubts, Fit};
 use rows::Rows;
 
 /// Everything a submission reads, ready to be read, twice if need be.
@@ -32,8 +30,7 @@ pub struct Input {
     sources: Vec<Source>,
     maker: Maker,
     limit: u64,
-    runners: Option<Arc<Runners>>,
-    prices: Prices,
+    fit: Option<Arc<Fit>>,
 }
 
 impl Input {
@@ -48,14 +45,12 @@ impl Input {
     /// The jobs of these sources.
     pub fn new(args: &InputArgs, sources: Vec<Source>, to: Destination) -> Result<Self> {
         let maker = Maker::new(args, to)?;
-        Ok(Self { sources, maker, limit: args.limit.unwrap_or(u64::MAX), runners: None, prices: Prices::default() })
+        Ok(Self { sources, maker, limit: args.limit.unwrap_or(u64::MAX), fit: None })
     }
 
-    /// The same, where rows that none of these runners can run are faults, and under a cap on what they may cost those of
-    /// which nobody knows that.
-    pub fn run_by(mut self, runners: Option<Arc<Runners>>, prices: Prices) -> Self {
-        (self.runners, self.prices) = (runners, prices);
-        self
+    /// The same, where rows that no worker will run are faults.
+    pub fn fitting(self, fit: Option<Arc<Fit>>) -> Self {
+        Self { fit, ..self }
     }
 
     /// Where jobs go.
@@ -75,7 +70,15 @@ impl Input {
 
     /// Reads from the beginning.
     pub fn read(self: &Arc<Self>) -> Reading {
-        Reading { input: Arc::clone(self), next: 0, rows: None, row: 0, known: None, prints: Vec::new() }
+        Reading {
+            input: Arc::clone(self),
+            next: 0,
+            rows: None,
+            row: 0,
+            judged: None,
+            doubts: Doubts::default(),
+            prints: Vec::new(),
+        }
     }
 }
 
@@ -86,8 +89,9 @@ pub struct Reading {
     next: usize,
     rows: Option<Rows>,
     row: u64,
-    /// The last model that some runner knew: most inputs name one.
-    known: Option<String>,
+    /// How the last model was judged: most inputs name one.
+    judged: Option<(String, Option<Doubt>)>,
+    doubts: Doubts,
     prints: Vec<Print>,
 }
 
@@ -125,7 +129,7 @@ impl Reading {
             self.row += 1;
             let made = row.and_then(|row| self.input.maker.make(self.row, row));
             let made = made.and_then(|made| small_enough(&made.job).map(|()| made));
-            let made = made.and_then(|made| self.runnable(made));
+            let made = made.and_then(|made| self.judge(&made.job).map(|()| made));
             return Ok(Some(Item { row: self.row, place, made }));
         }
     }
@@ -133,6 +137,11 @@ impl Reading {
     /// Whether the next row may have to be waited for: what was read so far had better be sent.
     pub fn drained(&self) -> bool {
         self.rows.as_ref().is_some_and(Rows::drained)
+    }
+
+    /// Why jobs read so far may come to nothing.
+    pub fn doubts(&mut self) -> Doubts {
+        std::mem::take(&mut self.doubts)
     }
 
     /// What every file was, once everything is read.
@@ -147,40 +156,27 @@ impl Reading {
         done && current.is_none_or(|(rows, then)| rows.looks_like(then))
     }
 
-    fn runnable(&mut self, made: Made) -> Result<Made, Fault> {
-        let Some(runners) = &self.input.runners else { return Ok(made) };
-        let model = &made.job.work.model;
-        if model.is_none() || *model != self.known {
-            can_run(runners, &made.job)?;
-            self.known.clone_from(model);
+    fn judge(&mut self, job: &Job) -> Result<(), Fault> {
+        let Some(fit) = &self.input.fit else { return Ok(()) };
+        let model = job.work.model.as_ref().filter(|_| fit.is_by_model(job));
+        let doubt = match (&self.judged, model) {
+            (Some((judged, doubt)), Some(model)) if judged == model => doubt.clone(),
+            (_, model) => {
+                let doubt = fit.judge(job)?;
+                self.judged = model.map(|model| (model.clone(), doubt.clone()));
+                doubt
+            }
+        };
+        if let Some(doubt) = doubt {
+            self.doubts.add(doubt);
         }
-        let is_capped = made.job.extras.as_ref().is_some_and(|of| of.max_cost.is_some() || of.batch_max_cost.is_some());
-        if is_capped
-            && let Ok(routes) = runners.routes(&made.job)
-            && let Some(missing) = money::missing(&made.job, &routes, &self.input.prices)
-        {
-            return Err(fault(&missing));
-        }
-        Ok(made)
+        Ok(())
     }
 
     fn close(&mut self) {
         if let Some(print) = self.rows.take().and_then(|rows| rows.print()) {
             self.prints.push(print);
         }
-    }
-}
-
-/// Whether one of these runners can run the job, by the model it names.
-pub(crate) fn can_run(runners: &Runners, job: &Job) -> Result<(), Fault> {
-    let Err(failure) = runners.pick(job) else { return Ok(()) };
-    Err(fault(&failure.detail))
-}
-
-fn fault(detail: &str) -> Fault {
-    match detail.split_once("; hint: ") {
-        Some((what, hint)) => Fault::new(what).hint(hint),
-        None => Fault::new(detail),
     }
 }
 

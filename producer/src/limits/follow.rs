@@ -2,12 +2,13 @@
 //! the fleet that it waits for, with what is used of the limit.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use promptq_common::ledger::{BatchView, Counts, Ledger};
 use promptq_common::outcome::FailureClass;
 use promptq_common::time::{Timestamp, format_duration};
 use promptq_worker::status::{Blocked, BlockedBy, Status};
+use tokio::time::Instant;
 
 use super::{Held, Standing, one, waits, words};
 use crate::list::quoted;
@@ -17,8 +18,8 @@ use crate::submit::jobs;
 const OWN: Duration = Duration::from_secs(1);
 /// And at what the workers of a fleet say, who tell of it every 10 s.
 const FLEET: Duration = Duration::from_secs(3);
-/// For so long jobs may be ready and none begin before that is said.
-const STILL: Duration = Duration::from_secs(60);
+/// For so long jobs may be ready and none begin before that is said; and again when it has been so many times as long.
+const STILL: (Duration, u32) = (Duration::from_secs(60), 4);
 
 /// What a batch waits for.
 #[derive(Debug, Default)]
@@ -26,8 +27,9 @@ pub(crate) struct Waits {
     /// When it looked, and at which key; at all of a fleet's with none.
     looked: Option<(Instant, String)>,
     says: Option<String>,
-    /// The counts of a fleet's batch as they are, and since when.
+    /// The counts of a fleet's batch as they are, since when, and for how long when that was said.
     counts: Option<(Counts, Instant)>,
+    said: Duration,
     /// What a person has to see to, and what was told of it.
     wanted: Option<String>,
     told: Option<String>,
@@ -51,9 +53,12 @@ impl Waits {
                 self.wanted = nobody(ledger, batch).await;
                 let standings = waits::of_batch(ledger, &batch.queue, &batch.name).await.unwrap_or_default();
                 self.says = self.wanted.clone().or_else(|| waits::line(&standings));
-                if self.says.is_none() && still >= STILL {
-                    self.wanted = Some(unmoved(batch, still));
-                    self.says.clone_from(&self.wanted);
+                if self.says.is_none() && still >= STILL.0 {
+                    self.says = Some(unmoved(batch, still));
+                    if still >= self.said * STILL.1 {
+                        self.wanted.clone_from(&self.says);
+                        self.said = still;
+                    }
                 }
             }
             return self.says.clone();
@@ -84,6 +89,7 @@ impl Waits {
             Some((before, since)) if is_idle && before == counts => since.elapsed(),
             _ => {
                 self.counts = Some((counts, Instant::now()));
+                self.said = Duration::ZERO;
                 Duration::ZERO
             }
         }
@@ -169,7 +175,7 @@ mod tests {
         Status { blocked: vec![blocked], ..Status::default() }
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_wait_says_that_nobody_serves_the_queue_and_that_nothing_moves() {
         let (broker, mut waits, mut batch) = (Broker::memory(), Waits::default(), batch());
         let nobody = "no worker serves queue default; one that would: promptq-worker --queues default";
@@ -178,17 +184,29 @@ mod tests {
         broker.ledger().report(&worker("w", Vec::new())).await.unwrap();
         waits.looked = None;
         assert_eq!(waits.line(broker.ledger(), &batch, None).await, None, "somebody does now");
-        let long = |waits: &mut Waits| {
-            waits.looked = None;
-            waits.counts = waits.counts.map(|(counts, since)| (counts, since.checked_sub(STILL * 2).unwrap()));
+        let later = async |minutes: u32| {
+            tokio::time::advance(STILL.0 * minutes).await;
+            broker.ledger().report(&worker("w", Vec::new())).await.unwrap();
         };
-        long(&mut waits);
+        later(2).await;
         let still = waits.line(broker.ledger(), &batch, None).await.unwrap();
         assert!(still.starts_with("nothing has moved for 2m: 1 job may begin and none does; promptq"), "{still}");
         assert!(still.contains("--where 'batch=b' ") && waits.news().as_ref() == Some(&still), "{still}");
-        long(&mut waits);
+        let mut news = Vec::new();
+        for minutes in 3..=40 {
+            later(1).await;
+            let still = waits.line(broker.ledger(), &batch, None).await.unwrap();
+            assert!(still.starts_with(&format!("nothing has moved for {minutes}m: ")), "{still}");
+            news.extend(waits.news().map(|_| minutes));
+        }
+        assert_eq!(news, [8, 32], "each time after four times as long");
+        later(1).await;
         batch.counts.running = 1;
         assert_eq!((waits.line(broker.ledger(), &batch, None).await, waits.news()), (None, None), "one runs");
+        batch.counts.running = 0;
+        assert_eq!(waits.line(broker.ledger(), &batch, None).await, None);
+        later(1).await;
+        assert!(waits.line(broker.ledger(), &batch, None).await.is_some() && waits.news().is_some(), "it stands anew");
     }
 
     #[tokio::test]

@@ -13,24 +13,24 @@ use std::sync::Arc;
 
 use promptq_common::broker::{Broker, MAX_BATCH, Redriven};
 use promptq_common::config::Origin;
-use promptq_common::job::{BatchName, Job, JobId, Queue};
+use promptq_common::job::{BatchName, JobId, Queue};
 use promptq_common::ledger::JobFilter;
 use promptq_common::record::State;
 use promptq_common::store::Store;
 use promptq_common::telemetry::{Act, audit};
-use promptq_common::work::Work;
 use promptq_worker::runner::Runners;
 use promptq_worker::status::Board;
 use promptq_worker::{Parts, configured};
 
 use crate::command::run::RunArgs;
-use crate::command::submit::{UNCAPPED, dry_run, sources, tell_cancelled};
+use crate::command::submit::{UNCAPPED, dry_run, sources, tell_cancelled, tell_doubts};
 use crate::context::Context;
 use crate::forecast::Forecaster;
-use crate::input::{Destination, Input, can_run};
+use crate::input::{Destination, Input};
 use crate::problem::{Exit, Problem, Result};
+use crate::settings;
 use crate::sink;
-use crate::submit::{self, Terms};
+use crate::submit::{self, Fit, Terms};
 use drive::Drive;
 use follow::{Follower, Sink};
 use lock::Lock;
@@ -41,7 +41,9 @@ use output::{OutputFile, Position};
 pub(crate) async fn run(cx: &Context, args: &RunArgs) -> Result<Exit> {
     let (job, fleet) = (&args.input.job, args.input.job.queue.is_some());
     // A fleet's workers have runners of their own.
-    let runners = if fleet { None } else { Some(runners(cx, job.model.as_deref())?) };
+    let runners = if fleet { None } else { Some(runners(cx, args.input.dry_run)?) };
+    let fit = runners.clone().map(|runners| Arc::new(Fit::own(&cx.config, runners))).or_else(|| cx.fit().cloned());
+    fit.iter().try_for_each(|fit| fit.flag(job.model.as_deref()))?;
     let sources = sources(&args.input).await?;
     let is_stdout = |path: &Path| path == Path::new("-") || path == Path::new("/dev/stdout");
     let output = Some(args.output.as_path()).filter(|path| !is_stdout(path));
@@ -53,7 +55,7 @@ pub(crate) async fn run(cx: &Context, args: &RunArgs) -> Result<Exit> {
 
     let to = destination(cx, args, &name)?;
     let (queue, batch) = (to.queue.clone(), to.batch.clone());
-    let input = Arc::new(Input::new(&args.input, sources, to)?.run_by(runners.clone(), cx.config.prices.clone()));
+    let input = Arc::new(Input::new(&args.input, sources, to)?.fitting(fit));
     let broker = cx.broker().await?;
     if let Some(predecessor) = lock.predecessor.as_ref().filter(|_| !fleet && !args.input.dry_run) {
         broker.recover(predecessor).await?;
@@ -68,6 +70,7 @@ pub(crate) async fn run(cx: &Context, args: &RunArgs) -> Result<Exit> {
         };
         return dry_run(cx, broker, &input, (checked, job.max_cost)).await;
     }
+    tell_doubts(cx, checked.as_ref());
     if let Some(most) = job.max_cost {
         let is_new = broker.ledger().batch(&batch).await?.is_none();
         // Its own workers keep all of the batch under it; of a fleet's each goes by what the jobs say.
@@ -145,18 +148,14 @@ fn parts(
     Parts { broker: broker.clone(), store, runners, settings, board: Board::new() }
 }
 
-/// What this run's workers can run; `model`, where a flag gives one to every row, must be among it.
-fn runners(cx: &Context, model: Option<&str>) -> Result<Arc<Runners>> {
+/// What this run's workers can run.
+fn runners(cx: &Context, dry_run: bool) -> Result<Arc<Runners>> {
+    if !dry_run {
+        cx.config.callable().map_err(|errors| settings::problem(&errors))?;
+    }
     let mut settings = configured::runners(&cx.config);
     settings.exec.allow_inline = true;
     let runners = Runners::new(settings).map_err(|error| Problem::new(Exit::Usage, "config", format!("{error:#}")))?;
-    if let Some(model) = model
-        && let Err(fault) = can_run(&runners, &Job::new(Queue::standard(), Work::prompt(Some(model), "")))
-    {
-        let problem =
-            Problem::new(Exit::Usage, "no-runner", format!("-m: {}", fault.what)).detail("nothing was enqueued");
-        return Err(fault.hint.into_iter().fold(problem, Problem::hint));
-    }
     Ok(Arc::new(runners))
 }
 

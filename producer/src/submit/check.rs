@@ -9,7 +9,7 @@ use promptq_common::work::Input as Asked;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::{Faults, OnConflict, Terms, conflict, grouped};
+use super::{Doubts, Faults, OnConflict, Terms, conflict, grouped};
 use crate::forecast::{Forecast, Forecaster, Share};
 use crate::input::{Distinct, Input, Item, Made, Print, Reading};
 use crate::problem::{Exit, Problem, Result};
@@ -31,6 +31,8 @@ pub struct Checked {
     pub first: Option<Sample>,
     /// What the jobs that are not there yet will probably take, where that was asked for.
     pub forecast: Option<Forecast>,
+    /// Why some of the jobs may come to nothing.
+    pub doubts: Doubts,
     /// What the files were.
     pub(super) prints: Vec<Print>,
 }
@@ -93,9 +95,9 @@ pub async fn check(
     if seen.rows == 0 {
         return Err(Problem::new(Exit::Usage, "no-rows", "there are no rows to submit"));
     }
-    let (prints, first, invalid) = (seen.prints, seen.first, seen.faults.count());
+    let Seen { rows, faults, first, doubts, prints, .. } = seen;
     let Met { known, conflicts, forecast, .. } = met;
-    Ok(Checked { rows: seen.rows, invalid, repeated, known, conflicts, first, forecast, prints })
+    Ok(Checked { rows, invalid: faults.count(), repeated, known, conflicts, first, forecast, doubts, prints })
 }
 
 /// What the one reader came to.
@@ -159,6 +161,7 @@ pub(super) struct Seen {
     faults: Faults,
     repeats: (u64, Vec<(u64, u64)>),
     first: Option<Sample>,
+    doubts: Doubts,
     prints: Vec<Print>,
 }
 
@@ -204,7 +207,8 @@ pub(super) fn read_all(
     if !window.is_empty() {
         drop(sender.blocking_send(window));
     }
-    Ok(Seen { rows, faults, repeats: distinct.repeats(SHOWN).map_err(spill)?, first, prints: reading.prints() })
+    let (repeats, doubts) = (distinct.repeats(SHOWN).map_err(spill)?, reading.doubts());
+    Ok(Seen { rows, faults, repeats, first, doubts, prints: reading.prints() })
 }
 
 fn sample(made: &Made) -> Sample {

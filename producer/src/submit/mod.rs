@@ -3,6 +3,7 @@
 
 mod check;
 mod faults;
+mod fit;
 mod one;
 mod traced;
 mod window;
@@ -18,6 +19,7 @@ use promptq_common::telemetry::trace::Context;
 
 pub use check::{Checked, Sample, check};
 use faults::Faults;
+pub use fit::{Doubt, Doubts, Fit};
 pub use one::{Taken, make, one};
 use window::{Window, Windows};
 

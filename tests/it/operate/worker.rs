@@ -117,7 +117,7 @@ async fn a_worker_of_paused_queues_alone_is_not_ready() {
 async fn healthcheck_asks_the_worker_on_this_machine() {
     let (home, admin) = (Home::new(), Admin::free());
     let ask = |name: &str, probe: &str| Said::of(&mut home.program(name, &["healthcheck", probe, &admin.flag()]));
-    ask("promptq-worker", "livez").ends(1).says(&["nothing answers at"]);
+    ask("promptq-worker", "livez").ends(1).says(&["nothing listens at", "--admin ADDR"]);
     let worker = start(&home, admin, &[], &[]);
     until_probe(admin, "readyz", 200).await;
     ask("promptq-worker", "readyz").ends(0).prints(&["\"status\":\"ok\""]);

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use promptq_common::broker::{LeaseId, WorkerId};
-use promptq_common::config::{Api, Model};
+use promptq_common::config::{Api, MOCK, Model};
 use promptq_common::job::{Job, Queue};
 use promptq_common::limits::{Counts, Ear};
 use promptq_common::outcome::{Failure, FailureClass, Outcome, Usage};
@@ -108,10 +108,10 @@ pub struct RunContext {
 /// Every runner a worker has.
 #[derive(Debug)]
 pub struct Runners {
-    mock: Arc<Mock>,
+    mock: Mock,
     named: BTreeMap<String, Arc<Exec>>,
     providers: BTreeMap<String, Arc<Chat>>,
-    models: BTreeMap<String, Vec<Arc<Chat>>>,
+    models: BTreeMap<String, Vec<Arc<dyn Runner>>>,
     exec: ExecSettings,
     own: BTreeMap<String, Vec<Arc<dyn Runner>>>,
 }
@@ -137,7 +137,10 @@ impl Runners {
         });
         let providers = providers.collect::<anyhow::Result<BTreeMap<String, Arc<Chat>>>>()?;
         let called = |name: &String, model: &Model| match providers.get(&model.provider) {
-            Some(provider) => Ok(Arc::new(provider.called(name, model))),
+            _ if model.provider == MOCK => {
+                Ok(Arc::new(Mock::new(mock.clone()).called(&model.model)) as Arc<dyn Runner>)
+            }
+            Some(provider) => Ok(Arc::new(provider.called(name, model)) as Arc<dyn Runner>),
             None => anyhow::bail!("models.{name} leads to {:?}, but there is no such provider", model.provider),
         };
         let models = models.iter().map(|(name, routes)| {
@@ -145,7 +148,7 @@ impl Runners {
             Ok((name.clone(), routes))
         });
         let models = models.collect::<anyhow::Result<_>>()?;
-        Ok(Self { mock: Arc::new(Mock::new(mock)), named, providers, models, exec, own: BTreeMap::new() })
+        Ok(Self { mock: Mock::new(mock), named, providers, models, exec, own: BTreeMap::new() })
     }
 
     /// Adds a runner of the caller's own, for jobs that name exactly this model; it goes before every other but its own of
@@ -166,7 +169,7 @@ impl Runners {
                 return Ok(own.clone());
             }
             if let Some(routes) = self.models.get(model).filter(|routes| !routes.is_empty()) {
-                return Ok(routes.iter().map(|route| Arc::<Chat>::clone(route) as Arc<dyn Runner>).collect());
+                return Ok(routes.clone());
             }
         }
         Ok(vec![self.single(job)?])
@@ -180,16 +183,12 @@ impl Runners {
         self.routes(job).map(|mut routes| routes.swap_remove(0))
     }
 
-    /// The runner of a job whose model has no section of its own: `mock` or `mock:PARAMETERS`, `exec:ARGV`, a named command,
-    /// `PROVIDER/MODEL`; anything else, also none, is for the provider of its url's API, and a plain prompt for `openai`.
+    /// The runner of a job whose model has no section of its own: `mock`, `mock:PARAMETERS` or `mock/MODEL`, `exec:ARGV`, a
+    /// named command, `PROVIDER/MODEL`; anything else, also none, is for the provider of its url's API, and a plain prompt for `openai`.
     fn single(&self, job: &Job) -> Result<Arc<dyn Runner>, Failure> {
         let Some(model) = job.work.model.as_deref() else { return Ok(self.unnamed(job)?) };
-        if model == "mock" {
-            return Ok(Arc::<Mock>::clone(&self.mock));
-        }
-        if let Some(parameters) = model.strip_prefix("mock:") {
-            let settings = self.mock.settings().with(parameters).map_err(|why| fatal("bad_mock", &why))?;
-            return Ok(Arc::new(Mock::new(settings)));
+        if let Some(mock) = self.mock.of(model) {
+            return Ok(Arc::new(mock.map_err(|why| fatal("bad_mock", &why))?));
         }
         if let Some(line) = model.strip_prefix("exec:") {
             return Ok(Arc::new(self.inline(line)?));
@@ -253,7 +252,7 @@ impl Runners {
         let own = self.own.keys().chain(self.named.keys()).chain(self.models.keys()).cloned();
         let inline = self.exec.allow_inline.then(|| "exec:COMMAND".to_owned());
         let providers = self.providers.keys().map(|name| format!("{name}/MODEL"));
-        let names = ["mock".to_owned()].into_iter().chain(inline).chain(own).chain(providers);
+        let names = [MOCK.to_owned()].into_iter().chain(inline).chain(own).chain(providers);
         names.collect::<Vec<_>>().join(", ")
     }
 }
@@ -314,6 +313,7 @@ mod tests {
         for (model, chosen) in [
             ("mock", "mock"),
             ("mock:latency=0,errors=1", "mock"),
+            ("mock/gpt-4o-2024-08-06", "mock/gpt-4o"),
             ("upper", "exec:tr"),
             ("gpt-4o-2024-08-06", "openai/gpt-4o"),
             ("local/tiny-latest", "local/tiny"),

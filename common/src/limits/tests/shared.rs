@@ -1,9 +1,13 @@
 //! Tests of the shared state of a limit key on a ledger.
 
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
 use crate::broker::memory::Memory;
 use crate::codec;
+use crate::job::{Band, Lane, ModelName, Queue};
 use crate::ledger::{LIMIT_BYTES, Ledger as _};
-use crate::limits::{Amounts, Ask, Cap, Measure, Per, Pool, Portion, change, look, reset};
+use crate::limits::{Amounts, Ask, Cap, Limits, Measure, Per, Pool, Portion, Rule, change, look, reset};
 
 fn ask(id: u64, requests: i64) -> Ask {
     let amounts = |requests| Portion { amounts: Amounts { requests, ..Amounts::NONE }, ..Portion::default() };
@@ -65,4 +69,46 @@ async fn a_state_that_nobody_can_read_says_how_it_is_mended_and_is() {
     }
     assert!(!reset(&memory, "acme/gpt 4").await.unwrap(), "there is nothing any more");
     change(&memory, "acme/gpt 4", |pool, now| pool.ask(now, &ask(1, 1))).await.unwrap();
+}
+
+/// What is logged by this thread while it lives.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_worker_too_many_says_so_once_and_gets_nothing_until_another_leaves() {
+    let (memory, log) = (Memory::new(), Log::default());
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let _logged = tracing::subscriber::set_default(subscriber);
+    let lane = Lane { queue: Queue::standard(), model: Some(ModelName::new("fast")), band: Band::Normal };
+    let limits = Limits::ruled(vec![Rule { key: "acme".into(), caps: ask(1, 1).caps, adaptive: false }]);
+    let turn = async |others: u64| {
+        let asks = |pool: &mut Pool, now| (0..others).for_each(|id| drop(pool.ask(now, &ask(id, 1))));
+        change(&memory, "acme", asks).await.unwrap();
+        limits.rest(10);
+        limits.seen(std::iter::once(&lane), |_| Some("acme/fast".to_owned()));
+        let _asked = tokio::time::timeout(Duration::from_secs(2), limits.keep_asking(&memory, 1.0)).await;
+        (limits.room(&lane) > 0, limits.opens_soon(std::slice::from_ref(&lane)), limits.held())
+    };
+    for _ in 0..3 {
+        let (has_room, opens, held) = turn(500).await;
+        assert_eq!((has_room, opens, held.len()), (false, false, 1), "{held:?}");
+        assert!(held[0].detail.starts_with("500 workers share it already, the most there may be"), "{held:?}");
+    }
+    tokio::time::advance(Duration::from_secs(11)).await;
+    let (has_room, _, held) = turn(0).await;
+    assert_eq!((has_room, held.len()), (true, 0), "{held:?}");
+    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    assert_eq!(log.matches("a limit has too many workers: 500 workers share it").count(), 1, "{log}");
 }

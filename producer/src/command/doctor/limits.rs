@@ -75,7 +75,7 @@ fn shown(rules: &[Rule], sharing: Sharing, share: f64) -> Finding {
 fn unmatched(rule: &Rule, runners: &Runners, config: &config::Config) -> Option<Finding> {
     let key = rule.key.as_str();
     let provider = key.split('/').next().unwrap_or(key);
-    let known = |name: &str| name == "mock" || name.starts_with("exec:") || config.providers.contains_key(name);
+    let known = |name: &str| name == config::MOCK || name.starts_with("exec:") || config.providers.contains_key(name);
     // What a job that names the key as its model would come under.
     let meant = runners.limit_keys(&Queue::standard(), Some(key));
     let found = Finding::new(CHECK, Health::Warning, format!("no job comes under [limits.{key:?}]"));
@@ -130,7 +130,7 @@ mod tests {
     #[test]
     fn a_rule_that_no_job_comes_under_is_told_with_the_one_that_was_meant() {
         let openai = "providers.openai.api_key = \"k\"\n[models.fast]\nprovider = \"openai\"\nmodel = \"gpt-4o-mini\"";
-        for key in ["openai", "openai/gpt-4o", "openai/gpt", "mock", "exec:wc"] {
+        for key in ["openai", "openai/gpt-4o", "openai/gpt", "mock", "mock/slow", "exec:wc"] {
             assert_eq!(hint(key, openai), None, "{key}");
         }
         for (key, says) in [

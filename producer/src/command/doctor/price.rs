@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use promptq_common::config::Config;
+use promptq_common::config::{Config, MOCK};
 use promptq_common::price::Seller;
 use promptq_common::work::family;
 
@@ -18,7 +18,8 @@ pub(super) fn checks(config: &Config) -> Vec<Finding> {
     let models = config.models.values().flatten().map(|model| (model.provider.as_str(), model.model.as_str()));
     let defaults =
         config.providers.iter().filter_map(|(name, provider)| Some((&**name, provider.default_model.as_deref()?)));
-    let named: BTreeSet<_> = models.chain(defaults).collect();
+    // The mock costs nothing.
+    let named: BTreeSet<_> = models.chain(defaults).filter(|(provider, _)| *provider != MOCK).collect();
     unpriced(config, &named).into_iter().chain(unused(config, &named)).collect()
 }
 
@@ -107,7 +108,7 @@ mod tests {
     #[test]
     fn a_configured_model_without_a_price_is_named() {
         const ACME: &str = "[providers.acme]\nbase_url = \"http://127.0.0.1:9/v1\"\ndefault_model = \"fast-2\"\n";
-        assert_eq!(told(""), None);
+        assert_eq!([told(""), told("[models.fast]\nprovider = \"mock\"")], [None, None]);
         assert_eq!(told(ACME).unwrap(), "no price for acme/fast-2; its cost will be shown as ?");
         let priced = format!("{ACME}[prices.\"acme/fast-2\"]\ninput = \"1\"\noutput = \"1\"");
         assert_eq!(told(&priced), None);

@@ -1,6 +1,6 @@
 //! Whether a provider can be reached and takes its key: asked for the list of its models, which costs nothing.
 
-use promptq_common::config::{self, Api, Provider};
+use promptq_common::config::{self, Api, ConfigError, Provider};
 use secrecy::ExposeSecret;
 
 use super::{Finding, Health, PATIENCE};
@@ -8,6 +8,12 @@ use super::{Finding, Health, PATIENCE};
 const CHECK: &str = "provider";
 /// The most bytes of an answer that are looked at: an error's body is a few hundred.
 const LOOKED_AT: usize = 4 << 10;
+
+/// Of a key that cannot be had.
+pub(super) fn keyless(error: &ConfigError) -> Finding {
+    Finding::new(CHECK, Health::Failed, error.to_string())
+        .hint("nothing else needs it; workers do not start without it")
+}
 
 /// Asks for the list of models: free, and answers whether the key is right.
 pub(super) async fn reach(name: &str, provider: &Provider) -> Finding {

@@ -6,9 +6,11 @@ mod answer;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use promptq_common::config::MOCK;
 use promptq_common::job::Job;
 use promptq_common::outcome::{Failure, FailureClass, Outcome};
 use promptq_common::time::parse_duration;
+use promptq_common::work::family;
 
 use super::{MockSettings, RunContext, Runner, WhenLost};
 
@@ -88,17 +90,32 @@ fn share(name: &str, value: &str) -> Result<f64, String> {
 #[derive(Clone, Debug)]
 pub struct Mock {
     settings: MockSettings,
+    /// The model that it stands for.
+    model: Option<String>,
 }
 
 impl Mock {
     /// A mock with these settings.
     pub fn new(settings: MockSettings) -> Self {
-        Self { settings }
+        Self { settings, model: None }
     }
 
-    /// What it was told.
-    pub(super) fn settings(&self) -> &MockSettings {
-        &self.settings
+    /// The same in the place of a model, which has limits of its own.
+    pub(super) fn called(&self, model: &str) -> Self {
+        Self { model: Some(model.to_owned()), ..self.clone() }
+    }
+
+    /// The one that a job's model names, `mock`, `mock:PARAMETERS` or `mock/MODEL`; `None` where it names another runner.
+    pub(super) fn of(&self, model: &str) -> Option<Result<Self, String>> {
+        let rest = model.strip_prefix(MOCK)?;
+        if let Some(parameters) = rest.strip_prefix(':') {
+            return Some(self.settings.with(parameters).map(Self::new));
+        }
+        match rest.strip_prefix('/') {
+            Some("") => Some(Err(format!("{model:?} names no model; hint: mock alone does, or mock/MODEL"))),
+            Some(model) => Some(Ok(self.called(model))),
+            None => rest.is_empty().then(|| Ok(self.clone())),
+        }
     }
 
     /// Fails the share of calls it is told to fail. Whether a call is throttled is thrown per lease: it spends no attempt,
@@ -152,7 +169,7 @@ impl Runner for Mock {
     }
 
     fn limit_key(&self, _job: &Job) -> String {
-        "mock".to_owned()
+        self.model.as_ref().map_or_else(|| MOCK.to_owned(), |model| format!("{MOCK}/{}", family(model)))
     }
 }
 
@@ -198,9 +215,11 @@ fn fold(bytes: &[u8; 16]) -> u64 {
 #[cfg(test)]
 mod tests {
     use promptq_common::broker::{LeaseId, WorkerId};
+    use promptq_common::config::Model;
     use promptq_common::job::Queue;
     use promptq_common::work::Work;
 
+    use super::super::{ExecSettings, RunnerSettings, Runners};
     use super::*;
 
     fn quick(parameters: &str) -> Mock {
@@ -274,6 +293,33 @@ mod tests {
         assert!((20..=201).contains(&took.as_millis()), "{took:?}");
         assert_eq!(fate(&quick("latency=20m"), "Say hello", 1).await, Err(FailureClass::UnknownBilled));
         assert!(begun.elapsed() < Duration::from_secs(601));
+    }
+
+    #[test]
+    fn every_model_of_the_mocks_stays_here_with_limits_of_its_own() {
+        let key = |model: &str| {
+            let job = Job::new(Queue::standard(), Work::prompt(Some(model), "Hi"));
+            quick("").of(model).map(|mock| mock.map(|mock| mock.limit_key(&job)))
+        };
+        for (model, is) in [
+            ("mock", "mock"),
+            ("mock:tokens=9", "mock"),
+            ("mock/gpt-4o-2024-08-06", "mock/gpt-4o"),
+            ("mock/meta/llama3:8b", "mock/meta/llama3:8b"),
+        ] {
+            assert_eq!(key(model), Some(Ok(is.to_owned())), "{model}");
+        }
+        assert!(key("mock/").unwrap().unwrap_err().contains("names no model"));
+        assert_eq!([key("mock-turtle"), key("acme/mock"), key("")], [None, None, None]);
+    }
+
+    #[test]
+    fn a_name_of_ones_own_may_lead_to_the_mock() {
+        let exec = ExecSettings { named: [].into(), allow_inline: false, environment: Vec::new(), max_output: 9 };
+        let routes = vec![Model { provider: MOCK.into(), model: "slow".into() }];
+        let (models, mock) = ([("fast".into(), routes)].into(), MockSettings::standard());
+        let runners = Runners::new(RunnerSettings { providers: [].into(), models, exec, mock }).unwrap();
+        assert_eq!(runners.limit_keys(&Queue::standard(), Some("fast")), ["mock/slow"]);
     }
 
     #[test]

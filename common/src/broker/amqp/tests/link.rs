@@ -241,7 +241,7 @@ async fn a_blocked_connection_ends_without_a_goodbye() {
 async fn no_log_line_holds_a_message_or_a_password() {
     let written = Written::default();
     let writer = written.clone();
-    telemetry::init(LevelFilter::TRACE, LogFormat::Text, move || writer.clone());
+    telemetry::init((LevelFilter::TRACE, LevelFilter::INFO), LogFormat::Text, move || writer.clone());
     let peer = Peer::listen().await;
     let (link, _consuming, mut publishing) = linked(&peer).await;
     let serving = async {
