@@ -214,7 +214,10 @@ impl Part {
 
     /// When to ask next, if there is anything to ask or to tell.
     pub(super) fn asks_at(&self, now: i64) -> Option<i64> {
-        (self.wants(now) || self.purse.has_news() || self.till.is_watched()).then_some(self.ask_at)
+        let has_news = self.purse.has_news();
+        // What calls came to is told soon, however seldom the key is looked at.
+        let soon = if has_news && self.trouble.is_none() { self.answered_at.saturating_add(IDLE) } else { i64::MAX };
+        (self.wants(now) || has_news || self.till.is_watched()).then_some(self.ask_at.min(soon))
     }
 
     /// It is asked as soon as it may be, though nothing was due.
