@@ -238,8 +238,8 @@ async fn a_batch_is_sent_in_one_span_that_points_to_the_jobs() {
 async fn a_collector_that_is_away_or_silent_holds_nothing_up() {
     const JOBS: usize = 3_000;
     let (silent, home, admin) = (Collector::silent().await, Home::new(), Admin::free());
-    let lines: String =
-        (0..JOBS).map(|n| format!("{{\"prompt\":\"{n}\",\"model\":\"mock:latency=0ms..0ms\"}}\n")).collect();
+    let line = |n| format!("{{\"prompt\":\"{n}\",\"model\":\"mock:latency=0ms..0ms\"}}\n");
+    let lines = (0..JOBS).map(line).collect::<Vec<_>>().concat();
     for endpoint in [&silent.url(), "http://127.0.0.1:9"] {
         let metered = Metered::new(Place::File, QUICK, "[worker]\nconcurrency = 200\n");
         let begun = Instant::now();

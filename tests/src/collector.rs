@@ -139,9 +139,8 @@ async fn read(stream: &mut BufReader<TcpStream>) -> Option<Request> {
         stream.read_line(&mut head).await.ok().filter(|bytes| *bytes > 0)?;
         match head.get(from..)?.trim_end().to_ascii_lowercase().split_once(": ") {
             Some(("content-length", value)) => length = value.parse().ok()?,
-            Some(_) => {}
             None if head.get(from..)?.trim_end().is_empty() => break,
-            None => {}
+            Some(_) | None => {}
         }
     }
     let mut body = vec![0; length];

@@ -87,13 +87,19 @@ pub(crate) fn execute(
             Step::Share(verdict, fresh) => (verdict, false, Some(fresh)),
             Step::Cut(verdict) => (verdict, true, None),
             Step::Go { .. } | Step::Drop => {
-                traced.into_iter().for_each(|traced| traced.did(Did::Dropped));
+                if let Some(traced) = traced {
+                    traced.did(Did::Dropped);
+                }
                 return Did::Dropped;
             }
         };
-        traced.iter_mut().for_each(|traced| traced.judged(&mut verdict));
+        if let Some(traced) = &mut traced {
+            traced.judged(&mut verdict);
+        }
         let did = settle(lease, verdict, was_cut).await;
-        traced.into_iter().for_each(|traced| traced.did(did));
+        if let Some(traced) = traced {
+            traced.did(did);
+        }
         if matches!(did, Did::Ended(_)) {
             desk.meter.ended(&head.lane.queue);
         }

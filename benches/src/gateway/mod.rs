@@ -58,20 +58,17 @@ pub async fn take(plan: Plan) -> anyhow::Result<Findings> {
     for kind in KINDS {
         let Plan { rate, seconds, slow, queues, .. } = plan;
         let load = format!("{rate} jobs a second for {seconds} s, {slow} slow clients, {}", kind.name());
-        note(&mut findings, load, load::measured(kind, plan).await);
-        note(
-            &mut findings,
-            format!("exporter, {queues} queues, {}", kind.name()),
-            scrape::measured(kind, queues).await,
-        );
+        note(&mut findings, &load, load::measured(kind, plan).await);
+        let scrape = format!("exporter, {queues} queues, {}", kind.name());
+        note(&mut findings, &scrape, scrape::measured(kind, queues).await);
     }
     Ok(findings)
 }
 
-fn note(findings: &mut Findings, measure: String, found: anyhow::Result<Vec<Finding>>) {
+fn note(findings: &mut Findings, measure: &str, found: anyhow::Result<Vec<Finding>>) {
     match found {
         Ok(found) => {
-            findings.findings.extend(found.into_iter().map(|one| Finding { measure: measure.clone(), ..one }));
+            findings.findings.extend(found.into_iter().map(|one| Finding { measure: measure.to_owned(), ..one }));
         }
         Err(error) => findings.trouble.push(format!("{measure}: {error:#}")),
     }

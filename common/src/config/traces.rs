@@ -124,8 +124,8 @@ mod tests {
 
     #[test]
     fn nothing_is_traced_until_a_collector_is_named() {
-        assert!(told("", &[("OTEL_SERVICE_NAME", "x"), ("OTEL_TRACES_SAMPLER", "always_on")]).unwrap().is_none());
         const AT: (&str, &str) = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318/");
+        assert!(told("", &[("OTEL_SERVICE_NAME", "x"), ("OTEL_TRACES_SAMPLER", "always_on")]).unwrap().is_none());
         assert_eq!(endpoint(&[AT]).as_deref(), Some("http://c:4318/v1/traces"));
         assert_eq!(endpoint(&[AT, ("OTEL_SDK_DISABLED", "true")]), None);
         assert_eq!(endpoint(&[AT, ("OTEL_TRACES_EXPORTER", "none")]), None);

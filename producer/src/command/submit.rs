@@ -137,8 +137,9 @@ pub(crate) async fn tell_cancelled(cx: &Context, broker: &Broker, batch: &BatchN
 
 /// Says which jobs may come to nothing.
 pub(crate) fn tell_doubts(cx: &Context, checked: Option<&Checked>) {
-    let doubts = checked.map(|checked| checked.doubts.lines()).unwrap_or_default();
-    doubts.iter().for_each(|doubt| cx.printer.say(&format!("note: {doubt}")));
+    for doubt in checked.map(|checked| checked.doubts.lines()).unwrap_or_default() {
+        cx.printer.say(&format!("note: {doubt}"));
+    }
 }
 
 /// What the arguments name; reading standard input may block, so it is done apart.

@@ -54,11 +54,7 @@ impl Waits {
                 let standings = waits::of_batch(ledger, &batch.queue, &batch.name).await.unwrap_or_default();
                 self.says = self.wanted.clone().or_else(|| waits::line(&standings));
                 if self.says.is_none() && still >= STILL.0 {
-                    self.says = Some(unmoved(batch, still));
-                    if still >= self.said * STILL.1 {
-                        self.wanted.clone_from(&self.says);
-                        self.said = still;
-                    }
+                    self.tell_unmoved(batch, still);
                 }
             }
             return self.says.clone();
@@ -79,6 +75,15 @@ impl Waits {
         let news = self.wanted.clone().filter(|wanted| self.told.as_ref() != Some(wanted))?;
         self.told = Some(news.clone());
         Some(news)
+    }
+
+    /// Nothing moves, and nobody knows why: shown each time, news ever more rarely.
+    fn tell_unmoved(&mut self, batch: &BatchView, still: Duration) {
+        self.says = Some(unmoved(batch, still));
+        if still >= self.said * STILL.1 {
+            self.wanted.clone_from(&self.says);
+            self.said = still;
+        }
     }
 
     /// For how long jobs have been ready and none has begun or ended.

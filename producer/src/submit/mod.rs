@@ -161,7 +161,7 @@ async fn put_window(broker: &Broker, terms: Terms, mut window: Window, tally: &m
     }
     let sending = traced::sending(&mut window.jobs, terms.caller, broker.backend_name());
     let answers = enqueue_retrying(broker, &window.jobs, terms.republish).await;
-    sending.answered(answers.as_deref());
+    sending.answered(&answers);
     let answers = answers?;
     for (job, answer) in window.jobs.iter().zip(answers) {
         match answer {

@@ -35,7 +35,7 @@ pub fn make(text: &str, key: &Key<'_>, config: &Config) -> Result<Job, Fault> {
 pub async fn one(broker: &Broker, job: &mut Job, caller: Option<Context>) -> Result<Taken> {
     let sending = traced::sending(std::slice::from_mut(job), caller, broker.backend_name());
     let answers = enqueue_retrying(broker, std::slice::from_ref(job), false).await;
-    sending.answered(answers.as_deref());
+    sending.answered(&answers);
     match answers?.into_iter().next() {
         Some(Enqueued::New) => Ok(Taken::New),
         Some(Enqueued::Known(state)) => Ok(Taken::Known(state)),

@@ -21,7 +21,9 @@ pub(super) fn sending(jobs: &mut [Job], caller: Option<Context>, system: &'stati
     let mut span = if let [job] = jobs {
         let (place, mut span) = tracer.begin(job.trace, None, (Kind::Producer, name));
         job.trace = Some(place);
-        span.iter_mut().for_each(|span| of(span, job));
+        if let Some(span) = &mut span {
+            of(span, job);
+        }
         span
     } else {
         let mut span = tracer.begin(caller, None, (Kind::Client, name)).1;
@@ -33,18 +35,24 @@ pub(super) fn sending(jobs: &mut [Job], caller: Option<Context>, system: &'stati
                 said(&mut made, operation::CREATE, (system, &job.queue));
                 of(&mut made, job);
             }
-            span.iter_mut().for_each(|span| span.link(place));
+            if let Some(span) = &mut span {
+                span.link(place);
+            }
         }
-        span.iter_mut().for_each(|span| span.set(n::COUNT, jobs.len() as u64));
+        if let Some(span) = &mut span {
+            span.set(n::COUNT, jobs.len() as u64);
+        }
         span
     };
-    span.iter_mut().for_each(|span| said(span, operation::SEND, (system, &queue)));
+    if let Some(span) = &mut span {
+        said(span, operation::SEND, (system, &queue));
+    }
     Sending(span)
 }
 
 impl Sending {
     /// The broker has answered, or nobody knows.
-    pub(super) fn answered<E>(self, answers: Result<&[Enqueued], E>) {
+    pub(super) fn answered<E>(self, answers: &Result<Vec<Enqueued>, E>) {
         let Some(mut span) = self.0 else { return };
         let refused = |answer: &Enqueued| matches!(answer, Enqueued::Refused(_));
         match answers {

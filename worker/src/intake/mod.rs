@@ -126,7 +126,7 @@ impl Intake {
         chores.spawn(upkeep::limits(broker.clone(), limits.clone(), settings.limit_share));
         let shelf = Shelf::new(store.clone());
         let ((nevers, full), system) = (Default::default(), backend);
-        let desk = Arc::new(Desk { settings, runners, store, limits, shelf, nevers, full, meter, cut, system });
+        let desk = Arc::new(Desk { settings, runners, store, limits, shelf, nevers, full, meter, system, cut });
         let mut tick = interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {

@@ -26,7 +26,7 @@ fn span(data: &Data) -> Option<Span<'_>> {
     let place = data.place?;
     Some(Span {
         trace_id: place.trace_id(),
-        span_id: place.span_id(),
+        id: place.span_id(),
         parent_span_id: data.parent.map(|parent| parent.span_id()),
         flags: flags(&place),
         name: &data.name,
@@ -48,15 +48,15 @@ fn flags(place: &Context) -> u8 {
 }
 
 fn said<'a>(key: &'a str, value: &'a str) -> Attribute<'a> {
-    Attribute { key, value: Any::StringValue(value) }
+    Attribute { key, value: Any::String(value) }
 }
 
 fn any(value: &Value) -> Any<'_> {
     match value {
-        Value::Text(text) => Any::StringValue(text),
-        Value::Texts(texts) => Any::ArrayValue { values: texts.iter().map(|text| Any::StringValue(text)).collect() },
-        Value::Number(number) => Any::IntValue(*number),
-        Value::Fraction(number) => Any::DoubleValue(*number),
+        Value::Text(text) => Any::String(text),
+        Value::Texts(texts) => Any::Array { values: texts.iter().map(|text| Any::String(text)).collect() },
+        Value::Number(number) => Any::Int(*number),
+        Value::Fraction(number) => Any::Double(*number),
     }
 }
 
@@ -94,7 +94,8 @@ struct Scope {
 #[serde(rename_all = "camelCase")]
 struct Span<'a> {
     trace_id: String,
-    span_id: String,
+    #[serde(rename = "spanId")]
+    id: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     parent_span_id: Option<String>,
     flags: u8,
@@ -128,16 +129,16 @@ struct Attribute<'a> {
 }
 
 #[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
 enum Any<'a> {
-    StringValue(&'a str),
+    #[serde(rename = "stringValue")]
+    String(&'a str),
     /// 64 bits are text in this encoding.
-    #[serde(serialize_with = "as_text")]
-    IntValue(i64),
-    DoubleValue(f64),
-    ArrayValue {
-        values: Vec<Any<'a>>,
-    },
+    #[serde(rename = "intValue", serialize_with = "as_text")]
+    Int(i64),
+    #[serde(rename = "doubleValue")]
+    Double(f64),
+    #[serde(rename = "arrayValue")]
+    Array { values: Vec<Any<'a>> },
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde calls")]
