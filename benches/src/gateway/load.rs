@@ -33,14 +33,13 @@ pub(super) async fn measured(kind: Kind, plan: Plan) -> anyhow::Result<Vec<Findi
     let hall = Hall::open(kind);
     let stage = hall.stage()?;
     let home = stage.home("")?;
-    let (secret, address) = (key(&home, "load").await?, free()?);
+    let (secret, trickler, address) = (key(&home, "load").await?, key(&home, "slow").await?, free()?);
     let mut gateway = serve(&home, address)?;
     ready(address, &secret, &mut gateway).await?;
     let clients = Clients { address, secret, idle: Arc::default() };
     run(&clients, plan.rate, plan.rate * WARM_UP).await;
     let slow_ends = Instant::now() + Duration::from_secs(plan.seconds.into());
     let mut slow = JoinSet::new();
-    let trickler = key(&home, "slow").await?;
     for _ in 0..plan.slow {
         slow.spawn(trickle(address, trickler.clone(), slow_ends));
     }

@@ -234,8 +234,8 @@ fn a_wrong_version_an_excess_byte_and_a_giant_are_refused() {
     let mut bytes = encode_job(&job()).unwrap();
     bytes.push(0);
     assert_eq!(decode_job(&bytes).unwrap_err().kind(), Kind::Corrupt);
-    bytes[0] = 4;
-    assert!(decode_job(&bytes).unwrap_err().to_string().contains("version 4"));
+    bytes[0] = 5;
+    assert!(decode_job(&bytes).unwrap_err().to_string().contains("version 5"));
     assert_eq!(decode_job(&[]).unwrap_err().kind(), Kind::Corrupt);
     assert_eq!(decode_job(&vec![1; MAX_BYTES + 1]).unwrap_err().kind(), Kind::TooLarge);
     let mut giant = job();

@@ -340,7 +340,9 @@ impl Part {
         }
         if let Some(Short { cap, since, .. }) = self.short.filter(|short| short.began.elapsed() >= SHORT) {
             let spent = cap.measure == Measure::Usd && self.till.is_empty();
-            return held(since, format!("all of {cap} is used; more workers will not help"), self.wait(), spent);
+            let money = spent.then(|| self.till.says(self.till.lacks())).flatten();
+            let detail = money.unwrap_or_else(|| format!("all of {cap} is used; more workers will not help"));
+            return held(since, detail, self.wait(), spent);
         }
         None
     }

@@ -97,16 +97,22 @@ impl Till {
         away.or_else(|| self.is_empty().then(|| whole(self.mean.ceil()))).unwrap_or_default()
     }
 
-    /// What keeps its jobs back, if something does.
-    pub(super) fn held(&self, key: &str) -> Option<Held> {
-        let (away, money) = (self.away.filter(|_| self.is_watched())?, self.stands()?);
-        let (spent, say) = (self.is_broke(away.least), |usd| money.cap.measure.say(usd));
+    /// How it stands beside a job that may cost so much.
+    pub(super) fn says(&self, usd: i64) -> Option<String> {
+        let money = self.stands()?;
+        let say = |usd| money.cap.measure.say(usd);
         let used = format!("{} of {} is spent", say(money.cap.most.saturating_sub(money.unspent)), money.cap);
-        let detail = if spent {
-            format!("{used}, and a job that waits may cost {}", say(away.least))
+        Some(if self.is_broke(usd) {
+            format!("{used}, and a job that waits may cost {}", say(usd))
         } else {
             format!("{used}, and calls that run hold what is left")
-        };
+        })
+    }
+
+    /// What keeps its jobs back, if something does.
+    pub(super) fn held(&self, key: &str) -> Option<Held> {
+        let away = self.away.filter(|_| self.is_watched())?;
+        let (detail, spent) = (self.says(away.least)?, self.is_broke(away.least));
         let until = Timestamp::now() + if spent { FAR } else { NEAR };
         let (key, class, since) = (key.to_owned(), FailureClass::Throttled, away.since);
         Some(Held { key, class, detail, since, until, probing: false, spent, to_mend: false })

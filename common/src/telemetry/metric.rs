@@ -194,7 +194,7 @@ table! {
     USEFUL = Exporter Gauge, "promptq_queue_useful_workers", [l::QUEUE],
         "The most workers that limits leave work for.";
     DESIRED = Exporter Gauge, "promptq_queue_desired_workers", [l::QUEUE],
-        "Workers that would start every unfinished job in time, no more than are useful.";
+        "Workers that would start every unfinished job in time, no more than are useful; none for jobs that only money helps.";
     AVAILABLE = Exporter Gauge, "promptq_ratelimit_available", [l::KEY, l::MEASURE],
         "What is left of a limit now, in its own unit.";
     SCRAPE_SUCCESS = Exporter Gauge, "promptq_queue_scrape_success", [l::BACKEND],

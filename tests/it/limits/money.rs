@@ -78,7 +78,7 @@ async fn workers_that_left_for_want_of_an_accounts_money_leave_word_of_it() {
     let worker = ["--exit-when-idle", "1s", "--concurrency", "2"];
     let left = Said::of(&mut metered.program("promptq-worker", "w", &worker)).ends(9);
     let left =
-        left.says(&["leaving: the jobs that are left wait for money", "promptq limits set \"openai\" usd=AMOUNT"]);
+        left.says(&["leaving: the jobs that are left wait for money", r#"promptq limits set \"openai\" usd=AMOUNT"#]);
     let waits = "jobs wait that may not run now, and this worker with them, for";
     assert_eq!(
         (left.stderr.matches(waits).count(), left.stderr.matches(&format!("{waits} openai ($")).count()),

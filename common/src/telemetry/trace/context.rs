@@ -61,9 +61,9 @@ impl Context {
         digits(&self.span)
     }
 
-    /// The last seven bytes of the trace's id as a number below 2^56: all that is random in every id, a job's too.
-    pub(super) fn dice(&self) -> u64 {
-        self.trace.iter().skip(9).fold(0, |number, byte| (number << 8) | u64::from(*byte))
+    /// The last four bytes of the trace's id: what is random in every id, a job's too, which counts in those before.
+    pub(super) fn dice(&self) -> u32 {
+        self.trace.last_chunk().map(|last| u32::from_be_bytes(*last)).unwrap_or_default()
     }
 
     pub(super) fn sampled(self, sampled: bool) -> Self {

@@ -27,10 +27,9 @@ pub struct Sampler {
 
 impl Sampler {
     fn keeps(&self, parent: Option<Context>, place: &Context) -> bool {
-        /// What all dice are below: 2^56.
-        const ALL: f64 = 72_057_594_037_927_936.0;
-        #[expect(clippy::cast_precision_loss, reason = "a share of all numbers")]
-        let dice = || (place.dice() as f64) < self.share * ALL;
+        /// What all dice are below: 2^32.
+        const ALL: f64 = 4_294_967_296.0;
+        let dice = || f64::from(place.dice()) < self.share * ALL;
         parent.filter(|_| self.by_parent).map_or_else(dice, |parent| parent.is_sampled())
     }
 }

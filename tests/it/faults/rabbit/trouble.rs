@@ -24,6 +24,12 @@ async fn a_server_without_memory_gives_out_nothing_new_and_hears_of_results_afte
     let worker = farm.worker(1, &Setup { slots: 4, ..farm.setup() });
     called(&farm, 4).await;
     farm.rabbit.raise(Alarm::Memory);
+    until("it takes no more", async || {
+        let before = farm.provider.calls().len();
+        passes(WHILE / 2).await;
+        (farm.provider.calls().len() == before).then_some(())
+    })
+    .await;
     running(&farm, 0).await;
     let had = farm.provider.calls().len();
     // It notices after 5 s, in which it takes 16.
