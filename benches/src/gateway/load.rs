@@ -49,7 +49,7 @@ pub(super) async fn measured(kind: Kind, plan: Plan) -> anyhow::Result<Vec<Findi
     let ours = [after[0] - before[0], after[1] - before[1]];
     let others = load.of_others(ours.iter().sum())?;
     let served = slow.join_all().await.into_iter().filter(|served| *served).count();
-    gateway.has_left()?;
+    ensure!(!gateway.has_left()?, "the gateway has left: {}", gateway.tail());
     let mut found = told(&seen, ours, f64::from(plan.seconds));
     found.push(Finding::new("of the slow clients still listened to at the end", float(served), "clients"));
     found.push(Finding::new("of the processors that others had", others * 100.0, "%"));

@@ -55,7 +55,7 @@ pub(super) async fn measured(kind: Kind, count: usize) -> anyhow::Result<Vec<Fin
         bytes = page(address).await?.len();
         scrapes.push(began.elapsed().as_secs_f64() * 1_000.0);
     }
-    exporter.has_left()?;
+    ensure!(!exporter.has_left()?, "the exporter has left: {}", exporter.tail());
     for list in [&mut looks, &mut scrapes] {
         list.sort_by(f64::total_cmp);
     }

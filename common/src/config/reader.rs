@@ -73,6 +73,16 @@ impl<'a> Reader<'a> {
         self.errors.push(ConfigError::new(self.origin(path), format!("{} {what}", path.join("."))));
     }
 
+    /// Reads what other programs are told by the same variables, who know more words: of those the ones that are not known
+    /// here count as not said.
+    pub(super) fn shared<T>(&mut self, read: impl FnOnce(&mut Self) -> T) -> T {
+        let known = self.errors.len();
+        let value = read(self);
+        let told = self.errors.split_off(known);
+        self.errors.extend(told.into_iter().filter(|error| !matches!(error.at, Origin::Env(_))));
+        value
+    }
+
     pub(super) fn text(&mut self, path: &[&str]) -> Option<String> {
         self.read(path, None, |raw| text_of(raw).map(Some), |text| text.clone().into())
     }
@@ -292,8 +302,8 @@ fn text_of(raw: &Raw) -> Result<String, String> {
 fn boolean_of(raw: &Raw) -> Result<bool, String> {
     match raw {
         Raw::Bool(word) => Ok(*word),
-        Raw::Plain(word) if matches!(word.as_str(), "true" | "1" | "yes") => Ok(true),
-        Raw::Plain(word) if matches!(word.as_str(), "false" | "0" | "no") => Ok(false),
+        Raw::Plain(word) if matches!(word.to_ascii_lowercase().as_str(), "true" | "1" | "yes") => Ok(true),
+        Raw::Plain(word) if matches!(word.to_ascii_lowercase().as_str(), "false" | "0" | "no") => Ok(false),
         Raw::Plain(_) | Raw::Text(_) | Raw::Integer(_) | Raw::Float(_) | Raw::List(_) | Raw::Empty | Raw::Other(_) => {
             Err("must be true or false".to_owned())
         }

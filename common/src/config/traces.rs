@@ -44,21 +44,32 @@ impl Traces {
 pub(super) fn traces(r: &mut Reader<'_>) -> Option<Traces> {
     let at = |name: &'static str| ["telemetry", name];
     let endpoint = endpoint(r);
+    let (is_off, service, resource, sampler) = r.shared(|r| {
+        let exporter = r.parsed(&at("traces_exporter"), Some("otlp".to_owned()), exporter);
+        let is_off = r.boolean(&at("otel_sdk_disabled"), false) || exporter.as_deref() == Some("none");
+        let resource = r.text(&at("resource_attributes")).unwrap_or_default();
+        let resource = Traces::pairs(&resource).map_err(|why| r.wrong(&at("resource_attributes"), &why));
+        (is_off, r.text(&at("service_name")), resource.unwrap_or_default(), sampler(r))
+    });
+    let endpoint = endpoint.filter(|_| !is_off);
     let headers = r.secret(&at("otlp_headers"));
-    if let Some(Err(why)) = headers.as_ref().map(|headers| Traces::pairs(headers.expose_secret())) {
+    if let Some(Err(why)) =
+        headers.as_ref().filter(|_| endpoint.is_some()).map(|headers| Traces::pairs(headers.expose_secret()))
+    {
         r.wrong(&at("otlp_headers"), &why);
     }
-    let service = r.text(&at("service_name"));
-    let resource = r.text(&at("resource_attributes")).unwrap_or_default();
-    let resource = Traces::pairs(&resource).map_err(|why| r.wrong(&at("resource_attributes"), &why));
-    let exporter = r.parsed(&at("traces_exporter"), Some("otlp".to_owned()), |word| match word {
-        "otlp" | "none" => Ok(word.to_owned()),
-        _ => Err("must be otlp or none".to_owned()),
-    });
-    let is_off = r.boolean(&at("otel_sdk_disabled"), false) || exporter.as_deref() == Some("none");
-    let sampler = sampler(r);
-    let endpoint = endpoint.filter(|_| !is_off)?;
-    Some(Traces { endpoint, headers, service, resource: resource.unwrap_or_default(), sampler: sampler? })
+    Some(Traces { endpoint: endpoint?, headers, service, resource, sampler })
+}
+
+/// One of `otlp` and `none`: of a list the first if it is in it.
+fn exporter(words: &str) -> Result<String, String> {
+    let mut words = words.split(',').map(str::trim);
+    if words.clone().any(|word| word == "otlp") {
+        return Ok("otlp".to_owned());
+    }
+    // What others than this program know how to do.
+    let is_none = words.all(|word| matches!(word, "none" | "console" | "logging" | "zipkin" | "jaeger"));
+    if is_none { Ok("none".to_owned()) } else { Err("must be otlp or none".to_owned()) }
 }
 
 /// The address of traces as it is said, else that of everything with their path behind it.
@@ -85,22 +96,24 @@ fn endpoint(r: &mut Reader<'_>) -> Option<String> {
     own.or(base).map(String::from)
 }
 
-fn sampler(r: &mut Reader<'_>) -> Option<Sampler> {
+fn sampler(r: &mut Reader<'_>) -> Sampler {
     let share = r.float(&["telemetry", "traces_sampler_arg"], 0.0..=1.0, 1.0);
-    let word = r.parsed(&["telemetry", "traces_sampler"], Some("parentbased_always_on".to_owned()), |word| {
+    let usual = "parentbased_always_on";
+    let word = r.parsed(&["telemetry", "traces_sampler"], Some(usual.to_owned()), |word| {
         let rest = word.strip_prefix("parentbased_").unwrap_or(word);
         if matches!(rest, "always_on" | "always_off" | "traceidratio") {
             return Ok(word.to_owned());
         }
         Err("must be always_on, always_off or traceidratio, or one of them behind parentbased_".to_owned())
-    })?;
+    });
+    let word = word.unwrap_or_else(|| usual.to_owned());
     let (by_parent, rest) = word.strip_prefix("parentbased_").map_or((false, word.as_str()), |rest| (true, rest));
     let share = match rest {
         "always_off" => 0.0,
         "traceidratio" => share,
         _ => 1.0,
     };
-    Some(Sampler { by_parent, share })
+    Sampler { by_parent, share }
 }
 
 #[cfg(test)]
@@ -154,14 +167,33 @@ mod tests {
     }
 
     #[test]
+    fn words_that_other_programs_know_are_no_error_of_this_one() {
+        let others = [
+            ("OTEL_TRACES_SAMPLER", "jaeger_remote"),
+            ("OTEL_TRACES_SAMPLER_ARG", "endpoint=http://localhost:14250"),
+            ("OTEL_RESOURCE_ATTRIBUTES", "nothing"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "nothing"),
+        ];
+        assert!(told("", &others).unwrap().is_none());
+        let at = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c");
+        let traces = told("", &[&others[..3], &[at]].concat()).unwrap().unwrap();
+        assert_eq!((traces.sampler, traces.resource), (Sampler { by_parent: true, share: 1.0 }, Vec::new()));
+        let kept = |word| told("", &[at, ("OTEL_TRACES_EXPORTER", word)]).unwrap().is_some();
+        assert_eq!(["otlp,console", "console", "none"].map(kept), [true, false, false]);
+        assert!(told("", &[at, ("OTEL_SDK_DISABLED", "TRUE")]).unwrap().is_none());
+    }
+
+    #[test]
     fn what_cannot_be_used_is_told_without_what_it_says() {
-        let wrong = |name: &str, value: &str| told("", &[(name, value)]).unwrap_err();
+        let at = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://c");
+        let wrong = |name: &str, value: &str| told("", &[at, (name, value)]).unwrap_err();
         assert!(wrong("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317").contains("http://"));
         let secret = wrong("OTEL_EXPORTER_OTLP_ENDPOINT", "https://u:hunter2@c");
         assert!(secret.contains("otlp_headers") && !secret.contains("hunter2"), "{secret}");
         let secret = wrong("OTEL_EXPORTER_OTLP_HEADERS", "hunter2");
         assert!(secret.contains("number 1") && !secret.contains("hunter2"), "{secret}");
-        assert!(wrong("OTEL_TRACES_SAMPLER", "jaeger_remote").contains("traceidratio"));
+        let file = told("[telemetry]\ntraces_sampler = 'jaeger_remote'", &[]).unwrap_err();
+        assert!(file.contains("traceidratio"), "{file}");
         let pairs = Traces::pairs("authorization=Basic%20eA==, x-team = a").unwrap();
         assert_eq!(pairs, [("authorization".into(), "Basic eA==".into()), ("x-team".into(), "a".into())]);
     }

@@ -30,16 +30,20 @@ impl Limits {
         found.into_iter().collect()
     }
 
+    /// What has no money for jobs like the latest, or needs a person first.
+    pub fn spent(&self) -> Vec<Held> {
+        let mut spent = self.held();
+        let book = self.quotas().book();
+        // Smaller jobs than those that went back may yet be paid. A complaint has no part.
+        let is_empty = |held: &Held| book.parts.get(held.key.as_str()).is_none_or(|part| part.till.is_empty());
+        spent.retain(|held| held.spent && is_empty(held));
+        spent
+    }
+
     /// What has no money for the jobs of these lanes, where all of them wait for money and for nothing else: a person has to
     /// allow more, or another day comes.
     pub fn is_spent_for(&self, lanes: &[Lane]) -> Option<Held> {
-        let mut spent = self.held();
-        {
-            let book = self.quotas().book();
-            // Smaller jobs than those that went back may yet be paid. A complaint has no part.
-            let is_empty = |held: &Held| book.parts.get(held.key.as_str()).is_none_or(|part| part.till.is_empty());
-            spent.retain(|held| held.spent && is_empty(held));
-        }
+        let spent = self.spent();
         if lanes.is_empty() {
             return spent.into_iter().next();
         }

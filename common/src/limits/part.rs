@@ -125,7 +125,9 @@ impl Part {
             }
             return;
         }
-        let mean = mean(self.ready(now));
+        let mut mean = mean(self.ready(now));
+        // Its own first job says it: of another model's cost nobody knows whether this one's could not be paid.
+        mean.amounts.usd = 0;
         if self.lanes.len() >= LANES {
             self.lanes.clear();
         }
@@ -141,8 +143,8 @@ impl Part {
         }
     }
 
-    /// A job of this lane may cost so much, whether there is that much or not: without a first guess, since a lane whose
-    /// jobs seem to cost less would have them leased in vain.
+    /// A job of this lane may cost so much, whether there is that much or not: the first says it all, since a lane whose jobs
+    /// seem to cost less would have them leased in vain.
     pub(super) fn costs(&mut self, lane: &Lane, usd: i64) {
         self.till.needs(usd);
         if let Some(seen) = self.lanes.get_mut(lane) {

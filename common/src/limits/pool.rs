@@ -347,7 +347,8 @@ impl Pool {
             let (member, at) = self.gone.iter().filter(|(member, _)| of(member).is_some()).max_by_key(|(_, at)| *at)?;
             Some(Lack { least: of(member)?, ago: now.saturating_sub(*at).max(0) })
         };
-        here.or_else(last).filter(|lack| unspent < lack.least)
+        let is_left = self.members.iter().all(|member| member.seen <= now.saturating_sub(SILENT));
+        here.or_else(|| last().filter(|_| is_left)).filter(|lack| unspent < lack.least)
     }
 
     fn answer(&self, now: i64, amounts: Amounts, wait: Option<i64>, short: Option<Cap>) -> Grant {

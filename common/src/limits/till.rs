@@ -101,11 +101,11 @@ impl Till {
     pub(super) fn says(&self, usd: i64) -> Option<String> {
         let money = self.stands()?;
         let say = |usd| money.cap.measure.say(usd);
-        let used = format!("{} of {} is spent", say(money.cap.most.saturating_sub(money.unspent)), money.cap);
+        let spent = format!("{} of {} is spent", say(money.cap.most.saturating_sub(money.unspent)), money.cap);
         Some(if self.is_broke(usd) {
-            format!("{used}, and a job that waits may cost {}", say(usd))
+            format!("{spent}, and a job that waits may cost {}", say(usd))
         } else {
-            format!("{used}, and calls that run hold what is left")
+            format!("{spent}, and calls that run hold what is left")
         })
     }
 

@@ -140,6 +140,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Patient<S> {
         while let Some(left) = self.instead.clone().filter(|left| !left.is_empty()) {
             let written = Pin::new(&mut self.stream).poll_write(cx, &left);
             let sent = ready!(self.judged(cx, written))?;
+            if sent == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
             self.instead = Some(left.slice(sent..));
         }
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);

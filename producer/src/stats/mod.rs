@@ -290,7 +290,8 @@ fn shares(view: &QueueView, waits: &[&Standing], jobs: &[JobView], now: Timestam
         let entry = found.entry(reason(standing)).or_default();
         entry.0 += 1;
         entry.1 = standing.held.iter().map(|held| held.until).chain(entry.1).min();
-        let is_known = |lack: Lack| job.created_at.as_millis() <= now.as_millis() - lack.ago;
+        let since = job.due.map_or(job.created_at, |due| due.max(job.created_at));
+        let is_known = |lack: Lack| since.as_millis() <= now.as_millis() - lack.ago;
         broke += u64::from(standing.lacks().is_some_and(|(_, lack)| is_known(lack)));
     }
     let part = |count: u64| {
@@ -298,7 +299,7 @@ fn shares(view: &QueueView, waits: &[&Standing], jobs: &[JobView], now: Timestam
         u64::try_from(jobs).unwrap_or(u64::MAX)
     };
     // What is not in the sample may be something else.
-    let broke = if broke == all { part(broke) } else { 0 };
+    let broke = if broke == all && all >= view.depth.ready { part(broke) } else { 0 };
     let of = |(reason, (count, until))| BlockedJobs { reason, jobs: part(count), until };
     (found.into_iter().map(of).collect(), broke)
 }

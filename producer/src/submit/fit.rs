@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use promptq_common::config::{Api, Config};
 use promptq_common::job::{Job, Queue};
-use promptq_common::limits::{Measure, covers};
+use promptq_common::limits::{Measure, counting};
 use promptq_common::outcome::Failure;
 use promptq_common::price::{Price, Prices};
 use promptq_common::work::{Input, Work, family};
@@ -30,8 +30,9 @@ pub struct Fit {
     runners: Arc<Runners>,
     prices: Prices,
     whose: Whose,
-    /// Queues with a budget, and limit keys that cap what is spent.
+    /// Queues with a budget, keys of limits, and those of them that cap what is spent.
     budgets: Vec<Queue>,
+    rules: Vec<String>,
     capped: Vec<String>,
     allows_exec: bool,
 }
@@ -74,6 +75,7 @@ impl Fit {
             prices: config.prices.clone(),
             whose,
             budgets: budgets.map(|(queue, _)| queue.clone()).collect(),
+            rules: config.limits.iter().map(|rule| rule.key.clone()).collect(),
             capped: capped.map(|rule| rule.key.clone()).collect(),
             allows_exec: config.worker.allow_exec || whose == Whose::Own,
         }
@@ -166,7 +168,8 @@ impl Fit {
         let by_itself = job.extras.as_ref().is_some_and(|of| of.max_cost.is_some() || of.batch_max_cost.is_some());
         by_itself
             || self.budgets.contains(&job.queue)
-            || limit_keys.any(|key| self.capped.iter().any(|capped| covers(capped, &key)))
+            || limit_keys
+                .any(|key| counting(&self.rules, &key).into_iter().flatten().any(|key| self.capped.contains(key)))
     }
 }
 

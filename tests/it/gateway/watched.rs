@@ -47,6 +47,8 @@ async fn requests_are_counted_once_by_route_and_by_what_was_wrong() {
     gateway.ask(Ask::post("/v1/jobs", "{")).await.fails(422, "bad-row");
     gateway.ask(Ask::get("/nowhere/at/all")).await.fails(404, "not-found");
     gateway.ask(Ask::post("/v1/jobs", job(&"x".repeat(17 << 20)))).await.fails(413, "too-large");
+    let connected = "promptq_broker_connected{backend=\"sqlite\"}";
+    until("the broker was looked at", async || near(value(&page(admin), connected), 1.0).then_some(())).await;
     let page = page(admin);
     for (series, count) in [
         ("promptq_http_requests_total{route=\"/v1/jobs\",method=\"POST\",code=\"201\"}", 1.0),
@@ -54,7 +56,6 @@ async fn requests_are_counted_once_by_route_and_by_what_was_wrong() {
         ("promptq_http_requests_total{route=\"/v1/jobs/{id}\",method=\"GET\",code=\"200\"}", 1.0),
         ("promptq_http_requests_total{route=\"unknown\",method=\"GET\",code=\"404\"}", 1.0),
         ("promptq_http_requests_in_flight", 0.0),
-        ("promptq_broker_connected{backend=\"sqlite\"}", 1.0),
         ("promptq_publish_total{queue=\"default\",backend=\"sqlite\",outcome=\"confirmed\"}", 1.0),
         ("promptq_admission_rejected_total{queue=\"_\",reason=\"invalid\"}", 1.0),
         ("promptq_admission_rejected_total{queue=\"_\",reason=\"too_large\"}", 1.0),

@@ -85,10 +85,11 @@ impl Intake {
         if found != delayed || keys.len() > LOOKED_AT.1 {
             return Ok(None);
         }
-        let spent: BTreeSet<_> =
-            self.desk.limits.held().into_iter().filter(|held| held.spent).map(|held| held.key).collect();
+        let named = |held: Vec<Held>| held.into_iter().map(|held| held.key).collect::<BTreeSet<_>>();
+        let (held, spent) = (named(self.desk.limits.held()), named(self.desk.limits.spent()));
         for key in keys.difference(&spent) {
-            if look(ledger, key).await?.is_none_or(|view| view.lacks.is_none()) {
+            // What something else holds here as well may go on without a person.
+            if held.contains(key) || look(ledger, key).await?.is_none_or(|view| view.lacks.is_none()) {
                 return Ok(None);
             }
         }

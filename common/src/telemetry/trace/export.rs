@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The waits between tries; after the last one a batch is lost.
 const PAUSES: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(9)];
 /// What is left when the process ends may take so long.
-const LAST: Duration = Duration::from_secs(1);
+const LAST: Duration = Duration::from_secs(3);
 
 /// Sends this process's spans, from now on until it is closed.
 #[derive(Debug)]
@@ -58,7 +58,7 @@ impl Exporter {
         Ok(Some(Self { stop, tasks }))
     }
 
-    /// Sends what is left, within a second; what comes later is not taken any more.
+    /// Sends what is left, within three seconds; what comes later is not taken any more.
     pub async fn close(mut self) {
         self.stop.send_replace(true);
         if timeout(LAST, self.tasks.join_next()).await.is_err() {
@@ -136,7 +136,10 @@ impl Post {
                 | StatusCode::GATEWAY_TIMEOUT),
             ) => Tried::Later(format!("HTTP {}", status.as_u16())),
             Ok(status) => Tried::Refused(format!("HTTP {}", status.as_u16())),
-            Err(error) => Tried::Later(error.without_url().to_string()),
+            Err(error) => {
+                let why = Error::new(Kind::Unavailable, "send spans", "no answer").because(error.without_url());
+                Tried::Later(why.to_string())
+            }
         }
     }
 }
@@ -153,11 +156,9 @@ struct Shipping {
 
 impl Shipping {
     async fn run(mut self) {
-        let (mut batch, mut client) = (Vec::new(), None);
+        let client = Post::client().map_err(|error| tracing::warn!(%error, "spans cannot be sent")).ok();
+        let mut batch = Vec::new();
         while self.gather(&mut batch).await {
-            if client.is_none() {
-                client = Post::client().map_err(|error| tracing::warn!(%error, "spans cannot be sent")).ok();
-            }
             let arrived = match &client {
                 Some(client) => self.deliver(client, &batch).await,
                 None => false,
