@@ -11,7 +11,7 @@ use promptq_common::config;
 use promptq_common::error::{Kind, Result};
 use promptq_common::job::Queue;
 use promptq_common::ledger::{HELD_KEYS, HELD_LANES, HeldKey, JobFilter, WorkerReport};
-use promptq_common::limits::{Bounded, CapView, Held, Limits, forget, look};
+use promptq_common::limits::{Bounded, Cap, CapView, Held, Limits, Measure, forget, look};
 use promptq_common::outcome::FailureClass;
 use promptq_common::record::State;
 use promptq_common::store::{REUSE_FOLDER, Store};
@@ -190,7 +190,7 @@ pub(crate) async fn wake_held(broker: Broker, settings: Settings) {
         }
     }
     for key in keys {
-        if is_spent(&broker, &key).await {
+        if is_spent(&broker, &settings, &key).await {
             continue;
         }
         if let Err(error) = broker.wake(&key).await {
@@ -199,12 +199,23 @@ pub(crate) async fn wake_held(broker: Broker, settings: Settings) {
     }
 }
 
-/// Whether next to nothing is left of the money that jobs wait for: they would all be leased in vain.
-async fn is_spent(broker: &Broker, hold: &HoldKey) -> bool {
+/// Whether the money that jobs wait for is spent, by this worker's settings too: they would all be leased in vain.
+async fn is_spent(broker: &Broker, settings: &Settings, hold: &HoldKey) -> bool {
     let Ok(Some(view)) = look(broker.ledger(), &hold.limit_key()).await else { return false };
-    let most = |cap: &CapView| cap.cap.most.saturating_sub(cap.cap.most / 20);
-    let is_used_up = |cap: &CapView| cap.used.saturating_add(cap.held) >= most(cap);
-    view.lacks.is_some() || (!matches!(hold, HoldKey::Limit(_)) && view.caps.iter().any(is_used_up))
+    let is_meant = |own: &Cap, cap: &CapView| *own == Cap { most: cap.configured, ..cap.cap };
+    let stands = |cap: &&CapView| match hold {
+        _ if cap.cap.measure != Measure::Usd => false,
+        HoldKey::Batch(_) => true,
+        HoldKey::Budget(name) => {
+            settings.budgets.iter().any(|(queue, own)| queue.as_str() == name && is_meant(own, cap))
+        }
+        HoldKey::Limit(key) => {
+            settings.limits.iter().any(|rule| rule.key == *key && rule.caps.iter().any(|own| is_meant(own, cap)))
+        }
+    };
+    let is_used_up = |cap: &CapView| cap.used.saturating_add(cap.held) >= cap.cap.most - cap.cap.most / 20;
+    let is_own = !matches!(hold, HoldKey::Limit(_));
+    view.caps.iter().filter(stands).any(|cap| view.lacks.is_some() || (is_own && is_used_up(cap)))
 }
 
 /// Sweeps, rolls batches up and deletes forgotten outputs, whenever this worker holds the lock.
