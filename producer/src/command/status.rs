@@ -144,7 +144,8 @@ async fn look(cx: &Context, name: &str) -> Result<Seen> {
     causes.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
     causes.truncate(CAUSES);
     let waiting = !batch.cancelled && batch.counts.queued + batch.counts.delayed > 0;
-    let waits = if waiting { waits::of_batch(ledger, &batch.queue, &batch.name).await? } else { Vec::new() };
+    let of = (&batch.queue, &batch.name);
+    let waits = if waiting { waits::of_batch(ledger, of, waits::runners(cx).as_ref()).await? } else { Vec::new() };
     Ok(Seen::Batch(Box::new(batch), causes, waits))
 }
 

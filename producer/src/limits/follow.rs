@@ -51,7 +51,7 @@ impl Waits {
             let still = self.still(batch);
             if self.is_due(FLEET, "") {
                 self.wanted = nobody(ledger, batch).await;
-                let standings = waits::of_batch(ledger, &batch.queue, &batch.name).await.unwrap_or_default();
+                let standings = waits::of_batch(ledger, (&batch.queue, &batch.name), None).await.unwrap_or_default();
                 self.says = self.wanted.clone().or_else(|| waits::line(&standings));
                 if self.says.is_none() && still >= STILL.0 {
                     self.tell_unmoved(batch, still);

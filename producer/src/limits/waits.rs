@@ -37,11 +37,15 @@ pub async fn of_queues(ledger: &dyn Ledger, queues: &[Queue]) -> Result<BTreeMap
     Ok(wanted.into_iter().map(|(queue, keys)| (queue.clone(), of(&keys))).collect())
 }
 
-/// What keeps jobs of a batch waiting, the gravest first.
+/// What keeps jobs of a batch waiting, the gravest first. By `settings` also want of money that no worker tells of any more.
 ///
 /// # Errors
 /// As the ledger's.
-pub async fn of_batch(ledger: &dyn Ledger, queue: &Queue, batch: &BatchName) -> Result<Vec<Standing>> {
+pub async fn of_batch(
+    ledger: &dyn Ledger,
+    (queue, batch): (&Queue, &BatchName),
+    settings: Option<&Runners>,
+) -> Result<Vec<Standing>> {
     let workers = ledger.workers().await?;
     let known = known(ledger, &workers).await?;
     let (models, back) = latest(ledger, batch).await?;
@@ -49,7 +53,13 @@ pub async fn of_batch(ledger: &dyn Ledger, queue: &Queue, batch: &BatchName) -> 
     let is_theirs = |model: Option<&str>| models.is_empty() || model.is_none_or(|model| models.contains(model));
     let mut keys = behind(&workers, queue, is_theirs);
     keys.extend(budgets(queue, Some(batch)).chain(back).filter(|key| known.contains(key)));
-    Ok(gravest_first(several(ledger, keys, &workers).await?))
+    let first = |model: &String| settings?.limit_keys(queue, Some(model)).into_iter().next();
+    let limit_keys: BTreeSet<String> = models.iter().filter_map(first).collect();
+    let is_meant = |key: &&String| !keys.contains(*key) && limit_keys.iter().any(|limit_key| covers(key, limit_key));
+    let left = several(ledger, known.iter().filter(is_meant).cloned().collect(), &workers).await?;
+    let mut standings = several(ledger, keys, &workers).await?;
+    standings.extend(left.into_iter().filter(|standing| standing.lacks().is_some()));
+    Ok(gravest_first(standings))
 }
 
 /// The models of the latest jobs of a batch that wait, and the keys that some of them went back for; none where the ledger
@@ -212,11 +222,11 @@ mod tests {
         assert_eq!(keys(&of[&queue("default")]), "dead/gpt budget:default slow/gpt");
         assert_eq!((keys(&of[&queue("vision")]), keys(&of[&queue("idle")])), ("other/gpt".to_owned(), String::new()));
         let batch = BatchName::new("nov").unwrap();
-        let of = of_batch(broker.ledger(), &queue("idle"), &batch).await.unwrap();
+        let of = of_batch(broker.ledger(), (&queue("idle"), &batch), None).await.unwrap();
         assert_eq!(keys(&of), "batch:nov");
         let said = line(&of).unwrap();
         assert!(said.starts_with("budget-bound: batch:nov 9 of 9 requests/min"), "{said}");
-        let of = of_batch(broker.ledger(), &queue("default"), &batch).await.unwrap();
+        let of = of_batch(broker.ledger(), (&queue("default"), &batch), None).await.unwrap();
         assert!(line(&of).unwrap().ends_with("(and 3 more: promptq limits list)"), "{of:?}");
     }
 
@@ -229,7 +239,7 @@ mod tests {
             let batch = BatchName::new(name).unwrap();
             let job = Job { batch: Some(batch.clone()), ..Job::new(queue("default"), Work::prompt(Some(model), "x")) };
             broker.enqueue(&[job]).await.unwrap();
-            keys(&of_batch(broker.ledger(), &queue("default"), &batch).await.unwrap())
+            keys(&of_batch(broker.ledger(), (&queue("default"), &batch), None).await.unwrap())
         };
         assert_eq!((of("theirs", "gpt").await, of("others", "free").await), ("dead/gpt".to_owned(), String::new()));
     }

@@ -118,21 +118,25 @@ fn what_an_account_has_no_money_for_wants_no_worker_until_something_newer_comes(
         due: Some(NOW + Duration::from_secs(600)),
         ..waiting(Some("m"), 0)
     };
-    let of = |jobs: Vec<JobView>| {
-        let (blocked, broke) = shares(&queue_view(22), &[&account], &jobs, NOW);
+    let of = |ready: u64, jobs: Vec<JobView>| {
+        let (blocked, broke) = shares(&queue_view(ready), &[&account], &jobs, NOW);
         let workers = stats(
-            QueueView { depth: Depth { ready: 22, ..Depth::default() }, ..queue_view(22) },
+            QueueView { depth: Depth { ready, ..Depth::default() }, ..queue_view(ready) },
             (blocked.clone(), broke),
             &Around { workers: &[], limits: &[], concurrency: 4, backend: "memory" },
         );
         (blocked.into_iter().map(|blocked| (blocked.reason, blocked.jobs)).collect::<Vec<_>>(), workers.desired_workers)
     };
     let old = || waiting(Some("m"), 50_000);
-    assert_eq!(of(vec![old(), old(), back.clone()]), (vec![("budget", 22)], 0), "the workers have left");
-    assert_eq!(of(vec![waiting(Some("acme/x"), 0)]), (vec![("budget", 22)], 0), "its name says so");
+    assert_eq!(of(2, vec![old(), old(), back.clone()]), (vec![("budget", 2)], 0), "the workers have left");
+    assert_eq!(of(1, vec![waiting(Some("acme/x"), 0)]), (vec![("budget", 1)], 0), "its name says so");
+    let sample = vec![old(), old(), back.clone()];
+    assert_eq!(of(22, sample), (vec![("budget", 22)], 1), "nobody knows what the others wait for");
     let newer = waiting(Some("m"), 90_000);
-    assert_eq!(of(vec![newer, old(), back.clone()]), (vec![("budget", 22)], 1), "nobody has looked at that one");
-    assert_eq!(of(vec![waiting(Some("free"), 0), old(), back]), (vec![("budget", 11)], 3));
+    assert_eq!(of(2, vec![newer, old(), back.clone()]), (vec![("budget", 2)], 1), "nobody has looked at that one");
+    let due = JobView { due: Some(NOW), ..old() };
+    assert_eq!(of(2, vec![due, old(), back.clone()]), (vec![("budget", 2)], 1), "it was not to be looked at before");
+    assert_eq!(of(22, vec![waiting(Some("free"), 0), old(), back]), (vec![("budget", 11)], 3));
 }
 
 #[test]
