@@ -74,7 +74,6 @@ struct Plan {
 
 /// The most that a call may cost.
 const WORST: i64 = 1_000;
-
 type Calls = Arc<Mutex<Vec<Sent>>>;
 
 async fn call(limits: Limits, plan: Plan, expected: Option<Expected>, calls: Calls) -> bool {
