@@ -12,6 +12,7 @@ mod listen;
 mod openapi;
 mod patient;
 mod problem;
+mod query;
 mod result;
 mod room;
 mod route;
