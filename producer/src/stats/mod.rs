@@ -121,24 +121,27 @@ pub struct Look {
     pub limits: Vec<Room>,
 }
 
-/// These queues, or without any of them the first 200 by name; `concurrency` is what a worker runs at once where none has
-/// reported.
+/// These queues, or without any of them the first 200 by name of those that the broker knows and those that are `named`:
+/// in the settings, and perhaps nowhere else yet. `concurrency` is what a worker runs at once where none has reported.
 ///
 /// # Errors
 /// As the broker's and the ledger's: out of reach is never an empty queue.
-pub async fn look(broker: &Broker, asked: &[Queue], concurrency: u32) -> Result<Look> {
+pub async fn look(broker: &Broker, asked: &[Queue], named: &BTreeSet<Queue>, concurrency: u32) -> Result<Look> {
     let (mut left_out, mut unknown) = (0, Vec::new());
     let views: Vec<QueueView> = if asked.is_empty() {
         let mut views = broker.queues().await?;
         views.retain(|view| !idle_scratch(view));
+        let new: Vec<Queue> =
+            named.iter().filter(|name| views.iter().all(|view| view.queue != **name)).cloned().collect();
+        views.extend(new.into_iter().map(blank));
         views.sort_by(|one, other| one.queue.as_str().cmp(other.queue.as_str()));
         left_out = views.len().saturating_sub(SHOWN);
         views.truncate(SHOWN);
         views
     } else {
-        let seen = named(broker, asked).await?;
-        unknown = seen.iter().filter(|(_, is_known)| !is_known).map(|(view, _)| view.queue.clone()).collect();
-        seen.into_iter().map(|(view, _)| view).collect()
+        let seen = broker.several(asked).await?;
+        unknown = asked.iter().zip(&seen).filter(|(_, seen)| seen.is_none()).map(|(queue, _)| queue.clone()).collect();
+        asked.iter().zip(seen).map(|(queue, seen)| seen.unwrap_or_else(|| blank(queue.clone()))).collect()
     };
     let ledger = broker.ledger();
     let workers = ledger.workers().await?;
@@ -159,15 +162,9 @@ pub async fn look(broker: &Broker, asked: &[Queue], concurrency: u32) -> Result<
     Ok(Look { queues, unknown, left_out, limits: standings.iter().filter_map(room).collect() })
 }
 
-/// These queues, each with whether the broker knows it.
-async fn named(broker: &Broker, asked: &[Queue]) -> Result<Vec<(QueueView, bool)>> {
-    let view = |queue: Queue| async move {
-        let found = broker.queue(&queue).await?;
-        let is_known = found.is_some();
-        let blank = || QueueView { queue, paused: None, depth: Depth::default() };
-        Ok::<_, Problem>((found.unwrap_or_else(blank), is_known))
-    };
-    stream::iter(asked.iter().cloned().map(view)).buffered(AT_ONCE).try_collect().await
+/// A queue that nobody has used.
+fn blank(queue: Queue) -> QueueView {
+    QueueView { queue, paused: None, depth: Depth::default() }
 }
 
 /// What is known beside a queue.
