@@ -1,5 +1,6 @@
 //! What every request passes, in this order: the bounds of its head, its host, its key, the key's rate and role, the names
-//! of its parameters; and what every answer gets: its request's id, headers that keep browsers from misusing it, a log line without its content.
+//! of its parameters; and what every answer gets: its request's id, headers that keep browsers from misusing it, a log line
+//! without its content.
 
 use axum::body::{Body, Bytes};
 use axum::extract::{MatchedPath, Request, State};
