@@ -131,17 +131,17 @@ pub async fn look(broker: &Broker, asked: &[Queue], named: &BTreeSet<Queue>, con
     let views: Vec<QueueView> = if asked.is_empty() {
         let mut views = broker.queues().await?;
         views.retain(|view| !idle_scratch(view));
-        let new: Vec<Queue> =
-            named.iter().filter(|name| views.iter().all(|view| view.queue != **name)).cloned().collect();
-        views.extend(new.into_iter().map(blank));
+        let is_new = |name: &&Queue| views.iter().all(|view| view.queue != **name);
+        let new: Vec<Queue> = named.iter().filter(is_new).cloned().collect();
+        views.extend(several(broker, &new).await?.into_iter().map(|(view, _)| view));
         views.sort_by(|one, other| one.queue.as_str().cmp(other.queue.as_str()));
         left_out = views.len().saturating_sub(SHOWN);
         views.truncate(SHOWN);
         views
     } else {
-        let seen = broker.several(asked).await?;
-        unknown = asked.iter().zip(&seen).filter(|(_, seen)| seen.is_none()).map(|(queue, _)| queue.clone()).collect();
-        asked.iter().zip(seen).map(|(queue, seen)| seen.unwrap_or_else(|| blank(queue.clone()))).collect()
+        let seen = several(broker, asked).await?;
+        unknown = seen.iter().filter(|(_, is_known)| !is_known).map(|(view, _)| view.queue.clone()).collect();
+        seen.into_iter().map(|(view, _)| view).collect()
     };
     let ledger = broker.ledger();
     let workers = ledger.workers().await?;
@@ -162,9 +162,15 @@ pub async fn look(broker: &Broker, asked: &[Queue], named: &BTreeSet<Queue>, con
     Ok(Look { queues, unknown, left_out, limits: standings.iter().filter_map(room).collect() })
 }
 
-/// A queue that nobody has used.
-fn blank(queue: Queue) -> QueueView {
-    QueueView { queue, paused: None, depth: Depth::default() }
+/// These queues, each with whether the broker knows it.
+async fn several(broker: &Broker, queues: &[Queue]) -> Result<Vec<(QueueView, bool)>> {
+    let seen = if queues.is_empty() { Vec::new() } else { broker.several(queues).await? };
+    let view = |(queue, seen): (&Queue, Option<QueueView>)| {
+        let is_known = seen.is_some();
+        let blank = || QueueView { queue: queue.clone(), paused: None, depth: Depth::default() };
+        (seen.unwrap_or_else(blank), is_known)
+    };
+    Ok(queues.iter().zip(seen).map(view).collect())
 }
 
 /// What is known beside a queue.
