@@ -4,6 +4,7 @@
 pub mod account;
 pub mod chart;
 pub mod contest;
+pub mod form;
 pub mod gateway;
 pub mod goals;
 pub mod library;

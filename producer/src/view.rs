@@ -86,12 +86,44 @@ pub fn eta_seconds(view: &BatchView, now: Timestamp) -> Option<u64> {
 }
 
 #[cfg(test)]
-mod tests {
-    use promptq_common::job::{BatchName, Queue};
+pub(crate) mod tests {
+    use std::collections::BTreeMap;
+
+    use promptq_common::job::{BatchName, JobId, Queue};
     use promptq_common::ledger::{Counts, Cursor};
     use promptq_common::outcome::Usage;
+    use promptq_common::record::State;
 
     use super::*;
+
+    /// A job that waits and has nothing of its own.
+    pub(crate) fn waiting() -> JobView {
+        JobView {
+            id: JobId::from_bytes([1; 16]),
+            queue: Queue::standard(),
+            model: None,
+            priority: 5,
+            batch: None,
+            row: None,
+            custom_id: None,
+            tenant: None,
+            tags: BTreeMap::new(),
+            state: State::Queued,
+            epoch: 0,
+            attempts: 0,
+            deaths: 0,
+            created_at: Timestamp::from_millis(0),
+            deadline: Timestamp::from_millis(500_000),
+            due: None,
+            hold: None,
+            worker: None,
+            leased_at: None,
+            cancel_requested: false,
+            dropped: false,
+            paused: None,
+            record: None,
+        }
+    }
 
     fn view(counts: Counts, sealed: bool) -> BatchView {
         BatchView {

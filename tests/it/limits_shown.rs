@@ -3,16 +3,18 @@
 use std::process::Child;
 use std::time::{Duration, Instant};
 
-use promptq_common::broker::{Broker, WorkerId};
+use promptq_common::broker::Broker;
 use promptq_common::job::{BatchName, Job, JobId, Queue};
-use promptq_common::ledger::{HeldKey, WorkerReport};
+use promptq_common::ledger::WorkerReport;
 use promptq_common::limits::{self, Amounts, Ask, Cap, Measure, Per};
 use promptq_common::outcome::FailureClass;
-use promptq_common::time::Timestamp;
 use promptq_common::work::Work;
+use promptq_tests::fixture::held_back;
 use promptq_tests::process::{Home, Said};
 use promptq_tests::rabbit::RabbitServer;
+use promptq_tests::site::{Hand, until};
 use promptq_tests::steps::put;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 fn only(home: &Home) -> Value {
@@ -183,32 +185,7 @@ fn a_ledger_that_cannot_share_limits_says_so() {
 
 /// A report of a worker that is held back by a key, for jobs of this queue and of the model `mock`.
 fn report(queue: &Queue, key: &str, class: FailureClass, detail: &str) -> WorkerReport {
-    let now = Timestamp::now();
-    let held = HeldKey {
-        key: key.into(),
-        class,
-        detail: detail.into(),
-        since: now - Duration::from_secs(120),
-        until: now + Duration::from_secs(480),
-        probing: false,
-        lanes: vec![(queue.clone(), Some("mock".into()))],
-        at_once: None,
-    };
-    WorkerReport {
-        id: WorkerId::random("w"),
-        host: "h".into(),
-        pid: 1,
-        version: "0".into(),
-        started_at: now,
-        seen_at: now,
-        slots: 4,
-        running: 0,
-        queues: vec![format!("{queue}:1")],
-        draining: false,
-        blocked: Some(format!("{class} {key}: {detail}")),
-        held: vec![held],
-        paces: vec![],
-    }
+    held_back(std::slice::from_ref(queue), key, class, detail)
 }
 
 /// A key of which all is used.
@@ -317,8 +294,12 @@ async fn a_damaged_state_names_the_command_that_mends_it() {
             "promptq limits reset \"mock\" begins it anew",
         ]);
     }
-    let log = Said::of(&mut home.program("promptq-worker", &["--once"])).stderr;
-    assert!(log.contains("promptq limits reset"), "{log}");
+    let worker = home.program("promptq-worker", &["--admin=off", "--drain-timeout=1s"]);
+    let mut worker = Hand::start(worker, home.path("worker.log"));
+    until("it says so", async || worker.log().contains("promptq limits reset").then_some(())).await;
+    worker.signal(Signal::TERM);
+    let code = until("it has given back what waits for the limit", async || worker.code()).await;
+    assert!(matches!(code, Some(0 | 124)), "{code:?}: {}", worker.log());
     home.promptq(&["limits", "reset", "mock"]).ends(2).says(&["reset of 1 limit mock (it cannot be read", "--yes"]);
     home.promptq(&["limits", "reset", "mock", "--dry-run"])
         .ends(0)

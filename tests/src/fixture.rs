@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use promptq_common::broker::{Head, LeaseId, Verdict, envelope};
+use promptq_common::broker::{Head, LeaseId, Verdict, WorkerId, envelope};
 use promptq_common::job::{BatchName, Job, JobId, Priority, Queue};
+use promptq_common::ledger::{HeldKey, WorkerReport};
 use promptq_common::outcome::{Attempt, Body, FailureClass, Usage, Usd};
 use promptq_common::record::{Answer, Cause, End, Output, Record, Stored};
 use promptq_common::time::Timestamp;
@@ -137,4 +138,35 @@ pub fn release() -> Verdict {
 /// What a backend reads of a job.
 pub fn head(job: &Job) -> Head {
     envelope(job).expect("a job that can travel").head
+}
+
+/// A worker of these queues that a key holds back: since two minutes, for eight more, in all their jobs for the model
+/// `mock`.
+pub fn held_back(queues: &[Queue], key: &str, class: FailureClass, detail: &str) -> WorkerReport {
+    let now = Timestamp::now();
+    let held = HeldKey {
+        key: key.to_owned(),
+        class,
+        detail: detail.to_owned(),
+        since: now - Duration::from_secs(120),
+        until: now + Duration::from_secs(480),
+        probing: false,
+        lanes: queues.iter().map(|queue| (queue.clone(), Some("mock".to_owned()))).collect(),
+        at_once: None,
+    };
+    WorkerReport {
+        id: WorkerId::random("w"),
+        host: "h".to_owned(),
+        pid: 1,
+        version: "0".to_owned(),
+        started_at: now,
+        seen_at: now,
+        slots: 4,
+        running: 0,
+        queues: queues.iter().map(|queue| format!("{queue}:1")).collect(),
+        draining: false,
+        blocked: Some(format!("{class} {key}: {detail}")),
+        held: vec![held],
+        paces: Vec::new(),
+    }
 }

@@ -10,7 +10,7 @@ use promptq_common::ledger::{Cursor, Scope};
 use promptq_common::work::Work;
 
 use super::programs::{Count, Measured, Who, told};
-use super::{Form, Run};
+use super::{Form, Run, SMOKE};
 use crate::account::number;
 use crate::machine::Load;
 use crate::provider::{MODEL, Provider};
@@ -21,7 +21,7 @@ const SECOND: Duration = Duration::from_secs(1);
 
 /// All rounds.
 pub(super) async fn hold(run: &mut Run) -> anyhow::Result<()> {
-    let calls = run.plan.form.of(10_000, 10_000);
+    let calls = run.plan.form.of(10_000, 10_000, SMOKE);
     let rounds = if run.plan.form == Form::Full { run.plan.rounds.min(5) } else { 1 };
     for kind in [Kind::Sqlite, Kind::Redis, Kind::Quorum] {
         run.versions(kind);

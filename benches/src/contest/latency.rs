@@ -10,7 +10,7 @@ use promptq_common::work::Work;
 use rand::RngExt as _;
 
 use super::programs::{Count, Peer, Who, float, prompt, told};
-use super::{Form, Run};
+use super::{Form, Run, SMOKE};
 use crate::account::Figure;
 use crate::library::enqueue;
 use crate::machine::Load;
@@ -25,7 +25,7 @@ const WARM_UP: u64 = 20;
 
 /// All rounds.
 pub(super) async fn hold(run: &mut Run) -> anyhow::Result<()> {
-    let jobs = run.plan.form.of(300, 100).min(300);
+    let jobs = run.plan.form.of(300, 100, SMOKE).min(300);
     // Each has hundreds of waits in it.
     let rounds = if run.plan.form == Form::Full { run.plan.rounds.min(3) } else { 1 };
     for kind in KINDS {

@@ -13,8 +13,12 @@ use anyhow::{Context, bail};
 
 pub(crate) use programs::{TEXT, prompt};
 
+pub use crate::form::Form;
 use crate::report::{Machine, Report, SCHEMA, Sample};
 pub use crate::stage::Kind;
+
+/// How many jobs are next to nothing, for a smoke.
+const SMOKE: u64 = 200;
 
 /// One of what is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,43 +72,10 @@ pub struct Plan {
     pub peers: bool,
 }
 
-/// How long it may take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
-    /// For figures.
-    Full,
-    /// In minutes, for a look.
-    Quick,
-    /// In a moment, to see that it works: no figure is worth anything.
-    Smoke,
-}
-
 impl Form {
-    /// As reports call it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Full => "full",
-            Self::Quick => "quick",
-            Self::Smoke => "smoke",
-        }
-    }
-
     /// As many rounds as it has by itself; ten give an interval of the median that leaves out the strangest two.
     pub fn rounds(self) -> u32 {
-        match self {
-            Self::Full => 10,
-            Self::Quick => 3,
-            Self::Smoke => 1,
-        }
-    }
-
-    /// The first for figures, the second for a look; next to nothing for a smoke.
-    fn of(self, full: u64, quick: u64) -> u64 {
-        match self {
-            Self::Full => full,
-            Self::Quick => quick,
-            Self::Smoke => 200,
-        }
+        self.of(10, 3, 1)
     }
 }
 

@@ -3,7 +3,7 @@
 use anyhow::Context;
 
 use super::programs::{Count, Peer, Promptq, Who, told};
-use super::{Form, Run};
+use super::{Form, Run, SMOKE};
 use crate::report::Sample;
 use crate::stage::{Hall, Kind, Stage};
 
@@ -98,7 +98,10 @@ struct Counts {
 
 /// Long enough for a rate, which is half a second and more for a look: by the rates seen when these were set.
 fn counts(kind: Kind, who: Who, form: Form) -> Counts {
-    let of = |full, quick, warmup| Count { jobs: form.of(full, quick), warmup: form.of(warmup, warmup).min(warmup) };
+    let of = |full, quick, warmup| Count {
+        jobs: form.of(full, quick, SMOKE),
+        warmup: warmup.min(form.of(warmup, warmup, SMOKE)),
+    };
     let same = |count| Counts { enqueue: count, drain: count, live: count };
     match (who, kind) {
         (Who::Peer(CELERY), _) => same(of(5_000, 1_500, 300)),

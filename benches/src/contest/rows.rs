@@ -6,8 +6,8 @@ use std::process::Command;
 
 use anyhow::{Context, ensure};
 
-use super::Run;
 use super::programs::{AT_ONCE, Line, Measured, float};
+use super::{Run, SMOKE};
 use crate::machine::Load;
 use crate::process::{Home, Took, built};
 use crate::report::Sample;
@@ -20,7 +20,7 @@ const SLOTS: &str = "500";
 /// All rounds.
 pub(super) async fn hold(run: &mut Run) -> anyhow::Result<()> {
     run.versions(Kind::Sqlite);
-    let rows = run.plan.form.of(1_000_000, 50_000);
+    let rows = run.plan.form.of(1_000_000, 50_000, SMOKE);
     // A million rows take minutes, and hold still better than seconds do.
     let rounds = if rows == 1_000_000 { run.plan.rounds.min(3) } else { run.plan.rounds };
     let table = table(rows)?;

@@ -22,6 +22,7 @@ use anyhow::bail;
 use futures_util::future::join_all;
 use promptq_common::time::Timestamp;
 
+pub use crate::form::Form;
 use crate::machine::Load;
 use crate::report::Machine;
 use crate::stage::{Kind, versions};
@@ -104,35 +105,7 @@ fn part(part: impl Future<Output = Seen> + 'static) -> Part {
     Box::pin(part)
 }
 
-/// How long everything is looked at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
-    /// As long as the goals say.
-    Full,
-    /// Two minutes where it should be five and more.
-    Quick,
-    /// Seconds, to see that it works: no figure is worth anything.
-    Smoke,
-}
-
 impl Form {
-    /// As a report calls it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Full => "full",
-            Self::Quick => "quick",
-            Self::Smoke => "smoke",
-        }
-    }
-
-    fn of<T>(self, full: T, quick: T, smoke: T) -> T {
-        match self {
-            Self::Full => full,
-            Self::Quick => quick,
-            Self::Smoke => smoke,
-        }
-    }
-
     /// The first window, in which nothing counts yet.
     fn first(self) -> Duration {
         self.seconds(60, 60, 3)

@@ -7,6 +7,7 @@ use std::fmt;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -53,6 +54,12 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     /// The queue as it is now, if it is one of [`Backend::queues`], or was made for jobs that have not come yet.
     async fn queue(&self, queue: &Queue) -> Result<Option<QueueView>> {
         Ok(self.queues().await?.into_iter().find(|view| view.queue == *queue))
+    }
+
+    /// These queues, each as [`Backend::queue`] has it; what belongs to all of them is read once.
+    async fn several(&self, queues: &[Queue]) -> Result<Vec<Option<QueueView>>> {
+        let asked: Vec<_> = queues.iter().map(|queue| self.queue(queue)).collect();
+        stream::iter(asked).buffered(ASKED_AT_ONCE).try_collect().await
     }
 
     /// Why a queue is paused, if it is.
@@ -161,6 +168,9 @@ pub trait Hold: Send + Sync + fmt::Debug {
 /// The most bytes of payloads in one answer of [`Source::next`], and the size of the largest job: 1,000 of those would
 /// be 16 GiB.
 pub const LEASE_BYTES: usize = crate::codec::MAX_BYTES;
+
+/// Queues that are asked about at once.
+pub(super) const ASKED_AT_ONCE: usize = 16;
 
 /// The most jobs or ids in one call.
 pub const MAX_BATCH: usize = 1_000;

@@ -148,6 +148,11 @@ impl Broker {
         self.backend.queue(queue).await
     }
 
+    /// See [`Backend::several`].
+    pub async fn several(&self, queues: &[Queue]) -> Result<Vec<Option<QueueView>>> {
+        self.backend.several(queues).await
+    }
+
     /// See [`Backend::paused`].
     pub async fn paused(&self, queue: &Queue) -> Result<Option<String>> {
         self.backend.paused(queue).await

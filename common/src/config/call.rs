@@ -33,23 +33,11 @@ fn is_of_calls(setting: &Setting) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-    use std::path::{Path, PathBuf};
-
     use super::*;
-    use crate::config::{Sources, resolve};
+    use crate::config::tests;
 
     fn given(text: &str, env: &[(&str, &str)]) -> Result<Config, String> {
-        let own = |(a, b): &(&str, &str)| ((*a).to_owned(), (*b).to_owned());
-        let read = |_: &Path| Err(io::ErrorKind::NotFound.into());
-        let sources = Sources {
-            files: vec![(PathBuf::from("/etc/promptq.toml"), text.to_owned())],
-            environment: env.iter().chain([&("HOME", "/home/me")]).map(own).collect(),
-            flags: Vec::new(),
-            folder: PathBuf::from("/run"),
-            read: &read,
-        };
-        resolve(&sources).map_err(|errors| errors.to_string())
+        tests::given(&[("/etc/promptq.toml", text)], env, &[])
     }
 
     #[test]

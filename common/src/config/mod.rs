@@ -19,7 +19,7 @@ mod resolve;
 mod tests;
 mod traces;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -246,6 +246,12 @@ impl Config {
     /// The oldest answer that can be given again; `None` where there is no store to keep any in.
     pub fn reusable_for(&self) -> Option<Duration> {
         self.store.url.is_some().then_some(self.reuse_kept)
+    }
+
+    /// The queues that the settings name: those with a policy of their own, and those that workers serve by them. They are
+    /// there before their first job.
+    pub fn named_queues(&self) -> BTreeSet<Queue> {
+        self.queues.keys().chain(self.worker.queues.iter().map(|(queue, _)| queue)).cloned().collect()
     }
 
     /// The policy of a queue: its own, or the standard one.

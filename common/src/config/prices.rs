@@ -63,21 +63,11 @@ fn dollars(text: &str) -> Result<Usd, String> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use super::*;
-    use crate::config::{Config, Sources, resolve};
+    use crate::config::{Config, tests};
 
     fn given(text: &str) -> Result<Config, String> {
-        let read = |_: &std::path::Path| Err(std::io::ErrorKind::NotFound.into());
-        let sources = Sources {
-            files: vec![(PathBuf::from("promptq.toml"), text.to_owned())],
-            environment: [("HOME".to_owned(), "/home/me".to_owned())].into(),
-            flags: Vec::new(),
-            folder: PathBuf::from("/run"),
-            read: &read,
-        };
-        resolve(&sources).map_err(|errors| errors.to_string())
+        tests::given(&[("promptq.toml", text)], &[], &[])
     }
 
     #[test]

@@ -266,24 +266,13 @@ impl std::fmt::Display for Word {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use secrecy::ExposeSecret;
 
     use super::*;
-    use crate::config::{Config, Sources, resolve};
+    use crate::config::{Config, tests};
 
     fn given(text: &str, env: &[(&str, &str)]) -> Result<Config, String> {
-        let own = |(a, b): &(&str, &str)| ((*a).to_owned(), (*b).to_owned());
-        let read = |_: &std::path::Path| Err(std::io::ErrorKind::NotFound.into());
-        let sources = Sources {
-            files: vec![(PathBuf::from("promptq.toml"), text.to_owned())],
-            environment: env.iter().chain([&("HOME", "/home/me")]).map(own).collect(),
-            flags: Vec::new(),
-            folder: PathBuf::from("/run"),
-            read: &read,
-        };
-        resolve(&sources).map_err(|errors| errors.to_string())
+        tests::given(&[("promptq.toml", text)], env, &[])
     }
 
     #[test]

@@ -19,7 +19,11 @@ fn read(path: &Path) -> io::Result<String> {
     }
 }
 
-fn given(files: &[(&str, &str)], env: &[(&str, &str)], flags: &[(&'static str, &str)]) -> Result<Config, String> {
+pub(super) fn given(
+    files: &[(&str, &str)],
+    env: &[(&str, &str)],
+    flags: &[(&'static str, &str)],
+) -> Result<Config, String> {
     let own = |(a, b): &(&str, &str)| ((*a).to_owned(), (*b).to_owned());
     let flag = |(setting, value): &(&'static str, &str)| Flag { setting, name: "--flag", value: (*value).to_owned() };
     let environment: BTreeMap<_, _> = env.iter().chain([&HOME]).map(own).collect();

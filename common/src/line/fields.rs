@@ -2,12 +2,11 @@
 //! Which keys there are is `mod.rs`.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use super::members::Members;
 use super::{BATCH_KEYS, BadLine, EXTRA_KEYS, LATER_KEYS, MAX_TAGS, NAME_CHARS, PROMPT_KEYS};
 
 /// An object's members in the text they came from.
@@ -18,7 +17,7 @@ pub(super) struct Fields<'a> {
 
 impl<'a> Fields<'a> {
     pub(super) fn parse(line: &'a str) -> Result<Self, BadLine> {
-        let members: Members<'a> = serde_json::from_str(line).map_err(|error| {
+        let members: Members<'a, MAX_KEYS> = serde_json::from_str(line).map_err(|error| {
             let what = error.to_string();
             let what = what.split(" at line ").next().unwrap_or_default();
             BadLine { column: (error.column() > 0).then(|| error.column()), what: what.to_owned(), hint: None }
@@ -181,30 +180,3 @@ fn short(key: &str) -> String {
 
 /// The most keys of one object that are looked at; the reader then says that the object does not end there.
 const MAX_KEYS: usize = 100;
-
-/// All members of an object in order, repeats included.
-struct Members<'a>(Vec<(String, &'a RawValue)>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Seen;
-        impl<'de> Visitor<'de> for Seen {
-            type Value = Members<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object such as {\"prompt\":\"…\"}")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut members = Vec::new();
-                while members.len() < MAX_KEYS
-                    && let Some(member) = map.next_entry::<String, &'de RawValue>()?
-                {
-                    members.push(member);
-                }
-                Ok(Members(members))
-            }
-        }
-        deserializer.deserialize_map(Seen)
-    }
-}

@@ -2,6 +2,7 @@
 //! Which keys exist, and what an unknown one might have meant, is said here and nowhere else.
 
 mod fields;
+mod members;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,6 +18,7 @@ use crate::time::{Timestamp, parse_duration};
 use crate::work::{Input, Prompt, Work};
 use fields::Fields;
 pub use fields::{check_name, closest};
+pub use members::Members;
 
 /// The longest `custom_id`, key, tenant, tag name or tag value, in characters: they are shown in lists and kept in
 /// indexes.

@@ -27,7 +27,7 @@ use crate::stats::{Look, QueueStats, look};
     before_help = "Examples:\n  promptq exporter\n  promptq exporter --queues reviews,other --interval 30s --admin 0.0.0.0:9091"
 )]
 pub struct Args {
-    /// Only these queues [default: the first 200 by name]
+    /// Only these queues [default: the first 200 by name, those of the settings among them]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub queues: Vec<Queue>,
     /// How often to look
@@ -116,7 +116,8 @@ async fn once(cx: &Context, args: &Args, seen: &Seen) -> Result<()> {
     let begun = Instant::now();
     let looked = timeout(PATIENCE, async {
         let broker = cx.existing().await?;
-        let look = look(broker, &args.queues, cx.config.worker.concurrency).await?;
+        let config = &cx.config;
+        let look = look(broker, &args.queues, &config.named_queues(), config.worker.concurrency).await?;
         Ok::<_, Problem>((look, broker.backend_name()))
     });
     let looked = looked.await.unwrap_or_else(|_| {

@@ -199,43 +199,18 @@ fn blocked(worker: &WorkerReport) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
-    use promptq_common::job::{JobId, Queue};
+    use promptq_common::job::Queue;
     use promptq_common::outcome::FailureClass;
 
     use super::*;
     use crate::limits::binding::tests::spent;
     use crate::limits::tests::{standing, told, view};
+    use crate::view::tests::waiting;
 
     const NOW: Timestamp = Timestamp::from_millis(100_000);
 
     fn job(state: State) -> JobView {
-        JobView {
-            id: JobId::from_bytes([1; 16]),
-            queue: Queue::standard(),
-            model: None,
-            priority: 5,
-            batch: None,
-            row: None,
-            custom_id: None,
-            tenant: None,
-            tags: BTreeMap::new(),
-            state,
-            epoch: 0,
-            attempts: 0,
-            deaths: 0,
-            created_at: Timestamp::from_millis(0),
-            deadline: Timestamp::from_millis(500_000),
-            due: None,
-            hold: None,
-            worker: None,
-            leased_at: None,
-            cancel_requested: false,
-            dropped: false,
-            paused: None,
-            record: None,
-        }
+        JobView { state, ..waiting() }
     }
 
     fn worker(running: u32) -> WorkerReport {

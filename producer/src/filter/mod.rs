@@ -207,35 +207,20 @@ fn fits_pattern(pattern: &[u8], text: &[u8]) -> bool {
 mod tests {
     use std::collections::BTreeMap;
 
-    use promptq_common::job::JobId;
-
     use super::*;
+    use crate::view::tests::waiting;
 
     fn job() -> JobView {
         JobView {
-            id: JobId::from_bytes([7; 16]),
-            queue: Queue::standard(),
             model: Some("gpt-large".into()),
-            priority: 5,
             batch: Some(BatchName::new("nov reviews").unwrap()),
             row: Some(3),
             custom_id: Some("r-3".into()),
-            tenant: None,
             tags: BTreeMap::from([("run".into(), "42".into())]),
             state: State::Retrying,
-            epoch: 0,
             attempts: 2,
-            deaths: 0,
-            created_at: Timestamp::from_millis(0),
             deadline: Timestamp::from_millis(9_000_000),
-            due: None,
-            hold: None,
-            worker: None,
-            leased_at: None,
-            cancel_requested: false,
-            dropped: false,
-            paused: None,
-            record: None,
+            ..waiting()
         }
     }
 

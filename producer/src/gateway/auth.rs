@@ -22,7 +22,7 @@ pub(super) struct Caller(Option<Arc<Key>>);
 
 impl Caller {
     /// Who the head of a request says it is: anybody, where nobody needs a key.
-    pub(super) fn of(headers: &HeaderMap, ring: &Ring) -> Result<Self> {
+    pub(super) async fn of(headers: &HeaderMap, ring: &Ring) -> Result<Self> {
         if ring.is_open() {
             return Ok(Self(None));
         }
@@ -33,7 +33,7 @@ impl Caller {
         let bearer = said.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, text)| text.trim());
         let unknown = || Problem::new("bad-key", "no such key: it was mistyped, or revoked");
         let secret = bearer.and_then(Secret::read).ok_or_else(unknown)?;
-        match ring.find(&secret) {
+        match ring.find(&secret).await {
             Ok(key) => Ok(Self(Some(key))),
             Err(Refused::Unknown) => Err(unknown()),
             Err(Refused::Expired) => Err(Problem::new("bad-key", format!("the key {} has expired", secret.id()))),

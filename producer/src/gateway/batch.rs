@@ -1,7 +1,6 @@
 //! Many jobs: POST /v1/batches takes job lines as `promptq submit -` does. All of them are checked before the first is
 //! enqueued, so that a wrong one keeps all out; what an outage cuts short, the same request completes.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use axum::Extension;
@@ -10,13 +9,13 @@ use axum::extract::{Request, State};
 use axum::http::{Response, StatusCode, Uri};
 use axum::response::IntoResponse;
 use bytesize::ByteSize;
-use promptq_common::job::{BatchName, JobId, Queue};
+use promptq_common::job::{BadName, BatchName, JobId, Queue};
 use serde_json::json;
 
 use super::auth::Caller;
 use super::job::{caller_of, key_of};
 use super::problem::{Problem, Result};
-use super::{Gateway, Shared, body};
+use super::{Gateway, Shared, body, query};
 use crate::input::{Destination, Input, InputArgs, JobArgs, Kind, OnConflict, Source};
 use crate::submit::{self, Tally, Terms};
 
@@ -122,24 +121,18 @@ fn arguments(asked: &Asked, spool_limit: ByteSize) -> InputArgs {
 impl Asked {
     fn read(uri: &Uri) -> Result<Self> {
         let mut asked = Self { batch: None, queue: Queue::standard(), terms: Terms::default() };
-        let mut seen = BTreeSet::new();
-        let bad = |what: String| Problem::new("bad-request", what);
-        for (name, value) in url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()) {
-            if !seen.insert(name.to_string()) {
-                return Err(bad(format!("{name} is given twice")));
-            }
+        let bad = |why: BadName| Problem::new("bad-request", why.to_string());
+        for (name, value) in query::pairs(uri) {
             match (&*name, &*value) {
-                ("batch", value) => asked.batch = Some(BatchName::new(value).map_err(|why| bad(why.to_string()))?),
-                ("queue", value) => asked.queue = Queue::new(value).map_err(|why| bad(why.to_string()))?,
+                ("batch", value) => asked.batch = Some(BatchName::new(value).map_err(bad)?),
+                ("queue", value) => asked.queue = Queue::new(value).map_err(bad)?,
                 ("skip_invalid", "true") => asked.terms.skip_invalid = true,
                 ("skip_invalid", "false") | ("on_conflict", "fail") => {}
                 ("on_conflict", "skip") => asked.terms.on_conflict = OnConflict::Skip,
-                ("skip_invalid", _) => return Err(bad(format!("skip_invalid is {value:?}, not true or false"))),
-                ("on_conflict", _) => return Err(bad(format!("on_conflict is {value:?}, not fail or skip"))),
-                _ => {
-                    let known = "batch, queue, skip_invalid and on_conflict";
-                    return Err(bad(format!("{name:?} is no parameter of this; they are {known}")));
-                }
+                ("skip_invalid", value) => return Err(query::wrong("skip_invalid", value, "true or false")),
+                ("on_conflict", value) => return Err(query::wrong("on_conflict", value, "fail or skip")),
+                // The guard has let no other through.
+                _ => {}
             }
         }
         Ok(asked)
@@ -158,8 +151,14 @@ mod tests {
         assert!(asked.terms.skip_invalid && asked.terms.on_conflict == OnConflict::Skip);
         let plain = of("").unwrap();
         assert!(plain.batch.is_none() && plain.queue == Queue::standard() && !plain.terms.skip_invalid);
-        for wrong in ["batch=", "queue=a%20b", "skip_invalid=yes", "on_conflict=maybe", "bach=x", "batch=a&batch=b"] {
-            assert_eq!(of(wrong).unwrap_err().status(), 400, "{wrong}");
+        for (wrong, says) in [
+            ("batch=", r#"batch name \"\" must have 1 to 128 characters"#),
+            ("queue=a%20b", r#"queue name \"a b\" may hold only A-Z"#),
+            ("skip_invalid=yes", r#"skip_invalid is \"yes\", not true or false"#),
+            ("on_conflict=", r#"on_conflict is \"\", not fail or skip"#),
+        ] {
+            let told = of(wrong).unwrap_err();
+            assert!(told.status() == 400 && told.body().contains(says), "{wrong}: {}", told.body());
         }
     }
 }

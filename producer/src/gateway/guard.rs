@@ -1,5 +1,6 @@
-//! What every request passes, in this order: the bounds of its head, its host, its key, the key's role and rate; and what
-//! every answer gets: its request's id, headers that keep browsers from misusing it, a log line without its content.
+//! What every request passes, in this order: the bounds of its head, its host, its key, the key's rate and role, the names
+//! of its parameters; and what every answer gets: its request's id, headers that keep browsers from misusing it, a log line
+//! without its content.
 
 use axum::body::{Body, Bytes};
 use axum::extract::{MatchedPath, Request, State};
@@ -7,7 +8,7 @@ use axum::http::header::{
     CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, HOST, ORIGIN, REFERRER_POLICY,
     X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, Uri};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, Uri};
 use axum::middleware::Next;
 use axum::response::IntoResponse;
 use promptq_common::job::JobId;
@@ -16,13 +17,17 @@ use tokio::time::Instant;
 use super::auth::{Caller, Standing};
 use super::key::Role;
 use super::problem::{Counted, Problem, Result};
+use super::route::Route;
 use super::watched::Watched;
-use super::{Shared, route};
+use super::{Shared, query, route};
 
 /// The longest address that is taken.
 const URI: usize = 4_096;
 /// The most bytes of names and values of headers.
 const HEADERS: usize = 16 << 10;
+
+/// What is looked at of a request.
+type Head<'a> = (&'a Method, &'a Uri, &'a HeaderMap);
 
 /// Lets a request through to its route, or answers it.
 pub(super) async fn guard(State(gateway): State<Shared>, mut request: Request, next: Next) -> Response<Body> {
@@ -30,7 +35,8 @@ pub(super) async fn guard(State(gateway): State<Shared>, mut request: Request, n
     let id = JobId::fresh();
     let method = request.method().clone();
     let template = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
-    let (standing, admitted) = admit(&gateway, &request, template.as_deref());
+    let head = (&method, request.uri(), request.headers());
+    let (standing, admitted) = admit(&gateway, head, template.as_deref()).await;
     let mut response = match admitted {
         Ok(caller) => {
             let key = caller.as_ref().map_or("", Caller::id).to_owned();
@@ -88,26 +94,31 @@ fn safety() -> [(HeaderName, HeaderValue); 5] {
 }
 
 /// Who asks, where that matters, and how they stand with their rate, whether they are let through or not.
-fn admit(gateway: &Shared, request: &Request, template: Option<&str>) -> (Option<Standing>, Result<Option<Caller>>) {
-    let (role, caller) = match who(gateway, request, template) {
+async fn admit(gateway: &Shared, head: Head<'_>, template: Option<&str>) -> (Option<Standing>, Result<Option<Caller>>) {
+    let (route, role, caller) = match who(gateway, head, template).await {
         Ok(Some(who)) => who,
         Ok(None) => return (None, Ok(None)),
         Err(problem) => return (None, Err(problem)),
     };
     let standing = gateway.rates.count(&caller);
-    let allowed = standing.map_or(Ok(()), |standing| standing.allow(&caller)).and_then(|()| caller.must_be(role));
+    let allowed = standing.map_or(Ok(()), |standing| standing.allow(&caller));
+    let allowed = allowed.and_then(|()| caller.must_be(role)).and_then(|()| query::check(head.1, route.takes));
     (standing, allowed.map(|()| Some(caller)))
 }
 
-/// Who asks, and the least role that may ask that; `None` where anybody may.
-fn who(gateway: &Shared, request: &Request, template: Option<&str>) -> Result<Option<(Role, Caller)>> {
-    bounded(request.uri(), request.headers())?;
+/// Who asks for which route, and the least role that may; `None` where anybody may.
+async fn who(
+    gateway: &Shared,
+    (method, uri, headers): Head<'_>,
+    template: Option<&str>,
+) -> Result<Option<(&'static Route, Role, Caller)>> {
+    bounded(uri, headers)?;
     if gateway.is_local && gateway.ring.is_open() {
-        from_here(request.headers())?;
+        from_here(headers)?;
     }
-    let role = template.and_then(|path| route::of(request.method(), path)).and_then(|route| route.role);
-    let Some(role) = role else { return Ok(None) };
-    Ok(Some((role, Caller::of(request.headers(), &gateway.ring)?)))
+    let Some(route) = template.and_then(|path| route::of(method, path)) else { return Ok(None) };
+    let Some(role) = route.role else { return Ok(None) };
+    Ok(Some((route, role, Caller::of(headers, &gateway.ring).await?)))
 }
 
 /// Refuses a head that is too long; one far longer is never read whole, see `Patient`.

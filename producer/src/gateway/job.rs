@@ -35,9 +35,6 @@ pub(super) async fn submit(
 ) -> Result<Response<Body>> {
     let (head, content) = request.into_parts();
     body::must_be(&head.headers, &["application/json"])?;
-    if let Some((name, _)) = url::form_urlencoded::parse(head.uri.query().unwrap_or_default().as_bytes()).next() {
-        return Err(Problem::new("bad-request", format!("{name:?} is no parameter of this; it takes none")));
-    }
     let given = key_of(&head.headers)?;
     let made = JobId::fresh().to_string();
     let key = given.as_deref().map_or(Key::Made(&made), Key::Given);

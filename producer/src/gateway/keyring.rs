@@ -6,13 +6,14 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use promptq_common::time::Timestamp;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::key::{Key, Secret};
 use crate::problem::{Exit, Problem, Result};
@@ -23,6 +24,8 @@ const MOST: usize = 10_000;
 const LARGEST: u64 = 16 << 20;
 /// How often a gateway looks whether the file has changed.
 const LOOK: Duration = Duration::from_secs(1);
+/// How often it does so for secrets that nobody knows: guessing them costs no more than that.
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// The keys of a file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,11 +101,15 @@ fn trouble(path: &Path, error: &io::Error) -> Problem {
     Problem::new(Exit::Usage, "bad-keys", what).hint("--keys FILE names another place")
 }
 
-/// The keys of a running gateway. Cheap to clone; all clones are one.
-#[derive(Clone, Debug)]
+/// The keys of a running gateway.
+#[derive(Debug)]
 pub struct Ring {
     path: PathBuf,
-    held: Arc<RwLock<Held>>,
+    held: RwLock<Held>,
+    /// Held while the file is read: what was read first is never put in place of what was read later.
+    reading: Mutex<()>,
+    /// When it was last looked at for a secret that nobody knew.
+    again: tokio::sync::Mutex<Option<Instant>>,
 }
 
 #[derive(Debug, Default)]
@@ -135,7 +142,8 @@ impl Ring {
     /// # Errors
     /// As [`Keys::read`].
     pub fn open(path: PathBuf) -> Result<Self> {
-        let ring = Self { path, held: Arc::default() };
+        let ring =
+            Self { path, held: RwLock::default(), reading: Mutex::default(), again: tokio::sync::Mutex::default() };
         ring.look()?;
         Ok(ring)
     }
@@ -153,8 +161,31 @@ impl Ring {
         held.keys.iter().flat_map(HashMap::values).filter(|key| !key.is_expired(now)).count()
     }
 
-    /// The key of a secret.
-    pub fn find(&self, secret: &Secret) -> Result<Arc<Key>, Refused> {
+    /// The key of a secret. One that is not known may be new: the file is looked at once more before it is refused.
+    pub async fn find(&self, secret: &Secret) -> Result<Arc<Key>, Refused> {
+        match self.known(secret) {
+            Err(Refused::Unknown) => {
+                self.look_again().await;
+                self.known(secret)
+            }
+            found => found,
+        }
+    }
+
+    /// Looks at the file as it is now, with all who ask for that meanwhile. Of what is wrong with it [`Ring::follow`] tells.
+    async fn look_again(&self) {
+        let came = Instant::now();
+        let mut last = self.again.lock().await;
+        match *last {
+            Some(at) if at >= came => return,
+            Some(at) => sleep_until(at + AGAIN).await,
+            None => {}
+        }
+        *last = Some(Instant::now());
+        drop(self.look());
+    }
+
+    fn known(&self, secret: &Secret) -> Result<Arc<Key>, Refused> {
         let found = {
             let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
             held.keys.as_ref().and_then(|keys| keys.get(secret.id()).map(Arc::clone))
@@ -168,7 +199,7 @@ impl Ring {
     pub async fn follow(&self) {
         let mut broken = false;
         loop {
-            tokio::time::sleep(LOOK).await;
+            sleep(LOOK).await;
             match self.look() {
                 Ok(()) => broken = false,
                 Err(problem) if !broken => {
@@ -182,6 +213,7 @@ impl Ring {
 
     /// Reads the file if it is another than it was. A file that has gone holds no keys.
     fn look(&self) -> Result<()> {
+        let _one = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
         let seen = match std::fs::metadata(&self.path) {
             Ok(meta) => {
                 Some(Seen { inode: meta.ino(), size: meta.size(), modified: (meta.mtime(), meta.mtime_nsec()) })
@@ -203,6 +235,7 @@ impl Ring {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
+    use futures_util::future::join_all;
     use promptq_common::job::Queue;
 
     use super::super::key::Role;
@@ -248,34 +281,62 @@ mod tests {
         assert_eq!(Keys::read(&path).unwrap().unwrap().keys.len(), 40);
     }
 
-    #[test]
-    fn a_ring_follows_its_file_and_is_never_opened_again() {
+    #[tokio::test]
+    async fn a_ring_follows_its_file_and_is_never_opened_again() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("keys.json");
         let ring = Ring::open(path.clone()).unwrap();
         assert!(ring.is_open() && ring.usable() == 0);
         let secret = Secret::random();
-        assert_eq!(ring.find(&secret).unwrap_err(), Refused::Unknown);
+        assert_eq!(ring.find(&secret).await, Err(Refused::Unknown));
         add(&path, key(&secret));
         ring.look().unwrap();
-        assert!(!ring.is_open() && ring.find(&secret).is_ok() && ring.usable() == 1);
+        assert!(!ring.is_open() && ring.known(&secret).is_ok() && ring.usable() == 1);
         std::fs::write(&path, "{").unwrap();
-        assert!(ring.look().is_err() && ring.find(&secret).is_ok(), "what cannot be read takes nothing away");
+        assert!(ring.look().is_err() && ring.known(&secret).is_ok(), "what cannot be read takes nothing away");
         std::fs::remove_file(&path).unwrap();
         ring.look().unwrap();
-        assert!(!ring.is_open() && ring.find(&secret) == Err(Refused::Unknown));
+        assert!(!ring.is_open() && ring.known(&secret) == Err(Refused::Unknown));
     }
 
-    #[test]
-    fn an_expired_key_is_told_from_an_unknown_one_by_its_secret_alone() {
+    #[tokio::test(start_paused = true)]
+    async fn a_new_key_is_good_at_once_and_whoever_guesses_has_the_file_looked_at_seldom() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.json");
+        let [old, new, late] = [(); 3].map(|()| Secret::random());
+        add(&path, key(&old));
+        let ring = Ring::open(path.clone()).unwrap();
+        add(&path, key(&new));
+        assert!(ring.find(&new).await.is_ok() && ring.find(&old).await.is_ok());
+        let begun = Instant::now();
+        for _ in 0..10 {
+            assert_eq!(ring.find(&Secret::random()).await, Err(Refused::Unknown));
+        }
+        assert_eq!(begun.elapsed(), 10 * AGAIN, "each has waited for its look");
+        let guess = async || ring.find(&Secret::random()).await.is_err();
+        let begun = Instant::now();
+        let guesses = join_all((0..1_000).map(|_| guess()));
+        // It comes while the first of them waits for its look.
+        let comes = async {
+            sleep(AGAIN / 2).await;
+            add(&path, key(&late));
+            ring.find(&late).await.is_ok()
+        };
+        let (refused, is_found) = tokio::join!(guesses, comes);
+        assert!(refused.into_iter().all(|refused| refused) && is_found);
+        assert_eq!(begun.elapsed(), AGAIN, "all of them share one");
+    }
+
+    #[tokio::test]
+    async fn an_expired_key_is_told_from_an_unknown_one_by_its_secret_alone() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("keys.json");
         let secret = Secret::random();
         add(&path, Key { expires_at: Some(Timestamp::from_millis(1)), ..key(&secret) });
         let ring = Ring::open(path).unwrap();
-        assert_eq!((ring.find(&secret), ring.usable()), (Err(Refused::Expired), 0));
+        assert_eq!((ring.find(&secret).await, ring.usable()), (Err(Refused::Expired), 0));
         let other = Secret::random();
         let guessed = format!("{}_{}", secret.id(), other.expose().rsplit_once('_').unwrap().1);
-        assert_eq!(ring.find(&Secret::read(&guessed).unwrap()), Err(Refused::Unknown));
+        assert_eq!(ring.find(&Secret::read(&guessed).unwrap()).await, Err(Refused::Unknown));
     }
 }

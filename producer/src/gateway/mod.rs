@@ -12,6 +12,7 @@ mod listen;
 mod openapi;
 mod patient;
 mod problem;
+mod query;
 mod result;
 mod room;
 mod route;
@@ -103,5 +104,62 @@ impl Gateway {
     async fn phase(&self, least: Phase) {
         // It cannot fail: the other end is held here.
         drop(self.stop.watch().wait_for(|phase| *phase >= least).await);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+    use std::io::ErrorKind;
+    use std::path::Path;
+
+    use promptq_common::config::{Sources, resolve};
+    use tokio::time::{Instant, sleep};
+
+    use super::*;
+    use crate::printer::Printer;
+
+    /// One that has reached nothing.
+    fn gateway() -> Gateway {
+        let read = |_: &Path| Err(ErrorKind::NotFound.into());
+        let environment = [("HOME".to_owned(), "/home/me".to_owned())].into();
+        let (files, flags, folder) = (Vec::new(), Vec::new(), "/run".into());
+        let config = resolve(&Sources { files, environment, flags, folder, read: &read }).unwrap();
+        Gateway {
+            ring: Ring::open(config.gateway.keys.clone()).unwrap(),
+            cx: Context::new(config, Printer::default()),
+            broker: OnceCell::new(),
+            is_local: true,
+            rates: Rates::new(1),
+            room: Room::new(),
+            waiting: waiting::waiting().0,
+            watched: Watched::new("memory"),
+            stop: Stop::new(),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_broker_that_never_answers_is_waited_for_as_long_as_a_call_may_take() {
+        let (gateway, begun) = (gateway(), Instant::now());
+        let told = gateway.call(pending::<Result<()>>()).await.unwrap_err();
+        assert_eq!((told.status().as_u16(), begun.elapsed()), (503, CALL));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn in_the_last_moment_what_is_there_is_answered_and_nothing_is_waited_for() {
+        let gateway = gateway();
+        let slow = async || {
+            sleep(Duration::from_secs(1)).await;
+            Ok::<_, Problem>(7)
+        };
+        gateway.stop.drain();
+        assert_eq!((gateway.call(slow()).await.unwrap(), gateway.coming(slow()).await.unwrap()), (7, 7));
+        gateway.stop.now();
+        assert_eq!(gateway.call(async { Ok::<_, Problem>(7) }).await.unwrap(), 7);
+        let begun = Instant::now();
+        for told in [gateway.call(slow()).await, gateway.coming(slow()).await] {
+            assert!(told.unwrap_err().body().contains("\"code\":\"stopping\""));
+        }
+        assert_eq!(begun.elapsed(), Duration::ZERO);
     }
 }

@@ -50,6 +50,18 @@ mod tests {
     }
 
     #[test]
+    fn it_tells_of_every_parameter_and_no_other() {
+        let of = specification();
+        for (path, method, of) in operations(&of) {
+            let told = of["parameters"].as_array().into_iter().flatten().filter(|one| one["in"] == "query");
+            let told: Vec<&str> = told.map(|one| one["name"].as_str().unwrap()).collect();
+            let route = ROUTES.iter().find(|route| route.path == path && route.method.as_str() == method).unwrap();
+            assert_eq!(told, route.takes, "{method} {path}");
+            assert!(route.role.is_none() || of["responses"]["400"].is_object(), "{method} {path}");
+        }
+    }
+
+    #[test]
     fn it_tells_of_every_code_and_no_other() {
         let of = specification();
         let told = of["components"]["schemas"]["Problem"]["properties"]["code"]["enum"].as_array().unwrap();

@@ -18,13 +18,13 @@ use promptq_common::ledger::JobView;
 use promptq_common::outcome;
 use promptq_common::record::{Output, Record, Stored};
 use promptq_common::result_line::{cut_line, result_line};
-use promptq_common::time::parse_duration;
+use promptq_common::time::{format_duration, parse_duration};
 use tokio::time::Instant;
 
 use super::auth::Caller;
 use super::problem::{Problem, Result};
 use super::room::{Place, Room, SMALL};
-use super::{Gateway, Shared, job};
+use super::{Gateway, Shared, job, query};
 use crate::view;
 
 /// A large answer is taken by then: the largest at 1 Mbit/s.
@@ -164,13 +164,10 @@ fn escaped(piece: &[u8]) -> Bytes {
 }
 
 fn wait_of(uri: &Uri) -> Result<Duration> {
-    let mut wait = Duration::ZERO;
-    for (name, value) in url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()) {
-        if name != "wait" {
-            return Err(Problem::new("bad-request", format!("{name:?} is no parameter of this; \"wait\" is")));
-        }
-        wait = parse_duration(&value).map_err(|why| Problem::new("bad-request", format!("wait: {why}")))?;
-    }
+    let Some((_, value)) = query::pairs(uri).find(|(name, _)| name == "wait") else { return Ok(Duration::ZERO) };
+    // What else the reader says of it is of its own making.
+    let allowed = format!("a length of time such as 30s; none is longer than {}", format_duration(LONGEST));
+    let wait = parse_duration(&value).map_err(|_| query::wrong("wait", &value, &allowed))?;
     Ok(wait.min(LONGEST))
 }
 
@@ -216,6 +213,12 @@ mod tests {
         assert_eq!(of("").unwrap(), Duration::ZERO);
         assert_eq!(of("?wait=30s").unwrap(), Duration::from_secs(30));
         assert_eq!(of("?wait=1h").unwrap(), LONGEST);
-        assert!(of("?wait=30").is_err() && of("?wiat=30s").is_err());
+        for wrong in ["", "30", "soon", "-5s", "99999999999999999999s", "20y", "%FF"] {
+            let told = of(&format!("?wait={wrong}")).unwrap_err();
+            let given = if wrong == "%FF" { "\u{fffd}" } else { wrong };
+            let says =
+                format!(r#""detail":"wait is \"{given}\", not a length of time such as 30s; none is longer than 55s""#);
+            assert!(told.status() == 400 && told.body().contains(&says), "{wrong}: {}", told.body());
+        }
     }
 }

@@ -18,17 +18,24 @@ pub(super) struct Route {
     pub(super) path: &'static str,
     /// What a key must be at least; `None`: anybody may.
     pub(super) role: Option<Role>,
+    /// The parameters that may stand behind the `?`.
+    pub(super) takes: &'static [&'static str],
 }
 
 /// All of them.
 pub(super) const ROUTES: &[Route] = &[
-    Route { method: Method::POST, path: "/v1/jobs", role: Some(Role::Submitter) },
-    Route { method: Method::GET, path: "/v1/jobs/{id}", role: Some(Role::Viewer) },
-    Route { method: Method::GET, path: "/v1/jobs/{id}/result", role: Some(Role::Viewer) },
-    Route { method: Method::POST, path: "/v1/jobs/{id}/cancel", role: Some(Role::Operator) },
-    Route { method: Method::POST, path: "/v1/batches", role: Some(Role::Submitter) },
-    Route { method: Method::GET, path: "/v1/queues/{queue}/stats", role: Some(Role::Viewer) },
-    Route { method: Method::GET, path: "/openapi.json", role: None },
+    Route { method: Method::POST, path: "/v1/jobs", role: Some(Role::Submitter), takes: &[] },
+    Route { method: Method::GET, path: "/v1/jobs/{id}", role: Some(Role::Viewer), takes: &[] },
+    Route { method: Method::GET, path: "/v1/jobs/{id}/result", role: Some(Role::Viewer), takes: &["wait"] },
+    Route { method: Method::POST, path: "/v1/jobs/{id}/cancel", role: Some(Role::Operator), takes: &[] },
+    Route {
+        method: Method::POST,
+        path: "/v1/batches",
+        role: Some(Role::Submitter),
+        takes: &["batch", "queue", "skip_invalid", "on_conflict"],
+    },
+    Route { method: Method::GET, path: "/v1/queues/{queue}/stats", role: Some(Role::Viewer), takes: &[] },
+    Route { method: Method::GET, path: "/openapi.json", role: None, takes: &[] },
 ];
 
 /// The route of a request.

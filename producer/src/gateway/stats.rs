@@ -1,5 +1,7 @@
 //! How a queue stands, for autoscalers and dashboards: GET /v1/queues/{queue}/stats. Out of reach is 503, never zeros.
 
+use std::collections::BTreeSet;
+
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::{Extension, Json};
@@ -21,14 +23,14 @@ pub(super) async fn stats(
     caller.must_cover(&queue)?;
     let concurrency = gateway.cx.config.worker.concurrency;
     let asked = [queue];
-    let seen = gateway.call(look(gateway.broker()?, &asked, concurrency)).await?;
+    let seen = gateway.call(look(gateway.broker()?, &asked, &BTreeSet::new(), concurrency)).await?;
     let [queue] = &asked;
     let away = || Problem::new("unreachable", "the broker did not say how the queue stands");
     let stats = seen.queues.into_iter().next().ok_or_else(away)?;
-    let is_named = *queue == Queue::standard() || gateway.cx.config.queues.contains_key(queue);
+    let is_named = *queue == Queue::standard() || gateway.cx.config.named_queues().contains(queue);
     if is_named || stats.consumers > 0 || seen.unknown.is_empty() {
         return Ok(Json(stats));
     }
     Err(Problem::new("no-queue", format!("there is no queue {queue}: nobody has put a job in or serves it"))
-        .hint("it is there with its first job, or once it is named in the settings: [queues.NAME]"))
+        .hint("it is there with its first job, or once it is named in the settings: [queues.NAME], or worker.queues"))
 }

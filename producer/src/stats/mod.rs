@@ -121,22 +121,25 @@ pub struct Look {
     pub limits: Vec<Room>,
 }
 
-/// These queues, or without any of them the first 200 by name; `concurrency` is what a worker runs at once where none has
-/// reported.
+/// These queues, or without any of them the first 200 by name of those that the broker knows and those that are `named`:
+/// in the settings, and perhaps nowhere else yet. `concurrency` is what a worker runs at once where none has reported.
 ///
 /// # Errors
 /// As the broker's and the ledger's: out of reach is never an empty queue.
-pub async fn look(broker: &Broker, asked: &[Queue], concurrency: u32) -> Result<Look> {
+pub async fn look(broker: &Broker, asked: &[Queue], named: &BTreeSet<Queue>, concurrency: u32) -> Result<Look> {
     let (mut left_out, mut unknown) = (0, Vec::new());
     let views: Vec<QueueView> = if asked.is_empty() {
         let mut views = broker.queues().await?;
         views.retain(|view| !idle_scratch(view));
+        let is_new = |name: &&Queue| views.iter().all(|view| view.queue != **name);
+        let new: Vec<Queue> = named.iter().filter(is_new).cloned().collect();
+        views.extend(several(broker, &new).await?.into_iter().map(|(view, _)| view));
         views.sort_by(|one, other| one.queue.as_str().cmp(other.queue.as_str()));
         left_out = views.len().saturating_sub(SHOWN);
         views.truncate(SHOWN);
         views
     } else {
-        let seen = named(broker, asked).await?;
+        let seen = several(broker, asked).await?;
         unknown = seen.iter().filter(|(_, is_known)| !is_known).map(|(view, _)| view.queue.clone()).collect();
         seen.into_iter().map(|(view, _)| view).collect()
     };
@@ -160,14 +163,14 @@ pub async fn look(broker: &Broker, asked: &[Queue], concurrency: u32) -> Result<
 }
 
 /// These queues, each with whether the broker knows it.
-async fn named(broker: &Broker, asked: &[Queue]) -> Result<Vec<(QueueView, bool)>> {
-    let view = |queue: Queue| async move {
-        let found = broker.queue(&queue).await?;
-        let is_known = found.is_some();
-        let blank = || QueueView { queue, paused: None, depth: Depth::default() };
-        Ok::<_, Problem>((found.unwrap_or_else(blank), is_known))
+async fn several(broker: &Broker, queues: &[Queue]) -> Result<Vec<(QueueView, bool)>> {
+    let seen = if queues.is_empty() { Vec::new() } else { broker.several(queues).await? };
+    let view = |(queue, seen): (&Queue, Option<QueueView>)| {
+        let is_known = seen.is_some();
+        let blank = || QueueView { queue: queue.clone(), paused: None, depth: Depth::default() };
+        (seen.unwrap_or_else(blank), is_known)
     };
-    stream::iter(asked.iter().cloned().map(view)).buffered(AT_ONCE).try_collect().await
+    Ok(queues.iter().zip(seen).map(view).collect())
 }
 
 /// What is known beside a queue.

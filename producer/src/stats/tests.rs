@@ -1,7 +1,7 @@
 //! What is told of queues, by figures worked out by hand.
 
 use promptq_common::broker::{Broker, HoldKey};
-use promptq_common::job::{Job, JobId};
+use promptq_common::job::Job;
 use promptq_common::ledger::{HeldKey, Pace};
 use promptq_common::work::Work;
 
@@ -15,31 +15,8 @@ fn queue_view(ready: u64) -> QueueView {
 
 /// A job of that model, as old as that.
 fn waiting(model: Option<&str>, created_at: i64) -> JobView {
-    JobView {
-        id: JobId::from_bytes([1; 16]),
-        queue: Queue::standard(),
-        model: model.map(str::to_owned),
-        priority: 5,
-        batch: None,
-        row: None,
-        custom_id: None,
-        tenant: None,
-        tags: BTreeMap::new(),
-        state: record::State::Queued,
-        epoch: 0,
-        attempts: 0,
-        deaths: 0,
-        created_at: Timestamp::from_millis(created_at),
-        deadline: Timestamp::from_millis(900_000),
-        due: None,
-        hold: None,
-        worker: None,
-        leased_at: None,
-        cancel_requested: false,
-        dropped: false,
-        paused: None,
-        record: None,
-    }
+    let created_at = Timestamp::from_millis(created_at);
+    JobView { model: model.map(str::to_owned), created_at, ..crate::view::tests::waiting() }
 }
 
 fn pace(keys: &[&str]) -> Pace {
@@ -154,12 +131,12 @@ async fn a_look_finds_every_queue_and_a_paused_one_blocked() {
         broker.enqueue(&[Job::new(queue.clone(), Work::prompt(None, "x"))]).await.unwrap();
     }
     broker.pause(&names[1], Some("why")).await.unwrap();
-    let seen = look(&broker, &[], 16).await.unwrap();
+    let seen = look(&broker, &[], &BTreeSet::new(), 16).await.unwrap();
     let of = |name: &str| seen.queues.iter().find(|stats| stats.queue.as_str() == name).unwrap();
     assert_eq!((of("a").ready, of("a").desired_workers, of("a").blocked.len()), (1, 1, 0));
     let blocked = BlockedJobs { reason: "paused", jobs: 1, until: None };
     assert_eq!((of("b").desired_workers, &of("b").blocked), (0, &vec![blocked]));
-    let one = look(&broker, &names[..1], 16).await.unwrap();
+    let one = look(&broker, &names[..1], &BTreeSet::new(), 16).await.unwrap();
     assert_eq!(one.queues.len(), 1);
     let json = serde_json::to_value(&one.queues[0]).unwrap();
     assert_eq!(
@@ -175,14 +152,28 @@ async fn without_names_only_the_first_queues_are_looked_at() {
     for queue in names.iter().rev() {
         broker.enqueue(&[Job::new(queue.clone(), Work::prompt(None, "x"))]).await.unwrap();
     }
-    let seen = look(&broker, &[], 16).await.unwrap();
+    let seen = look(&broker, &[], &BTreeSet::new(), 16).await.unwrap();
     let found: Vec<_> = seen.queues.iter().map(|stats| &stats.queue).collect();
     assert_eq!((found, seen.left_out), (names[..SHOWN].iter().collect(), 2));
     let nobodys = Queue::new("nobodys").unwrap();
     let asked = [nobodys.clone(), names[3].clone()];
-    let seen = look(&broker, &asked, 16).await.unwrap();
+    let seen = look(&broker, &asked, &BTreeSet::new(), 16).await.unwrap();
     let found: Vec<_> = seen.queues.iter().map(|stats| (&stats.queue, stats.ready)).collect();
     assert_eq!((found, seen.unknown), (vec![(&nobodys, 0), (&names[3], 1)], vec![nobodys.clone()]));
-    let last = look(&broker, &names[SHOWN..], 16).await.unwrap();
+    let last = look(&broker, &names[SHOWN..], &BTreeSet::new(), 16).await.unwrap();
     assert_eq!((last.queues.len(), last.left_out), (2, 0));
+}
+
+#[tokio::test]
+async fn a_queue_that_the_settings_name_is_there_before_its_first_job() {
+    let broker = Broker::memory();
+    let [used, named] = ["used", "named"].map(|name| Queue::new(name).unwrap());
+    broker.enqueue(&[Job::new(used.clone(), Work::prompt(None, "x"))]).await.unwrap();
+    let names = BTreeSet::from([named.clone(), used.clone()]);
+    let seen = look(&broker, &[], &names, 16).await.unwrap();
+    let found: Vec<_> =
+        seen.queues.iter().map(|stats| (&stats.queue, stats.unfinished, stats.desired_workers)).collect();
+    assert_eq!(found, [(&named, 0, 0), (&used, 1, 1)]);
+    let asked = look(&broker, std::slice::from_ref(&used), &names, 16).await.unwrap();
+    assert_eq!(asked.queues.len(), 1, "whoever asks for some is shown no others");
 }

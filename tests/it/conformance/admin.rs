@@ -89,6 +89,12 @@ pub(crate) async fn queues_are_listed_by_name_with_their_depth(f: Fixture) {
     for view in &found {
         assert_eq!(view.depth, f.broker.depth(&view.queue).await.unwrap());
     }
+    let names: Vec<_> = ["c", "nowhere", "b", "default"].map(queue).into();
+    let several = f.broker.several(&names).await.unwrap();
+    for (name, view) in names.iter().zip(&several) {
+        assert_eq!(*view, f.broker.queue(name).await.unwrap(), "{name}");
+        assert_eq!(view.as_ref(), found.iter().find(|view| view.queue == *name), "{name}");
+    }
 }
 
 pub(crate) async fn every_call_over_many_jobs_has_a_bound(f: Fixture) {

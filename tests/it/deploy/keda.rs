@@ -1,9 +1,14 @@
 //! KEDA's objects, which no schema at hand checks to the end: its own types every trigger's settings as text to text, and
 //! lets unknown keys pass. So here is a list of what may be said, after its manual (2.19).
 
+use promptq_tests::admin::Admin;
+use promptq_tests::gateway::{Ask, Gateway};
+use promptq_tests::process::Home;
+use promptq_tests::redis::{Options, RedisServer};
+use promptq_tests::site::{Hand, until};
 use serde_json::{Value, json};
 
-use super::helm::{all_modes, of_kind};
+use super::helm::{all_modes, objects, of_kind, render, values};
 
 #[derive(Clone, Copy, PartialEq)]
 enum Is {
@@ -160,4 +165,44 @@ fn what_keda_would_not_understand_is_seen() {
         assert!(faults.len() == 1 && faults[0].contains(says), "{says}: {faults:?}");
     }
     assert_eq!(faults(&json!({ "kind": "ScaledThing" })), ["kind ScaledThing"]);
+}
+
+/// What the chart gives to this deployment, but for the files that are there in a pod alone.
+fn variables(objects: &[Value], name: &str) -> Vec<(String, String)> {
+    let deployment = of_kind(objects, "Deployment").into_iter().find(|one| one["metadata"]["name"] == name).unwrap();
+    let all = deployment["spec"]["template"]["spec"]["containers"][0]["env"].as_array().unwrap().iter();
+    let pairs = all.map(|one| (one["name"].as_str().unwrap().to_owned(), one["value"].as_str().unwrap().to_owned()));
+    pairs.filter(|(name, _)| name.starts_with("PROMPTQ__")).collect()
+}
+
+/// Asked as KEDA and Prometheus ask what the chart installs, where there has never been a job.
+#[tokio::test(flavor = "multi_thread")]
+async fn in_a_fresh_installation_there_is_no_work_and_nothing_fails() {
+    let server = RedisServer::start(Options::cheap());
+    let url = server.url();
+    let scaling = json!({ "mode": "keda", "minReplicas": 0 });
+    let more = json!({ "worker": { "queues": ["reviews:5", "vision"] }, "gateway": { "insecure": true }, "autoscaling": scaling });
+    let objects = objects(&render(&[values(&more)], &[])[0]);
+    let (home, admin) = (Home::new(), Admin::free());
+    let told = variables(&objects, "promptq-gateway");
+    let told = told.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    let told: Vec<_> = told.chain([("PROMPTQ_BROKER", url.as_str())]).collect();
+    let gateway = Gateway::start(&home, &told).await.ready().await;
+    let triggers = of_kind(&objects, "ScaledObject")[0]["spec"]["triggers"].as_array().unwrap();
+    assert_eq!(triggers.len(), 2);
+    for trigger in triggers.iter().map(|trigger| &trigger["metadata"]) {
+        let (_, path) = trigger["url"].as_str().unwrap().split_once("/v1/").unwrap();
+        let answer = gateway.ask(Ask::get(&format!("/v1/{path}"))).await.is(200);
+        assert_eq!(answer.body[trigger["valueLocation"].as_str().unwrap()], 0, "{}", answer.body);
+    }
+    gateway.ask(Ask::get("/v1/queues/reviewes/stats")).await.fails(404, "no-queue");
+    let mut exporter = home.program("promptq", &["exporter", "--interval=1s", &admin.flag()]);
+    exporter.envs(variables(&objects, "promptq-exporter")).env("PROMPTQ_BROKER", &url);
+    let exporter = Hand::start(exporter, home.path("exporter.log"));
+    for queue in ["reviews", "vision"] {
+        let series = format!("promptq_queue_messages{{queue=\"{queue}\",backend=\"redis\",state=\"ready\"}}");
+        let shown = until("it is shown", async || admin.page()?.value(&series)).await;
+        assert!(shown.abs() < 1e-9, "{series} is {shown}");
+    }
+    exporter.leaves();
 }

@@ -98,10 +98,22 @@ async fn keys_come_and_go_while_it_runs_and_the_last_one_leaves_the_door_shut() 
     home.promptq(&["keys", "revoke", &id, "--reason", "leaked"]).ends(0);
     until("it is revoked", async || (gateway.ask(stats().by(&long)).await.status == 401).then_some(())).await;
     std::fs::remove_file(home.path(".local/state/promptq/keys.json")).unwrap();
+    // Once a second.
     let begun = std::time::Instant::now();
     until("the file is looked for again", async || (begun.elapsed().as_millis() > 1_500).then_some(())).await;
     gateway.ask(stats()).await.fails(401, "no-key");
     home.promptq(&["keys", "revoke", &id]).ends(5).says(&["there is no key"]);
+}
+
+#[tokio::test]
+async fn a_key_is_good_as_soon_as_it_was_made() {
+    let home = Home::new();
+    key(&home, &["first", "--role", "viewer"]);
+    let gateway = gateway(&home).await;
+    for _ in 0..5 {
+        let secret = key(&home, &["next", "--role", "viewer"]);
+        gateway.ask(Ask::get("/v1/queues/default/stats").by(&secret)).await.is(200);
+    }
 }
 
 #[tokio::test]

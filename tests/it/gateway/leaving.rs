@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use promptq_tests::admin::Admin;
 use promptq_tests::gateway::{Ask, Gateway};
 use promptq_tests::process::Home;
 use promptq_tests::proxy::{Network, Proxy};
@@ -11,7 +12,7 @@ use rustix::process::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::{job, lines};
+use super::{job, lines, shown, until_under_way};
 
 async fn shut(gateway: &Gateway) {
     until("the door is shut", async || TcpStream::connect(gateway.address).await.is_err().then_some(())).await;
@@ -19,8 +20,8 @@ async fn shut(gateway: &Gateway) {
 
 #[tokio::test]
 async fn a_request_under_way_is_finished_and_a_waiting_client_is_answered_at_once() {
-    let home = Home::new();
-    let mut gateway = Gateway::start(&home, &[]).await.ready().await;
+    let (home, admin) = (Home::new(), Admin::free());
+    let mut gateway = shown(&home, admin, &[]).await;
     let waited = gateway.ask(Ask::post("/v1/jobs", job("waited for"))).await.is(201);
     let path = format!("{}/result?wait=50s", waited.header("location"));
     let mut half = TcpStream::connect(gateway.address).await.unwrap();
@@ -32,9 +33,7 @@ async fn a_request_under_way_is_finished_and_a_waiting_client_is_answered_at_onc
     let (first, second) = body.split_at(10);
     half.write_all((head + first).as_bytes()).await.unwrap();
     let leave = async {
-        until("both are under way", async || gateway.hand.log().contains("/v1/jobs").then_some(())).await;
-        // The client that waits has been heard when its job was looked at.
-        tokio::time::timeout(Duration::from_millis(500), std::future::pending::<()>()).await.ok();
+        until_under_way(admin, 2.0).await;
         gateway.hand.signal(Signal::TERM);
         shut(&gateway).await;
         half.write_all(second.as_bytes()).await.unwrap();
@@ -53,17 +52,16 @@ async fn a_request_under_way_is_finished_and_a_waiting_client_is_answered_at_onc
 #[tokio::test]
 async fn what_the_broker_has_not_confirmed_is_answered_with_its_key() {
     let server = RedisServer::start(Options::durable());
-    let (home, network) = (Home::new(), Proxy::before(server.port()).await);
+    let (home, admin, network) = (Home::new(), Admin::free(), Proxy::before(server.port()).await);
     let url = format!("redis://127.0.0.1:{}", network.port());
     let start = async || {
-        let variables = [("PROMPTQ_BROKER", url.as_str()), ("PROMPTQ__GATEWAY__DRAIN_TIMEOUT", "3s")];
-        Gateway::start(&home, &variables).await.ready().await
+        shown(&home, admin, &[("PROMPTQ_BROKER", url.as_str()), ("PROMPTQ__GATEWAY__DRAIN_TIMEOUT", "3s")]).await
     };
     let mut gateway = start().await;
     network.set(Network::Deaf);
     let leave = async {
-        // Until both requests wait for an answer that does not come.
-        tokio::time::timeout(Duration::from_secs(1), std::future::pending::<()>()).await.ok();
+        // There are two seconds more until the last moment, for what they ask to be handed on.
+        until_under_way(admin, 2.0).await;
         gateway.hand.signal(Signal::TERM);
     };
     let (one, batch, ()) = tokio::join!(
@@ -85,8 +83,8 @@ async fn what_the_broker_has_not_confirmed_is_answered_with_its_key() {
 
 #[tokio::test]
 async fn who_still_sends_at_the_last_moment_is_answered() {
-    let home = Home::new();
-    let mut gateway = Gateway::start(&home, &[("PROMPTQ__GATEWAY__DRAIN_TIMEOUT", "3s")]).await.ready().await;
+    let (home, admin) = (Home::new(), Admin::free());
+    let mut gateway = shown(&home, admin, &[("PROMPTQ__GATEWAY__DRAIN_TIMEOUT", "3s")]).await;
     let mut halves = Vec::new();
     for (path, kind) in [("jobs", "json"), ("batches", "x-ndjson")] {
         let mut half = TcpStream::connect(gateway.address).await.unwrap();
@@ -96,8 +94,7 @@ async fn who_still_sends_at_the_last_moment_is_answered() {
         half.write_all(head.as_bytes()).await.unwrap();
         halves.push(half);
     }
-    // Until both are under way.
-    tokio::time::timeout(Duration::from_millis(500), std::future::pending::<()>()).await.ok();
+    until_under_way(admin, 2.0).await;
     gateway.hand.signal(Signal::TERM);
     for mut half in halves {
         let mut text = String::new();

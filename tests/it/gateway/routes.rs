@@ -28,7 +28,6 @@ async fn a_job_is_known_by_its_key_and_its_result_is_waited_for() {
     assert_eq!((again.text("id"), &again.body["new"]), (id.clone(), &json!(false)));
     let other = gateway.ask(ask("other")).await.fails(409, "conflict");
     assert!(!other.text("hint").contains("on_conflict"), "that is for batches: {}", other.body);
-    gateway.ask(Ask::post("/v1/jobs?on_conflict=skip", job("other"))).await.fails(400, "bad-request");
     let path = format!("/v1/jobs/{id}/result");
     let early = gateway.ask(Ask::get(&path)).await.is(202);
     assert_eq!((early.text("state").as_str(), early.header("retry-after")), ("queued", "1"));
@@ -120,10 +119,42 @@ async fn a_batch_is_checked_whole_and_the_same_one_again_is_known() {
     let told = gateway.ask(Ask::post("/v1/batches?batch=nov&queue=b", lines(1..=1))).await.fails(409, "other-queue");
     assert!(!told.body.to_string().contains("default"), "a key need not see that queue: {}", told.body);
     gateway.ask(Ask::post("/v1/batches?batch=nov", lines([1, 1]))).await.fails(422, "duplicate-id");
-    gateway.ask(Ask::post("/v1/batches?bach=nov", lines(1..=1))).await.fails(400, "bad-request");
     let alone = gateway.ask(Ask::post("/v1/batches", lines(1..=2))).await.is(201);
     assert_eq!(alone.body["new"], 2, "without a name it is a batch of its own");
     home.promptq(&["status", "nov", "--json"]).ends(0).prints(&["\"sealed\": true", "\"total\": 1500"]);
+}
+
+#[tokio::test]
+async fn no_route_takes_a_parameter_that_it_does_not_know_or_cannot_read() {
+    let home = Home::new();
+    let gateway = gateway(&home).await;
+    let made = gateway.ask(Ask::post("/v1/jobs", job("x"))).await.is(201);
+    let of_job = |rest: &str| format!("{}{rest}", made.header("location"));
+    let none = "is no parameter of this; it takes none";
+    for (method, path, says) in [
+        ("POST", "/v1/jobs?on_conflict=skip".to_owned(), none),
+        ("GET", of_job("?wait=1s"), none),
+        ("POST", of_job("/cancel?reason=x"), none),
+        ("GET", "/v1/queues/default/stats?queue=other".to_owned(), none),
+        ("GET", of_job("/result?wiat=1s"), "\"wiat\" is no parameter of this; it takes wait"),
+        ("GET", of_job("/result?wait=1s&wait=2s"), "wait is given twice"),
+        (
+            "GET",
+            of_job("/result?wait=soon"),
+            "wait is \"soon\", not a length of time such as 30s; none is longer than 55s",
+        ),
+        ("GET", of_job("/result?wait=99999999999999999999s"), "not a length of time such as 30s"),
+        ("POST", "/v1/batches?bach=nov".to_owned(), "it takes batch, queue, skip_invalid, on_conflict"),
+        ("POST", "/v1/batches?queue=a&queue=b".to_owned(), "queue is given twice"),
+        ("POST", "/v1/batches?skip_invalid=1".to_owned(), "skip_invalid is \"1\", not true or false"),
+        ("POST", "/v1/batches?queue=a%20b".to_owned(), "queue name \"a b\" may hold only"),
+    ] {
+        let ask = if method == "GET" { Ask::get(&path) } else { Ask::post(&path, lines(1..=1)) };
+        let told = gateway.ask(ask).await.fails(400, "bad-request");
+        assert!(told.text("detail").contains(says), "{path}: {}", told.body);
+    }
+    let stats = gateway.ask(Ask::get("/v1/queues/default/stats")).await.is(200);
+    assert_eq!(stats.body["ready"], 1, "nothing came of it");
 }
 
 #[tokio::test]
@@ -148,7 +179,7 @@ async fn a_cancelled_job_is_told_as_its_result() {
 async fn a_queue_is_counted_with_its_workers_and_what_holds_it() {
     let server = RedisServer::start(Options::durable());
     let home = Home::new();
-    home.write("promptq.toml", "[queues.ours]\nprotected = true\n");
+    home.write("promptq.toml", "[queues.ours]\nprotected = true\n[worker]\nqueues = [\"served:3\"]\n");
     let gateway = Gateway::start(&home, &[("PROMPTQ_BROKER", &server.url())]).await.ready().await;
     gateway.ask(Ask::post("/v1/batches?queue=q&batch=b", lines(1..=7))).await.is(201);
     let mut pause = home.program("promptq", &["queues", "pause", "q", "--reason", "night"]);
@@ -164,7 +195,7 @@ async fn a_queue_is_counted_with_its_workers_and_what_holds_it() {
     assert!(stats["oldest_ready_age_seconds"].is_number(), "{stats}");
     assert_eq!((&stats["blocked"][0]["reason"], &stats["blocked"][0]["jobs"]), (&json!("paused"), &json!(7)));
     gateway.ask(Ask::get("/v1/queues/unused/stats")).await.fails(404, "no-queue");
-    for named in ["default", "ours"] {
+    for named in ["default", "ours", "served"] {
         let empty = gateway.ask(Ask::get(&format!("/v1/queues/{named}/stats"))).await.is(200).body;
         assert_eq!((&empty["unfinished"], &empty["blocked"]), (&json!(0), &json!([])));
     }

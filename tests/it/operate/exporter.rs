@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use promptq_common::broker::{Access, Broker, WorkerId};
+use promptq_common::broker::{Access, Broker};
 use promptq_common::job::{Job, Queue};
-use promptq_common::ledger::{HeldKey, WorkerReport};
 use promptq_common::outcome::FailureClass;
 use promptq_common::time::Timestamp;
 use promptq_common::work::Work;
@@ -124,34 +123,16 @@ async fn before_the_first_job_there_is_no_queue_to_show() {
     assert_eq!(code, Some(0));
 }
 
-/// A worker that has met a rate limit, for jobs of these queues.
-fn held_back(queues: &[Queue]) -> WorkerReport {
-    let now = Timestamp::now();
-    let held = HeldKey {
-        key: "mock/mock".into(),
-        class: FailureClass::Throttled,
-        detail: "a rate limit".into(),
-        since: now,
-        until: now + Duration::from_secs(600),
-        probing: false,
-        lanes: queues.iter().map(|queue| (queue.clone(), Some("mock".into()))).collect(),
-        at_once: None,
-    };
-    WorkerReport {
-        id: WorkerId::random("w"),
-        host: "h".into(),
-        pid: 1,
-        version: "0".into(),
-        started_at: now,
-        seen_at: now,
-        slots: 4,
-        running: 0,
-        queues: queues.iter().map(|queue| format!("{queue}:1")).collect(),
-        draining: false,
-        blocked: None,
-        held: vec![held],
-        paces: vec![],
-    }
+#[tokio::test(flavor = "multi_thread")]
+async fn queues_that_the_settings_name_are_shown_before_their_first_job() {
+    let server = RedisServer::start(Options::cheap());
+    let (home, admin) = (Home::new(), Admin::free());
+    home.write("promptq.toml", "[queues.ours]\nattempts = 2\n[worker]\nqueues = [\"served:3\"]\n");
+    let exporter = start(&home, admin, &server.url());
+    let ready = |queue: &str| format!("promptq_queue_messages{{queue=\"{queue}\",backend=\"redis\",state=\"ready\"}}");
+    let page = until_value(admin, &ready("ours"), 0.0).await;
+    assert_eq!((page.value(&ready("served")), page.value(&ready("default"))), (Some(0.0), None), "{}", page.text);
+    exporter.leaves();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -164,7 +145,8 @@ async fn many_queues_behind_a_limit_are_not_asked_about_one_after_the_other() {
     let broker = Broker::connect(&Access::new(&server.url()).unwrap()).await.unwrap();
     let queues: Vec<Queue> = (0..QUEUES).map(|n| fixture::queue(&format!("many-{n}"))).collect();
     steps::put(&broker, &queues.iter().map(job).collect::<Vec<_>>()).await;
-    broker.ledger().report(&held_back(&queues)).await.unwrap();
+    let limited = fixture::held_back(&queues, "mock/mock", FailureClass::Throttled, "a rate limit");
+    broker.ledger().report(&limited).await.unwrap();
     network.set(Network::Slow(LATER));
     let names = queues.iter().map(Queue::as_str).collect::<Vec<_>>().join(",");
     let url = format!("redis://127.0.0.1:{}", network.port());

@@ -1,11 +1,14 @@
 //! One virtual host, one ledger: a process that names another is told so before it does anything, whichever came first
 //! stays, and an administrator may change it while nobody works.
 
+use std::collections::BTreeSet;
+
+use promptq::stats::look;
 use promptq_common::broker::{self, Access, Beside, Broker, Enqueued, Refusal};
 use promptq_common::error::Kind;
 use promptq_common::job::Queue;
 use promptq_tests::backends::{LONG, terms};
-use promptq_tests::fixture::{job, release};
+use promptq_tests::fixture::{job, queue, release};
 use promptq_tests::process::{Home, Said};
 use promptq_tests::rabbit::{RabbitServer, RawClient, VirtualHost};
 use promptq_tests::redis::{Options, RedisServer};
@@ -207,4 +210,33 @@ argv = ["/bin/sh", "-c", "head -c 200000 /dev/zero | tr '\\0' x"]
         let answer = place.say(&ledger, &["results", batch, "-o", "-"]).ends(0).stdout;
         assert!(answer.len() > 200_000, "{} bytes of results", answer.len());
     }
+}
+
+/// Commands that a ledger has carried out.
+fn commands(ledger: &RedisServer) -> u64 {
+    let said = ledger.must(&["INFO", "stats"]).text();
+    let count = said.lines().find_map(|line| line.strip_prefix("total_commands_processed:"));
+    count.unwrap().trim().parse().unwrap()
+}
+
+#[tokio::test]
+async fn what_the_ledger_knows_of_all_queues_is_read_once_however_many_are_looked_at() {
+    const QUEUES: u64 = 40;
+    let place = Place::new();
+    let broker = place.broker(&place.host.url(), &place.first).await.unwrap();
+    let queues: Vec<Queue> = (0..QUEUES).map(|n| queue(&format!("q-{n}"))).collect();
+    for queue in &queues {
+        // Known from then on, and empty.
+        broker.pause(queue, Some("for a moment")).await.unwrap();
+        broker.pause(queue, None).await.unwrap();
+    }
+    let asked = async |queues: &[Queue]| {
+        let before = commands(&place.first);
+        let seen = look(&broker, queues, &BTreeSet::new(), 16).await.unwrap();
+        assert_eq!((seen.queues.len(), seen.unknown), (queues.len(), Vec::new()));
+        commands(&place.first) - before
+    };
+    let (one, all) = (asked(&queues[..1]).await, asked(&queues).await);
+    assert!(one >= QUEUES, "{one} commands tell of {QUEUES} queues");
+    assert!(all < 10 * one, "{all} commands for {QUEUES} queues, {one} for one");
 }

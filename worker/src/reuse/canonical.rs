@@ -1,9 +1,7 @@
 //! JSON in a form that is the same for values that mean the same: members sorted by name, no white space, texts escaped in
 //! one way; numbers stay as they were written.
 
-use std::fmt;
-
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use promptq_common::line::Members;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -24,7 +22,7 @@ fn write(raw: &str, depth: u32, text: &mut String) {
     let raw = raw.trim();
     match raw.as_bytes().first() {
         Some(b'{') if depth > 0 => match serde_json::from_str(raw) {
-            Ok(Members(mut members)) => {
+            Ok(Members::<{ usize::MAX }>(mut members)) => {
                 // Repeated names keep their order: which of them counts is the provider's to say.
                 members.sort_by(|(a, _), (b, _)| a.cmp(b));
                 list(text, ('{', '}'), members, |(name, value), text| {
@@ -56,31 +54,6 @@ fn list<T>(text: &mut String, (open, close): (char, char), items: Vec<T>, mut wr
         write(item, text);
     }
     text.push(close);
-}
-
-/// All members of an object in order, repeats included.
-struct Members<'a>(Vec<(String, &'a RawValue)>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Seen;
-        impl<'de> Visitor<'de> for Seen {
-            type Value = Members<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut members = Vec::new();
-                while let Some(member) = map.next_entry::<String, &'de RawValue>()? {
-                    members.push(member);
-                }
-                Ok(Members(members))
-            }
-        }
-        deserializer.deserialize_map(Seen)
-    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! What people ask of queues and jobs: the ledger answers, since RabbitMQ can neither list nor change what waits in it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions};
 
 use super::post::Post;
@@ -9,7 +10,7 @@ use super::publisher::Sent;
 use super::topology;
 use super::wire::{self, Parcel};
 use crate::broker::backend::{
-    Claim, Depth, Envelope, Head, LeaseId, PAGE_BYTES, QueueView, Redriven, Verdict, WorkerId,
+    ASKED_AT_ONCE, Claim, Depth, Envelope, Head, LeaseId, PAGE_BYTES, QueueView, Redriven, Verdict, WorkerId,
 };
 use crate::broker::head;
 use crate::codec;
@@ -61,6 +62,28 @@ pub(super) async fn view(post: &Post, queue: &Queue) -> Result<Option<QueueView>
     // Delayed jobs of all queues tell of none.
     let alone = QueueView { depth: Depth { delayed: 0, delayed_of_all: false, ..view.depth }, ..view.clone() };
     let exists = !alone.is_blank() || names(post).await?.contains(queue) || is_missing(post, queue).await.is_none();
+    Ok(exists.then_some(view))
+}
+
+/// Those of these queues that the ledger or RabbitMQ knows.
+pub(super) async fn views(post: &Post, queues: &[Queue]) -> Result<Vec<Option<QueueView>>> {
+    let known = post.claims.standings().await?.into_iter().map(|view| (view.queue.clone(), view)).collect();
+    let delayed = delayed(post).await?;
+    let asked: Vec<_> = queues.iter().map(|queue| among(post, &known, (queue, delayed))).collect();
+    stream::iter(asked).buffered(ASKED_AT_ONCE).try_collect().await
+}
+
+/// One of them, where these are known to the ledger.
+async fn among(
+    post: &Post,
+    known: &HashMap<Queue, QueueView>,
+    (queue, delayed): (&Queue, u64),
+) -> Result<Option<QueueView>> {
+    let standing = known.get(queue);
+    let of_all = delayed > 0 && known.len() > usize::from(standing.is_some());
+    let blank = || QueueView { queue: queue.clone(), paused: None, depth: Depth::default() };
+    let view = counted(post, standing.cloned().unwrap_or_else(blank), (delayed, of_all)).await?;
+    let exists = standing.is_some() || view.depth.ready > 0 || is_missing(post, queue).await.is_none();
     Ok(exists.then_some(view))
 }
 

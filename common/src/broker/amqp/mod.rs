@@ -287,6 +287,10 @@ impl Backend for Amqp {
         admin::view(&self.post, queue).await
     }
 
+    async fn several(&self, queues: &[Queue]) -> Result<Vec<Option<QueueView>>> {
+        admin::views(&self.post, queues).await
+    }
+
     /// Asked by every worker every few seconds: of the ledger alone, whatever waits here.
     async fn paused(&self, queue: &Queue) -> Result<Option<String>> {
         self.post.claims.paused(queue).await

@@ -4,16 +4,13 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
+use super::{lane, reserve, with};
 use crate::broker::memory::Memory;
-use crate::job::{Band, JobId, Lane, ModelName, Queue};
-use crate::limits::{Cap, Counts, Denied, Heard, Limits, Measure, Pass, Per, Pool, Rule, Size, change, look};
+use crate::job::JobId;
+use crate::limits::{Cap, Counts, Denied, Heard, Limits, Measure, Per, Pool, Rule, change, look};
 use crate::outcome::{Failure, FailureClass, Outcome, Reply, Usage};
 
 const SECOND: Duration = Duration::from_secs(1);
-
-fn lane(model: &str) -> Lane {
-    Lane { queue: Queue::standard(), model: Some(ModelName::new(model)), band: Band::Normal }
-}
 
 fn ruled(measure: Measure, per: Per, most: i64) -> Limits {
     Limits::ruled(vec![Rule { key: "acme".to_owned(), caps: vec![Cap { measure, per, most }], adaptive: false }])
@@ -28,32 +25,13 @@ fn answered(input_tokens: u64) -> Outcome {
     Outcome::Success(Reply { status_code: 200, usage, ..Reply::default() })
 }
 
-/// Does something while these workers ask for their parts and for what was released.
-async fn with<T>(ledger: &Memory, workers: &[&Limits], doing: impl Future<Output = T>) -> T {
-    let asking = workers.iter().map(|limits| async move {
-        tokio::join!(limits.keep_asking(ledger, 0.125), limits.keep_opening(ledger));
-    });
-    tokio::select! {
-        done = doing => done,
-        _ = futures_util::future::join_all(asking) => panic!("they go on asking"),
-    }
-}
-
-/// A call of 200 tokens to `acme/MODEL`, as far as its reservation.
-async fn reserve(limits: &Limits, model: &str) -> Result<Pass, (Denied, String)> {
-    let (lane, key) = (lane(model), format!("acme/{model}"));
-    limits.seen(std::iter::once(&lane), |_| Some(key.clone()));
-    let pass = limits.admit_call(&lane, &key, Counts::default()).expect("its gate is open");
-    limits.reserve(pass, &lane, Size { bytes: 720, max_tokens: Some(1) }).await
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_header_is_heard_by_the_fleet_while_its_call_still_runs() {
     let ledger = Memory::new();
     let (a, b) = (ruled(Measure::Requests, Per::Minute, 600), ruled(Measure::Requests, Per::Minute, 600));
     let said = |most| Heard { measure: Measure::Requests, per: Per::Minute, most, left: Some(most / 4) };
     let now = async || look(&ledger, "acme").await.unwrap().unwrap().caps[0];
-    with(&ledger, &[&a, &b], async {
+    with(&ledger, 0.125, &[&a, &b], async {
         let running = reserve(&a, "fast").await.unwrap();
         for _ in 0..2 {
             running.ear().unwrap().hear([said(200)]);
@@ -81,7 +59,7 @@ async fn a_header_is_heard_by_the_fleet_while_its_call_still_runs() {
 async fn while_a_key_is_frozen_nobody_waits_in_a_slot() {
     let ledger = Memory::new();
     let (a, b) = (ruled(Measure::Requests, Per::Minute, 600), ruled(Measure::Requests, Per::Minute, 600));
-    with(&ledger, &[&a, &b], async {
+    with(&ledger, 0.125, &[&a, &b], async {
         let throttled = failed(FailureClass::Throttled, Some(30 * SECOND));
         reserve(&a, "fast").await.unwrap().report(JobId::fresh(), &throttled);
         sleep(SECOND).await;
@@ -106,7 +84,7 @@ async fn while_a_key_is_frozen_nobody_waits_in_a_slot() {
 async fn a_job_that_a_days_limit_keeps_back_gives_its_slot_back_at_once() {
     let ledger = Memory::new();
     let limits = ruled(Measure::InputTokens, Per::Day, 1_000);
-    with(&ledger, &[&limits], async {
+    with(&ledger, 0.125, &[&limits], async {
         reserve(&limits, "fast").await.unwrap().report(JobId::fresh(), &answered(950));
         let begun = Instant::now();
         let denied = reserve(&limits, "fast").await.err().map(|(denied, _)| denied);
@@ -123,7 +101,7 @@ async fn what_people_release_opens_in_every_worker_also_without_a_rule() {
     let (a, b, ruled) = (Limits::new(), Limits::new(), ruled(Measure::Requests, Per::Minute, 600));
     let release = async |key: &str| change(&ledger, key, Pool::release).await.unwrap();
     let workers = [&a, &b, &ruled];
-    with(&ledger, &workers, async {
+    with(&ledger, 0.125, &workers, async {
         let (refused, slow) = (FailureClass::Account, FailureClass::Throttled);
         for (key, class, shut) in
             [("acme", refused, "acme"), ("acme/fast", slow, "acme/fast"), ("acme/fa", slow, "acme/fast")]
@@ -198,7 +176,7 @@ async fn an_endpoint_with_too_much_to_do_gets_what_its_lanes_may_take_together()
     drop(running);
     assert_eq!(limits.room(&fast), 10);
     let ledger = Memory::new();
-    with(&ledger, &[&limits], async {
+    with(&ledger, 0.125, &[&limits], async {
         sleep(SECOND).await;
         change(&ledger, "acme/fast", Pool::release).await.unwrap();
         sleep(6 * SECOND).await;

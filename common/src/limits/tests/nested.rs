@@ -8,19 +8,16 @@ use proptest::prelude::*;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::{lane, reserve, with};
 use crate::broker::memory::Memory;
-use crate::job::{Band, JobId, Lane, ModelName, Queue};
+use crate::job::JobId;
 use crate::limits::{
-    Cap, CapView, Denied, Expected, Heard, Limits, Measure, Pass, Per, Pool, PoolView, Rule, Size, change, look,
+    Cap, CapView, Denied, Expected, Heard, Limits, Measure, Per, Pool, PoolView, Rule, Size, change, look,
 };
 use crate::outcome::{CostSource, Failure, FailureClass, Origin, Outcome, Reply, Usage, Usd};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
-
-fn lane(model: &str) -> Lane {
-    Lane { queue: Queue::standard(), model: Some(ModelName::new(model)), band: Band::Normal }
-}
 
 fn rule(key: &str, caps: &[(Measure, i64)]) -> Rule {
     let per = |measure| match measure {
@@ -296,30 +293,12 @@ async fn a_model_that_is_used_up_holds_nothing_of_its_account() {
     assert_eq!(slow.held().into_iter().map(|held| held.key).collect::<Vec<_>>(), ["acme/slow"]);
 }
 
-/// Does something while these workers ask for their parts, and share what they were refused for.
-async fn with<T>(ledger: &Memory, workers: &[&Limits], doing: impl Future<Output = T>) -> T {
-    let asking = workers.iter().map(|limits| async move {
-        tokio::join!(limits.keep_asking(ledger, 1.0), limits.keep_opening(ledger), limits.keep_freezing(ledger));
-    });
-    tokio::select! {
-        done = doing => done,
-        _ = futures_util::future::join_all(asking) => panic!("they go on asking"),
-    }
-}
-
-async fn reserve(limits: &Limits, model: &str) -> Result<Pass, (Denied, String)> {
-    let (lane, key) = (lane(model), format!("acme/{model}"));
-    limits.seen(std::iter::once(&lane), |_| Some(key.clone()));
-    let pass = limits.admit(&lane, &key).expect("its gate is open");
-    limits.reserve(pass, &lane, Size { bytes: 720, max_tokens: Some(1) }).await
-}
-
 #[tokio::test(start_paused = true)]
 async fn on_a_denial_of_one_nothing_stays_held_at_the_other() {
     let ledger = Memory::new();
     let rules = vec![rule("acme", &[(Measure::Concurrent, 1)]), rule("acme/fast", &[(Measure::Requests, 60)])];
     let limits = Limits::ruled(rules);
-    with(&ledger, &[&limits], async {
+    with(&ledger, 1.0, &[&limits], async {
         let other = reserve(&limits, "slow").await.unwrap();
         let begun = Instant::now();
         let (denied, key) = reserve(&limits, "fast").await.unwrap_err();
@@ -344,7 +323,7 @@ async fn what_a_model_is_refused_and_told_is_its_own_affair() {
     let requests = |key: &str, most| rule(key, &[(Measure::Requests, most)]);
     let rules = [requests("acme", 600), requests("acme/fast", 300), rule("acme/dear", &[(Measure::Usd, 9_000)])];
     let (a, b) = (Limits::ruled(rules.to_vec()), Limits::ruled(rules.to_vec()));
-    with(&ledger, &[&a, &b], async {
+    with(&ledger, 1.0, &[&a, &b], async {
         let pass = reserve(&a, "fast").await.unwrap();
         pass.ear().unwrap().hear([Heard { measure: Measure::Requests, per: Per::Minute, most: 200, left: None }]);
         pass.report(JobId::fresh(), &throttled(30));
@@ -371,7 +350,7 @@ async fn a_large_account_that_grew_too_fast_comes_back_slowly() {
     for (tokens, after) in [(2_000_000, 0.5), (900_000, 0.9)] {
         let ledger = Memory::new();
         let limits = Limits::ruled(vec![rule("acme", &[(Measure::InputTokens, tokens)])]);
-        with(&ledger, &[&limits], async {
+        with(&ledger, 1.0, &[&limits], async {
             let failure = Failure::new(FailureClass::Throttled, "slow_down", "your traffic has grown too fast");
             let failure = Failure { retry_after: Some(SECOND), status_code: Some(503), ..failure };
             reserve(&limits, "fast").await.unwrap().report(JobId::fresh(), &Outcome::Failure(failure));
@@ -388,7 +367,7 @@ async fn a_job_that_is_larger_than_one_of_its_rules_is_told_by_which() {
     let ledger = Memory::new();
     let rules = [rule("acme", &[(Measure::InputTokens, 100)]), rule("acme/fast", &[(Measure::Requests, 60)])];
     let limits = Limits::ruled(rules.to_vec());
-    with(&ledger, &[&limits], async {
+    with(&ledger, 1.0, &[&limits], async {
         let (never, key) = reserve(&limits, "fast").await.unwrap_err();
         assert!(matches!(never, Denied::Never(cap) if cap.most == 100) && key == "acme", "{never:?} by {key}");
         let raise = |pool: &mut Pool, now: i64| pool.set(now, Measure::InputTokens, Per::Minute, Some(10_000));

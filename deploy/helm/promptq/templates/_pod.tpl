@@ -125,6 +125,10 @@ readinessProbe:
 - {name: PROMPTQ_STORE, value: {{ . | quote }}}
 {{- end }}
 - {name: PROMPTQ_ADMIN, value: "0.0.0.0:9091"}
+{{- if ne .component "worker" }}
+{{- /* A queue of the workers is there before its first job: who scales by it asks at once. */}}
+- {name: PROMPTQ__WORKER__QUEUES, value: {{ join "," $values.worker.queues | quote }}}
+{{- end }}
 {{- if $values.settings }}
 - {name: PROMPTQ_CONFIG, value: /etc/promptq/promptq.toml}
 {{- end }}
