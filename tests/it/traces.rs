@@ -18,6 +18,7 @@ use promptq_tests::process::{Home, Said};
 use promptq_tests::rabbit::{RawClient, RawMessage};
 use promptq_tests::site::{Hand, until};
 use promptq_tests::steps::record;
+use rustix::process::Signal;
 use serde_json::json;
 
 const QUICK: &str = "[latency]\nfirst = { fixed = \"10ms\" }\n";
@@ -97,7 +98,7 @@ async fn one_trace(place: Place) {
     submit(&metered, &line, &[(ENDPOINT, &collector.url())]).ends(0);
     let sent = collector.told(1).await.remove(0);
     assert_eq!((sent.name.as_str(), sent.kind, sent.service.as_str()), ("send default", 4, "promptq"));
-    assert_eq!(sent.parent, None);
+    assert_eq!((sent.parent.as_deref(), sent.failed), (None, false));
     let id = sent.says(name::MESSAGE).parse::<JobId>().unwrap();
     let shown = |metered: &Metered| {
         Said::of(&mut metered.program("promptq", "cli", &["jobs", "show", &id.to_string(), "--json"]))
@@ -117,21 +118,14 @@ async fn one_trace(place: Place) {
     let attempts: Vec<_> = processed.iter().map(|span| span.says(name::ATTEMPT)).collect();
     let outcomes: Vec<_> = processed.iter().map(|span| span.says(name::OUTCOME)).collect();
     assert_eq!((attempts, outcomes), (vec!["1", "2"], vec!["retried", "succeeded"]), "a retry is in the same trace");
+    assert_eq!([processed[0].failed, processed[1].failed], [true, false]);
     for span in &processed {
         assert_eq!((span.kind, span.service.as_str()), (5, "promptq-worker"));
         assert_eq!((span.parent.as_deref(), span.says(name::MESSAGE)), (Some(sent.id.as_str()), &*id.to_string()));
         assert_eq!(span.says(name::SYSTEM), sent.says(name::SYSTEM));
     }
     assert_eq!(record.trace.unwrap().span_id(), processed[1].id, "the result is from the delivery that gave it");
-    let settled = named(&spans, "settle");
-    assert_eq!(settled.len(), 2);
-    for (settle, process) in settled.iter().zip(&processed) {
-        assert_eq!((settle.name.as_str(), settle.kind, settle.failed), ("settle default", 3, false));
-        assert_eq!(settle.parent.as_deref(), Some(process.id.as_str()));
-        let other =
-            |key: &str| !key.starts_with("messaging.operation.") && settle.said.get(key) != process.said.get(key);
-        assert_eq!(settle.said.keys().filter(|key| other(key)).collect::<Vec<_>>(), Vec::<&String>::new());
-    }
+    let settled = settled_below(&processed, &spans);
 
     let (called, at_provider) = (named(&spans, "chat"), metered.fake.calls(0));
     assert_eq!((called.len(), at_provider.len()), (2, 2));
@@ -151,9 +145,29 @@ async fn one_trace(place: Place) {
     }
 
     assert_eq!(shown(&metered).ends(0).json()["trace_id"], sent.trace);
-    let text = collector.requests().iter().map(|request| request.body.to_string()).collect::<String>();
+    nothing_else(&collector, record);
+}
+
+/// The span in which each delivery is settled: says what the delivery says, and is below it.
+fn settled_below<'a>(processed: &[&Span], spans: &'a [Span]) -> Vec<&'a Span> {
+    let settled = named(spans, "settle");
+    assert_eq!(settled.len(), processed.len());
+    for (settle, process) in settled.iter().zip(processed) {
+        assert_eq!((settle.name.as_str(), settle.kind, settle.failed), ("settle default", 3, false));
+        assert_eq!(settle.parent.as_deref(), Some(process.id.as_str()));
+        for (key, value) in settle.said.iter().filter(|(key, _)| !key.starts_with("messaging.operation.")) {
+            assert_eq!(value, process.says(key), "{key}");
+        }
+    }
+    settled
+}
+
+/// Nothing is told under a name that is not known, nor anything of the prompt or the answer.
+fn nothing_else(collector: &Collector, record: Record) {
+    let (spans, requests) = (collector.spans(), collector.requests());
     let words: HashSet<_> = spans.iter().flat_map(|span| span.said.keys()).collect();
     assert!(words.iter().all(|word| name::ATTRIBUTES.contains(&word.as_str())), "{words:?}");
+    let text = requests.iter().map(|request| request.body.to_string()).collect::<String>();
     assert!(text.contains("deployment.environment.name") && !text.contains("swordfish"), "{text}");
     let answer = serde_json::to_string(&record.answer.unwrap().output).unwrap();
     let content = answer.split("content").nth(1).and_then(|rest| rest.get(5..40)).expect("an answer");
@@ -274,7 +288,7 @@ async fn a_batch_is_sent_in_one_span_that_points_to_the_jobs() {
     assert_eq!((sent.len(), made.len(), sent[0].kind, sent[0].says(name::COUNT)), (1, 3, 3, "3"));
     let ids: HashSet<_> = made.iter().map(|span| span.id.as_str()).collect();
     assert_eq!(sent[0].links.iter().map(String::as_str).collect::<HashSet<_>>(), ids);
-    assert!(spans.iter().all(|span| span.service == "nightly"));
+    assert!(spans.iter().all(|span| span.service == "nightly" && !span.failed));
     let traces: HashSet<_> = spans.iter().map(|span| span.trace.as_str()).collect();
     assert_eq!(traces.len(), 4, "each job is a trace of its own");
     let head = &collector.requests()[0].head;
@@ -298,6 +312,27 @@ fn missing(said: &Said) -> usize {
     let told: Vec<_> = lines.filter_map(counts).collect();
     assert_eq!(told.len(), 1, "{}", said.stderr);
     usize::try_from(told[0]).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_is_cut_says_so() {
+    let (collector, home) = (Collector::start().await, Home::new());
+    let metered = Metered::new(Place::File, QUICK, "");
+    let broker = metered.broker().await;
+    submit(&metered, "{\"prompt\":\"x\",\"model\":\"mock:latency=60s..60s\"}\n", &[]).ends(0);
+    let mut worker = hand(&metered, &home, &["--drain-timeout", "500ms"], &collector.url());
+    until("the job is leased", async || {
+        let depth = broker.depth(&Queue::standard()).await.unwrap();
+        (depth.running == 1).then_some(())
+    })
+    .await;
+    worker.signal(Signal::TERM);
+    until("the worker has left", async || worker.code()).await;
+    let spans = collector.told(3).await;
+    let called = spans.iter().find(|span| span.kind == 1).unwrap();
+    assert_eq!((called.failed, called.says(name::ERROR)), (true, name::INTERRUPTED));
+    let [process, settle] = ["process", "settle"].map(|first| named(&spans, first)[0]);
+    assert_eq!((process.failed, process.says(name::OUTCOME), settle.failed), (false, "cut", false));
 }
 
 #[tokio::test(flavor = "multi_thread")]
