@@ -97,7 +97,6 @@ pub(crate) async fn call(errand: Errand<'_>, way: Way<'_>, turn: &mut Turn) -> C
     }
     let (queue, begun) = (&lane.queue, Instant::now());
     let ran = run(errand, runner, &context).await;
-    let span = traced::unless(!matches!(ran, Ran::Done { .. }), span);
     if let Some(why) = ran.interrupted() {
         desk.meter.interrupted(queue, why);
     }

@@ -12,7 +12,7 @@ use promptq_common::limits::{Expected, Limits};
 use promptq_common::outcome::FailureClass;
 use promptq_common::record::End;
 use promptq_common::store::Store;
-use promptq_common::telemetry::trace::Context;
+use promptq_common::telemetry::trace::{Context, Span};
 use promptq_common::time::Timestamp;
 use tokio::sync::watch;
 
@@ -24,7 +24,7 @@ use crate::route::{self, Nevers};
 use crate::runner::{Runner, Runners};
 use crate::settings::Settings;
 use crate::tier::Full;
-use crate::traced::Traced;
+use crate::traced::{self, Traced};
 use crate::verdict::{Case, release};
 
 /// What every job of a worker shares.
@@ -96,7 +96,8 @@ pub(crate) fn execute(
         if let Some(traced) = &mut traced {
             traced.judged(&mut verdict);
         }
-        let did = settle(lease, verdict, was_cut).await;
+        let span = traced.as_ref().and_then(|traced| traced.settles(&head, &desk));
+        let did = settle(lease, verdict, was_cut, span).await;
         if let Some(traced) = traced {
             traced.did(did);
         }
@@ -175,7 +176,7 @@ async fn reused(job: &Job, runners: &[Arc<dyn Runner>], case: &Case<'_>, lease: 
 }
 
 /// Ends the lease; waits for as long as that takes, keeping its slot.
-async fn settle(lease: Lease, verdict: Verdict, was_cut: bool) -> Did {
+async fn settle(lease: Lease, verdict: Verdict, was_cut: bool, span: Option<Box<Span>>) -> Did {
     let id = lease.id();
     let did = match &verdict {
         Verdict::End(record) => Did::Ended(record.end),
@@ -183,7 +184,9 @@ async fn settle(lease: Lease, verdict: Verdict, was_cut: bool) -> Did {
         Verdict::Retry { after, .. } => Did::Retried(Timestamp::now() + *after),
         Verdict::Release { .. } => Did::Released,
     };
-    match lease.settle(verdict).await {
+    let answer = lease.settle(verdict).await;
+    traced::settled(span, &answer);
+    match answer {
         Ok(Settled::Applied | Settled::Kept) => did,
         Ok(Settled::Stale) => Did::Dropped,
         Err(error) => {

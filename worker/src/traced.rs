@@ -1,7 +1,8 @@
 //! What traces tell of a delivery and of its calls, and the place in a trace that a run, its provider and its record are
 //! given. What a span is, and where it goes, is `common/src/telemetry/trace`.
 
-use promptq_common::broker::{Head, Verdict};
+use promptq_common::broker::{Head, Settled, Verdict};
+use promptq_common::error::Error;
 use promptq_common::job::Job;
 use promptq_common::outcome::{Failure, Outcome, Reply, Usd};
 use promptq_common::record::End;
@@ -30,17 +31,9 @@ impl Traced {
         let what = (Kind::Consumer, format!("{} {queue}", operation::PROCESS));
         let (place, mut span) = tracer.begin(parent, Some(*head.id.as_bytes()), what);
         if let Some(span) = &mut span {
-            span.set(n::SYSTEM, desk.system);
-            span.set(n::DESTINATION, queue);
-            span.set(n::OPERATION, operation::PROCESS);
-            span.set(n::OPERATION_TYPE, operation::PROCESS);
-            span.set(n::MESSAGE, head.id.to_string());
-            span.set(n::CLIENT, desk.settings.worker.as_str());
+            of(span, operation::PROCESS, head, desk);
             span.set(n::ATTEMPT, u64::from(head.attempts) + 1);
             span.set(n::EPOCH, u64::from(head.epoch));
-            if let Some(batch) = &head.batch {
-                span.set(n::CONVERSATION, batch.as_str());
-            }
         }
         Some(Self { place, span })
     }
@@ -69,9 +62,18 @@ impl Traced {
         }
     }
 
+    /// What is to become of it begins to be written down.
+    pub(crate) fn settles(&self, head: &Head, desk: &Desk) -> Option<Box<Span>> {
+        self.span.as_ref()?;
+        let what = (Kind::Client, format!("{} {}", operation::SETTLE, head.lane.queue));
+        let mut span = tracer()?.begin(Some(self.place), None, what).1?;
+        of(&mut span, operation::SETTLE, head, desk);
+        Some(span)
+    }
+
     /// What became of it.
     pub(crate) fn did(mut self, did: Did) {
-        if let Some(span) = &mut self.span {
+        if let Some(mut span) = self.span.take() {
             span.set(
                 n::OUTCOME,
                 match did {
@@ -82,8 +84,32 @@ impl Traced {
                     Did::Dropped => "dropped",
                 },
             );
+            span.end();
         }
     }
+}
+
+fn of(span: &mut Span, operation: &'static str, head: &Head, desk: &Desk) {
+    span.set(n::SYSTEM, desk.system);
+    span.set(n::DESTINATION, head.lane.queue.as_str());
+    span.set(n::OPERATION, operation);
+    span.set(n::OPERATION_TYPE, operation);
+    span.set(n::MESSAGE, head.id.to_string());
+    span.set(n::CLIENT, desk.settings.worker.as_str());
+    if let Some(batch) = &head.batch {
+        span.set(n::CONVERSATION, batch.as_str());
+    }
+}
+
+/// It was written down, or why it was not: the lease was not this worker's any more, or it never can be.
+pub(crate) fn settled(span: Option<Box<Span>>, answer: &Result<Settled, Error>) {
+    let Some(mut span) = span else { return };
+    match answer {
+        Ok(Settled::Applied | Settled::Kept) => {}
+        Ok(Settled::Stale) => span.fail("stale"),
+        Err(_) => span.fail("refused"),
+    }
+    span.end();
 }
 
 /// A call by one of the job's ways begins below this place.
@@ -119,12 +145,6 @@ pub(crate) fn call(job: &Job, way: Way<'_>, below: Option<Context>) -> Option<Bo
     Some(span)
 }
 
-/// The call goes on to an outcome, unless it was given up in the middle.
-pub(crate) fn unless(given_up: bool, mut span: Option<Box<Span>>) -> Option<Box<Span>> {
-    span.iter_mut().filter(|_| given_up).for_each(|span| span.fail(n::INTERRUPTED));
-    span.filter(|_| !given_up)
-}
-
 /// What the call has come to.
 pub(crate) fn called(span: Option<Box<Span>>, outcome: &Outcome) {
     let Some(mut span) = span else { return };
@@ -132,6 +152,7 @@ pub(crate) fn called(span: Option<Box<Span>>, outcome: &Outcome) {
         Outcome::Success(reply) => answered(&mut span, reply),
         Outcome::Failure(failure) => failed(&mut span, failure),
     }
+    span.end();
 }
 
 fn answered(span: &mut Span, reply: &Reply) {

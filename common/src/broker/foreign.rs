@@ -221,6 +221,22 @@ mod tests {
     }
 
     #[test]
+    fn a_line_knows_its_place_in_a_trace_better_than_its_message() {
+        let [of_line, of_message] = [(); 2].map(|()| Context::root(None, true));
+        let message = |promptq: &str| {
+            let body = format!(r#"{{"prompt":"hi","id":"a","promptq":{{{promptq}}}}}"#);
+            let labels = Labels { trace: Some(of_message), ..Labels::default() };
+            Arrival::message(body.as_bytes(), &Queue::standard(), labels, Timestamp::now())
+        };
+        let place = |arrival: Arrival| codec::place_of(&arrival.envelope.payload);
+        assert_eq!(place(message(&format!(r#""traceparent":"{of_line}""#))), Some(of_line));
+        assert_eq!(place(message(r#""traceparent":"00-4bf9-zz""#)), Some(of_message), "it says nothing");
+        assert_eq!(place(message("")), Some(of_message));
+        let own = message("").conflicting(JobId::fresh(), Timestamp::now());
+        assert_eq!(place(own), Some(of_message), "also under an id of its own");
+    }
+
+    #[test]
     fn what_cannot_be_read_is_dead_and_never_taken_for_a_job() {
         for line in ["", "{", r#"{"prompt":""}"#, r#"{"id":"x","prompt":"hi","promptq":{"queue":"other"}}"#] {
             let arrival = read(line);

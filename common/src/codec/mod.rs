@@ -14,6 +14,8 @@ use crate::time::Timestamp;
 
 /// The largest encoded job or record, in bytes: 16 MiB, the smallest message limit among current brokers.
 pub const MAX_BYTES: usize = 16 * 1024 * 1024;
+/// What a place in a trace adds to a job or record: one that has none yet may be given one on its way.
+pub const PLACE_BYTES: usize = 1 + Context::BYTES;
 /// Room that is made at once: a prompt or an answer of a few sentences fits.
 const USUAL_BYTES: usize = 512;
 

@@ -173,7 +173,7 @@ fn place(path: &FilePath, text: &str, offset: usize) -> Origin {
 }
 
 /// Variables with names of their own, the least binding first; then come those spelt out.
-const SHORT: [(&str, &str); 20] = [
+const SHORT: [(&str, &str); 22] = [
     ("OPENAI_BASE_URL", "providers.openai.base_url"),
     ("OPENAI_API_KEY", "providers.openai.api_key"),
     ("ANTHROPIC_BASE_URL", "providers.anthropic.base_url"),
@@ -188,6 +188,8 @@ const SHORT: [(&str, &str); 20] = [
     ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "telemetry.otlp_traces_endpoint"),
     ("OTEL_EXPORTER_OTLP_HEADERS", "telemetry.otlp_headers"),
     ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "telemetry.otlp_headers"),
+    ("OTEL_EXPORTER_OTLP_PROTOCOL", "telemetry.otlp_protocol"),
+    ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "telemetry.otlp_protocol"),
     ("OTEL_SERVICE_NAME", "telemetry.service_name"),
     ("OTEL_RESOURCE_ATTRIBUTES", "telemetry.resource_attributes"),
     ("OTEL_TRACES_EXPORTER", "telemetry.traces_exporter"),

@@ -4,6 +4,7 @@ use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use super::address::redact_url;
+use super::error::Origin;
 use super::reader::Reader;
 use crate::telemetry::trace::Sampler;
 
@@ -20,6 +21,8 @@ pub struct Traces {
     pub resource: Vec<(String, String)>,
     /// Which traces are kept.
     pub sampler: Sampler,
+    /// What is to be said once where spans are sent: the environment asks for a protocol that is not spoken.
+    pub remark: Option<String>,
 }
 
 impl Traces {
@@ -43,7 +46,7 @@ impl Traces {
 
 pub(super) fn traces(r: &mut Reader<'_>) -> Option<Traces> {
     let at = |name: &'static str| ["telemetry", name];
-    let endpoint = endpoint(r);
+    let (endpoint, remark) = (endpoint(r), protocol(r));
     let (is_off, service, resource, sampler) = r.shared(|r| {
         let exporter = r.parsed(&at("traces_exporter"), Some("otlp".to_owned()), exporter);
         let is_off = r.boolean(&at("otel_sdk_disabled"), false) || exporter.as_deref() == Some("none");
@@ -58,7 +61,7 @@ pub(super) fn traces(r: &mut Reader<'_>) -> Option<Traces> {
     {
         r.wrong(&at("otlp_headers"), &why);
     }
-    Some(Traces { endpoint: endpoint?, headers, service, resource, sampler })
+    Some(Traces { endpoint: endpoint?, headers, service, resource, sampler, remark })
 }
 
 /// One of `otlp` and `none`: of a list the first if it is in it.
@@ -94,6 +97,33 @@ fn endpoint(r: &mut Reader<'_>) -> Option<String> {
         url
     });
     own.or(base).map(String::from)
+}
+
+/// What is to be said where another protocol is asked for than the one that is spoken. Other programs know more of them, so
+/// that in a variable they share it is no error.
+fn protocol(r: &mut Reader<'_>) -> Option<String> {
+    const SPOKEN: &str = "http/json";
+    let path = ["telemetry", "otlp_protocol"];
+    let said = r.text(&path);
+    r.stands_for(&path, SPOKEN);
+    let said = said.filter(|word| word.trim() != SPOKEN)?;
+    match r.origin(&path) {
+        Origin::Env(name) if said.trim() == "http/protobuf" => Some(format!(
+            "{name} asks for http/protobuf, but spans are sent as JSON (http/json): most collectors take both at the same \
+             address; hint: set it to http/json if this one does"
+        )),
+        Origin::Env(name) => Some(format!(
+            "{name} asks for a protocol that is not spoken here: spans are sent as JSON over HTTP (http/json); hint: set it \
+             to http/json and name the collector's port for HTTP, mostly 4318"
+        )),
+        Origin::Default | Origin::File { .. } | Origin::Flag(_) => {
+            r.wrong(
+                &path,
+                "must be http/json: gRPC and protobuf are not spoken; hint: collectors take it on port 4318",
+            );
+            None
+        }
+    }
 }
 
 fn sampler(r: &mut Reader<'_>) -> Sampler {
@@ -181,6 +211,31 @@ mod tests {
         let kept = |word| told("", &[at, ("OTEL_TRACES_EXPORTER", word)]).unwrap().is_some();
         assert_eq!(["otlp,console", "console", "none"].map(kept), [true, false, false]);
         assert!(told("", &[at, ("OTEL_SDK_DISABLED", "TRUE")]).unwrap().is_none());
+    }
+
+    #[test]
+    fn another_protocol_is_told_of_and_in_a_file_of_ours_an_error() {
+        let remark = |variables: &[(&str, &str)]| {
+            let at = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4317");
+            told("", &[&[at], variables].concat()).unwrap().unwrap().remark
+        };
+        let (all, own) = ("OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL");
+        assert_eq!([remark(&[]), remark(&[(all, "http/json")]), remark(&[(all, "")])], [None, None, None]);
+        assert_eq!(
+            remark(&[(all, "grpc"), (own, "http/json")]),
+            None,
+            "that of traces counts before that of everything"
+        );
+        for (name, word, says) in [(all, "grpc", "4318"), (own, "http/protobuf", "as JSON"), (all, "smoke", "4318")] {
+            let text = remark(&[(name, word)]).unwrap();
+            assert!(text.contains(name) && text.contains("http/json") && text.contains(says), "{text}");
+        }
+        assert!(told("", &[(all, "grpc")]).unwrap().is_none(), "nothing is sent, so nothing is to be said");
+        let file =
+            |word: &str| told(&format!("[telemetry]\notlp_protocol = '{word}'\notlp_endpoint = 'http://c'"), &[]);
+        assert_eq!(file("http/json").unwrap().unwrap().remark, None);
+        let wrong = file("grpc").unwrap_err();
+        assert!(wrong.contains("telemetry.otlp_protocol must be http/json"), "{wrong}");
     }
 
     #[test]

@@ -329,6 +329,8 @@ fn terms(fields: &Fields<'_>) -> Result<LineTerms, BadLine> {
     let delay = length("delay")?.map(When::In);
     let dollars = |text: String| dollars_of(&text).map_err(|what| extras.fault("max_cost_usd", &what));
     let queue = read("queue")?.map(|name| Queue::new(&name).map_err(|bad| extras.fault("queue", &bad.to_string())));
+    // What cannot be read, of whatever type, is as good as nothing: the convention wants it so.
+    let trace = extras.value(Context::NAME).ok().flatten();
     let reuse = read("reuse")?.map(|text| text.parse::<Reuse>().map_err(|what| extras.fault("reuse", &what)));
     Ok(LineTerms {
         queue: queue.transpose()?,
@@ -344,7 +346,7 @@ fn terms(fields: &Fields<'_>) -> Result<LineTerms, BadLine> {
         timeout: length("timeout")?,
         max_cost: read("max_cost_usd")?.map(dollars).transpose()?,
         reuse: reuse.transpose()?,
-        trace: read(Context::NAME)?.and_then(|said| Context::parse(&said)),
+        trace: trace.and_then(|said| Context::parse(said.as_str()?)),
     })
 }
 

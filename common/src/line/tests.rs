@@ -121,6 +121,21 @@ fn a_line_may_take_a_stored_answer_or_none() {
 }
 
 #[test]
+fn a_malformed_place_in_a_trace_is_as_good_as_none() {
+    const SAID: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let trace = |said: &str| {
+        let line = parse(&format!(r#"{{"prompt":"a","promptq":{{"traceparent":{said}}}}}"#)).unwrap();
+        line.into_job(&Queue::standard(), Timestamp::from_millis(0)).trace.map(|place| place.to_string())
+    };
+    assert_eq!(trace(&format!("{SAID:?}")).as_deref(), Some(SAID));
+    let deep = format!("{}1{}", "[".repeat(200), "]".repeat(200));
+    for said in ["\"00-4bf9-zz\"", "\"\"", "5", "1.5", "null", "true", "[]", "{\"a\":1}", &deep] {
+        assert_eq!(trace(said), None, "{said}");
+    }
+    assert!(refusal(r#"{"prompt":"a","promptq":{"traceparent":5,"traceparent":6}}"#).contains("twice"));
+}
+
+#[test]
 fn a_deadline_without_word_counts_from_when_the_job_may_begin() {
     let now = Timestamp::from_millis(0);
     let job = parse(r#"{"prompt":"a","promptq":{"delay":"30d"}}"#).unwrap().into_job(&Queue::standard(), now);

@@ -10,7 +10,7 @@ mod template;
 
 use std::sync::Arc;
 
-use promptq_common::codec::{self, MAX_BYTES};
+use promptq_common::codec::{self, MAX_BYTES, PLACE_BYTES};
 use promptq_common::job::{BatchName, Job, Queue};
 use sha2::{Digest, Sha256};
 
@@ -180,13 +180,17 @@ impl Reading {
     }
 }
 
-/// Refuses a job that is too large to travel.
+/// Refuses a job that is too large to travel, or would be with the place in a trace that it may be given.
 pub(crate) fn small_enough(job: &Job) -> Result<(), Fault> {
     // Everything but the texts is bounded, and by far under a MiB: only near the limit is it worth encoding.
-    if job.work.size() + (1 << 20) > MAX_BYTES && codec::encode_job(job).is_err() {
-        return Err(Fault::new(format!("larger than {} MiB, the most one job may be", MAX_BYTES >> 20)));
+    if job.work.size() + (1 << 20) <= MAX_BYTES {
+        return Ok(());
     }
-    Ok(())
+    let place = if job.trace.is_none() { PLACE_BYTES } else { 0 };
+    match codec::encode_job(job) {
+        Ok(bytes) if bytes.len() + place <= MAX_BYTES => Ok(()),
+        Ok(_) | Err(_) => Err(Fault::new(format!("larger than {} MiB, the most one job may be", MAX_BYTES >> 20))),
+    }
 }
 
 /// Feeds everything that makes one submission differ from another into `hash`.

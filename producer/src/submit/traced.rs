@@ -34,6 +34,7 @@ pub(super) fn sending(jobs: &mut [Job], caller: Option<Context>, system: &'stati
             if let Some(mut made) = made {
                 said(&mut made, operation::CREATE, (system, &job.queue));
                 of(&mut made, job);
+                made.end();
             }
             if let Some(span) = &mut span {
                 span.link(place);
@@ -60,6 +61,7 @@ impl Sending {
             Ok(_) => {}
             Err(_) => span.fail("unknown"),
         }
+        span.end();
     }
 }
 
@@ -74,5 +76,30 @@ fn of(span: &mut Span, job: &Job) {
     span.set(n::MESSAGE, job.id.to_string());
     if let Some(batch) = &job.batch {
         span.set(n::CONVERSATION, batch.as_str());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use promptq_common::codec::{MAX_BYTES, encode_job};
+    use promptq_common::work::Work;
+
+    use super::*;
+    use crate::input::small_enough;
+
+    #[test]
+    fn a_job_that_is_small_enough_still_is_with_its_place_in_a_trace() {
+        let caller = Context::root(None, true);
+        let empty = Job::new(Queue::standard(), Work::prompt(None, ""));
+        let of = |bytes: usize| Job { work: Work::prompt(None, "x".repeat(bytes)), ..empty.clone() };
+        let beside = encode_job(&of(MAX_BYTES / 2)).unwrap().len() - MAX_BYTES / 2;
+        for (short, fits) in [(0, false), (25, false), (26, true), (27, true)] {
+            let mut job = of(MAX_BYTES - beside - short);
+            assert_eq!(small_enough(&job).is_ok(), fits, "{short} bytes below the limit");
+            let sent = sending(std::slice::from_mut(&mut job), Some(caller), "memory");
+            assert_eq!((encode_job(&job).is_ok(), job.trace), (fits, Some(caller)), "{short}");
+            assert_eq!(small_enough(&job).is_ok(), fits, "{short}: what has a place is not given another");
+            sent.answered::<()>(&Ok(Vec::new()));
+        }
     }
 }

@@ -24,8 +24,9 @@ const PREFIX: &str = "{pq}";
 const BATCHES: &str = "{pq}:batches";
 /// Queues by when they were last used.
 const QUEUES: &str = "{pq}:queues";
-/// The form of what queues hold: another one whenever a version could not read what another wrote, or would be misread.
-/// Builds that kept what changes about a job in a hash of its own (`:state`) wrote none.
+/// The form in which queues are kept: another one whenever a version could not lease, move or count what another keeps, or
+/// would be misread. Of the bytes of jobs and records it says nothing: those say their versions themselves (`codec`), and
+/// there an older build meets newer ones while it is updated. Builds that kept what changes about a job in a hash of its own (`:state`) wrote none.
 const FORM: &str = "2";
 /// How many queues are asked at once: their answers are held together.
 const AT_ONCE: usize = 64;

@@ -130,6 +130,10 @@ mod tests {
         let later = Context::parse(&format!("cc{}-what-comes", SAID.get(2..).unwrap())).unwrap();
         assert_eq!(later, said, "a later version begins like this one");
         assert!(!Context::parse(&SAID.replace("-01", "-02")).unwrap().is_sampled(), "other flags say something else");
+        let no = SAID.replace("-01", "-00");
+        assert_eq!(Context::parse(&no).unwrap().to_string(), no, "nobody is made to keep a trace");
+        assert!(Context::parse(&SAID.replace("-01", "-ff")).unwrap().is_sampled(), "beside flags that are not known");
+        assert_eq!(Context::parse(&format!(" {SAID}\n")), Some(said), "as variables and headers are padded");
         let child = said.child();
         assert_eq!((child.trace_id(), child.is_sampled()), (said.trace_id(), true));
         assert_ne!(child.span_id(), said.span_id());
@@ -145,6 +149,7 @@ mod tests {
             SAID.replace("00-4", "ff-4"),
             SAID.replace('-', "_"),
             format!("{SAID}-more"),
+            format!("cc{}.more", SAID.get(2..).unwrap()),
             SAID.replace("4bf9", "4bf\u{e9}"),
             SAID.replace("-01", "-0"),
             SAID.replace("-01", "-0x"),
@@ -156,5 +161,21 @@ mod tests {
         }
         assert_eq!(Context::from_bytes(&[0; Context::BYTES]), None);
         assert_eq!(Context::from_bytes(&[7; Context::BYTES]), None);
+        let bytes = Context::parse(SAID).unwrap().to_bytes();
+        for zero in [0..16, 16..24] {
+            let mut bytes = bytes;
+            bytes[zero.clone()].fill(0);
+            assert_eq!(Context::from_bytes(&bytes), None, "{zero:?}");
+        }
+    }
+
+    #[test]
+    fn a_trace_begins_where_it_is_told_and_never_nowhere() {
+        let of = |trace| Context::root(trace, true);
+        assert_eq!(of(Some([7; 16])).trace_id(), "07".repeat(16));
+        for root in [of(None), of(Some([0; 16]))] {
+            assert_eq!(Context::parse(&root.to_string()), Some(root));
+        }
+        assert_ne!(of(None).trace_id(), of(None).trace_id());
     }
 }

@@ -1,6 +1,7 @@
 //! From finished spans to the collector: a bounded queue, batches, OTLP over HTTP. Nobody waits for any of it: what finds
 //! no room, or a collector that cannot be reached, is counted and gone.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
@@ -10,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::{Data, INSTALLED, Tracer, counters, otlp};
+use super::{Data, Fate, INSTALLED, Tally, Tracer, counters, otlp};
 use crate::config::{Traces, redact_url};
 use crate::error::{Error, Kind, Result};
 use crate::tls;
@@ -33,6 +34,7 @@ const LAST: Duration = Duration::from_secs(3);
 pub struct Exporter {
     stop: watch::Sender<bool>,
     tasks: JoinSet<()>,
+    tally: Arc<Tally>,
 }
 
 impl Exporter {
@@ -43,26 +45,49 @@ impl Exporter {
     /// `Config` for headers that no request can carry.
     pub fn open(settings: Option<&Traces>, service: &str) -> Result<Option<Self>> {
         let Some(settings) = settings else { return Ok(None) };
-        let (sender, queue) = mpsc::channel(QUEUE);
-        let tracer = Tracer { sampler: settings.sampler, queue: sender };
-        let (stop, stopped) = watch::channel(false);
-        let post =
-            Post { settings: settings.clone(), resource: resource(settings, service), headers: headers(settings)? };
+        let (tracer, shipping, exporter) = Self::parts(settings, service)?;
         if INSTALLED.set(tracer).is_err() {
             return Ok(None);
         }
         counters();
         tracing::debug!(endpoint = %redact_url(&settings.endpoint), "spans are sent there");
-        let mut tasks = JoinSet::new();
-        tasks.spawn(Shipping { queue, stopped, post, well: true }.run());
-        Ok(Some(Self { stop, tasks }))
+        if let Some(remark) = &settings.remark {
+            tracing::warn!("{remark}");
+        }
+        Ok(Some(exporter.ship(shipping)))
     }
 
-    /// Sends what is left, within three seconds; what comes later is not taken any more.
+    fn parts(settings: &Traces, service: &str) -> Result<(Tracer, Shipping, Self)> {
+        let (sender, queue) = mpsc::channel(QUEUE);
+        let (stop, stopped) = watch::channel(false);
+        let tally = Arc::<Tally>::default();
+        let tracer = Tracer { sampler: settings.sampler, queue: sender, tally: Arc::clone(&tally) };
+        let post =
+            Post { settings: settings.clone(), resource: resource(settings, service), headers: headers(settings)? };
+        let (batch, pauses, well) = (Vec::new(), PAUSES, true);
+        let shipping = Shipping { queue, stopped, post, batch, pauses, well, tally: Arc::clone(&tally) };
+        Ok((tracer, shipping, Self { stop, tasks: JoinSet::new(), tally }))
+    }
+
+    fn ship(mut self, shipping: Shipping) -> Self {
+        self.tasks.spawn(shipping.run());
+        self
+    }
+
+    /// Sends what is left, within three seconds; what comes later is not taken any more. Says how many spans never arrived.
     pub async fn close(mut self) {
         self.stop.send_replace(true);
-        if timeout(LAST, self.tasks.join_next()).await.is_err() {
-            tracing::warn!("the last spans were not sent in time");
+        let in_time = timeout(LAST, self.tasks.join_next()).await.is_ok();
+        self.tasks.shutdown().await;
+        let [lost, dropped] = [Fate::Lost, Fate::Dropped].map(|fate| self.tally.of(fate));
+        if lost + dropped > 0 {
+            tracing::warn!(
+                lost,
+                dropped,
+                in_time,
+                "traces are incomplete: the collector did not take some spans (lost), or there was no room or no time for \
+                 them (dropped)"
+            );
         }
     }
 }
@@ -150,29 +175,31 @@ struct Shipping {
     queue: mpsc::Receiver<Data>,
     stopped: watch::Receiver<bool>,
     post: Post,
+    /// What is on its way.
+    batch: Vec<Data>,
+    /// The waits between tries.
+    pauses: [Duration; 3],
     /// Whether the last batch arrived.
     well: bool,
+    tally: Arc<Tally>,
 }
 
 impl Shipping {
     async fn run(mut self) {
         let client = Post::client().map_err(|error| tracing::warn!(%error, "spans cannot be sent")).ok();
-        let mut batch = Vec::new();
-        while self.gather(&mut batch).await {
+        while self.gather().await {
             let arrived = match &client {
-                Some(client) => self.deliver(client, &batch).await,
+                Some(client) => self.deliver(client).await,
                 None => false,
             };
-            if let Some([sent, lost, _]) = counters() {
-                if arrived { sent } else { lost }.increment(batch.len() as u64);
-            }
-            batch.clear();
+            self.tally.add(if arrived { Fate::Sent } else { Fate::Lost }, self.batch.len());
+            self.batch.clear();
         }
     }
 
     /// Waits for spans, and a moment for others. False: there are none any more.
-    async fn gather(&mut self, batch: &mut Vec<Data>) -> bool {
-        let Self { queue, stopped, .. } = self;
+    async fn gather(&mut self) -> bool {
+        let Self { queue, stopped, batch, .. } = self;
         tokio::select! {
             biased;
             came = queue.recv_many(batch, BATCH) => if came == 0 { return false },
@@ -191,9 +218,9 @@ impl Shipping {
     }
 
     /// Tries until it arrives, or cannot; once the process ends, only once more. Whether it did.
-    async fn deliver(&mut self, client: &Client, batch: &[Data]) -> bool {
-        let body = otlp::encode(&self.post.resource, batch);
-        let mut pauses = PAUSES.into_iter();
+    async fn deliver(&mut self, client: &Client) -> bool {
+        let body = otlp::encode(&self.post.resource, &self.batch);
+        let mut pauses = self.pauses.into_iter();
         loop {
             let (why, again) = match self.post.once(client, &body).await {
                 Tried::Taken => {
@@ -228,7 +255,20 @@ impl Shipping {
     }
 }
 
+/// What it was still to send when it was stopped is dropped.
+impl Drop for Shipping {
+    fn drop(&mut self) {
+        self.queue.close();
+        let waiting = std::iter::from_fn(|| self.queue.try_recv().ok()).count();
+        self.tally.add(Fate::Dropped, self.batch.len() + waiting);
+    }
+}
+
 async fn asked(stopped: &mut watch::Receiver<bool>) {
     // An error means that nobody is left who could ask, which is asking too.
     drop(stopped.wait_for(|stopped| *stopped).await);
 }
+
+#[cfg(test)]
+#[path = "export_tests.rs"]
+mod tests;

@@ -6,7 +6,8 @@ mod export;
 pub mod name;
 mod otlp;
 
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime};
 
 use tokio::sync::mpsc;
@@ -84,11 +85,40 @@ impl From<u64> for Value {
 pub struct Tracer {
     sampler: Sampler,
     queue: mpsc::Sender<Data>,
+    tally: Arc<Tally>,
 }
 
 static INSTALLED: OnceLock<Tracer> = OnceLock::new();
 
-/// What becomes of spans: sent, lost, dropped.
+/// What becomes of a span, in the order of the metric's label.
+#[derive(Clone, Copy, Debug)]
+enum Fate {
+    /// The collector has it.
+    Sent,
+    /// The collector did not take it.
+    Lost,
+    /// There was no room in the queue, or no time at the end.
+    Dropped,
+}
+
+/// What became of spans so far, also where nobody can ask for numbers.
+#[derive(Debug, Default)]
+struct Tally([AtomicU64; 3]);
+
+impl Tally {
+    fn add(&self, fate: Fate, spans: usize) {
+        self.0[fate as usize].fetch_add(spans as u64, Ordering::Relaxed);
+        if let Some(counters) = counters() {
+            counters[fate as usize].increment(spans as u64);
+        }
+    }
+
+    fn of(&self, fate: Fate) -> u64 {
+        self.0[fate as usize].load(Ordering::Relaxed)
+    }
+}
+
+/// One for each fate.
 type Counters = [Counter; 3];
 
 /// Where they are counted, if the process keeps numbers; there from the moment on when it both traces and keeps some.
@@ -116,16 +146,14 @@ impl Tracer {
         let place = place.sampled(self.sampler.keeps(parent, &place));
         let begun = || {
             let data = Data { place: Some(place), parent, kind, name, start: now(), ..Data::default() };
-            Box::new(Span { tracer: self, begun: Instant::now(), data })
+            Box::new(Span { tracer: self, begun: Instant::now(), data, is_whole: false })
         };
         (place, place.is_sampled().then(begun))
     }
 
     fn take(&self, data: Data) {
-        if self.queue.try_send(data).is_err()
-            && let Some([.., dropped]) = counters()
-        {
-            dropped.increment(1);
+        if self.queue.try_send(data).is_err() {
+            self.tally.add(Fate::Dropped, 1);
         }
     }
 }
@@ -136,13 +164,15 @@ fn now() -> u64 {
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Something that takes time, told when it is dropped. What it says is never a prompt, an answer or a secret.
+/// Something that takes time, told when it ends, or is dropped: then it was given up. What it says is never a prompt, an
+/// answer or a secret.
 #[derive(Debug)]
 #[must_use = "it lasts as long as it is kept"]
 pub struct Span {
     tracer: &'static Tracer,
     begun: Instant,
     data: Data,
+    is_whole: bool,
 }
 
 /// What a span comes to.
@@ -184,10 +214,18 @@ impl Span {
         self.set(name::ERROR, class);
         self.data.failed = true;
     }
+
+    /// It went on to its end, well or not.
+    pub fn end(mut self: Box<Self>) {
+        self.is_whole = true;
+    }
 }
 
 impl Drop for Span {
     fn drop(&mut self) {
+        if !self.is_whole && !self.data.failed {
+            self.fail(name::INTERRUPTED);
+        }
         let mut data = std::mem::take(&mut self.data);
         data.nanos = u64::try_from(self.begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.tracer.take(data);
@@ -198,6 +236,52 @@ impl Drop for Span {
 mod tests {
     use super::*;
     use crate::job::{JobId, Queue};
+
+    /// A tracer with room for so many spans, and the other end of its queue.
+    fn traced(room: usize) -> (&'static Tracer, mpsc::Receiver<Data>) {
+        let (queue, spans) = mpsc::channel(room);
+        let sampler = Sampler { by_parent: true, share: 1.0 };
+        (Box::leak(Box::new(Tracer { sampler, queue, tally: Arc::default() })), spans)
+    }
+
+    #[test]
+    fn a_span_that_finds_no_room_is_counted_though_nobody_keeps_numbers() {
+        let (tracer, mut spans) = traced(2);
+        for _ in 0..5 {
+            drop(tracer.begin(None, None, (Kind::Internal, "x".into())));
+        }
+        let fates = [Fate::Sent, Fate::Lost, Fate::Dropped].map(|fate| tracer.tally.of(fate));
+        assert_eq!((spans.try_recv().is_ok(), fates), (true, [0, 0, 3]));
+    }
+
+    #[test]
+    fn a_span_points_to_so_many_others_and_no_more() {
+        let (tracer, mut spans) = traced(1);
+        let (place, span) = tracer.begin(None, None, (Kind::Internal, "x".into()));
+        let mut span = span.unwrap();
+        (0..200).for_each(|_| span.link(place));
+        span.end();
+        assert_eq!(spans.try_recv().unwrap().links.len(), 128);
+    }
+
+    #[test]
+    fn what_is_dropped_before_its_end_was_given_up() {
+        let (tracer, mut spans) = traced(3);
+        let begin = || tracer.begin(None, None, (Kind::Internal, "x".into())).1.unwrap();
+        begin().end();
+        drop(begin());
+        let mut known = begin();
+        known.fail("fatal");
+        drop(known);
+        let mut next = || {
+            let data = spans.try_recv().unwrap();
+            (data.failed, data.attributes)
+        };
+        let class = |class: &str| vec![(name::ERROR, Value::from(class))];
+        assert_eq!(next(), (false, Vec::new()));
+        assert_eq!(next(), (true, class(name::INTERRUPTED)));
+        assert_eq!(next(), (true, class("fatal")), "what went wrong before is what is told");
+    }
 
     #[test]
     fn a_share_of_new_traces_is_kept_and_a_callers_decision_stands() {

@@ -9,6 +9,8 @@ pub mod operation {
     pub const SEND: &str = "send";
     /// A worker takes a job to the end of its lease.
     pub const PROCESS: &str = "process";
+    /// What is to become of a job is written down and announced.
+    pub const SETTLE: &str = "settle";
 }
 
 /// What a call to a provider asks for; the first word of the span's name.
