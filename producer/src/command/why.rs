@@ -129,21 +129,7 @@ fn waiting(
         return format!("Its queue {} is paused{reason}: promptq queues resume {}.", job.queue, job.queue);
     }
     if let Some(hold) = &job.hold {
-        let by = held_by(hold, limit);
-        if let (HoldKey::Batch(_), Some(cap)) = (hold, limit.filter(|limit| limit.shared.is_some())) {
-            // It is due when it is looked at again, which changes nothing; who allows more wakes it.
-            let more = in_the_way.unwrap_or_else(|| {
-                let set = format!("promptq limits set {} usd=AMOUNT", quoted(&cap.key));
-                format!("What is left is too little, or kept for calls that run: only more money helps: {set}.")
-            });
-            return format!("It is held back by {by}. {more}");
-        }
-        let until = job.due.map(|due| format!(", at the longest {}", format_duration(due.since(now))));
-        let held = format!("It is held back by {by}{}.", until.unwrap_or_default());
-        return match in_the_way {
-            Some(more) => format!("{held} {more}"),
-            None => held,
-        };
+        return held_back((job, hold), limit, in_the_way, now);
     }
     if let Some(due) = job.due.filter(|due| *due > now) {
         let left = format_duration(due.since(now));
@@ -186,6 +172,29 @@ fn waiting(
         );
     }
     format!("It can start at any moment: {} of {} slots are free, {ahead} jobs wait beside it.", slots - running, slots)
+}
+
+fn held_back(
+    (job, hold): (&JobView, &HoldKey),
+    limit: Option<&Standing>,
+    in_the_way: Option<String>,
+    now: Timestamp,
+) -> String {
+    let by = held_by(hold, limit);
+    if let (HoldKey::Batch(_), Some(cap)) = (hold, limit.filter(|limit| limit.shared.is_some())) {
+        // It is due when it is looked at again, which changes nothing; who allows more wakes it.
+        let more = in_the_way.unwrap_or_else(|| {
+            let set = format!("promptq limits set {} usd=AMOUNT", quoted(&cap.key));
+            format!("What is left is too little, or kept for calls that run: only more money helps: {set}.")
+        });
+        return format!("It is held back by {by}. {more}");
+    }
+    let until = job.due.map(|due| format!(", at the longest {}", format_duration(due.since(now))));
+    let held = format!("It is held back by {by}{}.", until.unwrap_or_default());
+    match in_the_way {
+        Some(more) => format!("{held} {more}"),
+        None => held,
+    }
 }
 
 fn held_by(hold: &HoldKey, limit: Option<&Standing>) -> String {
