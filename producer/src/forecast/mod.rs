@@ -93,8 +93,7 @@ pub struct Forecast {
     models: (BTreeSet<String>, BTreeSet<String>),
     /// The days of the oldest and the newest price.
     as_of: Option<(Date, Date)>,
-    keys: Arc<[String]>,
-    /// What falls under each limit key, and what there is in all.
+    /// What falls under each limit key, by number, and what there is in all.
     under: BTreeMap<usize, Load>,
     all: Load,
     /// Those that name a `max_cost` of their own and are not called; and those that may cost more than it.
@@ -134,8 +133,8 @@ impl Forecaster {
 
     /// Nothing yet.
     pub fn forecast(&self) -> Forecast {
-        let (keys, stands) = (Arc::clone(&self.keys), Arc::clone(&self.stands));
-        Forecast { keys, stands, stored: Stored::new(self.store.clone()), ..Forecast::default() }
+        let (stands, stored) = (Arc::clone(&self.stands), Stored::new(self.store.clone()));
+        Forecast { stands, stored, ..Forecast::default() }
     }
 
     /// What a job will probably take.
