@@ -136,7 +136,7 @@ impl Progress {
             Mode::Jsonl => {
                 let elapsed = self.began.elapsed().as_secs_f64();
                 let event = json!({ "event": "progress", "batch": view.name, "total": total, "counts": view.counts,
-                    "usage": view.usage, "cost_usd": view.cost, "cost_unknown": view.cost_unknown, "blocked": blocked,
+                    "usage": view.usage, "cost_usd": view.known_cost(), "cost_unknown": view.cost_unknown, "blocked": blocked,
                     "elapsed_s": elapsed, "eta_s": eta.map(|eta| eta.as_secs()) });
                 self.printer.event(&event);
             }

@@ -16,7 +16,7 @@ pub fn job(view: &JobView) -> Value {
     object["code"] = json!(cause.map(|cause| &cause.code));
     object["detail"] = json!(cause.map(|cause| &cause.detail));
     object["usage"] = json!(record.map(|record| record.history.usage));
-    object["cost_usd"] = json!(record.and_then(|record| record.history.cost));
+    object["cost_usd"] = json!(record.and_then(|record| record.history.known_cost()));
     object["ended_at"] = json!(record.map(|record| record.ended_at));
     if let Some(place) = record.and_then(|record| record.trace) {
         object["trace_id"] = json!(place.trace_id());
@@ -41,7 +41,7 @@ pub fn batch(view: &BatchView, causes: &[(String, u64)], now: Timestamp) -> Valu
     let counts = view.counts;
     let state = batch_state(view);
     let eta = eta_seconds(view, now);
-    let cost = view.cost;
+    let cost = view.known_cost();
     json!({
         "batch": view.name,
         "queue": view.queue,

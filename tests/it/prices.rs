@@ -49,6 +49,21 @@ fn results_say_what_they_cost_and_who_says_so() {
 }
 
 #[test]
+fn jobs_that_nobody_called_have_cost_nothing() {
+    let home = Home::new();
+    home.write("in.txt", "Hi\nHo\n");
+    promptq(&home, &["submit", "in.txt", "--in", "lines", "-m", "gpt-none", "--batch", "b"]).ends(0);
+    home.program("promptq-worker", &["--once"]).status().unwrap();
+    promptq(&home, &["status", "b"]).ends(0).prints(&["dead 2", "cost $0\n", "2x no_provider"]);
+    let seen = promptq(&home, &["status", "b", "--json"]).ends(0).json();
+    assert_eq!((&seen["cost_usd"], &seen["cost_unknown"]), (&json!("0"), &json!(0)));
+    let job = promptq(&home, &["jobs", "list", "--json"]).ends(0).json()["items"][0]["id"].as_str().unwrap().to_owned();
+    promptq(&home, &["jobs", "show", &job]).ends(0).prints(&["0 tokens in / 0 out  cost $0\n"]);
+    let results = promptq(&home, &["results", "b"]).ends(0).stdout;
+    assert_eq!(results.matches("\"cost_usd\":\"0\"").count(), 2, "{results}");
+}
+
+#[test]
 fn a_dry_run_says_what_it_would_take_and_takes_nothing() {
     let server = Server::start();
     let home = settled(&server, "[limits.box]\nrequests = \"1/min\"\n");

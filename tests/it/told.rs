@@ -50,6 +50,19 @@ fn a_model_that_no_settings_know_is_refused_and_one_that_workers_may_have_is_dou
 }
 
 #[test]
+fn a_ready_made_request_for_a_model_that_nothing_names_is_noted() {
+    let home = with(ACME);
+    let line =
+        r#"{"custom_id":"a","method":"POST","url":"/v1/chat/completions","body":{"model":"gpt-none","messages":[]}}"#;
+    home.write("batch.jsonl", &format!("{line}\n{line}\n").replacen("\"a\"", "\"b\"", 1));
+    let note = "note: 2 jobs: nothing here knows the model \"gpt-none\": it is asked of acme, the only provider here of that API";
+    for command in ["submit", "run"] {
+        home.promptq(&[command, "batch.jsonl", "--dry-run"]).ends(0).says(&[note]);
+    }
+    home.promptq(&["submit", "batch.jsonl"]).ends(0).says(&[note]);
+}
+
+#[test]
 fn a_job_that_no_cap_lets_through_is_told_before_it_is_enqueued() {
     let price = "[prices.\"acme/m\"]\ninput = \"1\"\noutput = \"1\"\n";
     let home = with(&format!("{ACME}{price}"));
@@ -80,6 +93,15 @@ async fn the_gateway_refuses_what_its_settings_know_to_be_in_vain() {
     let lines = format!("{}\n{}\n", job("acme/m"), job("gpt-none"));
     let told = gateway.ask(Ask::post("/v1/batches?batch=b", lines.clone())).await.fails(422, "bad-row");
     assert!(told.body["details"].to_string().contains(":2"), "{}", told.body);
+    let is_theirs = |body: &Value| {
+        ["_API_KEY", "providers", "settings", "--s", "retention"].iter().all(|word| !body.to_string().contains(word))
+    };
+    assert!(is_theirs(&told.body), "a client has no settings: {}", told.body);
+    let old = json!({ "prompt": "Hi", "model": "acme/m", "promptq": { "reuse": "900d" } }).to_string();
+    for path in ["/v1/jobs", "/v1/batches?batch=c"] {
+        let told = gateway.ask(Ask::post(path, old.clone())).await.fails(422, "bad-row");
+        assert!(is_theirs(&told.body) && !told.text("hint").is_empty(), "{}", told.body);
+    }
     let some = gateway.ask(Ask::post("/v1/batches?batch=b&skip_invalid=true", lines)).await.is(201);
     assert_eq!((&some.body["new"], &some.body["invalid"]), (&json!(1), &json!(1)));
 }

@@ -5,7 +5,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use promptq_common::broker::{Claim, Lease};
-use promptq_common::outcome::FailureClass;
+use promptq_common::outcome::{Failure, FailureClass};
 use promptq_common::time::Timestamp;
 use tokio::time::timeout;
 
@@ -46,7 +46,7 @@ pub(crate) async fn claim(case: &Case<'_>, lease: &Lease, desk: &Desk) -> Step {
     match claim {
         Ok(Claim::Fresh { deaths }) if deaths >= desk.settings.max_deaths => {
             let detail = format!("{deaths} workers died, or lost their lease, while running it");
-            Step::Settle(case.dead(FailureClass::Crashed, "crash_loop", &detail))
+            Step::Settle(case.lost(deaths, &Failure::new(FailureClass::Crashed, "crash_loop", &detail)))
         }
         Ok(Claim::Fresh { deaths }) => Step::Go { deaths },
         Ok(Claim::Cancelled) => Step::Settle(case.cancelled(None)),

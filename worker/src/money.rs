@@ -91,9 +91,9 @@ pub fn missing(job: &Job, runners: &[Arc<dyn Runner>], prices: &Prices) -> Optio
     passed.filter(|_| !works)
 }
 
-/// The most that a call may cost, as it is reserved before anything is learned; `None` where nobody knows.
-pub fn most(job: &Job, runner: &dyn Runner, prices: &Prices) -> Option<Usd> {
-    worst(job, runner, as_many, prices).ok()
+/// The most that a call may cost, where `tokens` says how many so many bytes come to at most; `None` where nobody knows.
+pub fn most(job: &Job, runner: &dyn Runner, prices: &Prices, tokens: impl Fn(usize) -> u64) -> Option<Usd> {
+    worst(job, runner, tokens, prices).ok()
 }
 
 /// What nobody knows of a call, so that nobody knows what it may cost.

@@ -59,6 +59,14 @@ impl Case<'_> {
         self.unrun(End::Dead, Some(cause_of(&Failure::new(class, code, detail))))
     }
 
+    /// Given up without a run, after so many that nobody came back from: each may have been billed.
+    pub(crate) fn lost(&self, deaths: u32, failure: &Failure) -> Verdict {
+        let mut record = self.record(End::Dead, Some(cause_of(failure)));
+        record.started_at = None;
+        record.history.unknown_billed = record.history.unknown_billed.saturating_add(deaths);
+        Verdict::End(Box::new(record))
+    }
+
     /// Given up after calls that the head has in its history already: together they were an attempt.
     pub(crate) fn tried(&self, failure: &Failure) -> Verdict {
         let mut record = self.record(End::Dead, Some(cause_of(failure)));

@@ -261,10 +261,19 @@ pub struct BatchView {
     pub usage: Usage,
     /// Known cost of ended jobs, all attempts; `None` while none is known.
     pub cost: Option<Usd>,
-    /// Ended jobs that consumed something at a cost nobody knows.
+    /// Ended jobs of which some call cost something that nobody knows.
     pub cost_unknown: u64,
     /// Its newest record.
     pub last: Cursor,
+}
+
+impl BatchView {
+    /// What is known of the cost of its ended jobs; nothing where none of them was billed. `None` where nobody knows any of it.
+    pub fn known_cost(&self) -> Option<Usd> {
+        // A file of an earlier build does not count answers of programs as unknown.
+        let is_free = self.cost_unknown == 0 && self.counts.succeeded == 0;
+        self.cost.or_else(|| is_free.then(Usd::default))
+    }
 }
 
 /// Jobs by state.

@@ -37,6 +37,24 @@ impl Attempt {
         AnswerClass::FAULTY.into_iter().find(|class| class.as_str() == code)
     }
 
+    /// Whether nobody knows what it cost: an answer without a price, or something that ran and was cut. What a provider
+    /// refused costs nothing.
+    fn is_cost_unknown(&self) -> bool {
+        let may_cost = match self.class {
+            None | Some(FailureClass::TimedOut | FailureClass::UnknownBilled | FailureClass::Crashed) => true,
+            // Of a program: it has said that it failed.
+            Some(FailureClass::Transient) => self.status_code.is_none(),
+            Some(
+                FailureClass::Throttled
+                | FailureClass::Capacity
+                | FailureClass::Account
+                | FailureClass::Fatal
+                | FailureClass::Content,
+            ) => false,
+        };
+        self.cost.is_none() && (may_cost || self.usage != Usage::default())
+    }
+
     /// The class of its failure, or of an answer that is not whole.
     pub fn class_name(&self) -> Option<&'static str> {
         self.class.map(FailureClass::as_str).or_else(|| self.fault().map(AnswerClass::as_str))
@@ -60,11 +78,15 @@ impl History {
     /// How many attempts are kept in detail.
     pub const KEPT: usize = 10;
 
-    /// Whether something was consumed at a cost nobody knows.
+    /// Whether a call was made of which nobody knows what it cost.
     pub fn is_cost_unknown(&self) -> bool {
-        let unpriced = |attempt: &Attempt| attempt.cost.is_none() && attempt.usage != Usage::default();
         let consumed = self.usage != Usage::default() || self.unknown_billed > 0;
-        consumed && (self.cost.is_none() || self.recent.iter().any(unpriced))
+        (consumed && self.cost.is_none()) || self.recent.iter().any(Attempt::is_cost_unknown)
+    }
+
+    /// What is known of the cost; nothing where no call was made, or none that is billed. `None` where nobody knows any of it.
+    pub fn known_cost(&self) -> Option<Usd> {
+        self.cost.or_else(|| (!self.is_cost_unknown()).then(Usd::default))
     }
 
     /// Attempts of a job that has not ended whose answers were put aside, for the job to be called again.
@@ -116,6 +138,38 @@ mod tests {
         }
         assert_eq!((history.usage.input_tokens, history.cost), (24, Some(Usd::from_nanos(36))));
         assert_eq!((history.recent.len(), history.recent[0].n), (History::KEPT, 3));
+    }
+
+    #[test]
+    fn only_a_call_whose_bill_nobody_knows_makes_a_cost_unknown() {
+        let known = |attempts: &[Attempt]| {
+            let mut history = History::default();
+            attempts.iter().for_each(|attempt| history.push(attempt.clone()));
+            (history.known_cost().map(Usd::as_nanos), history.is_cost_unknown())
+        };
+        let free = |class, status_code| Attempt {
+            usage: Usage::default(),
+            cost: None,
+            status_code,
+            ..attempt(1, class, None)
+        };
+        assert_eq!(known(&[]), (Some(0), false), "never called");
+        let priced = attempt(1, None, None);
+        for class in [FailureClass::Throttled, FailureClass::Account, FailureClass::Fatal, FailureClass::Content] {
+            assert_eq!(known(&[free(Some(class), Some(400))]), (Some(0), false), "{class}");
+            assert_eq!(known(&[priced.clone(), free(Some(class), None)]), (Some(3), false), "{class}");
+        }
+        assert_eq!(known(&[free(Some(FailureClass::Transient), Some(500))]), (Some(0), false));
+        for class in
+            [None, Some(FailureClass::Transient), Some(FailureClass::TimedOut), Some(FailureClass::UnknownBilled)]
+        {
+            assert_eq!(known(&[free(class, None)]), (None, true), "{class:?}");
+            assert_eq!(known(&[priced.clone(), free(class, None)]), (Some(3), true), "{class:?}");
+        }
+        let consumed = Attempt { cost: None, ..attempt(1, Some(FailureClass::Fatal), None) };
+        assert_eq!(known(&[consumed]), (None, true));
+        let crashed = History { unknown_billed: 3, ..History::default() };
+        assert_eq!(crashed.known_cost(), None, "what its workers died of may have been billed");
     }
 
     #[test]

@@ -97,7 +97,7 @@ fn account<'a>(record: &'a Record, body: Option<&'a Body>) -> Account<'a> {
         },
         usage: record.history.usage,
         cache_write_tokens: detail.map(|detail| detail.cache_write_tokens).filter(|tokens| *tokens > 0),
-        cost_usd: record.history.cost,
+        cost_usd: record.history.known_cost(),
         cost_source: origin.and_then(|origin| origin.cost_source),
         price_as_of: origin.and_then(|origin| origin.price_as_of.as_deref()),
         route: origin.and_then(|origin| origin.route.as_deref()),
@@ -301,7 +301,7 @@ mod tests {
                 r#""epoch":0,"attempts":[],"timing":{"created_at":"1970-01-01T00:00:00.000Z","#,
                 r#""started_at":"1970-01-01T00:00:01.500Z","ended_at":"1970-01-01T00:00:02.000Z","#,
                 r#""queued_s":1.5,"run_s":0.5},"usage":{"input_tokens":0,"output_tokens":0,"cached_tokens":0,"#,
-                r#""reasoning_tokens":0},"cost_usd":null}}"#
+                r#""reasoning_tokens":0},"cost_usd":"0"}}"#
             )
         );
     }

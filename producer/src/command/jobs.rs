@@ -191,7 +191,7 @@ pub(super) fn show(cx: &Context, job: &JobView) -> Result<()> {
     maybe("answer", fault.and_then(|last| Some(format!("{}: {}", last.code.as_ref()?, last.detail.as_ref()?))))?;
     let usage = record.history.usage;
     let more = if record.history.is_cost_unknown() { " + ?" } else { "" };
-    let cost = record.history.cost.map_or_else(|| "?".to_owned(), |cost| format!("${cost}{more}"));
+    let cost = record.history.known_cost().map_or_else(|| "?".to_owned(), |cost| format!("${cost}{more}"));
     say("consumed", format!("{} tokens in / {} out  cost {cost}", usage.input_tokens, usage.output_tokens))?;
     record.history.recent.iter().try_for_each(|attempt| {
         let took = format_duration(attempt.ended_at.since(attempt.started_at));

@@ -196,11 +196,9 @@ fn show_batch(
 
 /// What is known of what it cost. Programs report no cost, and a job that never ran has none.
 fn cost(batch: &BatchView) -> String {
-    let ran = batch.counts.succeeded + batch.counts.dead > 0;
-    match (batch.cost, batch.cost_unknown) {
+    match (batch.known_cost(), batch.cost_unknown) {
         (Some(cost), 0) => format!("${cost}"),
         (Some(cost), unknown) => format!("${cost} + {} unknown", thousands(unknown)),
-        (None, 0) if !ran => "$0".to_owned(),
         (None, _) => "unknown".to_owned(),
     }
 }

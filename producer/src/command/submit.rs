@@ -7,7 +7,6 @@ use promptq_common::broker::Broker;
 use promptq_common::config::caller;
 use promptq_common::job::{BatchName, JobId, Queue};
 use promptq_common::ledger::BatchView;
-use promptq_common::outcome::Usd;
 use serde_json::json;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -83,13 +82,14 @@ pub async fn run(cx: &Context, args: &SubmitArgs) -> Result<Exit> {
         caller: caller(),
     };
     let broker = cx.broker().await?;
-    let forecaster = if args.input.dry_run { Some(Forecaster::of(cx, broker).await?) } else { None };
+    let whose = (input.queue(), input.batch(), job.max_cost);
+    let forecaster = if args.input.dry_run { Some(Forecaster::of(cx, broker, whose).await?) } else { None };
     let checked = if args.input.stream { None } else { Some(submit::check(&input, broker, terms, forecaster).await?) };
     if args.input.dry_run {
         let Some(checked) = checked else {
             return Err(Problem::usage("--dry-run reads the whole input first; leave out --stream"));
         };
-        return dry_run(cx, broker, &input, (checked, job.max_cost)).await;
+        return dry_run(cx, &input, &checked);
     }
     tell_doubts(cx, checked.as_ref());
     let capped = match job.max_cost {
@@ -154,16 +154,8 @@ pub(crate) async fn sources(args: &InputArgs) -> Result<Vec<Source>> {
 }
 
 /// What a dry run prints.
-pub(crate) async fn dry_run(
-    cx: &Context,
-    broker: &Broker,
-    input: &Input,
-    (mut checked, max_cost): (Checked, Option<Usd>),
-) -> Result<Exit> {
-    tell_doubts(cx, Some(&checked));
-    if let Some(forecast) = &mut checked.forecast {
-        forecast.weigh(broker.ledger(), &cx.config, (input.queue(), input.batch(), max_cost)).await?;
-    }
+pub(crate) fn dry_run(cx: &Context, input: &Input, checked: &Checked) -> Result<Exit> {
+    tell_doubts(cx, Some(checked));
     if cx.printer.is_json() {
         cx.printer.json(&json!({ "dry_run": true, "batch": input.batch(), "queue": input.queue(),
             "rows": checked.rows, "known": checked.known, "invalid": checked.invalid, "repeated": checked.repeated,
@@ -196,7 +188,7 @@ fn told(cx: &Context, input: &Input, tally: &Tally, view: Option<&BatchView>) ->
         return cx.printer.json(&json!({ "batch": input.batch(), "queue": input.queue(), "new": tally.new,
             "known": tally.known, "republished": tally.again, "invalid": tally.invalid,
             "conflicts": tally.conflicts, "repeated": tally.repeated,
-            "counts": view.map(|view| view.counts), "cost_usd": view.and_then(|view| view.cost),
+            "counts": view.map(|view| view.counts), "cost_usd": view.and_then(BatchView::known_cost),
             "cost_unknown": view.map(|view| view.cost_unknown) }));
     }
     cx.printer.line(input.batch().as_str())?;

@@ -10,7 +10,7 @@ use promptq_common::time::{Timestamp, format_duration};
 
 use crate::context::Context;
 use crate::limits::{Standing, waits, words};
-use crate::list::thousands;
+use crate::list::{quoted, thousands};
 use crate::problem::Result;
 
 /// Why a job has not run yet.
@@ -129,12 +129,7 @@ fn waiting(
         return format!("Its queue {} is paused{reason}: promptq queues resume {}.", job.queue, job.queue);
     }
     if let Some(hold) = &job.hold {
-        let until = job.due.map(|due| format!(", at the longest {}", format_duration(due.since(now))));
-        let held = format!("It is held back by {}{}.", held_by(hold, limit), until.unwrap_or_default());
-        return match in_the_way {
-            Some(more) => format!("{held} {more}"),
-            None => held,
-        };
+        return held_back((job, hold), limit, in_the_way, now);
     }
     if let Some(due) = job.due.filter(|due| *due > now) {
         let left = format_duration(due.since(now));
@@ -177,6 +172,29 @@ fn waiting(
         );
     }
     format!("It can start at any moment: {} of {} slots are free, {ahead} jobs wait beside it.", slots - running, slots)
+}
+
+fn held_back(
+    (job, hold): (&JobView, &HoldKey),
+    limit: Option<&Standing>,
+    in_the_way: Option<String>,
+    now: Timestamp,
+) -> String {
+    let by = held_by(hold, limit);
+    if let (HoldKey::Batch(_), Some(cap)) = (hold, limit.filter(|limit| limit.shared.is_some())) {
+        // It is due when it is looked at again, which changes nothing; who allows more wakes it.
+        let more = in_the_way.unwrap_or_else(|| {
+            let set = format!("promptq limits set {} usd=AMOUNT", quoted(&cap.key));
+            format!("What is left is too little, or kept for calls that run: only more money helps: {set}.")
+        });
+        return format!("It is held back by {by}. {more}");
+    }
+    let until = job.due.map(|due| format!(", at the longest {}", format_duration(due.since(now))));
+    let held = format!("It is held back by {by}{}.", until.unwrap_or_default());
+    match in_the_way {
+        Some(more) => format!("{held} {more}"),
+        None => held,
+    }
 }
 
 fn held_by(hold: &HoldKey, limit: Option<&Standing>) -> String {
@@ -301,13 +319,19 @@ mod tests {
         assert!(said(&limit, &full).starts_with(&format!("{begins} 497 of 500")), "{}", said(&limit, &full));
         assert_eq!(said(&limit, &low), begins, "it is open by now");
         let batch = held(HoldKey::Batch(promptq_common::job::BatchName::new("nov").unwrap()));
-        let money = Standing { key: "batch:nov".into(), ..full };
-        let spent = said(&batch, &money);
-        assert!(
-            spent.starts_with("It is held back by the budget of its batch nov") && spent.contains("usd="),
-            "{spent}"
-        );
-        let paused = said(&batch, &Standing { shared: None, ..money });
+        let unpriced = told("batch:nov", FailureClass::Throttled, "nobody knows the price");
+        let unpriced = WorkerReport { held: vec![unpriced], ..worker(0) };
+        let money = |shared, workers: &[_]| Standing::new("batch:nov".into(), shared, workers, NOW);
+        for (standing, part) in [
+            (money(full.shared, &[]), "only more money: promptq limits set batch:nov usd=AMOUNT."),
+            (money(low.shared.clone(), &[]), "only more money helps: promptq limits set batch:nov usd=AMOUNT."),
+            (money(low.shared, &[unpriced]), "batch:nov has been held back for 10s (nobody knows the price)."),
+        ] {
+            let spent = said(&batch, &standing);
+            let begins = "It is held back by the budget of its batch nov. ";
+            assert!(spent.starts_with(begins) && spent.ends_with(part), "no time lifts it: {spent}");
+        }
+        let paused = said(&batch, &money(None, &[]));
         assert!(paused.contains("its batch nov, which is paused"), "{paused}");
     }
 }

@@ -1,7 +1,9 @@
 //! What a submission will probably take: tokens, dollars and time, added up job by job while its input is read. The guesses
-//! are the limits' own, the prices the configuration's. What caps do to it is `weigh.rs`, which jobs have a stored answer
-//! `stored.rs`; how it is shown is `show.rs`.
+//! are the limits' own, the prices the configuration's. What caps do to it is `weigh.rs`, which jobs none of them ever lets
+//! through `never.rs`, who runs them `seat.rs`, which have a stored answer `stored.rs`; how it is shown is `show.rs`.
 
+mod never;
+mod seat;
 mod show;
 mod stored;
 mod weigh;
@@ -9,15 +11,12 @@ mod weigh;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use promptq_common::broker::HoldKey;
-use promptq_common::config::{Api, Config};
+use promptq_common::config::Config;
 use promptq_common::job::Job;
 use promptq_common::limits::{Amounts, Asks, Estimates, counting};
-use promptq_common::line::model_in;
-use promptq_common::outcome::{Usage, Usd};
-use promptq_common::price::{Consumed, Date, Price, Prices, Seller};
+use promptq_common::outcome::Usd;
+use promptq_common::price::{Date, Prices};
 use promptq_common::store::Store;
-use promptq_common::work::{Input, family};
 use promptq_worker::asked::{Asked, Images};
 use promptq_worker::configured;
 use promptq_worker::money::{self, Unknown};
@@ -25,6 +24,8 @@ use promptq_worker::runner::{Runner, Runners};
 use promptq_worker::size;
 
 use crate::problem::{Exit, Problem, Result};
+use never::Never;
+pub(crate) use seat::{Seat, elsewhere};
 use stored::{Reusable, Stored};
 use weigh::{Load, Stand, Uncalled};
 
@@ -39,8 +40,8 @@ pub struct Forecaster {
     prices: Prices,
     /// Limit keys that anything is said of, the longest first.
     keys: Arc<[String]>,
-    /// Their caps as configured here.
-    stands: Vec<Stand>,
+    /// Their caps, and those on money of all jobs: as configured here, until they are looked up.
+    stands: Arc<[Stand]>,
     estimates: Estimates,
     store: Option<Store>,
 }
@@ -66,6 +67,8 @@ pub struct Share {
     max_cost: Option<Usd>,
     /// The limit keys that it comes under, by number.
     under: Vec<usize>,
+    /// The cap that never lets it through.
+    never: Option<Never>,
     reusable: Option<Reusable>,
 }
 
@@ -90,14 +93,15 @@ pub struct Forecast {
     models: (BTreeSet<String>, BTreeSet<String>),
     /// The days of the oldest and the newest price.
     as_of: Option<(Date, Date)>,
-    keys: Arc<[String]>,
-    /// What falls under each limit key, and what there is in all.
+    /// What falls under each limit key, by number, and what there is in all.
     under: BTreeMap<usize, Load>,
     all: Load,
     /// Those that name a `max_cost` of their own and are not called; and those that may cost more than it.
     own: Uncalled,
     dear: u64,
-    stands: Vec<Stand>,
+    /// Those that a cap never lets through, counted apart: they are in nothing else here.
+    never: BTreeMap<Never, u64>,
+    stands: Arc<[Stand]>,
     stored: Stored,
 }
 
@@ -109,41 +113,38 @@ impl Forecaster {
     pub fn new(config: &Config) -> Result<Self> {
         let runners = Runners::new(configured::runners(config));
         let runners = runners.map_err(|error| Problem::new(Exit::Usage, "config", format!("{error:#}")))?;
+        let keys = longest_first(config.limits.iter().map(|rule| rule.key.clone()).collect());
         Ok(Self {
             runners,
             programs: config.runners.keys().cloned().collect(),
             prices: config.prices.clone(),
-            keys: longest_first(config.limits.iter().map(|rule| rule.key.clone()).collect()),
-            stands: config.limits.iter().flat_map(Stand::configured).collect(),
+            stands: config.limits.iter().flat_map(|rule| Stand::configured(rule, &keys)).collect(),
+            keys,
             estimates: Estimates::default(),
             store: None,
         })
     }
 
-    /// Beside what is configured here: the limit keys that a fleet shares, and where it keeps answers.
+    /// Where a fleet keeps answers.
     #[must_use]
-    pub fn beside(mut self, shared: BTreeSet<String>, store: Option<Store>) -> Self {
-        let shared = shared.into_iter().filter(|key| matches!(HoldKey::of_limit(key), HoldKey::Limit(_)));
-        self.keys = longest_first(self.keys.iter().cloned().chain(shared).collect());
+    pub fn reusing(self, store: Option<Store>) -> Self {
         Self { store, ..self }
     }
 
     /// Nothing yet.
     pub fn forecast(&self) -> Forecast {
-        let (keys, stands) = (Arc::clone(&self.keys), self.stands.clone());
-        Forecast { keys, stands, stored: Stored::new(self.store.clone()), ..Forecast::default() }
+        let (stands, stored) = (Arc::clone(&self.stands), Stored::new(self.store.clone()));
+        Forecast { stands, stored, ..Forecast::default() }
     }
 
     /// What a job will probably take.
     pub fn share(&self, job: &Job) -> Share {
         let routes = self.runners.routes(job).unwrap_or_default();
-        let mut seats = self.seats(job, &routes).into_iter();
+        let (never, seats) = self.passable(job, self.seats(job, &routes));
+        let mut seats = seats.into_iter();
         let seat = seats.next().unwrap_or_default();
-        let (bytes, (max_tokens, _)) = (size::size(&job.work).bytes, size::answers(&job.work));
-        let guess = |output_upfront| {
-            let (queue, model) = (&job.queue, seat.limit_key.as_str());
-            self.estimates.need(&Asks { queue, model, bytes, max_tokens, output_upfront }).amounts
-        };
+        let max_tokens = size::answers(&job.work).0;
+        let guess = |output_upfront| self.guess(job, &seat.limit_key, (max_tokens, output_upfront));
         let (likely, longest) = (guess(false), guess(true));
         let asked = Asked::of(&job.work);
         let answers = asked.as_ref().map_or(Some(1), Asked::answers);
@@ -151,18 +152,26 @@ impl Forecaster {
         let answer = |count: i64| tokens(count).saturating_mul(answers.unwrap_or(1));
         let (input, likely, most) = (tokens(likely.input), answer(likely.output), answer(longest.output));
         let tier = asked.as_ref().and_then(Asked::tier);
-        let cost = |seat: &Seat, output_tokens| {
-            let usage = Usage { input_tokens: input, output_tokens, ..Usage::default() };
-            seat.price?.cost(&Consumed { usage, tier: tier.as_deref(), ..Consumed::default() })
-        };
+        let costs = |seat: &Seat| seat.costs(input, (likely, most), tier.as_deref());
         // As long as all is well a job goes its first way; at most it goes the dearest.
-        let (mut dearest, mut unpriced) = (cost(&seat, most), Vec::new());
+        let (likely_cost, longest_cost) = costs(&seat);
+        let (mut dearest, mut unpriced, mut runners) = (longest_cost, Vec::new(), Vec::from_iter(seat.runner.clone()));
         for other in seats {
-            match cost(&other, most) {
+            match costs(&other).1 {
                 Some(cost) => dearest = dearest.map(|dearest| dearest.max(cost)),
                 None => unpriced.push(other.model),
             }
+            runners.extend(other.runner);
         }
+        let worst = match runners.as_slice() {
+            _ if seat.is_program => Ok(Usd::default()),
+            // Whoever has the model reserves this at least.
+            [] if seat.price.is_none() => Err(Unknown::Price),
+            [] if !seat.can_be_capped(max_tokens) => Err(Unknown::Answer),
+            [] => longest_cost.ok_or(Unknown::Price),
+            runners => self.worst(job, &seat.limit_key, runners),
+        };
+        let under = self.under(&seat.limit_key);
         Share {
             input,
             likely,
@@ -170,21 +179,21 @@ impl Forecaster {
             is_bounded: seat.is_program || answers == Some(0) || (max_tokens.is_some() && answers.is_some()),
             is_program: seat.is_program,
             is_text: seat.is_program || asked.is_none_or(|asked| asked.images() == Ok(Images::default())),
-            cost: cost(&seat, likely).zip(dearest),
+            cost: likely_cost.zip(dearest),
             unpriced,
             as_of: seat.price.and_then(|price| price.as_of),
-            worst: match routes.as_slice() {
-                _ if seat.is_program => Ok(Usd::default()),
-                // Whoever has the model reserves this at least.
-                [] if max_tokens.is_some() || seat.is_bounded => cost(&seat, most).ok_or(Unknown::Price),
-                [] => Err(seat.price.map_or(Unknown::Price, |_| Unknown::Answer)),
-                routes => self.worst(job, routes),
-            },
+            never: never.or_else(|| self.unpayable(&under, worst.as_ref().ok())),
+            worst,
             max_cost: job.extras.as_ref().and_then(|extras| extras.max_cost),
-            under: self.under(&seat.limit_key),
+            under,
             reusable: Reusable::of(job, &routes),
             model: seat.model,
         }
+    }
+
+    fn guess(&self, job: &Job, limit_key: &str, (max_tokens, output_upfront): (Option<u64>, bool)) -> Amounts {
+        let (queue, bytes) = (&job.queue, size::size(&job.work).bytes);
+        self.estimates.need(&Asks { queue, model: limit_key, bytes, max_tokens, output_upfront }).amounts
     }
 
     /// The limit keys that a call comes under.
@@ -193,76 +202,21 @@ impl Forecaster {
         counting.filter_map(|key| self.keys.iter().position(|known| known == key)).collect()
     }
 
-    fn worst(&self, job: &Job, routes: &[Arc<dyn Runner>]) -> Result<Usd, Unknown> {
+    /// As a worker reserves it that has not learned anything.
+    fn worst(&self, job: &Job, limit_key: &str, routes: &[Arc<dyn Runner>]) -> Result<Usd, Unknown> {
         money::missing(job, routes, &self.prices).map_or(Ok(()), Err)?;
-        routes.iter().find_map(|runner| money::most(job, &**runner, &self.prices)).ok_or(Unknown::Price)
-    }
-
-    /// Who runs a job, and for how much; the first of several ways first.
-    fn seats(&self, job: &Job, routes: &[Arc<dyn Runner>]) -> Vec<Seat> {
-        let said = job.work.model.as_deref().unwrap_or_default();
-        let plain = |model: &str| Seat { model: model.to_owned(), limit_key: said.to_owned(), ..Seat::default() };
-        if said.starts_with("exec:") || self.programs.contains(said) {
-            return vec![Seat { is_program: true, ..plain("commands") }];
-        }
-        let here = routes.iter().filter_map(|runner| {
-            let limit_key = runner.limit_key(job);
-            if !runner.billed() {
-                // The mock.
-                return Some(Seat { price: Some(Price::FREE), limit_key: limit_key.clone(), ..plain(&limit_key) });
-            }
-            let (provider, model) = runner.priced_as(job)?;
-            let price = self.prices.of(&provider, &model);
-            Some(Seat { price, limit_key, ..plain(&format!("{provider}/{model}")) })
-        });
-        let here: Vec<_> = here.collect();
-        if !here.is_empty() {
-            return here;
-        }
-        // Other hosts may have what this one has not been told of.
-        let (provider, model) = elsewhere(job);
-        vec![match self.prices.of(provider, model) {
-            None => plain(if said.is_empty() { "jobs that name no model" } else { said }),
-            price => {
-                let limit_key = format!("{provider}/{}", family(model));
-                // Its answers always have a bound.
-                let is_bounded = provider == Api::Anthropic.provider();
-                Seat { price, limit_key, is_bounded, ..plain(&format!("{provider}/{model}")) }
-            }
-        }]
-    }
-}
-
-/// Who runs a job.
-#[derive(Debug, Default)]
-struct Seat {
-    model: String,
-    price: Option<Price>,
-    limit_key: String,
-    is_program: bool,
-    /// Whether it bounds answers that nobody else does.
-    is_bounded: bool,
-}
-
-/// The provider and model that a job goes to where nothing is configured.
-pub(crate) fn elsewhere(job: &Job) -> (&str, &str) {
-    let said = job.work.model.as_deref().unwrap_or_default();
-    match said.split_once('/') {
-        Some((provider, model)) if Seller::named(provider).is_some() => (provider, model),
-        _ => {
-            let api = match &job.work.input {
-                Input::Request { url, .. } if url == "/v1/messages" => Api::Anthropic,
-                Input::Request { url, .. } if model_in(url).is_some() => Api::Gemini,
-                Input::Request { .. } | Input::Prompt(_) => Api::OpenAi,
-            };
-            (api.provider(), said)
-        }
+        let tokens = |bytes| self.estimates.most_input(limit_key, bytes);
+        routes.iter().find_map(|runner| money::most(job, &**runner, &self.prices, tokens)).ok_or(Unknown::Price)
     }
 }
 
 impl Forecast {
     /// Adds a job.
     pub fn add(&mut self, share: Share) {
+        if let Some(never) = share.never {
+            *self.never.entry(never).or_default() += 1;
+            return;
+        }
         self.jobs += 1;
         self.programs += u64::from(share.is_program);
         self.unbounded += u64::from(!share.is_bounded);

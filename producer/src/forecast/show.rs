@@ -23,6 +23,7 @@ impl Forecast {
     pub fn lines(&self) -> Vec<String> {
         let mut lines: Vec<String> = self.reuse().into_iter().collect();
         if self.jobs == 0 {
+            lines.extend(self.barred());
             return lines;
         }
         let (are_called, bounds) = (self.programs < self.jobs, self.bounds());
@@ -32,6 +33,7 @@ impl Forecast {
         lines.extend(bounds.iter().filter_map(at_once).take(CAPS));
         lines.extend(budgets(&bounds));
         lines.extend(self.uncalled(&bounds));
+        lines.extend(self.barred());
         lines.extend(are_called.then(|| self.left_out()));
         lines
     }
@@ -41,7 +43,7 @@ impl Forecast {
         let is_priced = self.unpriced < self.jobs;
         let bounds = self.bounds();
         let longest = bounds.iter().find_map(|bound| bound.takes);
-        let reuse = &self.stored;
+        let (reuse, (larger, waiting)) = (&self.stored, self.barred_counts());
         json!({
             "jobs": self.jobs,
             "reuse": { "asked": reuse.asked, "looked_up": reuse.looked_up, "found": reuse.found },
@@ -57,10 +59,12 @@ impl Forecast {
             "prices_as_of": self.as_of.map(|(oldest, newest)| [oldest.to_string(), newest.to_string()]),
             "limits": bounds.iter().map(bound_json).collect::<Vec<_>>(),
             "least_seconds": longest.map(|longest| longest.as_secs()),
-            "held": bounds.iter().map(Bound::holds).max().unwrap_or_default(),
+            "held": bounds.iter().map(Bound::holds).max().unwrap_or_default() + waiting,
             "uncalled_under_caps": self.all.uncalled.all(),
             "dead_under_caps": self.all.uncalled.dead(),
             "larger_than_max_cost": self.dear,
+            "larger_than_limit": larger,
+            "waiting_for_more": waiting,
         })
     }
 
@@ -149,14 +153,14 @@ fn limits(bounds: &[Bound]) -> Vec<String> {
         if takes.is_zero() {
             return format!("limits  {cap}: room for all");
         }
-        let what = if is_money(bound) { "money" } else { bound.cap.measure.as_str() };
+        let what = if is_money(bound) { "money" } else { bound.stand.cap.measure.as_str() };
         format!("limits  {cap}: bound by {what}, about {} with any number of workers{held}", about(takes))
     };
     std::iter::once(longest).chain(other).map(line).collect()
 }
 
 fn is_money(bound: &Bound) -> bool {
-    bound.cap.measure == Measure::Usd
+    bound.stand.cap.measure == Measure::Usd
 }
 
 /// What caps on money hold back: a line for each that does, or for the one that is nearest to it.
@@ -167,21 +171,21 @@ fn budgets(bounds: &[Bound]) -> Vec<String> {
     };
     let mut money: Vec<_> = bounds.iter().filter_map(|bound| Some((waits(bound)?, bound))).collect();
     let rank = |(likely, most): (u64, u64), cap: &Cap| (likely > 0, cap.per == Per::Ever, likely, most);
-    money.sort_by_key(|(waits, bound)| std::cmp::Reverse(rank(*waits, &bound.cap)));
+    money.sort_by_key(|(waits, bound)| std::cmp::Reverse(rank(*waits, &bound.stand.cap)));
     let shown = money.iter().take_while(|((likely, _), _)| *likely > 0).count().clamp(1, CAPS);
     money.iter().take(shown).map(|(_, bound)| format!("money   {}", fitting(bound))).collect()
 }
 
 /// `acme: 300 requests/min (set)`, and what is used of it where that counts for long.
 fn cap(bound: &Bound) -> String {
-    let from = if bound.from == "configured" { String::new() } else { format!(" ({})", bound.from) };
-    let is_old = bound.taken > 0 && matches!(bound.cap.per, Per::Day | Per::Ever);
-    let taken = if is_old { format!(", {} used", amount(bound, bound.taken)) } else { String::new() };
-    format!("{}: {}{from}{taken}", bound.key, bound.cap)
+    let Bound { stand, .. } = bound;
+    let is_old = stand.taken > 0 && matches!(stand.cap.per, Per::Day | Per::Ever);
+    let taken = if is_old { format!(", {} used", amount(bound, stand.taken)) } else { String::new() };
+    format!("{stand}{taken}")
 }
 
 fn amount(bound: &Bound, amount: i64) -> String {
-    words::amount(bound.cap.measure, amount).0
+    words::amount(bound.stand.cap.measure, amount).0
 }
 
 /// However many workers there are, no more than so many calls run at once.
@@ -206,16 +210,19 @@ fn fitting(bound: &Bound) -> String {
     if likely == all {
         return format!("{cap}: room for {whom}, or for about {} if all answers are the longest", grouped(most));
     }
-    let rest =
-        if bound.cap.per == Per::Ever { "the rest are held" } else { "the rest wait until some of it is free again" };
-    let left = amount(bound, bound.cap.most.saturating_sub(bound.taken).max(0));
+    let rest = if bound.stand.cap.per == Per::Ever {
+        "the rest are held"
+    } else {
+        "the rest wait until some of it is free again"
+    };
+    let left = amount(bound, bound.stand.cap.most.saturating_sub(bound.stand.taken).max(0));
     format!("{cap}: about {} of {} fit into {left}, {rest}", grouped(likely), jobs(all))
 }
 
 fn bound_json(bound: &Bound) -> Value {
-    let measure = bound.cap.measure;
-    json!({ "key": bound.key, "cap": bound.cap.to_string(), "measure": measure.as_str(), "from": bound.from,
-        "used": words::amount(measure, bound.taken).1, "jobs": bound.load.jobs,
+    let measure = bound.stand.cap.measure;
+    json!({ "key": bound.stand.key, "cap": bound.stand.cap.to_string(), "measure": measure.as_str(), "from": bound.stand.from,
+        "used": words::amount(measure, bound.stand.taken).1, "jobs": bound.load.jobs,
         "fit": bound.fits.map(|(likely, most)| json!({ "likely": likely, "least": most })),
         "seconds": bound.takes.map(|takes| takes.as_secs()), "rounds": bound.rounds })
 }

@@ -8,7 +8,7 @@ use promptq_common::job::{Extras, JobId, Queue};
 use promptq_common::outcome::Body;
 use promptq_common::store::Kept;
 use promptq_common::time::Timestamp;
-use promptq_common::work::Work;
+use promptq_common::work::{Input, Work};
 use serde_json::{Value, json};
 
 use super::capped_tests::lines_of;
@@ -141,12 +141,19 @@ fn the_tier_that_is_asked_for_has_its_own_price() {
         let body = format!("{{\"model\":\"{model}\",\"max_completion_tokens\":100,\"service_tier\":{tier}}}");
         let input = Input::Request { url: "/v1/chat/completions".into(), body };
         let job = Job::new(Queue::standard(), Work { model: Some(model.into()), input });
-        of("", &[(1, job)]).json()["cost_usd"]["most"].as_str().map(|cost| cost.parse::<Usd>().unwrap().as_nanos())
+        let json = of(if model == "fast" { ACME } else { "" }, &[(1, job)]).json();
+        ["likely", "most"].map(|of| Some(json["cost_usd"][of].as_str()?.parse::<Usd>().unwrap().as_nanos()))
     };
-    let usual = cost("gpt-5.5", "\"auto\"").unwrap();
-    assert_eq!(cost("gpt-5.5", "null"), Some(usual - 5_000), "a token less than with \"auto\"");
-    assert_eq!(cost("gpt-5.5", "\"flex\""), Some(usual / 2));
-    assert_eq!(cost("gpt-4o", "\"priority\""), None, "what it costs there is not known");
+    // Of 100 tokens that an answer may have all are likely.
+    let [likely, usual] = cost("gpt-5.5", "\"auto\"");
+    assert_eq!(likely, usual);
+    assert_eq!(cost("gpt-5.5", "null"), [usual.map(|usual| usual - 5_000); 2], "a token less than with \"auto\"");
+    let half = usual.map(|usual| usual / 2);
+    assert_eq!(cost("gpt-5.5", "\"flex\""), [half, usual], "it may be moved when its deadline is near");
+    assert_eq!(cost("gpt-4o", "\"priority\""), [None, None], "what it costs there is not known");
+    let own = cost("fast", "\"auto\"");
+    assert!(own[0].is_some());
+    assert_eq!([cost("fast", "\"flex\""), cost("fast", "\"fast\"")], [own, [None, None]], "no more than the usual");
 }
 
 #[test]
@@ -216,7 +223,7 @@ fn the_cap_that_holds_longest_says_how_long_it_takes() {
     let both = of(&limits("requests = \"500/min\""), &[(2_000, job("fast", 360, Some(1_100)))]);
     let bounds = both.bounds();
     let seconds = |bound: &Bound| bound.takes.unwrap().as_secs();
-    let mut found: Vec<_> = bounds.iter().map(|bound| (bound.key.as_str(), seconds(bound))).collect();
+    let mut found: Vec<_> = bounds.iter().map(|bound| (bound.stand.key.as_str(), seconds(bound))).collect();
     found.sort_unstable();
     assert_eq!(
         found,
@@ -246,7 +253,7 @@ fn only_so_many_models_are_named() {
 #[tokio::test]
 async fn a_stored_answer_costs_nothing_and_only_so_many_are_looked_up() {
     let store = Store::memory();
-    let forecaster = forecaster(ACME).beside(BTreeSet::new(), Some(store.clone()));
+    let forecaster = forecaster(ACME).reusing(Some(store.clone()));
     let reusing = |n: usize| {
         let extras = Extras { reuse: Some(Duration::from_secs(3_600)), ..Extras::default() };
         Job { extras: extras.kept(), ..job("fast", 36 + n, Some(400)) }

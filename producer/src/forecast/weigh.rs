@@ -1,6 +1,6 @@
 //! What caps do to the jobs of a forecast: each cap as it stands now, with what people set, headers taught and others use.
 
-use std::collections::BTreeSet;
+use std::fmt;
 use std::time::Duration;
 
 use promptq_common::broker::{Broker, HoldKey};
@@ -11,7 +11,7 @@ use promptq_common::limits::{Amounts, Cap, CapView, Measure, Per, Rule, paced};
 use promptq_common::outcome::Usd;
 use promptq_worker::money::Unknown;
 
-use super::{Forecast, Forecaster};
+use super::{Forecast, Forecaster, longest_first};
 use crate::budget;
 use crate::context::Context;
 use crate::limits::{Standing, kept, several, words};
@@ -44,21 +44,25 @@ pub(super) struct Uncalled {
 /// A cap as it stands now.
 #[derive(Clone, Debug)]
 pub(super) struct Stand {
-    key: String,
-    cap: Cap,
+    pub(super) key: String,
+    /// The number of its limit key; without one it is on all jobs.
+    pub(super) place: Option<usize>,
+    pub(super) cap: Cap,
+    /// The most that is configured, or in force if that is more: what is larger dies of it.
+    pub(super) configured: Option<i64>,
     /// Whose word it is.
-    from: &'static str,
+    pub(super) from: &'static str,
     /// What of it is used, and held by calls.
-    taken: i64,
+    pub(super) taken: i64,
 }
+
+/// Whose jobs they are: of a queue and a batch, which may cost so much in all.
+pub(crate) type Whose<'a> = (&'a Queue, &'a BatchName, Option<Usd>);
 
 /// What a cap does to the jobs under it.
 #[derive(Clone, Debug)]
 pub(super) struct Bound {
-    pub(super) key: String,
-    pub(super) cap: Cap,
-    pub(super) from: &'static str,
-    pub(super) taken: i64,
+    pub(super) stand: Stand,
     pub(super) load: Load,
     /// Of money: the jobs that what is left of it will do for, with likely answers and with the longest.
     pub(super) fits: Option<(u64, u64)>,
@@ -69,18 +73,51 @@ pub(super) struct Bound {
 }
 
 impl Forecaster {
-    /// By these settings, the caps that the fleet shares and its stored answers.
+    /// By these settings, the caps as they stand and the fleet's stored answers.
     ///
     /// # Errors
-    /// As [`Forecaster::new`], or as the ledger's.
-    pub async fn of(cx: &Context, broker: &Broker) -> Result<Self> {
+    /// As [`Forecaster::new`] and [`Forecaster::weighing`].
+    pub(crate) async fn of(cx: &Context, broker: &Broker, whose: Whose<'_>) -> Result<Self> {
         let store = if cx.config.store.url.is_some() { Some(cx.store().await?.clone()) } else { None };
-        let (mut keys, _) = kept(broker.ledger()).await?;
-        keys.retain(|key| !words::is_budget(key));
-        let mut standings = several(broker.ledger(), keys, &[]).await?;
+        let forecaster = Self::new(&cx.config)?.weighing(broker.ledger(), &cx.config, whose).await?;
+        Ok(forecaster.reusing(store))
+    }
+
+    /// By the caps as they stand: of accounts, of the queue, and `max_cost` of the batch.
+    ///
+    /// # Errors
+    /// As the ledger's; where nothing could keep `max_cost`.
+    pub(super) async fn weighing(
+        self,
+        ledger: &dyn Ledger,
+        config: &Config,
+        (queue, batch, max_cost): Whose<'_>,
+    ) -> Result<Self> {
+        let own = HoldKey::Budget(queue.to_string()).to_string();
+        let (mut asked, _) = kept(ledger).await?;
+        asked.retain(|key| !words::is_budget(key));
+        asked.extend(self.keys.iter().cloned().chain([own.clone()]));
+        let standings = several(ledger, asked, &[]).await?;
         // A freeze is kept under a key that caps nothing.
-        standings.retain(|standing| standing.caps().next().is_some());
-        Ok(Self::new(&cx.config)?.beside(standings.into_iter().map(|standing| standing.key).collect(), store))
+        let capping = standings.iter().filter(|standing| standing.caps().next().is_some());
+        let shared = capping.map(|standing| standing.key.clone());
+        let keys = longest_first(self.keys.iter().cloned().chain(shared).collect());
+        let mut stands = Vec::new();
+        for standing in standings {
+            let rule = config.limits.iter().find(|rule| rule.key == standing.key);
+            let of_queue = config.queues.get(queue).and_then(|queue| queue.budget).filter(|_| standing.key == own);
+            let configured: Vec<Cap> = rule.iter().flat_map(|rule| &rule.caps).copied().chain(of_queue).collect();
+            stands.extend(Stand::all(&standing, &configured, &keys));
+        }
+        if let Some(most) = max_cost {
+            let key = HoldKey::Batch(batch.clone()).to_string();
+            let cap = Cap { measure: Measure::Usd, per: Per::Ever, most: most.as_nanos() };
+            let known = budget::kept(ledger, &key).await?;
+            let spent = known.and_then(|known| known.caps.into_iter().find(|view| view.cap.measure == Measure::Usd));
+            let taken = spent.map_or(0, |view| view.used.saturating_add(view.held));
+            stands.push(Stand { key, place: None, cap, configured: None, from: "--max-cost", taken });
+        }
+        Ok(Self { keys, stands: stands.into(), ..self })
     }
 }
 
@@ -162,30 +199,49 @@ impl Load {
 }
 
 impl Stand {
+    fn unused(key: &str, place: Option<usize>, cap: Cap) -> Self {
+        Self { key: key.to_owned(), place, cap, configured: Some(cap.most), from: "configured", taken: 0 }
+    }
+
     /// Every cap of a rule, with nothing of it used.
-    pub(super) fn configured(rule: &Rule) -> impl Iterator<Item = Self> {
-        let key = rule.key.clone();
-        rule.caps.clone().into_iter().map(move |cap| Self { key: key.clone(), cap, from: "configured", taken: 0 })
+    pub(super) fn configured<'a>(rule: &'a Rule, keys: &[String]) -> impl Iterator<Item = Self> + use<'a> {
+        let place = place(&rule.key, keys);
+        rule.caps.iter().map(move |cap| Self::unused(&rule.key, place, *cap))
     }
 
     /// The caps of a key: those that its fleet shares, then what else is configured here.
-    fn all(standing: &Standing, configured: &[Cap]) -> Vec<Self> {
+    fn all(standing: &Standing, here: &[Cap], keys: &[String]) -> Vec<Self> {
+        let (key, place) = (&standing.key, place(&standing.key, keys));
         let views = || standing.shared.iter().flat_map(|shared| &shared.caps);
         let is_same = |a: &Cap, b: &Cap| (a.measure, a.per) == (b.measure, b.per);
-        let new = |cap, from, taken| Self { key: standing.key.clone(), cap, from, taken };
         let shared = views().filter_map(|view| {
-            let here = configured.iter().find(|cap| is_same(cap, &view.cap)).map(|cap| cap.most);
-            let (most, from) = in_force(view, here)?;
-            Some(new(Cap { most, ..view.cap }, from, view.used.saturating_add(view.held)))
+            let here = here.iter().find(|cap| is_same(cap, &view.cap)).map(|cap| cap.most);
+            let configured = Some(view.configured).filter(|most| *most < i64::MAX).or(here);
+            let (most, from) = in_force(view, configured)?;
+            let (cap, taken) = (Cap { most, ..view.cap }, view.used.saturating_add(view.held));
+            let configured = configured.map(|configured| configured.max(most));
+            Some(Self { key: key.clone(), place, cap, configured, from, taken })
         });
-        let unused = configured.iter().filter(|cap| !views().any(|view| is_same(&view.cap, cap)));
-        shared.chain(unused.map(|cap| new(*cap, "configured", 0))).collect()
+        let unused = here.iter().filter(|cap| !views().any(|view| is_same(&view.cap, cap)));
+        shared.chain(unused.map(|cap| Self::unused(key, place, *cap))).collect()
     }
 }
 
+/// `acme: 300 requests/min (set)`.
+impl fmt::Display for Stand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let from = if self.from == "configured" { String::new() } else { format!(" ({})", self.from) };
+        write!(f, "{}: {}{from}", self.key, self.cap)
+    }
+}
+
+/// The number of a limit key; none of a batch's or a queue's money.
+fn place(key: &str, keys: &[String]) -> Option<usize> {
+    keys.iter().position(|known| known == key).filter(|_| !words::is_budget(key))
+}
+
 /// A cap as it is, whatever refusals have left of it for now, and whose word that is.
-fn in_force(view: &CapView, here: Option<i64>) -> Option<(i64, &'static str)> {
-    let configured = Some(view.configured).filter(|most| *most < i64::MAX).or(here);
+pub(super) fn in_force(view: &CapView, configured: Option<i64>) -> Option<(i64, &'static str)> {
     match words::from(view) {
         "set" => view.set.map(|most| (most, "set")),
         "learned" if configured.is_some() => view.learned.map(|most| (most, "learned")),
@@ -196,7 +252,7 @@ fn in_force(view: &CapView, here: Option<i64>) -> Option<(i64, &'static str)> {
 impl Bound {
     /// Jobs that wait until a person allows more.
     pub(super) fn holds(&self) -> u64 {
-        let fits = self.fits.filter(|_| self.cap.per == Per::Ever);
+        let fits = self.fits.filter(|_| self.stand.cap.per == Per::Ever);
         fits.map_or(0, |(likely, _)| self.load.called() - likely)
     }
 
@@ -207,48 +263,16 @@ impl Bound {
 
     /// How long so much takes under it, beside what is used of it.
     fn takes(&self, asked: i64) -> Duration {
-        let most = self.cap.most.max(1);
-        if asked.saturating_add(self.taken) <= most {
-            return paced(&self.cap, asked).unwrap_or_default();
+        let most = self.stand.cap.most.max(1);
+        if asked.saturating_add(self.stand.taken) <= most {
+            return paced(&self.stand.cap, asked).unwrap_or_default();
         }
-        let (asked, per) = (i128::from(asked) + i128::from(self.taken), i128::from(self.cap.per.millis()));
+        let (asked, per) = (i128::from(asked) + i128::from(self.stand.taken), i128::from(self.stand.cap.per.millis()));
         Duration::from_millis(u64::try_from(asked * per / i128::from(most)).unwrap_or(u64::MAX))
     }
 }
 
 impl Forecast {
-    /// Sets it against the caps as they stand: of accounts, of the queue, and `max_cost` of the batch.
-    ///
-    /// # Errors
-    /// As the ledger's; where nothing could keep `max_cost`.
-    pub async fn weigh(
-        &mut self,
-        ledger: &dyn Ledger,
-        config: &Config,
-        (queue, batch, max_cost): (&Queue, &BatchName, Option<Usd>),
-    ) -> Result<()> {
-        let used: BTreeSet<String> = self.under.keys().filter_map(|key| self.keys.get(*key)).cloned().collect();
-        let own = HoldKey::Budget(queue.to_string()).to_string();
-        let keys = used.into_iter().chain([own.clone()]).collect();
-        let mut stands = Vec::new();
-        for standing in several(ledger, keys, &[]).await? {
-            let rule = config.limits.iter().find(|rule| rule.key == standing.key);
-            let of_queue = config.queues.get(queue).and_then(|queue| queue.budget).filter(|_| standing.key == own);
-            let configured: Vec<Cap> = rule.iter().flat_map(|rule| &rule.caps).copied().chain(of_queue).collect();
-            stands.extend(Stand::all(&standing, &configured));
-        }
-        if let Some(most) = max_cost {
-            let key = HoldKey::Batch(batch.clone()).to_string();
-            let cap = Cap { measure: Measure::Usd, per: Per::Ever, most: most.as_nanos() };
-            let views = budget::kept(ledger, &key).await?.into_iter().flat_map(|view| view.caps);
-            let spent = views.filter(|view| view.cap.measure == Measure::Usd);
-            let taken = spent.map(|view| view.used.saturating_add(view.held)).max().unwrap_or_default();
-            stands.push(Stand { key, cap, from: "--max-cost", taken });
-        }
-        self.stands = stands;
-        Ok(())
-    }
-
     /// Every cap, the one that takes longest first. More workers change none of them.
     pub(super) fn bounds(&self) -> Vec<Bound> {
         let mut bounds: Vec<_> = self.stands.iter().filter_map(|stand| self.bound(stand)).collect();
@@ -260,28 +284,25 @@ impl Forecast {
             i64::try_from(part.max(0)).unwrap_or(i64::MAX)
         };
         for bound in &mut bounds {
-            let stays = if bound.cap.measure == Measure::Usd { held } else { stays };
-            let asked = goes(bound.load.of(bound.cap.measure), stays);
-            if bound.cap.measure == Measure::Concurrent {
+            let stays = if bound.stand.cap.measure == Measure::Usd { held } else { stays };
+            let asked = goes(bound.load.of(bound.stand.cap.measure), stays);
+            if bound.stand.cap.measure == Measure::Concurrent {
                 bound.rounds =
-                    u64::try_from(asked).ok().map(|asked| asked.div_ceil(bound.cap.most.max(1).unsigned_abs()));
-            } else if bound.cap.per != Per::Ever {
+                    u64::try_from(asked).ok().map(|asked| asked.div_ceil(bound.stand.cap.most.max(1).unsigned_abs()));
+            } else if bound.stand.cap.per != Per::Ever {
                 bound.takes = Some(bound.takes(asked));
             }
         }
         // Of two that take as long, one that is not about money, which has lines of its own.
-        bounds.sort_by_key(|bound| (std::cmp::Reverse(bound.takes), bound.cap.measure == Measure::Usd));
+        bounds.sort_by_key(|bound| (std::cmp::Reverse(bound.takes), bound.stand.cap.measure == Measure::Usd));
         bounds
     }
 
     fn bound(&self, stand: &Stand) -> Option<Bound> {
-        let load = match HoldKey::of_limit(&stand.key) {
-            HoldKey::Limit(key) => *self.under.get(&self.keys.iter().position(|known| *known == key)?)?,
-            HoldKey::Budget(_) | HoldKey::Batch(_) => self.all,
-        };
-        let Stand { key, cap, from, taken } = stand.clone();
-        let room = cap.most.saturating_sub(taken);
-        let fits = (cap.measure == Measure::Usd).then(|| (load.fits(room, load.likely), load.fits(room, load.most)));
-        Some(Bound { key, cap, from, taken, load, fits, takes: None, rounds: None })
+        let load = stand.place.map_or(Some(self.all), |place| self.under.get(&place).copied())?;
+        let room = stand.cap.most.saturating_sub(stand.taken);
+        let is_money = stand.cap.measure == Measure::Usd;
+        let fits = is_money.then(|| (load.fits(room, load.likely), load.fits(room, load.most)));
+        Some(Bound { stand: stand.clone(), load, fits, takes: None, rounds: None })
     }
 }

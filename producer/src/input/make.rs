@@ -260,7 +260,10 @@ pub fn alone(text: &str, key: &Key<'_>, config: &Config) -> Result<Job, Fault> {
     let queue = line.terms.queue.clone().unwrap_or_else(Queue::standard);
     let policy = config.queues.get(&queue);
     line.terms.reuse = line.terms.reuse.or(by_queue(policy));
-    line.terms.reuse.and_then(|reuse| unfit(reuse, config.reusable_for())).map_or(Ok(()), Err)?;
+    if let Some(bad) = line.terms.reuse.and_then(|reuse| unfit(reuse, config.reusable_for())) {
+        // Who sends it has no settings.
+        return Err(bad.hint("leave \"reuse\" out, or ask for a younger answer"));
+    }
     let job = by_policy(line, &queue, policy, now);
     in_time(&job, now).map(|()| job)
 }

@@ -104,8 +104,8 @@ pub fn sentence(standing: &Standing) -> Option<String> {
             )
         }
         State::Throttled(held) => {
-            let (length, more) = (since(held, at), left(held.until, at));
-            format!("{key} has been held back for {length} ({}), for {more} more.", said(held))
+            let more = if is_budget(key) { String::new() } else { format!(", for {} more", left(held.until, at)) };
+            format!("{key} has been held back for {} ({}){more}.", since(held, at), said(held))
         }
         State::Bounded(held, at_once) => format!(
             "{key} has been slowed down for {} ({}): at most {at_once} calls go there at once, and more workers will not help.",

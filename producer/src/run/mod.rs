@@ -62,13 +62,14 @@ pub(crate) async fn run(cx: &Context, args: &RunArgs) -> Result<Exit> {
     }
     let (skip_invalid, caller) = (args.input.skip_invalid, promptq_common::config::caller());
     let terms = Terms { skip_invalid, on_conflict: job.on_conflict, caller, ..Terms::default() };
-    let forecaster = if args.input.dry_run { Some(Forecaster::of(cx, broker).await?) } else { None };
+    let whose = (&queue, &batch, job.max_cost);
+    let forecaster = if args.input.dry_run { Some(Forecaster::of(cx, broker, whose).await?) } else { None };
     let checked = if args.input.stream { None } else { Some(submit::check(&input, broker, terms, forecaster).await?) };
     if args.input.dry_run {
         let Some(checked) = checked else {
             return Err(Problem::usage("--dry-run reads the whole input first; leave out --stream"));
         };
-        return dry_run(cx, broker, &input, (checked, job.max_cost)).await;
+        return dry_run(cx, &input, &checked);
     }
     tell_doubts(cx, checked.as_ref());
     if let Some(most) = job.max_cost {

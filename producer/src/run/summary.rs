@@ -47,7 +47,7 @@ pub(super) fn summary(how: &str, view: &BatchView, tally: &Tally, elapsed: Durat
             parts.push(format!("{} {what}", grouped(count)));
         }
     }
-    let cost = match (view.cost, view.cost_unknown) {
+    let cost = match (view.known_cost(), view.cost_unknown) {
         (Some(cost), 0) => format!("${cost}"),
         (Some(cost), unknown) => format!("${cost} and unknown for {}", jobs(unknown)),
         (None, _) => "cost unknown".to_owned(),
@@ -136,6 +136,10 @@ mod tests {
         assert_eq!(line(&view), "done: 4,992 succeeded, 8 dead, $0.24, 10:04 → out.jsonl");
         view.cost = None;
         assert_eq!(line(&view), "done: 4,992 succeeded, 8 dead, cost unknown, 10:04 → out.jsonl");
+        (view.counts.succeeded, view.counts.dead) = (0, 8);
+        assert_eq!(line(&view), "done: 0 succeeded, 8 dead, $0, 10:04 → out.jsonl", "none of them was called");
+        view.cost_unknown = 1;
+        assert_eq!(line(&view), "done: 0 succeeded, 8 dead, cost unknown, 10:04 → out.jsonl");
     }
 
     #[test]

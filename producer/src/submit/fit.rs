@@ -4,12 +4,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use promptq_common::config::{Api, Config};
+use promptq_common::config::{Config, Model};
 use promptq_common::job::{Job, Queue};
 use promptq_common::limits::{Measure, counting};
 use promptq_common::outcome::Failure;
-use promptq_common::price::{Price, Prices};
-use promptq_common::work::{Input, Work, family};
+use promptq_common::price::{Prices, Seller};
+use promptq_common::work::{Input, Work};
 use promptq_worker::money::{self, Unknown};
 use promptq_worker::runner::{Runner, Runners};
 use promptq_worker::{configured, size};
@@ -29,6 +29,8 @@ const TOLD: usize = 3;
 pub struct Fit {
     runners: Arc<Runners>,
     prices: Prices,
+    /// Models that have a section of their own, as their providers call them.
+    named: Vec<Model>,
     whose: Whose,
     /// Queues with a budget, keys of limits, and those of them that cap what is spent.
     budgets: Vec<Queue>,
@@ -73,6 +75,7 @@ impl Fit {
         Self {
             runners,
             prices: config.prices.clone(),
+            named: config.models.values().flatten().cloned().collect(),
             whose,
             budgets: budgets.map(|(queue, _)| queue.clone()).collect(),
             rules: config.limits.iter().map(|rule| rule.key.clone()).collect(),
@@ -94,10 +97,10 @@ impl Fit {
             return Ok(Some("only a worker started with --allow-exec runs a command that a job brings".to_owned()));
         }
         if !self.is_capped(job, routes.iter().map(|route| route.limit_key(job))) {
-            return Ok(None);
+            return Ok(self.guessed(job, &routes));
         }
         match (money::missing(job, &routes, &self.prices), self.whose) {
-            (None, _) => Ok(None),
+            (None, _) => Ok(self.guessed(job, &routes)),
             (Some(Unknown::Price), Whose::Written | Whose::Nobodys) => Ok(Some(
                 "the cost is limited, and no price is known here: they wait unless their workers know it".to_owned(),
             )),
@@ -141,6 +144,23 @@ impl Fit {
         }
     }
 
+    /// A ready-made request for a model that nothing here names, for which its url alone says who is asked.
+    fn guessed(&self, job: &Job, routes: &[Arc<dyn Runner>]) -> Option<Doubt> {
+        let (Input::Request { .. }, Some(said), [route]) = (&job.work.input, &job.work.model, routes) else {
+            return None;
+        };
+        let (provider, model) = route.priced_as(job).filter(|(_, model)| model == said)?;
+        let is_named = self.named.iter().any(|named| (&named.provider, &named.model) == (&provider, &model));
+        // One that bears the name of its API has whatever is asked for in its own way.
+        if is_named || Seller::named(&provider).is_some() || self.prices.of(&provider, &model).is_some() {
+            return None;
+        }
+        let said = short(said);
+        Some(format!(
+            "nothing here knows the model {said:?}: it is asked of {provider}, the only provider here of that API"
+        ))
+    }
+
     /// A job whose model is not known here, and may be elsewhere.
     fn not_here(&self, job: &Job, failure: &Failure) -> Option<Doubt> {
         let Some(model) = &job.work.model else {
@@ -149,18 +169,16 @@ impl Fit {
                 failure.code
             ));
         };
-        let (provider, called) = elsewhere(job);
-        let Some(price) = self.prices.of(provider, called) else {
-            let model: String = model.chars().take(80).collect();
+        let Some(seat) = elsewhere(job, &self.prices) else {
             return Some(format!(
-                "nothing here knows the model {model:?}: a worker that does not either ends them dead, as {}",
+                "nothing here knows the model {:?}: a worker that does not either ends them dead, as {}",
+                short(model),
                 failure.code
             ));
         };
-        // Anthropic's always have a bound.
-        let is_bounded = size::answers(&job.work).0.is_some() || provider == Api::Anthropic.provider();
-        let key = std::iter::once(format!("{provider}/{}", family(called)));
-        (!is_bounded && price.rates != Price::FREE.rates && self.is_capped(job, key)).then(|| dead(&Unknown::Answer))
+        let dies =
+            !seat.can_be_capped(size::answers(&job.work).0) && self.is_capped(job, std::iter::once(seat.limit_key));
+        dies.then(|| dead(&Unknown::Answer))
     }
 
     /// Whether what it may cost has to be known before it is called.
@@ -176,6 +194,10 @@ impl Fit {
 /// Whether no settings could make it right.
 fn is_wrong_anywhere(failure: &Failure) -> bool {
     matches!(failure.code.as_str(), "bad_mock" | "bad_command")
+}
+
+fn short(model: &str) -> String {
+    model.chars().take(80).collect()
 }
 
 fn dead(unknown: &Unknown) -> Doubt {
@@ -280,6 +302,29 @@ mod tests {
             assert!(doubted(&fit, &job(None, None)).unwrap().ends_with("as no_model"));
             assert_eq!(doubted(&fit, &job(Some("gpt-4o"), None)), None, "everybody knows it");
         }
+    }
+
+    #[test]
+    fn a_request_for_a_model_that_only_its_url_says_who_has_is_doubted() {
+        let request = |model: &str| {
+            let input = Input::Request { url: "/v1/chat/completions".into(), body: "{\"max_tokens\":9}".into() };
+            Job::new(Queue::standard(), Work { model: Some(model.into()), input })
+        };
+        let settings = format!(
+            "{ACME}[models.fast]\nprovider = \"acme\"\nmodel = \"fast-2\"\n[models.own]\nprovider = \"acme\"\nmodel = \"own\"\n\
+             [prices.\"acme/dear\"]\ninput = \"1\"\noutput = \"1\"\n"
+        );
+        let written = fleet(&settings, &[]);
+        let told = "nothing here knows the model \"gpt-none\": it is asked of acme, the only provider here of that API";
+        assert_eq!(doubted(&written, &request("gpt-none")).as_deref(), Some(told));
+        for known in ["fast", "fast-2", "own", "dear", "acme/any", "mock"] {
+            assert_eq!(doubted(&written, &request(known)), None, "{known}");
+        }
+        assert_eq!(doubted(&fleet("", &[("OPENAI_API_KEY", "k")]), &request("gpt-none")), None, "as of a prompt");
+        let free =
+            format!("{settings}[prices.\"acme/*\"]\ninput = \"0\"\noutput = \"0\"\n[limits.acme]\nusd = \"1/day\"");
+        assert_eq!(doubted(&fleet(&free, &[]), &request("gpt-none")), None, "a price of all others is one of it");
+        assert!(doubted(&fleet("", &[]), &request("gpt-none")).unwrap().ends_with("as no_provider"));
     }
 
     #[test]

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use promptq_common::broker::{Cancel, Depth, Retention};
+use promptq_common::broker::{Cancel, Depth, Retention, Verdict};
 use promptq_common::job::{Job, Queue};
 use promptq_common::ledger::Cursor;
-use promptq_common::outcome::Usage;
+use promptq_common::outcome::{History, Usage, Usd};
 use promptq_common::record::{End, State};
 use promptq_common::time::Timestamp;
 use promptq_tests::backends::{Fixture, LONG};
@@ -32,7 +32,7 @@ pub(crate) async fn a_record_comes_back_as_it_was_stored(f: Fixture) {
     let delivery = f.worker().await.one().await;
     let mut expected = fixture::record(&delivery.head, delivery.lease.id(), End::Succeeded);
     expected.answer = Some(fixture::stored_answer("out/x"));
-    let verdict = promptq_common::broker::Verdict::End(Box::new(expected.clone()));
+    let verdict = Verdict::End(Box::new(expected.clone()));
     delivery.lease.settle(verdict).await.unwrap();
     assert_eq!(record(&f.broker, job.id).await, expected);
 }
@@ -156,10 +156,35 @@ pub(crate) async fn an_unknown_cost_is_counted_as_such(f: Fixture) {
     let delivery = f.worker().await.one().await;
     let mut record = fixture::record(&delivery.head, delivery.lease.id(), End::Succeeded);
     record.history.cost = None;
-    let verdict = promptq_common::broker::Verdict::End(Box::new(record));
+    let verdict = Verdict::End(Box::new(record));
     delivery.lease.settle(verdict).await.unwrap();
-    let view = view(&f.broker, &name).await;
-    assert_eq!((view.cost, view.cost_unknown, view.usage), (None, 1, USAGE));
+    let seen = view(&f.broker, &name).await;
+    assert_eq!((seen.cost, seen.cost_unknown, seen.usage), (None, 1, USAGE));
+    assert_eq!(seen.known_cost(), None);
+}
+
+pub(crate) async fn what_was_never_called_costs_nothing(f: Fixture) {
+    let name = batch("b");
+    put(&f.broker, &[job_of(&name), job_of(&name), job_of(&name)]).await;
+    let mut worker = f.worker().await;
+    for how in [End::Dead, End::Cancelled] {
+        let delivery = worker.one().await;
+        let mut record = fixture::record(&delivery.head, delivery.lease.id(), how);
+        (record.attempts, record.history) = (0, History::default());
+        delivery.lease.settle(Verdict::End(Box::new(record))).await.unwrap();
+    }
+    let seen = view(&f.broker, &name).await;
+    assert_eq!((seen.cost_unknown, seen.known_cost()), (0, Some(Usd::default())));
+    // What a program gave says neither what it took nor what it cost.
+    let delivery = worker.one().await;
+    let mut record = fixture::record(&delivery.head, delivery.lease.id(), End::Succeeded);
+    for attempt in &mut record.history.recent {
+        (attempt.usage, attempt.cost) = (Usage::default(), None);
+    }
+    (record.history.usage, record.history.cost) = (Usage::default(), None);
+    delivery.lease.settle(Verdict::End(Box::new(record))).await.unwrap();
+    let seen = view(&f.broker, &name).await;
+    assert_eq!((seen.cost_unknown, seen.known_cost()), (1, None));
 }
 
 pub(crate) async fn depth_counts_by_state(f: Fixture) {

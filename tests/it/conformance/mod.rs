@@ -233,6 +233,7 @@ cases! {
         batch_counts_follow_every_path
         a_batch_adds_up_usage_and_cost_of_every_attempt
         an_unknown_cost_is_counted_as_such
+        what_was_never_called_costs_nothing
         depth_counts_by_state
         an_idle_worker_is_there_when_a_delayed_job_is_due
     }

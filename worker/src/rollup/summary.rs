@@ -48,7 +48,7 @@ impl Summary {
             "counts": batch.counts,
             "classes": self.classes,
             "usage": batch.usage,
-            "cost_usd": batch.cost,
+            "cost_usd": batch.known_cost(),
             "cost_unknown_jobs": batch.cost_unknown,
             "timing": {
                 "created_at": batch.created_at,

@@ -121,8 +121,10 @@ async fn the_third_death_ends_a_job() {
     }
     rig.start();
     assert_eq!(rig.ends(&ids).await, [End::Dead]);
-    let cause = rig.record(ids[0]).await.cause.unwrap();
+    let record = rig.record(ids[0]).await;
+    let cause = record.cause.unwrap();
     assert_eq!((cause.code.as_str(), cause.class, runner.started()), ("crash_loop", Some(FailureClass::Crashed), 0));
+    assert_eq!(record.history.known_cost(), None, "what they died of may have been billed");
 }
 
 #[tokio::test(start_paused = true)]

@@ -36,10 +36,9 @@ impl Totals {
     /// What the record's attempts consumed, without its end.
     pub(super) fn spend(&mut self, record: &Record) {
         self.usage += record.history.usage;
-        match record.history.cost {
-            Some(cost) => *self.cost.get_or_insert_default() += cost,
-            None if record.history.usage != Usage::default() => self.cost_unknown += 1,
-            None => {}
+        if let Some(cost) = record.history.cost {
+            *self.cost.get_or_insert_default() += cost;
         }
+        self.cost_unknown += u64::from(record.history.is_cost_unknown());
     }
 }

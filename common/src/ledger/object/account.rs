@@ -74,6 +74,7 @@ impl Account {
     }
 }
 
+/// As far as a mark says: an answer, or what it took, was paid for in some way.
 fn is_unknown(mark: &Mark) -> bool {
-    mark.cost.is_none() && mark.usage != Usage::default()
+    mark.cost.is_none() && (mark.usage != Usage::default() || mark.kind == Kind::Ended(End::Succeeded))
 }
