@@ -98,7 +98,7 @@ struct Counts {
 
 /// Long enough for a rate, which is half a second and more for a look: by the rates seen when these were set.
 fn counts(kind: Kind, who: Who, form: Form) -> Counts {
-    let of = |full, quick, warmup| Count {
+    let of = |full, quick, warmup: u64| Count {
         jobs: form.of(full, quick, SMOKE),
         warmup: warmup.min(form.of(warmup, warmup, SMOKE)),
     };

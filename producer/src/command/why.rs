@@ -217,7 +217,6 @@ fn blocked(worker: &WorkerReport) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
-    use promptq_common::job::Queue;
     use promptq_common::outcome::FailureClass;
 
     use super::*;

@@ -177,7 +177,7 @@ impl Ring {
         let came = Instant::now();
         let mut last = self.again.lock().await;
         match *last {
-            Some(at) if at >= came => return,
+            Some(at) if at > came => return,
             Some(at) => sleep_until(at + AGAIN).await,
             None => {}
         }
