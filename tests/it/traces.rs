@@ -22,7 +22,16 @@ use rustix::process::Signal;
 use serde_json::json;
 
 const QUICK: &str = "[latency]\nfirst = { fixed = \"10ms\" }\n";
-const CONFIG: &str = "[queues.default.backoff]\nfirst = \"50ms\"\n[providers.openai]\ntraceparent = true\n";
+const CONFIG: &str = "\
+[queues.default.backoff]
+first = '50ms'
+[providers.openai]
+traceparent = true
+[prices.'openai/gpt-4o']
+input = '2.50'
+output = '10'
+as_of = '2026-11-03'
+";
 const PROMPT: &str = "swordfish is the word";
 const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 /// What a caller says; its trace, its span.

@@ -130,6 +130,9 @@ async fn what_could_not_be_sent_in_time_is_dropped_and_counted() {
 async fn at_the_end_a_collector_that_is_away_is_not_waited_for() {
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     assert_eq!(ended(&format!("http://{closed}"), 600, PAUSES, 0).await, [0, 600, 1]);
+    let busy = Played::answering(&[503]).await;
+    assert_eq!(ended(&busy.url, 600, PAUSES, 0).await, [0, 600, 1]);
+    assert_eq!(busy.spans(), [512, 88], "each batch is tried once");
 }
 
 #[test]
