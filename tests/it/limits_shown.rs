@@ -193,6 +193,7 @@ fn report(queue: &Queue, key: &str, class: FailureClass, detail: &str) -> Worker
         probing: false,
         lanes: vec![(queue.clone(), Some("mock".into()))],
         at_once: None,
+        cap: None,
     };
     WorkerReport {
         id: WorkerId::random("w"),

@@ -136,6 +136,7 @@ fn held_back(queues: &[Queue]) -> WorkerReport {
         probing: false,
         lanes: queues.iter().map(|queue| (queue.clone(), Some("mock".into()))).collect(),
         at_once: None,
+        cap: None,
     };
     WorkerReport {
         id: WorkerId::random("w"),
