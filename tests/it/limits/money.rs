@@ -108,5 +108,5 @@ async fn workers_that_left_for_want_of_an_accounts_money_leave_word_of_it() {
     metered.write("more.txt", "a\nb\n");
     promptq(&["submit", "more.txt", "--in", "lines", "-m", "mock"]).ends(0);
     let left = "leaving, with jobs left that may not run now, for ";
-    once().ends(0).says(&[left, "mock (all of 1 requests/day is used", "openai ($0.0"]);
+    once().ends(0).says(&[left, "openai ($0.0"]);
 }

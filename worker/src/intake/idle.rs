@@ -49,23 +49,22 @@ impl Intake {
     /// Why a worker leaves that was told to run once, with nothing ready but in these lanes, which may not run: for want of
     /// money where that alone holds what is left, and else as it was told, having said what does.
     pub(super) async fn over(&self, lanes: &[Lane]) -> StopReason {
-        let broke = if self.has_retries() {
-            None
-        } else if lanes.is_empty() {
-            match self.counted().await {
+        let broke = match (lanes, self.has_retries()) {
+            ([], retries) => match self.counted().await {
+                Some(Ok((0, _))) => return StopReason::Once,
                 Some(Ok((_, Some(key)))) => Some(self.leaves_for(&key)),
-                Some(Ok((left, None))) if left > LOOKED_AT.0 => self.broke(&[]),
+                Some(Ok((left, None))) if left > LOOKED_AT.0 && !retries => self.broke(&[]),
                 Some(Ok(_) | Err(_)) | None => None,
-            }
-        } else {
-            self.broke(lanes)
+            },
+            ([_, ..], false) => self.broke(lanes),
+            ([_, ..], true) => None,
         };
         if let Some(reason) = broke {
             return reason;
         }
         let (names, mut what) = self.what_holds(lanes);
-        let spent = self.desk.limits.spent();
-        what.extend(spent.iter().filter(|held| !names.contains(&held.key)).map(told));
+        let held = self.desk.limits.held();
+        what.extend(held.iter().filter(|held| !names.contains(&held.key)).map(told));
         if !what.is_empty() {
             tracing::info!("leaving, with jobs left that may not run now, for {}", what.join("; "));
         }
