@@ -5,7 +5,7 @@ use promptq_common::broker::{Broker, HoldKey};
 use promptq_common::error::{self, Kind};
 use promptq_common::job::BatchName;
 use promptq_common::ledger::{BatchView, HeldKey, JobFilter, Ledger};
-use promptq_common::limits::{CapView, Measure, Per, PoolView, change, look};
+use promptq_common::limits::{Cap, CapView, Measure, Per, PoolView, change, look};
 use promptq_common::outcome::Usd;
 use promptq_common::record::State;
 use promptq_worker::status::{Blocked, BlockedBy};
@@ -105,13 +105,11 @@ pub(crate) async fn spent(broker: &Broker, view: &BatchView) -> error::Result<Op
     let (key, workers) = (hold.to_string(), ledger.workers().await?);
     let cap = cap_of(ledger, &key).await?;
     // A worker that has not looked since a person allowed more says what was spent of less.
-    let is_of_now = |detail: &str| {
-        let most = cap.as_ref().map(|cap| format!(" of {} is spent", cap.cap));
-        is_another(detail) || most.is_none_or(|most| detail.contains(&most))
-    };
+    let is_of_now = |told: Option<Cap>| told.is_none() || cap.as_ref().is_none_or(|cap| told == Some(cap.cap));
     let told = workers.iter().flat_map(|worker| &worker.held);
-    let told = told.filter(|held| held.key == key && is_of_now(&held.detail));
-    if let Some(held) = told.max_by_key(|held| is_another(&held.detail)) {
+    let told = told.filter(|held| held.key == key && is_of_now(held.cap));
+    // What is not how much of it is spent, a person has to mend.
+    if let Some(held) = told.max_by_key(|held| held.cap.is_none()) {
         return Ok(Some(Short(Some(blocked(held)))));
     }
     let is_used_up = cap.is_some_and(|cap| cap.used >= cap.cap.most.saturating_sub(cap.cap.most / 20));
@@ -121,12 +119,7 @@ pub(crate) async fn spent(broker: &Broker, view: &BatchView) -> error::Result<Op
 
 fn blocked(held: &HeldKey) -> Blocked {
     let by = BlockedBy::Limit { key: held.key.clone(), class: held.class };
-    Blocked { by, detail: held.detail.clone(), since: held.since, until: Some(held.until) }
-}
-
-/// Whether what a worker says of a key of money is something else than how much of it is spent.
-fn is_another(detail: &str) -> bool {
-    !detail.contains(" is spent")
+    Blocked { by, detail: held.detail.clone(), since: held.since, until: Some(held.until), cap: held.cap }
 }
 
 async fn cap_of(ledger: &dyn Ledger, key: &str) -> error::Result<Option<CapView>> {
@@ -144,7 +137,7 @@ pub(crate) async fn stopped(broker: &Broker, view: &BatchView, blocked: Option<&
 fn problem(view: &BatchView, cap: Option<&CapView>, blocked: Option<&Blocked>) -> Problem {
     let key = HoldKey::Batch(view.name.clone()).to_string();
     let is_cap = |blocked: &&Blocked| matches!(&blocked.by, BlockedBy::Limit { key: by, .. } if *by == key);
-    let other = blocked.filter(|blocked| !is_cap(blocked) || is_another(&blocked.detail));
+    let other = blocked.filter(|blocked| !is_cap(blocked) || blocked.cap.is_none());
     let (done, held) = (view.counts.ended(), view.counts.total.saturating_sub(view.counts.ended()));
     let counts = format!("{} done, {} held", grouped(done), grouped(held));
     match (other, cap, blocked) {
@@ -182,7 +175,7 @@ mod tests {
 
     use promptq_common::broker::{Terms, Verdict, Want, WorkerId};
     use promptq_common::job::{Job, Queue};
-    use promptq_common::limits::{Amounts, Ask, Cap};
+    use promptq_common::limits::{Amounts, Ask};
     use promptq_common::outcome::FailureClass;
     use promptq_common::time::Timestamp;
     use promptq_common::work::Work;
@@ -243,12 +236,17 @@ mod tests {
         report(Vec::new()).await;
         assert!(told().await.is_none(), "a worker that has not said yet what is missing");
         let held = |detail| told_of("batch:nov", FailureClass::Throttled, detail);
+        let spent_of = |dollars: i64| {
+            let most = dollars * 1_000_000_000;
+            let cap = Some(Cap { measure: Measure::Usd, per: Per::Ever, most });
+            HeldKey { cap, ..held("nearly all of it is spent") }
+        };
         report(vec![held("m: nobody knows its price; hint: give it one")]).await;
         let Short(blocked) = told().await.unwrap();
         let problem = stopped(&broker, &view(&broker).await, blocked.as_ref()).await.unwrap();
         assert_eq!(problem.what, "stopped for want of money: m: nobody knows its price; 0 done, 2 held");
         assert_eq!(problem.hints[0], "give it one");
-        report(vec![held("$24 of $25 is spent, and a job that waits may cost $2")]).await;
+        report(vec![spent_of(25)]).await;
         let Short(blocked) = told().await.unwrap();
         let problem = stopped(&broker, &view(&broker).await, blocked.as_ref()).await.unwrap();
         assert_eq!(problem.what, "stopped at $0 of --max-cost 25; 0 done, 2 held");
@@ -262,7 +260,7 @@ mod tests {
         release(&broker).await;
         release(&broker).await;
         assert!(told().await.is_none(), "it speaks of 25 dollars");
-        report(vec![held("$39 of $40 is spent, and a job that waits may cost $2")]).await;
+        report(vec![spent_of(40)]).await;
         assert!(told().await.is_some());
     }
 
@@ -301,7 +299,7 @@ mod tests {
         waiting(&broker).await;
         let by = BlockedBy::Limit { key: "budget:default".into(), class: FailureClass::Throttled };
         let detail = "$20 of $20/day is spent".to_owned();
-        let blocked = Blocked { by, detail, since: Timestamp::now(), until: None };
+        let blocked = Blocked { by, detail, since: Timestamp::now(), until: None, cap: None };
         let problem = stopped(&broker, &view(&broker).await, Some(&blocked)).await.unwrap();
         assert_eq!(problem.what, "stopped for want of money: $20 of $20/day is spent; 0 done, 2 held");
     }

@@ -223,7 +223,8 @@ async fn whoever_asks_why_is_told_which_limit_and_until_when() {
     );
     assert_eq!((&full["limit"]["key"], &full["limit"]["state"]), (&json!("mock"), &json!("full")));
 
-    let used = report(&queue, "mock", FailureClass::Throttled, "all of 500 requests/min is used; …");
+    let mut used = report(&queue, "mock", FailureClass::Throttled, "all of 500 requests/min is used; …");
+    used.held[0].cap = Some(Cap { measure: Measure::Requests, per: Per::Minute, most: 500 });
     broker.ledger().report(&used).await.unwrap();
     let line = "limit-bound: mock 500 of 500 requests/min";
     home.promptq(&["status", "nov"]).ends(0).prints(&[line, "more workers will not help"]);

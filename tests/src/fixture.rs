@@ -153,6 +153,7 @@ pub fn held_back(queues: &[Queue], key: &str, class: FailureClass, detail: &str)
         probing: false,
         lanes: queues.iter().map(|queue| (queue.clone(), Some("mock".to_owned()))).collect(),
         at_once: None,
+        cap: None,
     };
     WorkerReport {
         id: WorkerId::random("w"),

@@ -20,7 +20,7 @@ use crate::settings::Settings;
     args_conflicts_with_subcommands = true,
     before_help = "Examples:\n  promptq-worker --queues reviews:5,other:1 --concurrency 64\n  promptq-worker --once",
     after_help = "Exit codes:\n  0 drained   1 failed   2 usage or settings wrong   7 broker lost\n  \
-                  9 what is left waits for money (--exit-when-idle)   124 drain time over, jobs handed back"
+                  9 what is left waits for money (--exit-when-idle, --once)   124 drain time over, jobs handed back"
 )]
 pub struct Cli {
     /// Something else than working.
@@ -51,7 +51,7 @@ pub struct Cli {
     /// Leave after this many jobs
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     max_jobs: Option<u64>,
-    /// Leave as soon as nothing is ready
+    /// Leave as soon as nothing is ready; with 9 where jobs are left that only money helps
     #[arg(long)]
     once: bool,
     /// How long running jobs may go on after SIGTERM [default: 25s, or what the platform leaves]

@@ -33,7 +33,7 @@ pub mod status;
 pub mod stop;
 #[cfg(test)]
 mod tests;
-mod tier;
+pub mod tier;
 mod traced;
 mod upkeep;
 mod verdict;
@@ -85,7 +85,7 @@ pub enum StopReason {
     Signal,
     /// Nothing was there to run for as long as it was told to wait; see [`settings::Settings::exit_when_idle`].
     Idle,
-    /// The same, but jobs are left that wait for money which only a person, or another day, brings.
+    /// The same, or nothing more was ready, but jobs are left that wait for money which only a person, or another day, brings.
     Broke,
     /// It ran as many jobs as it was told to.
     MaxJobs,

@@ -122,7 +122,9 @@ impl<'a> Trip<'a> {
         let Errand { job, desk, .. } = self.errand;
         let moved = match desk.full.turn(job, way.key) {
             tier::Turn::Moved(moved) => moved,
-            tier::Turn::Wait(after) => return Ok(Came::Shut { after, hold: None, failure: None }),
+            tier::Turn::Wait(after) => {
+                return Ok(Came::Shut { after, hold: Some(HoldKey::of_flex(way.key)), failure: None });
+            }
             tier::Turn::As => {
                 let came = Box::pin(call(self.errand(), way, turn)).await;
                 let Came::Shut { after, hold, failure: Some(failure) } = came else {
@@ -133,7 +135,10 @@ impl<'a> Trip<'a> {
                 };
                 match desk.full.refused(job, way.key, (&failure, after)) {
                     tier::Turn::As => return Ok(Came::Shut { after, hold, failure: Some(failure) }),
-                    tier::Turn::Wait(after) => return Ok(Came::Shut { after, hold, failure: Some(failure) }),
+                    tier::Turn::Wait(after) => {
+                        let hold = hold.or_else(|| Some(HoldKey::of_flex(way.key)));
+                        return Ok(Came::Shut { after, hold, failure: Some(failure) });
+                    }
                     tier::Turn::Moved(moved) => {
                         self.note(way.key, &failure);
                         moved

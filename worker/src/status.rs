@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use promptq_common::limits::Cap;
 use promptq_common::outcome::FailureClass;
 use promptq_common::telemetry::health::Health;
 use promptq_common::time::Timestamp;
@@ -170,6 +171,8 @@ pub struct Blocked {
     pub since: Timestamp,
     /// When it is tried again or ends, if known.
     pub until: Option<Timestamp>,
+    /// The cap that has nothing left, if that is it.
+    pub cap: Option<Cap>,
 }
 
 /// What holds jobs back.
@@ -202,7 +205,7 @@ mod tests {
 
     fn blocked(class: FailureClass) -> Blocked {
         let by = BlockedBy::Limit { key: "k".into(), class };
-        Blocked { by, detail: String::new(), since: at(0), until: None }
+        Blocked { by, detail: String::new(), since: at(0), until: None, cap: None }
     }
 
     #[test]

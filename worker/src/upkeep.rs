@@ -1,7 +1,6 @@
 //! What a worker does beside its jobs: readings of the machine, reports of itself, and sweeps by one worker at a time.
 
-use std::collections::BTreeSet;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -121,16 +120,9 @@ fn failing(status: &Status) -> BTreeSet<String> {
 }
 
 fn held_key(held: Held, limits: &Limits) -> HeldKey {
-    HeldKey {
-        lanes: lanes_behind(&held.key, limits),
-        class: held.class,
-        detail: held.detail.chars().take(DETAIL).collect(),
-        since: held.since,
-        until: held.until,
-        probing: held.probing,
-        key: held.key,
-        at_once: None,
-    }
+    let (lanes, detail) = (lanes_behind(&held.key, limits), held.detail.chars().take(DETAIL).collect());
+    let Held { key, class, since, until, probing, cap, .. } = held;
+    HeldKey { key, class, detail, since, until, probing, lanes, at_once: None, cap }
 }
 
 fn bounded_key(bounded: Bounded, limits: &Limits) -> HeldKey {
@@ -143,6 +135,7 @@ fn bounded_key(bounded: Bounded, limits: &Limits) -> HeldKey {
         probing: false,
         key: bounded.key,
         at_once: Some(bounded.at_once),
+        cap: None,
     }
 }
 

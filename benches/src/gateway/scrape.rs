@@ -81,6 +81,7 @@ fn held_back(queues: &[Queue]) -> WorkerReport {
         probing: false,
         lanes: queues.iter().map(|queue| (queue.clone(), Some("mock".to_owned()))).collect(),
         at_once: None,
+        cap: None,
     };
     WorkerReport {
         id: WorkerId::random("bench"),

@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::job::BatchName;
 
+/// What stands before a limit key where it is its flex tier that has no room.
+const FLEX: &str = "flex:";
+
 /// What a released job waits for.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub enum HoldKey {
@@ -23,6 +26,19 @@ impl HoldKey {
         match key.parse() {
             Ok(Self::Limit(_)) | Err(_) => Self::Limit(key.to_owned()),
             Ok(money) => money,
+        }
+    }
+
+    /// What jobs wait for that find no room in the flex tier of a limit key.
+    pub fn of_flex(key: &str) -> Self {
+        Self::Limit(format!("{FLEX}{key}"))
+    }
+
+    /// The limit key whose flex tier has no room for such jobs; `None` of those that wait for something else.
+    pub fn flex(&self) -> Option<&str> {
+        match self {
+            Self::Limit(key) => key.strip_prefix(FLEX),
+            Self::Batch(_) | Self::Budget(_) => None,
         }
     }
 
@@ -55,5 +71,20 @@ impl std::str::FromStr for HoldKey {
             Some(("batch", name)) => BatchName::new(name).map(Self::Batch).map_err(|bad| bad.to_string()),
             _ => Err(format!("{text:?} is not a hold key")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_for_a_flex_tier_is_no_wait_for_its_key() {
+        let tier = HoldKey::of_flex("acme/m");
+        let [key, batch] = ["limit:acme/m", "batch:flex"].map(|text| text.parse::<HoldKey>().unwrap());
+        assert_eq!([tier.flex(), key.flex(), batch.flex()], [Some("acme/m"), None, None]);
+        assert_ne!(tier, key);
+        assert_eq!(tier.to_string().parse(), Ok(tier.clone()), "as it is stored");
+        assert_eq!(HoldKey::of_limit(&tier.limit_key()), tier);
     }
 }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::broker::WorkerId;
 use crate::job::Queue;
+use crate::limits::Cap;
 use crate::outcome::FailureClass;
 use crate::time::Timestamp;
 
@@ -93,4 +94,33 @@ pub struct HeldKey {
     /// It is not shut: its endpoint has too much to do, and gets so many calls at once from this worker.
     #[serde(default)]
     pub at_once: Option<u32>,
+    /// The cap that has nothing left, as this worker was told last; `None` where something else holds jobs back, and in the
+    /// reports of earlier builds.
+    #[serde(default)]
+    pub cap: Option<Cap>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::{Measure, Per};
+
+    #[test]
+    fn what_workers_of_an_earlier_build_report_is_read() {
+        let held = HeldKey {
+            key: "acme".into(),
+            class: FailureClass::Throttled,
+            detail: "all of it is used".into(),
+            since: Timestamp::from_millis(1),
+            until: Timestamp::from_millis(2),
+            probing: false,
+            lanes: vec![(Queue::standard(), None)],
+            at_once: None,
+            cap: Some(Cap { measure: Measure::Usd, per: Per::Day, most: 25_000_000_000 }),
+        };
+        let mut told = serde_json::to_value(&held).unwrap();
+        assert_eq!(serde_json::from_value::<HeldKey>(told.clone()).unwrap(), held);
+        told.as_object_mut().unwrap().remove("cap").expect("it is told");
+        assert_eq!(serde_json::from_value::<HeldKey>(told).unwrap(), HeldKey { cap: None, ..held });
+    }
 }

@@ -154,8 +154,8 @@ impl Limits {
             held.until = until;
         } else if book.complaints.len() < COMPLAINTS {
             let (key, class, detail) = (key.to_owned(), FailureClass::Throttled, detail.to_owned());
-            let held =
-                Held { key: key.clone(), class, detail, since: now, until, probing: false, spent: true, to_mend: true };
+            let (since, probing, cap, spent, to_mend) = (now, false, None, true, true);
+            let held = Held { key: key.clone(), class, detail, since, until, probing, cap, spent, to_mend };
             book.complaints.insert(key, held);
         }
         FAR

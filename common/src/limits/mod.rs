@@ -119,6 +119,8 @@ pub struct Held {
     pub until: Timestamp,
     /// Whether a job tries it now.
     pub probing: bool,
+    /// The cap that has nothing left, as it was told last; `None` where something else holds jobs back.
+    pub cap: Option<Cap>,
     /// Whether it is money that is spent, or may not be: waiting alone does not help soon.
     pub spent: bool,
     /// Whether no cap is in the way but what `detail` says, which a person has to mend: more money would not help.
@@ -215,6 +217,7 @@ impl Limits {
                 since,
                 until,
                 probing: shut.probing,
+                cap: None,
                 spent: false,
                 to_mend: false,
             })

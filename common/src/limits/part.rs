@@ -322,20 +322,20 @@ impl Part {
     /// What holds its jobs back, if something does.
     pub(super) fn held(&self, key: &str) -> Option<Held> {
         let now = Timestamp::now();
-        let held = |since, detail, wait, spent| {
+        let held = |since, detail, wait, (cap, spent)| {
             let (key, class) = (key.to_owned(), FailureClass::Throttled);
-            Some(Held { key, class, detail, since, until: now + wait, probing: false, spent, to_mend: false })
+            Some(Held { key, class, detail, since, until: now + wait, probing: false, cap, spent, to_mend: false })
         };
         if let Some((since, why)) = &self.trouble {
             return held(
                 *since,
                 format!("the store of the limits does not answer: {why}"),
                 Duration::from_secs(1),
-                false,
+                (None, false),
             );
         }
         if let Some(since) = self.crowded {
-            return held(since, crowded(), Duration::from_secs(10), false);
+            return held(since, crowded(), Duration::from_secs(10), (None, false));
         }
         if let Some(held) = self.till.held(key) {
             return Some(held);
@@ -344,7 +344,7 @@ impl Part {
             let spent = cap.measure == Measure::Usd && self.till.is_empty();
             let money = spent.then(|| self.till.says(self.till.lacks())).flatten();
             let detail = money.unwrap_or_else(|| format!("all of {cap} is used; more workers will not help"));
-            return held(since, detail, self.wait(), spent);
+            return held(since, detail, self.wait(), (Some(cap), spent));
         }
         None
     }

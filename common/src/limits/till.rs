@@ -112,10 +112,10 @@ impl Till {
     /// What keeps its jobs back, if something does.
     pub(super) fn held(&self, key: &str) -> Option<Held> {
         let away = self.away.filter(|_| self.is_watched())?;
-        let (detail, spent) = (self.says(away.least)?, self.is_broke(away.least));
+        let (cap, detail, spent) = (self.stands()?.cap, self.says(away.least)?, self.is_broke(away.least));
         let until = Timestamp::now() + if spent { FAR } else { NEAR };
-        let (key, class, since) = (key.to_owned(), FailureClass::Throttled, away.since);
-        Some(Held { key, class, detail, since, until, probing: false, spent, to_mend: false })
+        let (key, class, since, cap) = (key.to_owned(), FailureClass::Throttled, away.since, Some(cap));
+        Some(Held { key, class, detail, since, until, probing: false, cap, spent, to_mend: false })
     }
 }
 

@@ -8,6 +8,7 @@ pub mod dead;
 mod declare;
 pub mod doctor;
 pub mod exporter;
+mod flex;
 pub mod jobs;
 pub mod keys;
 pub mod limits;

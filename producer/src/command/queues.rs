@@ -12,7 +12,7 @@ use super::declare;
 use crate::cli::{Confirm, ListOutput, Output};
 use crate::confirm::{Deed, allowed};
 use crate::context::Context;
-use crate::limits::waits::{line, objects, of_queues};
+use crate::limits::waits::{all_of_queues, line, objects, runners};
 use crate::list::{Column, List, ago, cell, thousands};
 use crate::printer::Format;
 use crate::problem::{Exit, Problem, Result};
@@ -129,7 +129,11 @@ async fn list(cx: &Context, all: bool, fields: &[String]) -> Result<()> {
     let shown: Vec<_> = queues.iter().filter(|view| all || !idle_scratch(view)).collect();
     let waiting = shown.iter().filter(|view| view.depth.ready + view.depth.delayed > 0);
     let waiting: Vec<Queue> = waiting.map(|view| view.queue.clone()).collect();
-    let waits = if waiting.is_empty() { BTreeMap::new() } else { of_queues(broker.ledger(), &waiting).await? };
+    let waits = if waiting.is_empty() {
+        BTreeMap::new()
+    } else {
+        all_of_queues(broker.ledger(), &waiting, runners(cx).as_ref()).await?
+    };
     let item = |view: &&QueueView| {
         let (mut item, none) = (object(view), Vec::new());
         let waits = waits.get(&view.queue).unwrap_or(&none);

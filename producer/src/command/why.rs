@@ -8,6 +8,7 @@ use promptq_common::ledger::{JobView, WorkerReport};
 use promptq_common::record::State;
 use promptq_common::time::{Timestamp, format_duration};
 
+use super::flex;
 use crate::context::Context;
 use crate::limits::{Standing, waits, words};
 use crate::list::{quoted, thousands};
@@ -28,6 +29,9 @@ pub(super) async fn explain(cx: &Context, job: &JobView) -> Result<Why> {
     let workers = broker.ledger().workers().await?;
     let depth = broker.depth(&job.queue).await?;
     let waits = matches!(job.state, State::Scheduled | State::Queued | State::Retrying) && job.paused.is_none();
+    if waits && let Some(says) = flex::explain(broker.ledger(), job).await? {
+        return Ok(Why { says, limit: None });
+    }
     let limit = if waits { waits::of_job(cx, job, &workers).await? } else { None };
     let now = Timestamp::now();
     if cx.keeps_messages_apart()

@@ -2,7 +2,7 @@
 
 use promptq_common::limits::{CapView, Lack, Measure};
 
-use super::{Held, Standing, words};
+use super::{Held, Standing, State, words};
 
 /// A limit of which so much is used holds back whoever wants more: workers use about 95 % of one that binds.
 const FULL: f64 = 0.95;
@@ -10,16 +10,26 @@ const FULL: f64 = 0.95;
 const SHORT: f64 = 0.5;
 
 impl Standing {
+    /// What matters most of one of its caps. What holds the whole key back does so whichever cap is looked at; that all of one
+    /// is used says nothing of the others.
+    pub fn state_of<'a>(&'a self, cap: &'a CapView) -> State<'a> {
+        let state = self.state();
+        let State::Full(binding, _) = state else { return state };
+        if binding == cap {
+            return state;
+        }
+        if part(cap) >= FULL { State::Full(cap, None) } else { self.easy() }
+    }
+
     /// The cap that keeps jobs back: one on money that has too little for any of them; the one that workers name; else the
     /// one that is used most if that is all of it.
     pub(super) fn binding(&self, throttled: Option<&Held>) -> Option<&CapView> {
         if let Some((cap, _)) = self.lacks() {
             return Some(cap);
         }
-        let named = throttled
-            .and_then(|held| self.caps().find(|cap| held.detail.starts_with(&format!("all of {} is used", cap.cap))));
+        let named = throttled.and_then(|held| self.caps().find(|cap| held.cap == Some(cap.cap)));
         // A refusal says nothing about how much of it is used.
-        let is_told = |held: &Held| held.detail.starts_with("all of ") || words::is_budget(&self.key);
+        let is_told = |held: &Held| held.cap.is_some() || words::is_budget(&self.key);
         let is_short = throttled.is_some_and(is_told) || self.shared.as_ref().is_some_and(|shared| shared.starving > 0);
         let least = if is_short { SHORT } else { FULL };
         named.or_else(|| self.caps().filter(|cap| part(cap) >= least).max_by(|a, b| part(a).total_cmp(&part(b))))
@@ -43,7 +53,6 @@ fn part(cap: &CapView) -> f64 {
 pub(crate) mod tests {
     use promptq_common::limits::{Cap, Per, PoolView};
 
-    use super::super::State;
     use super::super::tests::{standing, view};
     use super::*;
 

@@ -136,6 +136,7 @@ fn held(blocked: &Blocked) -> Held {
         workers: Vec::new(),
         lanes: BTreeSet::new(),
         at_once: None,
+        cap: blocked.cap,
     }
 }
 
@@ -176,7 +177,7 @@ mod tests {
 
     fn status(class: FailureClass, detail: &str) -> Status {
         let by = BlockedBy::Limit { key: "acme".into(), class };
-        let blocked = Blocked { by, detail: detail.into(), since: Timestamp::now(), until: None };
+        let blocked = Blocked { by, detail: detail.into(), since: Timestamp::now(), until: None, cap: None };
         Status { blocked: vec![blocked], ..Status::default() }
     }
 

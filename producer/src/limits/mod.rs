@@ -1,7 +1,8 @@
 //! How limit keys stand: what their fleet shares of them, and what workers say holds jobs back. What is said of that to
-//! people is `words.rs`; which cap it is, `binding.rs`; which of them a queue, a batch or a job waits for is `waits.rs`, `follow.rs` while it goes on.
+//! people is `words.rs`, in tables `brief.rs`; which cap it is, `binding.rs`; which of them a queue, a batch or a job waits for is `waits.rs`, `follow.rs` while it goes on.
 
 pub(crate) mod binding;
+pub mod brief;
 pub(crate) mod follow;
 pub mod sheet;
 pub mod waits;
@@ -14,7 +15,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use promptq_common::error::Kind;
 use promptq_common::job::Queue;
 use promptq_common::ledger::{HeldKey, Ledger, WorkerReport};
-use promptq_common::limits::{self, CapView, Per, PoolView};
+use promptq_common::limits::{self, Cap, CapView, Per, PoolView};
 use promptq_common::outcome::FailureClass;
 use promptq_common::time::Timestamp;
 use serde_json::{Value, json};
@@ -59,6 +60,8 @@ pub struct Held {
     pub lanes: BTreeSet<(Queue, Option<String>)>,
     /// It is not shut: its endpoint has too much to do, and gets so many calls at once from these workers together.
     pub at_once: Option<u32>,
+    /// The cap that has nothing left, as one of them was told last.
+    pub cap: Option<Cap>,
 }
 
 /// What matters most of a key now.
@@ -152,6 +155,11 @@ impl Standing {
         if let Some((held, at_once)) = self.held.iter().find_map(|held| Some((held, held.at_once?))) {
             return State::Bounded(held, at_once);
         }
+        self.easy()
+    }
+
+    /// Its state while nothing holds it back.
+    fn easy(&self) -> State<'_> {
         match self.shared.as_ref().map_or(1.0, |shared| shared.rate) {
             rate if rate < 1.0 => State::Cautious(rate),
             _ => State::Open,
@@ -228,11 +236,13 @@ fn held(key: &str, workers: &[WorkerReport], at: Timestamp) -> Vec<Held> {
                 workers: Vec::new(),
                 lanes: BTreeSet::new(),
                 at_once: None,
+                cap: None,
             });
             held.at_once = told.at_once.map(|most| most.saturating_add(held.at_once.unwrap_or_default()));
             held.since = held.since.min(told.since);
             held.until = held.until.min(told.until);
             held.probing |= told.probing;
+            held.cap = held.cap.or(told.cap);
             held.workers.push(worker.id.as_str().to_owned());
             held.lanes.extend(told.lanes.iter().cloned());
         }
@@ -243,7 +253,7 @@ fn held(key: &str, workers: &[WorkerReport], at: Timestamp) -> Vec<Held> {
 #[cfg(test)]
 pub(crate) mod tests {
     use promptq_common::broker::WorkerId;
-    use promptq_common::limits::{Cap, Measure};
+    use promptq_common::limits::Measure;
 
     use super::*;
 
@@ -278,6 +288,7 @@ pub(crate) mod tests {
             probing: false,
             lanes: vec![(Queue::standard(), Some("gpt".into()))],
             at_once: None,
+            cap: None,
         }
     }
 
@@ -340,7 +351,9 @@ pub(crate) mod tests {
             let State::Full(cap, until) = standing.state() else { return None };
             Some((cap.cap.measure, until.is_some()))
         };
-        let short = told("acme/gpt", FailureClass::Throttled, "all of 500 requests/min is used; more workers …");
+        let cap = Some(view((0, 0), (0, 0)).caps[0].cap);
+        let short =
+            HeldKey { cap, ..told("acme/gpt", FailureClass::Throttled, "all of 500 requests/min is used; …") };
         assert_eq!(named(view((90, 0), (85_000, 0)), std::slice::from_ref(&short)), Some((Measure::Requests, true)));
         let mut for_ever = view((500, 0), (0, 0));
         for_ever.caps[0].cap.per = Per::Ever;

@@ -3,6 +3,7 @@
 use promptq_common::limits::Cap;
 use promptq_common::time::{Timestamp, format_duration};
 
+use super::brief::brief;
 use super::{Standing, words};
 
 /// One key for people. `configured` is what the settings here say of it.
@@ -12,7 +13,7 @@ pub fn lines(standing: &Standing, configured: &[Cap]) -> Vec<String> {
         let apart = if moment > at { format!("in {}", format_duration(moment.since(at))) } else { "now".to_owned() };
         format!("{moment} ({apart})")
     };
-    let mut lines = vec![format!("LIMIT {}  {}", standing.key, words::brief(standing))];
+    let mut lines = vec![format!("LIMIT {}  {}", standing.key, brief(standing, standing.state()))];
     let mut say = |name: &str, value: String| lines.push(format!("{name:<10} {value}"));
     for cap in standing.caps() {
         let amount = |number| words::amount(cap.cap.measure, number).0;

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use futures_util::{StreamExt, TryStreamExt, stream};
 use promptq_common::broker::HoldKey;
 use promptq_common::error::Kind;
 use promptq_common::job::{BatchName, Queue};
@@ -13,11 +14,43 @@ use promptq_worker::configured;
 use promptq_worker::runner::Runners;
 use serde_json::Value;
 
-use super::{Standing, State, kept, one, several, words};
+use super::{AT_ONCE, Standing, State, kept, one, several, words};
 use crate::context::Context;
-use crate::problem::Result;
+use crate::problem::{Problem, Result};
 
-/// What keeps jobs of each of these queues waiting, the gravest first.
+/// What keeps jobs of each of these queues waiting, the gravest first; also want of money that no worker tells of any more, by
+/// the jobs that went back for it and by `settings`.
+///
+/// # Errors
+/// As the ledger's.
+pub async fn all_of_queues(
+    ledger: &dyn Ledger,
+    queues: &[Queue],
+    settings: Option<&Runners>,
+) -> Result<BTreeMap<Queue, Vec<Standing>>> {
+    let mut waits = of_queues(ledger, queues).await?;
+    let workers = ledger.workers().await?;
+    let accounts = known(ledger, &workers).await?.into_iter().filter(|key| !words::is_budget(key)).collect();
+    let mut lacking = several(ledger, accounts, &workers).await?;
+    lacking.retain(|standing| standing.lacks().is_some());
+    // Whose jobs wait is looked up where it may matter alone.
+    let asked: &[Queue] = if lacking.is_empty() { &[] } else { queues };
+    let latest = asked.iter().map(|queue| async move {
+        let filter = JobFilter { queue: Some(queue.clone()), ..JobFilter::default() };
+        Ok::<_, Problem>((queue, latest(ledger, filter, (queue, settings)).await?))
+    });
+    let latest: Vec<_> = stream::iter(latest).buffered(AT_ONCE).try_collect().await?;
+    for (queue, latest) in latest {
+        let standings = waits.entry(queue.clone()).or_default();
+        let is_new = |one: &&Standing| !standings.iter().any(|known| known.key == one.key);
+        let left: Vec<_> = lacking.iter().filter(is_new).filter(|one| latest.want(&one.key)).collect();
+        standings.extend(left.into_iter().cloned());
+        *standings = gravest_first(std::mem::take(standings));
+    }
+    Ok(waits)
+}
+
+/// What workers say, and budgets, that keeps jobs of each of these queues waiting, the gravest first.
 ///
 /// # Errors
 /// As the ledger's.
@@ -48,34 +81,55 @@ pub async fn of_batch(
 ) -> Result<Vec<Standing>> {
     let workers = ledger.workers().await?;
     let known = known(ledger, &workers).await?;
-    let (models, back) = latest(ledger, batch).await?;
+    let filter = JobFilter { batch: Some(batch.clone()), ..JobFilter::default() };
+    let latest = latest(ledger, filter, (queue, settings)).await?;
     // Jobs of a lane without a model may be of any.
-    let is_theirs = |model: Option<&str>| models.is_empty() || model.is_none_or(|model| models.contains(model));
+    let is_theirs =
+        |model: Option<&str>| latest.models.is_empty() || model.is_none_or(|model| latest.models.contains(model));
     let mut keys = behind(&workers, queue, is_theirs);
-    keys.extend(budgets(queue, Some(batch)).chain(back).filter(|key| known.contains(key)));
-    let first = |model: &String| settings?.limit_keys(queue, Some(model)).into_iter().next();
-    let limit_keys: BTreeSet<String> = models.iter().filter_map(first).collect();
-    let is_meant = |key: &&String| !keys.contains(*key) && limit_keys.iter().any(|limit_key| covers(key, limit_key));
+    keys.extend(budgets(queue, Some(batch)).chain(latest.back.iter().cloned()).filter(|key| known.contains(key)));
+    let is_meant = |key: &&String| !keys.contains(*key) && latest.want(key);
     let left = several(ledger, known.iter().filter(is_meant).cloned().collect(), &workers).await?;
     let mut standings = several(ledger, keys, &workers).await?;
     standings.extend(left.into_iter().filter(|standing| standing.lacks().is_some()));
     Ok(gravest_first(standings))
 }
 
-/// The models of the latest jobs of a batch that wait, and the keys that some of them went back for; none where the ledger
-/// cannot list those.
-async fn latest(ledger: &dyn Ledger, batch: &BatchName) -> Result<(BTreeSet<String>, BTreeSet<String>)> {
-    const LOOKED_AT: usize = 100;
-    let states = vec![record::State::Queued, record::State::Retrying];
-    let filter = JobFilter { batch: Some(batch.clone()), states, ..JobFilter::default() };
-    match ledger.list(&filter, None, LOOKED_AT).await {
-        Ok(page) => {
-            let back = page.items.iter().filter_map(|job| Some(job.hold.as_ref()?.limit_key())).collect();
-            Ok((page.items.into_iter().filter_map(|job| job.model).collect(), back))
-        }
-        Err(error) if error.kind() == Kind::Unsupported => Ok((BTreeSet::new(), BTreeSet::new())),
-        Err(error) => Err(error.into()),
+/// The latest jobs that wait, of those looked at.
+#[derive(Debug, Default)]
+struct Latest {
+    /// Their models.
+    models: BTreeSet<String>,
+    /// By the settings, what each of these comes under.
+    limit_keys: BTreeSet<String>,
+    /// The keys that some of them went back for.
+    back: BTreeSet<String>,
+}
+
+impl Latest {
+    /// Whether some of them wait for this key once it has no money: they went back for it, or are under it by the settings.
+    fn want(&self, key: &str) -> bool {
+        self.back.contains(key) || self.limit_keys.iter().any(|limit_key| covers(key, limit_key))
     }
+}
+
+/// The latest of these jobs that wait; none where the ledger cannot list those.
+async fn latest(
+    ledger: &dyn Ledger,
+    filter: JobFilter,
+    (queue, settings): (&Queue, Option<&Runners>),
+) -> Result<Latest> {
+    const LOOKED_AT: usize = 100;
+    let filter = JobFilter { states: vec![record::State::Queued, record::State::Retrying], ..filter };
+    let jobs = match ledger.list(&filter, None, LOOKED_AT).await {
+        Ok(page) => page.items,
+        Err(error) if error.kind() == Kind::Unsupported => Vec::new(),
+        Err(error) => return Err(error.into()),
+    };
+    let back = jobs.iter().filter_map(|job| Some(job.hold.as_ref()?.limit_key())).collect();
+    let models: BTreeSet<String> = jobs.into_iter().filter_map(|job| job.model).collect();
+    let first = |model: &String| settings?.limit_keys(queue, Some(model)).into_iter().next();
+    Ok(Latest { limit_keys: models.iter().filter_map(first).collect(), models, back })
 }
 
 /// What one waiting job waits for; of a job that was given back, how that stands now, even if nothing is in the way any
@@ -173,16 +227,22 @@ fn gravest_first(mut standings: Vec<Standing>) -> Vec<Standing> {
 
 #[cfg(test)]
 mod tests {
-    use promptq_common::broker::Broker;
+    use std::time::Duration;
+
+    use promptq_common::broker::{Broker, Terms, Verdict, Want, WorkerId};
+    use promptq_common::config::Model;
     use promptq_common::job::Job;
     use promptq_common::ledger::HeldKey;
     use promptq_common::limits::{self, Ask, Cap, Measure, Per};
     use promptq_common::outcome::FailureClass;
     use promptq_common::time::Timestamp;
     use promptq_common::work::Work;
+    use promptq_worker::runner::{ExecSettings, MockSettings, RunnerSettings};
 
     use super::super::tests::{told, worker};
     use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
 
     fn queue(name: &str) -> Queue {
         Queue::new(name).unwrap()
@@ -203,7 +263,7 @@ mod tests {
     #[tokio::test]
     async fn a_queue_waits_for_the_keys_behind_its_lanes_and_for_its_money() {
         let broker = Broker::memory();
-        let far = Timestamp::now() + std::time::Duration::from_secs(60);
+        let far = Timestamp::now() + MINUTE;
         let told = |key: &str, class, lanes: &[&str]| {
             let lanes = lanes.iter().map(|name| (queue(name), Some("gpt".to_owned()))).collect();
             HeldKey { lanes, until: far, ..told(key, class, "said so") }
@@ -242,6 +302,46 @@ mod tests {
             keys(&of_batch(broker.ledger(), (&queue("default"), &batch), None).await.unwrap())
         };
         assert_eq!((of("theirs", "gpt").await, of("others", "free").await), ("dead/gpt".to_owned(), String::new()));
+    }
+
+    /// The model `eye` is one of the mock's.
+    fn runners() -> Runners {
+        let exec = ExecSettings { named: [].into(), allow_inline: false, environment: Vec::new(), max_output: 9 };
+        let mock = MockSettings { seed: 1, latency: (MINUTE, MINUTE), errors: 0.0, throttled: 0.0, tokens: (1, 1) };
+        let eye = vec![Model { provider: "mock".into(), model: "eye".into() }];
+        let models = [("eye".to_owned(), eye)].into();
+        Runners::new(RunnerSettings { providers: [].into(), models, exec, mock }).unwrap()
+    }
+
+    /// What an account may cost is nearly used up, as workers said that have left.
+    async fn spend(broker: &Broker, key: &str) {
+        let caps = vec![Cap { measure: Measure::Usd, per: Per::Ever, most: 100 }];
+        let usd = |usd| limits::Amounts { usd, ..limits::Amounts::NONE };
+        let least = limits::Portion { amounts: usd(30), ..limits::Portion::default() };
+        let ask = Ask { id: 1, seq: 1, caps, spent: vec![(0, usd(80))], least, leaves: true, ..Ask::default() };
+        limits::change(broker.ledger(), key, |pool, now| pool.ask(now, &ask)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_queue_waits_for_an_accounts_money_also_after_the_workers_have_left() {
+        let broker = Broker::memory();
+        for (name, model) in [("default", "gpt"), ("vision", "eye"), ("other", "gpt")] {
+            broker.enqueue(&[Job::new(queue(name), Work::prompt(Some(model), "x"))]).await.unwrap();
+        }
+        let terms = Terms { worker: WorkerId::random("w"), queues: vec![(queue("default"), 1)], lease: MINUTE };
+        let mut consumer = broker.consume(terms).await.unwrap();
+        let leased = consumer.next(&Want { total: 1, caps: Vec::new(), rest: 1 }).await.unwrap();
+        let back = Verdict::Release { after: MINUTE, hold: Some(HoldKey::Limit("mock".into())) };
+        leased.deliveries.into_iter().next().unwrap().lease.settle(back).await.unwrap();
+        let queues = ["default", "vision", "other"].map(queue);
+        let of = async |settings: Option<&Runners>| {
+            let waits = all_of_queues(broker.ledger(), &queues, settings).await.unwrap();
+            queues.each_ref().map(|queue| keys(&waits[queue]))
+        };
+        assert_eq!(of(None).await, [""; 3], "nothing is missing yet");
+        spend(&broker, "mock").await;
+        assert_eq!(of(None).await, ["mock", "", ""], "its job went back for that");
+        assert_eq!(of(Some(&runners())).await, ["mock", "mock", ""], "and by the settings its model is under it");
     }
 
     #[test]

@@ -27,24 +27,6 @@ pub fn word(state: State<'_>) -> &'static str {
     }
 }
 
-/// A state in a few words, for tables.
-pub fn brief(standing: &Standing) -> String {
-    let at = standing.at;
-    match standing.state() {
-        State::Refused(held) => format!("account refused, {}", tried(held, at)),
-        State::Down(held) => format!("does not work, {}", tried(held, at)),
-        State::Frozen(until) => format!("frozen for {}", left(until, at)),
-        State::Full(..) => {
-            let more = lacking(standing).map(|job| format!("a job may cost {job}")).or_else(|| caution(standing));
-            more.map_or_else(|| "full".to_owned(), |more| format!("full, {more}"))
-        }
-        State::Throttled(held) => format!("held back for {}", left(held.until, at)),
-        State::Bounded(_, at_once) => format!("at most {at_once} at once"),
-        State::Cautious(_) => caution(standing).unwrap_or_default(),
-        State::Open => "open".to_owned(),
-    }
-}
-
 /// In one line what holds the jobs of a key back; `None` where nothing does.
 pub fn line(standing: &Standing) -> Option<String> {
     let (key, at) = (&standing.key, standing.at);
@@ -201,7 +183,7 @@ fn is_money(key: &str, cap: &CapView) -> bool {
 }
 
 /// What a job may cost that there is no money for.
-fn lacking(standing: &Standing) -> Option<String> {
+pub(super) fn lacking(standing: &Standing) -> Option<String> {
     standing.lacks().map(|(_, lack)| Measure::Usd.say(lack.least))
 }
 
@@ -211,7 +193,7 @@ fn beside(standing: &Standing, until: Option<Timestamp>) -> Vec<String> {
 }
 
 /// `at 50 % after refusals`.
-fn caution(standing: &Standing) -> Option<String> {
+pub(super) fn caution(standing: &Standing) -> Option<String> {
     let rate = standing.shared.as_ref()?.rate;
     (rate < 1.0).then(|| format!("at {:.0} % after refusals", rate * 100.0))
 }
@@ -221,7 +203,7 @@ fn room(until: Timestamp, at: Timestamp) -> Option<String> {
     (until.since(at) > Duration::from_secs(60)).then(|| format!("room in {}", left(until, at)))
 }
 
-fn tried(held: &Held, at: Timestamp) -> String {
+pub(super) fn tried(held: &Held, at: Timestamp) -> String {
     if held.probing || held.until <= at {
         return "tried again now".to_owned();
     }
@@ -233,7 +215,7 @@ fn since(held: &Held, at: Timestamp) -> String {
 }
 
 /// Whole seconds, at least one.
-fn left(until: Timestamp, at: Timestamp) -> String {
+pub(super) fn left(until: Timestamp, at: Timestamp) -> String {
     let seconds = until.since(at).as_millis().div_ceil(1_000).max(1);
     format_duration(Duration::from_secs(u64::try_from(seconds).unwrap_or(u64::MAX)))
 }
@@ -241,7 +223,7 @@ fn left(until: Timestamp, at: Timestamp) -> String {
 /// ` (rate_limit: slow down)`: what was said by the refusal that froze a key, if that is known.
 fn refusal(standing: &Standing) -> String {
     let why = standing.shared.as_ref().and_then(|shared| shared.why.as_deref());
-    let is_refusal = |held: &&Held| held.class == FailureClass::Throttled && !held.detail.starts_with("all of ");
+    let is_refusal = |held: &&Held| held.class == FailureClass::Throttled && held.cap.is_none();
     let why = why.or_else(|| standing.held.iter().find(is_refusal).map(|held| held.detail.as_str()));
     why.map_or_else(String::new, |why| format!(" ({})", short(why)))
 }
@@ -264,7 +246,7 @@ fn short(detail: &str) -> String {
 mod tests {
     use promptq_common::limits::PoolView;
 
-    use super::super::tests::{NOW, standing, told, view, worker};
+    use super::super::tests::{standing, told, view, worker};
     use super::*;
 
     fn held(class: FailureClass, detail: &str) -> Standing {
@@ -312,7 +294,7 @@ mod tests {
         bounded.at_once = Some(12);
         let slowed = standing(None, &[worker("w", vec![bounded])]);
         let says = "slowed down: acme/gpt (it has too much to do), at most 12 at once for 10s";
-        assert_eq!((line(&slowed).as_deref(), brief(&slowed).as_str()), (Some(says), "at most 12 at once"));
+        assert_eq!(line(&slowed).as_deref(), Some(says));
         assert!(sentence(&slowed).unwrap().contains("at most 12 calls go there at once"));
         let long = line(&held(FailureClass::Account, &"x".repeat(500))).unwrap();
         assert!(long.chars().count() < 200, "{long}");
@@ -346,7 +328,6 @@ mod tests {
     #[test]
     fn money_that_is_missing_is_told_with_what_a_job_may_cost() {
         let account = shared(super::super::binding::tests::spent(0));
-        assert_eq!(brief(&account), "full, a job may cost $0.01");
         assert!(line(&account).unwrap().starts_with("budget-bound: acme/gpt $0.04 of $0.0475/day; more workers"));
         let why = sentence(&account).unwrap();
         assert!(
@@ -386,15 +367,5 @@ mod tests {
             (&"500 requests/min".into(), &"minute".into(), &"set".into())
         );
         assert_eq!((&data["used"], &data["held"], &data["configured"]), (&490.into(), &7.into(), &Value::Null));
-    }
-
-    #[test]
-    fn a_table_has_the_state_in_a_few_words() {
-        assert_eq!(brief(&shared(view((10, 0), (0, 0)))), "open");
-        assert_eq!(brief(&shared(PoolView { rate: 0.25, ..view((499, 0), (0, 0)) })), "full, at 25 % after refusals");
-        assert_eq!(brief(&shared(PoolView { frozen_for: 65_000, ..view((0, 0), (0, 0)) })), "frozen for 1m5s");
-        let mut now = held(FailureClass::Capacity, "connect");
-        now.at = NOW + Duration::from_secs(60);
-        assert_eq!(brief(&now), "does not work, tried again now");
     }
 }

@@ -1,6 +1,7 @@
 //! Queues as autoscalers and dashboards see them: how much there is, how old, how fast it goes, what holds it back and how
-//! many workers it wants. For the exporter and the gateway; nothing is kept between two looks.
+//! many workers it wants. For the exporter and the gateway; nothing is kept between two looks. What holds it back is `held.rs`.
 
+mod held;
 #[cfg(test)]
 mod tests;
 
@@ -9,18 +10,15 @@ use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use promptq_common::broker::{Broker, Depth, QueueView};
-use promptq_common::error::Kind;
 use promptq_common::job::Queue;
-use promptq_common::ledger::{JobFilter, JobView, Ledger, WorkerReport};
-use promptq_common::limits::{Lack, Measure, counting, covers};
-use promptq_common::outcome::FailureClass;
-use promptq_common::record;
+use promptq_common::ledger::WorkerReport;
+use promptq_common::limits::{Measure, counting};
 use promptq_common::time::Timestamp;
 use serde::Serialize;
 
 use crate::command::queues::idle_scratch;
 use crate::limits::waits::{of_queues, serves};
-use crate::limits::{self, Standing, State, words};
+use crate::limits::{self, Standing, words};
 use crate::problem::{Problem, Result};
 use crate::scale::{Load, Speed, most_at_once, paces, speed, together, whole_f64, workers};
 
@@ -28,8 +26,6 @@ use crate::scale::{Load, Speed, most_at_once, paces, speed, together, whole_f64,
 const SHOWN: usize = 200;
 /// Queues that are asked about at once.
 const AT_ONCE: usize = 16;
-/// Waiting jobs looked at for the share that something holds back.
-const SAMPLE: usize = 200;
 
 /// One queue.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -155,7 +151,7 @@ pub async fn look(broker: &Broker, asked: &[Queue], named: &BTreeSet<Queue>, con
         let waits = waits.get(&view.queue).map_or(&[][..], Vec::as_slice);
         let lacking = standings.iter().filter(|one| one.lacks().is_some() && !words::is_budget(&one.key));
         let waits: Vec<&Standing> = waits.iter().chain(lacking).collect();
-        let blocked = blocked(ledger, &view, &waits).await?;
+        let blocked = held::blocked(ledger, &view, &waits).await?;
         Ok::<_, Problem>(stats(view, blocked, &around))
     };
     let queues = stream::iter(views.into_iter().map(stands)).buffered(AT_ONCE).try_collect().await?;
@@ -252,74 +248,6 @@ fn bound(queue: &Queue, speed: &Speed, around: &Around<'_>) -> Option<f64> {
 }
 
 const PAUSED: &str = "paused";
-
-/// What holds the ready jobs of a queue back, each job counted once: under the gravest thing that holds its lane. And how
-/// many of them only money helps.
-async fn blocked(ledger: &dyn Ledger, view: &QueueView, waits: &[&Standing]) -> Result<(Vec<BlockedJobs>, u64)> {
-    let ready = view.depth.ready;
-    if view.paused.is_some() {
-        let paused = (ready > 0).then_some(BlockedJobs { reason: PAUSED, jobs: ready, until: None });
-        return Ok((Vec::from_iter(paused), 0));
-    }
-    if waits.is_empty() || ready == 0 {
-        return Ok((Vec::new(), 0));
-    }
-    let filter =
-        JobFilter { queue: Some(view.queue.clone()), states: vec![record::State::Queued], ..JobFilter::default() };
-    let jobs = match ledger.list(&filter, None, SAMPLE).await {
-        Ok(page) => page.items,
-        Err(error) if error.kind() == Kind::Unsupported => Vec::new(),
-        Err(error) => return Err(error.into()),
-    };
-    Ok(shares(view, waits, &jobs, Timestamp::now()))
-}
-
-/// Of each reason the share of the ready ones among these jobs that stand behind it, as a part of all that is ready; and of
-/// those that wait for money which the workers of their key have looked for since.
-fn shares(view: &QueueView, waits: &[&Standing], jobs: &[JobView], now: Timestamp) -> (Vec<BlockedJobs>, u64) {
-    // Once no worker tells what is behind a key, jobs of the same models that went back for want of it do.
-    let back: BTreeSet<_> = jobs.iter().filter_map(|job| Some((job.hold.as_ref()?.limit_key(), &job.model))).collect();
-    let (mut found, mut all, mut broke) = (BTreeMap::<&'static str, (u64, Option<Timestamp>)>::new(), 0, 0);
-    for job in jobs.iter().filter(|job| job.due.is_none_or(|due| due <= now)) {
-        all += 1;
-        let lane = (view.queue.clone(), job.model.clone());
-        let is_behind = |standing: &&&Standing| {
-            let is_named = job.model.as_ref().is_some_and(|model| covers(&standing.key, model));
-            words::is_budget(&standing.key)
-                || standing.held.iter().any(|held| held.at_once.is_none() && held.lanes.contains(&lane))
-                || (standing.lacks().is_some() && (is_named || back.contains(&(standing.key.clone(), &job.model))))
-        };
-        let Some(standing) = waits.iter().find(is_behind) else { continue };
-        let entry = found.entry(reason(standing)).or_default();
-        entry.0 += 1;
-        entry.1 = standing.held.iter().map(|held| held.until).chain(entry.1).min();
-        let since = job.due.map_or(job.created_at, |due| due.max(job.created_at));
-        let is_known = |lack: Lack| since.as_millis() <= now.as_millis() - lack.ago;
-        broke += u64::from(standing.lacks().is_some_and(|(_, lack)| is_known(lack)));
-    }
-    let part = |count: u64| {
-        let jobs = (u128::from(count) * u128::from(view.depth.ready)).div_ceil(u128::from(all.max(1_u64)));
-        u64::try_from(jobs).unwrap_or(u64::MAX)
-    };
-    // What is not in the sample may be something else.
-    let broke = if broke == all && all >= view.depth.ready { part(broke) } else { 0 };
-    let of = |(reason, (count, until))| BlockedJobs { reason, jobs: part(count), until };
-    (found.into_iter().map(of).collect(), broke)
-}
-
-fn reason(standing: &Standing) -> &'static str {
-    let of = |class| standing.held.iter().any(|held| held.class == class);
-    let is_money = matches!(standing.state(), State::Full(cap, _) if cap.cap.measure == Measure::Usd);
-    if words::is_budget(&standing.key) || is_money {
-        "budget"
-    } else if of(FailureClass::Account) {
-        "account"
-    } else if of(FailureClass::Capacity) {
-        "capacity"
-    } else {
-        "throttled"
-    }
-}
 
 fn room(standing: &Standing) -> Option<Room> {
     let shared = standing.shared.as_ref()?;

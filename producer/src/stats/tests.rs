@@ -2,9 +2,12 @@
 
 use promptq_common::broker::{Broker, HoldKey};
 use promptq_common::job::Job;
-use promptq_common::ledger::{HeldKey, Pace};
+use promptq_common::ledger::{HeldKey, JobView, Ledger, Pace, Page};
+use promptq_common::limits::{Amounts, Ask, Cap, Per, Portion, change};
+use promptq_common::outcome::FailureClass;
 use promptq_common::work::Work;
 
+use super::held::Seen;
 use super::*;
 use crate::limits::binding::tests::spent;
 use crate::limits::tests::{NOW, standing, told, view, worker};
@@ -17,6 +20,13 @@ fn queue_view(ready: u64) -> QueueView {
 fn waiting(model: Option<&str>, created_at: i64) -> JobView {
     let created_at = Timestamp::from_millis(created_at);
     JobView { model: model.map(str::to_owned), created_at, ..crate::view::tests::waiting() }
+}
+
+/// As [`held::shares`], of these jobs.
+fn shares(view: &QueueView, waits: &[&Standing], jobs: &[JobView]) -> (Vec<BlockedJobs>, u64) {
+    let mut seen = Seen::default();
+    seen.look(Page { items: jobs.to_vec(), next: None }, NOW);
+    held::shares(view, waits, &seen, NOW)
 }
 
 fn pace(keys: &[&str]) -> Pace {
@@ -78,11 +88,11 @@ fn jobs_are_blocked_by_the_gravest_thing_that_holds_their_lane() {
     };
     let waits = [held("a", FailureClass::Account, "gpt"), held("b", FailureClass::Throttled, "slow")];
     let jobs: Vec<_> = ["gpt", "slow", "slow", "free"].map(|model| waiting(Some(model), 0)).into();
-    let (found, _) = shares(&queue_view(400), &waits.iter().collect::<Vec<_>>(), &jobs, NOW);
+    let (found, _) = shares(&queue_view(400), &waits.iter().collect::<Vec<_>>(), &jobs);
     let found: Vec<_> = found.iter().map(|blocked| (blocked.reason, blocked.jobs)).collect();
     assert_eq!(found, [("account", 100), ("throttled", 200)]);
     let budget = [standing(None, &[])].map(|one| Standing { key: "budget:default".into(), ..one });
-    let (found, broke) = shares(&queue_view(4), &[&budget[0]], &[0; 4].map(|at| waiting(None, at)), NOW);
+    let (found, broke) = shares(&queue_view(4), &[&budget[0]], &[0; 4].map(|at| waiting(None, at)));
     assert_eq!((found[0].reason, found[0].jobs), ("budget", 4), "a budget is of all lanes");
     assert_eq!(broke, 0, "what is left of it may be enough");
 }
@@ -96,7 +106,7 @@ fn what_an_account_has_no_money_for_wants_no_worker_until_something_newer_comes(
         ..waiting(Some("m"), 0)
     };
     let of = |ready: u64, jobs: Vec<JobView>| {
-        let (blocked, broke) = shares(&queue_view(ready), &[&account], &jobs, NOW);
+        let (blocked, broke) = shares(&queue_view(ready), &[&account], &jobs);
         let workers = stats(
             QueueView { depth: Depth { ready, ..Depth::default() }, ..queue_view(ready) },
             (blocked.clone(), broke),
@@ -109,11 +119,45 @@ fn what_an_account_has_no_money_for_wants_no_worker_until_something_newer_comes(
     assert_eq!(of(1, vec![waiting(Some("acme/x"), 0)]), (vec![("budget", 1)], 0), "its name says so");
     let sample = vec![old(), old(), back.clone()];
     assert_eq!(of(22, sample), (vec![("budget", 22)], 1), "nobody knows what the others wait for");
+    let mut many = Seen::default();
+    many.look(Page { items: vec![old(), back.clone()], next: None }, NOW);
+    many.is_enough = true;
+    assert_eq!(held::shares(&queue_view(500_000), &[&account], &many, NOW).1, 500_000, "as all that were looked at");
     let newer = waiting(Some("m"), 90_000);
     assert_eq!(of(2, vec![newer, old(), back.clone()]), (vec![("budget", 2)], 1), "nobody has looked at that one");
     let due = JobView { due: Some(NOW), ..old() };
     assert_eq!(of(2, vec![due, old(), back.clone()]), (vec![("budget", 2)], 1), "it was not to be looked at before");
     assert_eq!(of(22, vec![waiting(Some("free"), 0), old(), back]), (vec![("budget", 11)], 3));
+}
+
+/// The workers that a queue wants of whose account a worker has left word that it has too little.
+async fn wanted_by(broker: &Broker) -> (u64, u64) {
+    let seen = look(broker, &[Queue::standard()], 16).await.unwrap();
+    (seen.queues[0].blocked.iter().map(|blocked| blocked.jobs).sum(), seen.queues[0].desired_workers)
+}
+
+async fn leave_word(ledger: &dyn Ledger) {
+    let caps = vec![Cap { measure: Measure::Usd, per: Per::Day, most: 100 }];
+    let usd = |usd| Amounts { usd, ..Amounts::NONE };
+    let least = Portion { amounts: usd(30), ..Portion::default() };
+    let ask = Ask { id: 1, seq: 1, caps, spent: vec![(0, usd(80))], least, leaves: true, ..Ask::default() };
+    change(ledger, "acme", |pool, now| pool.ask(now, &ask)).await.unwrap();
+}
+
+#[tokio::test]
+async fn however_many_jobs_an_account_has_no_money_for_they_want_no_worker_unless_one_may_run() {
+    for (free, wanted) in [(false, (1_500, 0)), (true, (1_499, 1))] {
+        let broker = Broker::memory();
+        let created_at = Timestamp::now() - Duration::from_secs(1);
+        let job = |model: &str| Job { created_at, ..Job::new(Queue::standard(), Work::prompt(Some(model), "x")) };
+        let first = if free { "free/x" } else { "acme/x" };
+        broker.enqueue(&[job(first)]).await.unwrap();
+        for jobs in [999, 500] {
+            broker.enqueue(&vec![(); jobs].into_iter().map(|()| job("acme/x")).collect::<Vec<_>>()).await.unwrap();
+        }
+        leave_word(broker.ledger()).await;
+        assert_eq!(wanted_by(&broker).await, wanted, "the oldest may run: {free}");
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ use promptq_common::broker::{Verdict, WorkerId};
 use promptq_common::error::Kind;
 use promptq_common::job::{Job, Queue};
 use promptq_common::ledger::{Cursor, HeldKey, JobFilter, LIMIT_BYTES, RESULT_BYTES, Scope, WorkerReport};
+use promptq_common::limits::{Cap, Measure, Per};
 use promptq_common::outcome::FailureClass;
 use promptq_common::record::{End, State};
 use promptq_common::time::Timestamp;
@@ -248,6 +249,7 @@ pub(crate) async fn workers_that_report_are_known(f: Fixture) {
         probing: true,
         lanes: vec![(queue("default"), Some("m".into())), (queue("default"), None)],
         at_once: Some(7),
+        cap: Some(Cap { measure: Measure::Usd, per: Per::Day, most: 25_000_000_000 }),
     };
     let blocked = Some("disk".into());
     let second = WorkerReport { id: WorkerId::random("v"), blocked, held: vec![held], ..report.clone() };

@@ -68,7 +68,7 @@ async fn a_run_says_what_the_calls_of_a_killed_one_may_have_been_billed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn workers_that_left_for_want_of_an_accounts_money_leave_word_of_it() {
-    let rules = format!("{PRICES}[limits.openai]\nusd = \"0.06/day\"\n");
+    let rules = format!("{PRICES}[limits.openai]\nusd = \"0.06/day\"\n[limits.mock]\nrequests_per_day = 1\n");
     let metered = Metered::new(Place::File, PROVIDER, &rules);
     let rows: Vec<_> = (0..16).map(|row| format!("number {row}\n")).collect();
     metered.write("in.txt", &rows.concat());
@@ -89,13 +89,24 @@ async fn workers_that_left_for_want_of_an_accounts_money_leave_word_of_it() {
     assert_eq!(metered.fake.calls(0).len(), 5);
 
     let list = promptq(&["limits", "list", "--json"]).ends(0).json();
-    let limit = &list["items"][0];
-    assert_eq!((&limit["key"], &limit["state"], &limit["workers"]), (&"openai".into(), &"full".into(), &0.into()));
+    let limit = list["items"].as_array().unwrap().iter().find(|limit| limit["key"] == "openai").unwrap();
+    assert_eq!((&limit["state"], &limit["workers"]), (&"full".into(), &0.into()));
     promptq(&["limits", "list", "--fields", "key,brief"]).ends(0).prints(&["openai\tfull, a job may cost $0.0"]);
+    promptq(&["queues", "list", "--fields", "queue,blocked_by"])
+        .ends(0)
+        .prints(&["default\tbudget-bound: openai $0.0"]);
     let status = promptq(&["status", "nov", "--json"]).ends(0).json();
     assert_eq!((&status["eta_seconds"], &status["blocked"][0]["key"]), (&serde_json::Value::Null, &"openai".into()));
     let waiting = metered.broker().await.ledger().list(&JobFilter::default(), None, 100).await.unwrap().items;
     let ready = waiting.iter().find(|job| job.record.is_none() && job.hold.is_none()).expect("a job that went nowhere");
     let why = promptq(&["jobs", "why", &ready.id.to_string()]).ends(0);
     why.prints(&["It waits for openai. $0.0", "of $0.06/day of openai are spent", "a job that waits may cost $0.0"]);
+
+    // One that was told to run what is ready says what is left, and why.
+    let once = || Said::of(&mut metered.program("promptq-worker", "w", &["--once"]));
+    once().ends(9).says(&["leaving: the jobs that are left wait for money"]);
+    metered.write("more.txt", "a\nb\n");
+    promptq(&["submit", "more.txt", "--in", "lines", "-m", "mock"]).ends(0);
+    let left = "leaving, with jobs left that may not run now, for ";
+    once().ends(0).says(&[left, "openai ($0.0"]);
 }

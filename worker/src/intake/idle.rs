@@ -1,9 +1,9 @@
-//! A worker without jobs: whether it may leave, and what it waits for.
+//! A worker without jobs: whether it may leave, what it waits for, and why it leaves.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use promptq_common::error::{Error, Kind, Result};
+use promptq_common::error::{Kind, Result};
 use promptq_common::job::Lane;
 use promptq_common::ledger::JobFilter;
 use promptq_common::limits::{Held, look};
@@ -33,35 +33,74 @@ impl Intake {
     /// come back when their leases run out, retries when they are due. After a lease more it waits no longer.
     pub(super) async fn nothing_is_left(&self, idle: Duration) -> Option<StopReason> {
         let settings = &self.desk.settings;
-        let counting = async {
-            let (mut running, mut delayed) = (0, 0);
-            for (queue, _) in &settings.queues {
-                let depth = self.broker.depth(queue).await?;
-                running += depth.running;
-                delayed += depth.delayed;
-            }
-            let key = if running == 0 { self.only_money_helps(delayed).await? } else { None };
-            Ok::<_, Error>((running + delayed, key))
-        };
-        let mut phase = self.phase.clone();
-        let counted = tokio::select! {
-            biased;
-            _ = phase.changed() => return None,
-            counted = counting => counted,
-        };
-        match counted {
+        match self.counted().await? {
             Ok((0, _)) => Some(StopReason::Idle),
-            Ok((_, Some(key))) => {
-                let known = self.desk.limits.held().into_iter().find(|held| held.key == key);
-                Some(known.map_or_else(|| leaving(&key, "there is not enough for them", false), said))
-            }
+            Ok((_, Some(key))) => Some(self.leaves_for(&key)),
             Ok(_) if idle < settings.exit_when_idle.unwrap_or_default() + settings.lease => None,
+            Ok(_) if self.desk.full.has_turns(settings.lease) => None,
             Ok(_) => Some(self.broke(&[]).unwrap_or(StopReason::Idle)),
             Err(error) => {
                 tracing::warn!(%error, "cannot ask what is left to run; not leaving yet");
                 None
             }
         }
+    }
+
+    /// Why a worker leaves that was told to run once, with nothing ready but in these lanes, which may not run: for want of
+    /// money where that alone holds what is left, and else as it was told, having said what does.
+    pub(super) async fn over(&self, lanes: &[Lane]) -> StopReason {
+        let broke = match (lanes, self.has_retries()) {
+            ([], retries) => match self.counted().await {
+                Some(Ok((0, _))) => return StopReason::Once,
+                Some(Ok((_, Some(key)))) => Some(self.leaves_for(&key)),
+                Some(Ok((left, None))) if left > LOOKED_AT.0 && !retries => self.broke(&[]),
+                Some(Ok(_) | Err(_)) | None => None,
+            },
+            ([_, ..], false) => self.broke(lanes),
+            ([_, ..], true) => None,
+        };
+        if let Some(reason) = broke {
+            return reason;
+        }
+        let (names, mut what) = self.what_holds(lanes);
+        let held = self.desk.limits.held();
+        what.extend(held.iter().filter(|held| !names.contains(&held.key)).map(told));
+        if !what.is_empty() {
+            tracing::info!("leaving, with jobs left that may not run now, for {}", what.join("; "));
+        }
+        StopReason::Once
+    }
+
+    /// How many jobs of this worker's queues run elsewhere or wait for a time, and what all of them wait for if that is
+    /// money; `None` once it is told to leave.
+    async fn counted(&self) -> Option<Result<(u64, Option<String>)>> {
+        let counting = async {
+            let (mut running, mut delayed) = (0, 0);
+            for (queue, _) in &self.desk.settings.queues {
+                let depth = self.broker.depth(queue).await?;
+                running += depth.running;
+                delayed += depth.delayed;
+            }
+            let key = if running == 0 { self.only_money_helps(delayed).await? } else { None };
+            Ok((running + delayed, key))
+        };
+        let mut phase = self.phase.clone();
+        tokio::select! {
+            biased;
+            _ = phase.changed() => None,
+            counted = counting => Some(counted),
+        }
+    }
+
+    /// Leaves what all waits for this key of money.
+    fn leaves_for(&self, key: &str) -> StopReason {
+        let known = self.desk.limits.held().into_iter().find(|held| held.key == key);
+        known.map_or_else(|| leaving(key, "there is not enough for them", false), |held| said(&held))
+    }
+
+    /// Whether a job that spent an attempt here waits for its next one.
+    fn has_retries(&self) -> bool {
+        self.retries_until.is_some_and(|until| until >= Timestamp::now())
     }
 
     /// What all of so many delayed jobs wait for, one of its keys, if that is money which is not there, or a person.
@@ -99,7 +138,7 @@ impl Intake {
     /// Why a worker that leaves by itself does so, if there is no money for any job of these lanes, which are ready: nothing
     /// that it could wait for brings any.
     fn broke(&self, lanes: &[Lane]) -> Option<StopReason> {
-        self.desk.limits.is_spent_for(lanes).map(said)
+        self.desk.limits.is_spent_for(lanes).as_ref().map(said)
     }
 
     /// Tells whoever has a worker leave by itself why it does not, while jobs of these lanes are ready and may not run; or why
@@ -108,24 +147,27 @@ impl Intake {
         let length = self.desk.settings.exit_when_idle?;
         self.tell_what_holds(lanes);
         let is_long = self.waits.since.get_or_insert_with(Instant::now).elapsed() >= length;
-        let retries = self.retries_until.is_some_and(|until| until >= Timestamp::now());
-        if is_long && !retries { self.broke(lanes) } else { None }
+        if is_long && !self.has_retries() { self.broke(lanes) } else { None }
     }
 
     /// Names what holds the jobs of these lanes back, once for each change of it. A limit that opens in a moment is nothing
     /// to speak of.
     fn tell_what_holds(&mut self, lanes: &[Lane]) {
+        let (names, what) = self.what_holds(lanes);
+        if self.waits.is_news(names, Instant::now()) {
+            tracing::info!("jobs wait that may not run now, and this worker with them, for {}", what.join("; "));
+        }
+    }
+
+    /// What holds the jobs of these lanes back: by name, and in words.
+    fn what_holds(&self, lanes: &[Lane]) -> (BTreeSet<String>, Vec<String>) {
         let (held, free) = self.desk.limits.holding(lanes);
         let queues = free.iter().map(|queue| format!("queue {queue}"));
-        let names: BTreeSet<String> = held.iter().map(|held| held.key.clone()).chain(queues).collect();
-        if self.waits.is_news(names, Instant::now()) {
-            let limits = held.iter().map(|held| format!("{} ({})", held.key, held.detail));
-            let queues = free.iter().map(|queue| {
-                format!("queue {queue}, which is paused or empty by now (`promptq queues resume {queue}` ends a pause)")
-            });
-            let what = limits.chain(queues).collect::<Vec<_>>().join("; ");
-            tracing::info!("jobs wait that may not run now, and this worker with them, for {what}");
-        }
+        let names = held.iter().map(|held| held.key.clone()).chain(queues).collect();
+        let queues = free.iter().map(|queue| {
+            format!("queue {queue}, which is paused or empty by now (`promptq queues resume {queue}` ends a pause)")
+        });
+        (names, held.iter().map(told).chain(queues).collect())
     }
 }
 
@@ -135,14 +177,20 @@ impl Waits {
         if names.is_empty() {
             return false;
         }
-        let told = self.told.replace((names, now)).filter(|(_, at)| now.saturating_duration_since(*at) < AGAIN);
-        told.is_none_or(|(told, _)| self.told.as_ref().is_some_and(|(names, _)| *names != told))
+        let is_known =
+            self.told.as_ref().is_some_and(|(told, at)| *told == names && now.saturating_duration_since(*at) < AGAIN);
+        self.told = Some((names, now));
+        !is_known
     }
 }
 
+/// A key with what is said of it.
+fn told(held: &Held) -> String {
+    format!("{} ({})", held.key, held.detail)
+}
+
 /// Leaves what waits for this.
-#[expect(clippy::needless_pass_by_value, reason = "nobody else needs it")]
-fn said(held: Held) -> StopReason {
+fn said(held: &Held) -> StopReason {
     leaving(&held.key, &held.detail, held.to_mend)
 }
 

@@ -1,7 +1,8 @@
 //! THE loop: takes jobs as there is room, and leaves when told to. It owns all that changes in a worker.
 //! What one job goes through is `execute.rs`; leaving is `drain.rs`; when nothing is left to wait for, `idle.rs`; what is shown
-//! meanwhile, `show.rs`; how much there is room for, `want.rs`.
+//! meanwhile, `show.rs`; how much there is room for, `want.rs`; what goes on beside it, `chores.rs`.
 
+mod chores;
 mod idle;
 mod show;
 mod want;
@@ -10,8 +11,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use promptq_common::broker::{Broker, Consumer, Deliveries, HoldKey, Terms, Want};
+use promptq_common::broker::{Broker, Consumer, Deliveries, Terms, Want};
 use promptq_common::error::{Kind, Result};
+use promptq_common::job::Lane;
 use promptq_common::limits::Limits;
 use promptq_common::record::End;
 use promptq_common::time::Timestamp;
@@ -23,9 +25,10 @@ use crate::admission::Shortage;
 use crate::execute::{Desk, Did, execute};
 use crate::meter::{Meter, Now};
 use crate::reuse::Shelf;
+use crate::route::Nevers;
 use crate::status::{Board, Finished};
 use crate::stop::{Phase, Stop};
-use crate::upkeep::{self, sample};
+use crate::tier::Full;
 use crate::{Parts, StopReason};
 use idle::Waits;
 
@@ -97,6 +100,8 @@ enum Next {
     Ask,
     /// Nothing was there to run for so long, which is as long as this worker was told to wait.
     Idle(Duration),
+    /// Nothing is ready but in these lanes, which may not run now, and it was told to run once.
+    Over(Vec<Lane>),
     /// Take no more.
     Leave(StopReason),
 }
@@ -106,35 +111,30 @@ impl Intake {
     pub(crate) fn new(parts: Parts, stop: &Stop, cut: watch::Receiver<bool>) -> Self {
         let Parts { broker, store, runners, settings, board } = parts;
         let (readings, shortage) = watch::channel(None);
-        let mut chores = JoinSet::new();
-        chores.spawn(sample(settings.disks.clone(), readings));
         let limits = Limits::ruled(settings.limits.clone());
         let meter = Arc::new(Meter::new(&settings, broker.backend_name(), runners.configured_keys()));
         let (backend, slots) = (broker.backend_name(), settings.concurrency);
         Now { meter: Arc::clone(&meter), board: board.clone(), backend, slots }.show();
-        let shown = (board.clone(), Arc::clone(&meter));
-        chores.spawn(upkeep::reports(broker.clone(), limits.clone(), settings.clone(), shown));
-        if let Some(health) = board.health() {
-            chores.spawn(upkeep::pauses(broker.clone(), settings.clone(), health.clone()));
-        }
-        chores.spawn(upkeep::sweeps(broker.clone(), store.clone(), settings.clone()));
-        if let Some(store) = store.clone() {
-            chores.spawn(upkeep::orphans(broker.clone(), store, settings.clone()));
-        }
-        chores.spawn(upkeep::wake_held(broker.clone(), settings.clone()));
-        chores.spawn(upkeep::caps(broker.clone(), settings.clone()));
-        chores.spawn(upkeep::limits(broker.clone(), limits.clone(), settings.limit_share));
-        let shelf = Shelf::new(store.clone());
-        let ((nevers, full), system) = (Default::default(), backend);
-        let desk = Arc::new(Desk { settings, runners, store, limits, shelf, nevers, full, meter, system, cut });
+        let desk = Arc::new(Desk {
+            settings,
+            runners,
+            shelf: Shelf::new(store.clone()),
+            store,
+            limits,
+            nevers: Nevers::default(),
+            full: Full::default(),
+            meter,
+            system: backend,
+            cut,
+        });
         let mut tick = interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self {
+        let mut intake = Self {
             broker,
             desk,
             board,
             running: JoinSet::new(),
-            chores,
+            chores: JoinSet::new(),
             finished: Finished::default(),
             draining: false,
             phase: changed(stop.watch()),
@@ -149,7 +149,9 @@ impl Intake {
             failing: None,
             heard: Heard::Nothing,
             waits: Waits::default(),
-        }
+        };
+        intake.start_chores(readings);
+        intake
     }
 
     /// Opens the subscription, trying again for as long as `give_up` and the stop allow.
@@ -189,6 +191,7 @@ impl Intake {
                         Some(reason) => return reason,
                         None => break,
                     },
+                    Next::Over(lanes) => return self.over(&lanes).await,
                     Next::Ask => break,
                     Next::Wait if self.outgrown(&want) => break,
                     Next::Wait => {}
@@ -300,7 +303,7 @@ impl Intake {
         }
         // What is ready and closed for a moment alone is no reason to leave it.
         if self.desk.settings.once && !self.desk.limits.opens_soon(&lanes_seen) {
-            return Next::Leave(StopReason::Once);
+            return Next::Over(lanes_seen);
         }
         // Jobs behind a shut limit are work to wait for.
         if !lanes_seen.is_empty() {
@@ -360,18 +363,6 @@ impl Intake {
         }
         if matches!(did, Did::Ended(_) | Did::Retried(_)) {
             self.progress_at = Some(Timestamp::now());
-        }
-    }
-
-    /// What waits for a key that is open again need not wait any longer; `after` would free it too, only later.
-    fn wake_opened(&mut self) {
-        for key in self.desk.limits.take_opened() {
-            let broker = self.broker.clone();
-            self.chores.spawn(async move {
-                if let Err(error) = broker.wake(&HoldKey::of_limit(&key)).await {
-                    tracing::debug!(%error, "waking held jobs failed; they wake by themselves");
-                }
-            });
         }
     }
 }

@@ -30,7 +30,7 @@ impl Intake {
             .into_iter()
             .map(|held| {
                 let by = BlockedBy::Limit { key: held.key, class: held.class };
-                Blocked { by, detail: held.detail, since: held.since, until: Some(held.until) }
+                Blocked { by, detail: held.detail, since: held.since, until: Some(held.until), cap: held.cap }
             })
             .collect();
         blocked.extend(self.blocked_here());
@@ -58,15 +58,15 @@ impl Intake {
                 Shortage::Memory(figure) => (BlockedBy::Memory, figure),
                 Shortage::Disk(figure) => (BlockedBy::Disk, figure),
             };
-            Blocked { by, detail, since: self.short_since.unwrap_or(now), until: None }
+            Blocked { by, detail, since: self.short_since.unwrap_or(now), until: None, cap: None }
         });
         let settling = self.broker.settle_trouble().filter(|since| *since > TROUBLE).map(|since| {
             let detail = "jobs that are done cannot be stored".to_owned();
-            Blocked { by: BlockedBy::Settling, detail, since: now - since, until: None }
+            Blocked { by: BlockedBy::Settling, detail, since: now - since, until: None, cap: None }
         });
         let broker = self.failing.as_ref().map(|failing| {
             let (detail, since) = (failing.detail.clone(), failing.since.1);
-            Blocked { by: BlockedBy::Broker, detail, since, until: None }
+            Blocked { by: BlockedBy::Broker, detail, since, until: None, cap: None }
         });
         [short, settling, broker].into_iter().flatten().collect()
     }

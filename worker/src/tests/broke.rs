@@ -3,6 +3,7 @@
 use promptq_common::job::Extras;
 use promptq_common::limits::{Cap, Measure, Per, Rule, change, look};
 use promptq_common::price::Prices;
+use promptq_common::time::Timestamp;
 
 use super::money::{KEY, bounded, capped, half, held, put, rig, usd, used};
 use super::*;
@@ -48,16 +49,31 @@ async fn a_worker_leaves_soon_when_its_accounts_money_alone_is_missing_and_so_do
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_worker_told_to_run_once_leaves_jobs_that_an_account_has_no_money_for() {
+async fn a_worker_told_to_run_once_leaves_with_9_where_money_alone_is_missing() {
+    for (rules, extras) in [(vec![account("0.0475")], Extras::default()), (vec![], capped("0.0475"))] {
+        let mut rig = rig();
+        let runner = half(&mut rig, "m");
+        (rig.settings.limits, rig.settings.once) = (rules, true);
+        put(&rig, &(0..30).map(|_| bounded("m", "b", 1_000, extras.clone())).collect::<Vec<_>>()).await;
+        let begun = tokio::time::Instant::now();
+        rig.start();
+        let drained = rig.left().await;
+        assert_eq!((drained.reason, drained.exit_code(), runner.started()), (StopReason::Broke, 9, 8), "{extras:?}");
+        assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_told_to_run_once_is_done_where_other_jobs_are_left_too() {
     let mut rig = rig();
-    let runner = half(&mut rig, "m");
-    rig.settings.limits = vec![account("0.0475")];
+    half(&mut rig, "m");
     rig.settings.once = true;
-    cents(&rig, 30).await;
-    let begun = tokio::time::Instant::now();
+    let mut jobs: Vec<_> = (0..30).map(|_| bounded("m", "b", 1_000, capped("0.0475"))).collect();
+    jobs[0].not_before = Some(Timestamp::now() + Duration::from_secs(3_600));
+    put(&rig, &jobs).await;
     rig.start();
-    assert_eq!((rig.left().await.reason, runner.started()), (StopReason::Once, 8));
-    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    let drained = rig.left().await;
+    assert_eq!((drained.reason, drained.exit_code()), (StopReason::Once, 0), "one is to run later");
 }
 
 #[tokio::test(start_paused = true)]

@@ -51,6 +51,7 @@ async fn a_limit_that_binds_is_reported_under_its_rule() {
     let [told] = held(&rig).await.try_into().unwrap();
     assert_eq!((told.key.as_str(), told.class), ("acme", FailureClass::Throttled));
     assert!(told.detail.starts_with("all of 60 requests/min is used"), "{}", told.detail);
+    assert_eq!(told.cap, Some(cap));
     assert_eq!(told.lanes, [(Queue::standard(), Some("m".to_owned()))]);
 }
 

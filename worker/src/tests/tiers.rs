@@ -3,6 +3,7 @@
 
 use std::sync::atomic::AtomicBool;
 
+use promptq_common::broker::HoldKey;
 use promptq_common::job::Extras;
 use promptq_common::outcome::Detail;
 use promptq_common::price::{Price, Prices};
@@ -10,6 +11,7 @@ use promptq_common::time::Timestamp;
 use promptq_common::work::Input;
 
 use super::*;
+use crate::StopReason;
 use crate::asked::Asked;
 use crate::reuse::plain_key;
 use crate::tier::MOVED;
@@ -114,6 +116,41 @@ async fn a_full_flex_tier_holds_nobody_else_back_and_is_asked_now_and_then() {
     assert!(rig.view(early[0].id).await.record.is_none());
     sleep(HOUR).await;
     assert!(runner.started() < 120, "{} calls in an hour", runner.started());
+}
+
+#[tokio::test(start_paused = true)]
+async fn jobs_that_wait_for_flex_room_are_leased_one_after_another_and_woken_together() {
+    let (mut rig, _, full) = rig(429);
+    let jobs: Vec<_> = (0..2_000).map(|n| flex(&format!("early {n}"), 20 * HOUR)).collect();
+    for some in jobs.chunks(1_000) {
+        rig.broker.enqueue(some).await.unwrap();
+    }
+    let ids: Vec<_> = jobs.iter().map(|job| job.id).collect();
+    rig.start();
+    sleep(3 * MINUTE).await;
+    assert_eq!(rig.view(ids[0]).await.hold, Some(HoldKey::of_flex("acme/m")));
+    let before = rig.board.now().finished.released;
+    sleep(MINUTE).await;
+    let leased = rig.board.now().finished.released - before;
+    assert!((300..=900).contains(&leased), "{leased}: ten in a second, not all of them whenever one may ask");
+    full.store(false, Ordering::SeqCst);
+    let began = tokio::time::Instant::now();
+    assert_eq!(rig.ends(&ids).await, [End::Succeeded; 2_000]);
+    assert!(began.elapsed() < Duration::from_secs(90), "not by their turns: {:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_does_not_leave_as_idle_before_the_turns_of_jobs_that_wait_for_flex_room() {
+    let (mut rig, runner, full) = rig(429);
+    rig.settings.exit_when_idle = Some(Duration::from_secs(1));
+    let early = flex("early", 20 * HOUR);
+    rig.broker.enqueue(std::slice::from_ref(&early)).await.unwrap();
+    rig.start();
+    sleep(10 * MINUTE).await;
+    assert!(rig.workers.try_join_next().is_none(), "longer than a lease without a job, after {}", runner.started());
+    full.store(false, Ordering::SeqCst);
+    let drained = rig.left().await;
+    assert_eq!((drained.reason, drained.finished.succeeded), (StopReason::Idle, 1));
 }
 
 #[tokio::test(start_paused = true)]

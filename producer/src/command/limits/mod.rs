@@ -14,7 +14,8 @@ use serde_json::{Value, json};
 
 use crate::cli::{Confirm, ListOutput, Output};
 use crate::context::Context;
-use crate::limits::{Standing, every, kept, one, sheet, words};
+use crate::limits::brief::brief;
+use crate::limits::{Standing, State, every, kept, one, sheet, words};
 use crate::list::{Column, List, cell, text, thousands};
 use crate::printer::Format;
 use crate::problem::{Exit, Problem, Result};
@@ -140,25 +141,26 @@ async fn list(cx: &Context, fields: &[String]) -> Result<()> {
     List::whole(items).print(cx, COLUMNS, fields)
 }
 
-/// One row for each cap of a key; one for a key that has none.
+/// One row for each cap of a key, with a state of its own; one for a key that has none.
 fn rows(standing: &Standing) -> Vec<Value> {
     let whole = standing.object();
-    let row = |cap: &Value| {
+    let row = |cap: &Value, state: State<'_>| {
         let mut item = whole.clone();
         if let (Some(item), Some(cap)) = (item.as_object_mut(), cap.as_object()) {
             item.remove("caps");
             item.extend(cap.clone());
-            item.insert("brief".into(), words::brief(standing).into());
+            item.insert("state".into(), words::word(state).into());
+            item.insert("brief".into(), brief(standing, state).into());
         }
         item
     };
     let none = json!({ "limit": null, "measure": null, "per": null, "most": null, "from": null, "configured": null,
         "set": null, "learned": null, "used": null, "held": null, "granted": null });
-    match standing.caps().map(words::cap).collect::<Vec<_>>().as_slice() {
-        [] if !standing.holds() && standing.held.is_empty() => Vec::new(),
-        [] => vec![row(&none)],
-        caps => caps.iter().map(row).collect(),
+    let rows: Vec<_> = standing.caps().map(|cap| row(&words::cap(cap), standing.state_of(cap))).collect();
+    if rows.is_empty() && (standing.holds() || !standing.held.is_empty()) {
+        return vec![row(&none, standing.state())];
     }
+    rows
 }
 
 /// A row for each cap that the settings here have of a key which no worker has used.
@@ -366,6 +368,7 @@ mod tests {
             (&"500 requests/min".into(), &490.into(), &"full".into())
         );
         assert_eq!((&found[1]["limit"], &found[1]["held"]), (&"90000 tokens/min".into(), &20.into()));
+        assert_eq!((&found[1]["state"], &found[1]["brief"]), (&"open".into(), &"open".into()), "each of its own");
         let gate = standing(None, &[worker("w", vec![told("acme/gpt", FailureClass::Account, "no credit")])]);
         let [only] = rows(&gate).try_into().unwrap();
         assert_eq!(
