@@ -216,7 +216,7 @@ impl Span {
     }
 
     /// It went on to its end, well or not.
-    pub fn end(mut self: Box<Self>) {
+    pub fn end(mut self) {
         self.is_whole = true;
     }
 }
