@@ -194,10 +194,10 @@ fn held_back(
         return format!("It is held back by {by}. {more}");
     }
     let until = job.due.map(|due| format!(", at the longest {}", format_duration(due.since(now))));
-    let held = format!("It is held back by {by}{}.", until.unwrap_or_default());
+    let plain = format!("It is held back by {by}{}.", until.unwrap_or_default());
     match in_the_way {
-        Some(more) => format!("{held} {more}"),
-        None => held,
+        Some(more) => format!("{plain} {more}"),
+        None => plain,
     }
 }
 
