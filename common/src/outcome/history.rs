@@ -144,7 +144,9 @@ mod tests {
     fn only_a_call_whose_bill_nobody_knows_makes_a_cost_unknown() {
         let known = |attempts: &[Attempt]| {
             let mut history = History::default();
-            attempts.iter().for_each(|attempt| history.push(attempt.clone()));
+            for attempt in attempts {
+                history.push(attempt.clone());
+            }
             (history.known_cost().map(Usd::as_nanos), history.is_cost_unknown())
         };
         let free = |class, status_code| Attempt {

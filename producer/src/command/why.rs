@@ -175,13 +175,13 @@ fn waiting(
 }
 
 fn held_back(
-    (job, hold): (&JobView, &HoldKey),
+    (job, key): (&JobView, &HoldKey),
     limit: Option<&Standing>,
     in_the_way: Option<String>,
     now: Timestamp,
 ) -> String {
-    let by = held_by(hold, limit);
-    if let (HoldKey::Batch(_), Some(cap)) = (hold, limit.filter(|limit| limit.shared.is_some())) {
+    let by = held_by(key, limit);
+    if let (HoldKey::Batch(_), Some(cap)) = (key, limit.filter(|limit| limit.shared.is_some())) {
         // It is due when it is looked at again, which changes nothing; who allows more wakes it.
         let more = in_the_way.unwrap_or_else(|| {
             let set = format!("promptq limits set {} usd=AMOUNT", quoted(&cap.key));
@@ -190,10 +190,10 @@ fn held_back(
         return format!("It is held back by {by}. {more}");
     }
     let until = job.due.map(|due| format!(", at the longest {}", format_duration(due.since(now))));
-    let held = format!("It is held back by {by}{}.", until.unwrap_or_default());
+    let says = format!("It is held back by {by}{}.", until.unwrap_or_default());
     match in_the_way {
-        Some(more) => format!("{held} {more}"),
-        None => held,
+        Some(more) => format!("{says} {more}"),
+        None => says,
     }
 }
 
