@@ -132,7 +132,7 @@ fn what_an_account_has_no_money_for_wants_no_worker_until_something_newer_comes(
 
 /// The workers that a queue wants of whose account a worker has left word that it has too little.
 async fn wanted_by(broker: &Broker) -> (u64, u64) {
-    let seen = look(broker, &[Queue::standard()], 16).await.unwrap();
+    let seen = look(broker, &[Queue::standard()], &BTreeSet::new(), 16).await.unwrap();
     (seen.queues[0].blocked.iter().map(|blocked| blocked.jobs).sum(), seen.queues[0].desired_workers)
 }
 
@@ -213,11 +213,11 @@ async fn a_queue_that_the_settings_name_is_there_before_its_first_job() {
     let broker = Broker::memory();
     let [used, named] = ["used", "named"].map(|name| Queue::new(name).unwrap());
     broker.enqueue(&[Job::new(used.clone(), Work::prompt(None, "x"))]).await.unwrap();
-    let names = BTreeSet::from([named.clone(), used.clone()]);
-    let seen = look(&broker, &[], &names, 16).await.unwrap();
+    let by_settings = BTreeSet::from([named.clone(), used.clone()]);
+    let seen = look(&broker, &[], &by_settings, 16).await.unwrap();
     let found: Vec<_> =
         seen.queues.iter().map(|stats| (&stats.queue, stats.unfinished, stats.desired_workers)).collect();
     assert_eq!(found, [(&named, 0, 0), (&used, 1, 1)]);
-    let asked = look(&broker, std::slice::from_ref(&used), &names, 16).await.unwrap();
+    let asked = look(&broker, std::slice::from_ref(&used), &by_settings, 16).await.unwrap();
     assert_eq!(asked.queues.len(), 1, "whoever asks for some is shown no others");
 }
