@@ -8,6 +8,7 @@ use promptq_common::ledger::{JobView, WorkerReport};
 use promptq_common::record::State;
 use promptq_common::time::{Timestamp, format_duration};
 
+use super::flex;
 use crate::context::Context;
 use crate::limits::{Standing, waits, words};
 use crate::list::{quoted, thousands};
@@ -28,6 +29,9 @@ pub(super) async fn explain(cx: &Context, job: &JobView) -> Result<Why> {
     let workers = broker.ledger().workers().await?;
     let depth = broker.depth(&job.queue).await?;
     let waits = matches!(job.state, State::Scheduled | State::Queued | State::Retrying) && job.paused.is_none();
+    if waits && let Some(says) = flex::explain(broker.ledger(), job).await? {
+        return Ok(Why { says, limit: None });
+    }
     let limit = if waits { waits::of_job(cx, job, &workers).await? } else { None };
     let now = Timestamp::now();
     if cx.keeps_messages_apart()
@@ -175,13 +179,13 @@ fn waiting(
 }
 
 fn held_back(
-    (job, key): (&JobView, &HoldKey),
+    (job, hold): (&JobView, &HoldKey),
     limit: Option<&Standing>,
     in_the_way: Option<String>,
     now: Timestamp,
 ) -> String {
-    let by = held_by(key, limit);
-    if let (HoldKey::Batch(_), Some(cap)) = (key, limit.filter(|limit| limit.shared.is_some())) {
+    let by = held_by(hold, limit);
+    if let (HoldKey::Batch(_), Some(cap)) = (hold, limit.filter(|limit| limit.shared.is_some())) {
         // It is due when it is looked at again, which changes nothing; who allows more wakes it.
         let more = in_the_way.unwrap_or_else(|| {
             let set = format!("promptq limits set {} usd=AMOUNT", quoted(&cap.key));
@@ -190,10 +194,10 @@ fn held_back(
         return format!("It is held back by {by}. {more}");
     }
     let until = job.due.map(|due| format!(", at the longest {}", format_duration(due.since(now))));
-    let says = format!("It is held back by {by}{}.", until.unwrap_or_default());
+    let plain = format!("It is held back by {by}{}.", until.unwrap_or_default());
     match in_the_way {
-        Some(more) => format!("{says} {more}"),
-        None => says,
+        Some(more) => format!("{plain} {more}"),
+        None => plain,
     }
 }
 
@@ -217,43 +221,17 @@ fn blocked(worker: &WorkerReport) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
-    use promptq_common::job::{JobId, Queue};
     use promptq_common::outcome::FailureClass;
 
     use super::*;
     use crate::limits::binding::tests::spent;
     use crate::limits::tests::{standing, told, view};
+    use crate::view::tests::waiting;
 
     const NOW: Timestamp = Timestamp::from_millis(100_000);
 
     fn job(state: State) -> JobView {
-        JobView {
-            id: JobId::from_bytes([1; 16]),
-            queue: Queue::standard(),
-            model: None,
-            priority: 5,
-            batch: None,
-            row: None,
-            custom_id: None,
-            tenant: None,
-            tags: BTreeMap::new(),
-            state,
-            epoch: 0,
-            attempts: 0,
-            deaths: 0,
-            created_at: Timestamp::from_millis(0),
-            deadline: Timestamp::from_millis(500_000),
-            due: None,
-            hold: None,
-            worker: None,
-            leased_at: None,
-            cancel_requested: false,
-            dropped: false,
-            paused: None,
-            record: None,
-        }
+        JobView { state, ..waiting() }
     }
 
     fn worker(running: u32) -> WorkerReport {
