@@ -47,16 +47,10 @@ async fn run(form: Form) -> anyhow::Result<Vec<Finding>> {
         fleet.kill(number)?;
     }
     fleet.pass(form.seconds(60, 60, 3)).await?;
-    let (view, bill) = (fleet.believed("openai").await?, fleet.fake.bill().await?);
-    let known = windows(&bill);
-    let leaked = view.caps.iter().map(|cap| {
-        let name = cap.cap.measure.as_str();
-        let theirs = known.iter().find(|window| window.dimension == name);
-        let theirs = theirs.map_or(0, |window| i64::try_from(window.used).unwrap_or(i64::MAX));
-        let ours = (cap.used + cap.held - theirs).max(0);
-        float(ours.unsigned_abs()) / float(cap.configured.max(1).unsigned_abs()) * 100.0
-    });
-    let leaked = leaked.fold(0.0, f64::max);
+    let minute = leaked(&fleet).await?;
+    fleet.pass(form.seconds(3, 3, 1)).await?;
+    let later = leaked(&fleet).await?;
+    let known = windows(&fleet.fake.bill().await?);
     let fullest = known.iter().map(|window| window.highest_percent).fold(0.0, f64::max);
     let calls = fleet.fake.calls()?;
     let spent = Spent::of(calls, Counted::Tokens);
@@ -65,12 +59,28 @@ async fn run(form: Form) -> anyhow::Result<Vec<Finding>> {
     // What is used while workers die is shown, and has no goal.
     let used = used(&spent, (from, to), LIMITS[1].1).into_iter().map(|found| Finding { least: None, ..found });
     let mut found = vec![
-        // Less than 1 %.
-        Finding::new("of a limit lost 60 s after all workers were killed", leaked, "%").at_most(0.999),
+        Finding::new("of a limit lost 60 s after all workers were killed", minute, "%"),
+        // What a worker was granted may be called for until 2 s after its last word: it counts for a minute, and a slot
+        // of half a second, from then. Less than 1 %.
+        Finding::new("of a limit lost 63 s after all workers were killed", later, "%").at_most(0.999),
         Finding::new("of a limit in the fullest minute", fullest, "%").at_most(100.0),
         Finding::new("of calls answered 429", share_of_429(calls) * 100.0, "%"),
         Finding::new("workers killed before", number(kills), "kills"),
     ];
     found.extend(used);
     Ok(found)
+}
+
+/// The largest part of a limit, in per cent, that the fleet takes for used or held and the provider does not.
+async fn leaked(fleet: &Fleet) -> anyhow::Result<f64> {
+    let (view, bill) = (fleet.believed("openai").await?, fleet.fake.bill().await?);
+    let known = windows(&bill);
+    let shares = view.caps.iter().map(|cap| {
+        let name = cap.cap.measure.as_str();
+        let theirs = known.iter().find(|window| window.dimension == name);
+        let theirs = theirs.map_or(0, |window| i64::try_from(window.used).unwrap_or(i64::MAX));
+        let ours = (cap.used + cap.held - theirs).max(0);
+        float(ours.unsigned_abs()) / float(cap.configured.max(1).unsigned_abs()) * 100.0
+    });
+    Ok(shares.fold(0.0, f64::max))
 }

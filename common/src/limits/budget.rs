@@ -206,20 +206,10 @@ pub(super) fn cost(outcome: &Outcome, worst: i64) -> i64 {
     if let (Some(cost), false) = (failure.cost, failure.class == FailureClass::UnknownBilled) {
         return cost.as_nanos();
     }
-    let refused = failure.usage == Usage::default();
-    match failure.class {
-        FailureClass::Throttled | FailureClass::Capacity | FailureClass::Account if refused => 0,
-        FailureClass::Fatal | FailureClass::Content if refused && failure.status_code != Some(200) => 0,
-        FailureClass::Throttled
-        | FailureClass::Capacity
-        | FailureClass::Account
-        | FailureClass::Fatal
-        | FailureClass::Content
-        | FailureClass::Transient
-        | FailureClass::TimedOut
-        | FailureClass::UnknownBilled
-        | FailureClass::Crashed => guess(failure.cost),
+    if failure.usage == Usage::default() && !failure.class.may_cost(failure.status_code) {
+        return 0;
     }
+    guess(failure.cost)
 }
 
 impl Quotas {

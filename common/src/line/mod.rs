@@ -253,7 +253,7 @@ fn prompt_line(fields: &Fields<'_>) -> Result<Line, BadLine> {
     fields.only(PROMPT_KEYS)?;
     let Some(text) = fields.text("prompt")? else {
         return Err(BadLine::new("there is no \"prompt\"")
-            .hint("a job line is {\"prompt\":\"…\"}; for other columns pass a template such as -t '{{text}}'"));
+            .hint("a job line is {\"prompt\":\"…\"}; `promptq submit -t '{{text}}'` makes prompts of other columns"));
     };
     if text.is_empty() {
         return Err(fields.fault("prompt", "the prompt is empty"));

@@ -37,22 +37,12 @@ impl Attempt {
         AnswerClass::FAULTY.into_iter().find(|class| class.as_str() == code)
     }
 
-    /// Whether nobody knows what it cost: an answer without a price, or something that ran and was cut. What a provider
-    /// refused costs nothing.
+    /// Whether nobody knows what it cost: an answer without a price, or something that ran and was cut.
     fn is_cost_unknown(&self) -> bool {
-        let may_cost = match self.class {
-            None | Some(FailureClass::TimedOut | FailureClass::UnknownBilled | FailureClass::Crashed) => true,
-            // Of a program: it has said that it failed.
-            Some(FailureClass::Transient) => self.status_code.is_none(),
-            Some(
-                FailureClass::Throttled
-                | FailureClass::Capacity
-                | FailureClass::Account
-                | FailureClass::Fatal
-                | FailureClass::Content,
-            ) => false,
-        };
-        self.cost.is_none() && (may_cost || self.usage != Usage::default())
+        let may_cost = self.class.is_none_or(|class| class.may_cost(self.status_code));
+        // A program that wrote too much has run.
+        let ran = self.code.as_deref() == Some("output_too_large");
+        self.cost.is_none() && (may_cost || ran || self.usage != Usage::default())
     }
 
     /// The class of its failure, or of an answer that is not whole.
@@ -80,8 +70,11 @@ impl History {
 
     /// Whether a call was made of which nobody knows what it cost.
     pub fn is_cost_unknown(&self) -> bool {
-        let consumed = self.usage != Usage::default() || self.unknown_billed > 0;
-        (consumed && self.cost.is_none()) || self.recent.iter().any(Attempt::is_cost_unknown)
+        let told = self.recent.iter().filter(|attempt| attempt.class == Some(FailureClass::UnknownBilled)).count();
+        // The others are workers that died.
+        let died = usize::try_from(self.unknown_billed).unwrap_or(usize::MAX) > told;
+        let consumed = self.usage != Usage::default() && self.cost.is_none();
+        died || consumed || self.recent.iter().any(Attempt::is_cost_unknown)
     }
 
     /// What is known of the cost; nothing where no call was made, or none that is billed. `None` where nobody knows any of it.
@@ -161,7 +154,11 @@ mod tests {
             assert_eq!(known(&[free(Some(class), Some(400))]), (Some(0), false), "{class}");
             assert_eq!(known(&[priced.clone(), free(Some(class), None)]), (Some(3), false), "{class}");
         }
-        assert_eq!(known(&[free(Some(FailureClass::Transient), Some(500))]), (Some(0), false));
+        for (class, status_code) in [(FailureClass::Transient, Some(500)), (FailureClass::Content, Some(200))] {
+            assert_eq!(known(&[free(Some(class), status_code)]), (None, true), "{class}: caps count the worst of it");
+        }
+        let large = Attempt { code: Some("output_too_large".into()), ..free(Some(FailureClass::Fatal), None) };
+        assert_eq!(known(&[large]), (None, true), "the program has run");
         for class in
             [None, Some(FailureClass::Transient), Some(FailureClass::TimedOut), Some(FailureClass::UnknownBilled)]
         {
@@ -172,6 +169,10 @@ mod tests {
         assert_eq!(known(&[consumed]), (None, true));
         let crashed = History { unknown_billed: 3, ..History::default() };
         assert_eq!(crashed.known_cost(), None, "what its workers died of may have been billed");
+        let later = History { cost: Some(Usd::from_nanos(3)), ..crashed };
+        assert_eq!((later.known_cost(), later.is_cost_unknown()), (Some(Usd::from_nanos(3)), true));
+        let told = Attempt { class: Some(FailureClass::UnknownBilled), ..priced };
+        assert_eq!(known(&[told]), (Some(3), false), "guessed, and told as such");
     }
 
     #[test]

@@ -161,6 +161,16 @@ impl FailureClass {
         !matches!(self, Self::Throttled | Self::Capacity | Self::Account)
     }
 
+    /// Whether something may have been worked on and billed, of a failure that tells no usage: not where a provider
+    /// refused the request, and it answers what it refuses with other statuses than 200.
+    pub(crate) fn may_cost(self, status_code: Option<u16>) -> bool {
+        match self {
+            Self::Throttled | Self::Capacity | Self::Account => false,
+            Self::Fatal | Self::Content => status_code == Some(200),
+            Self::Transient | Self::TimedOut | Self::UnknownBilled | Self::Crashed => true,
+        }
+    }
+
     /// Its name in records, metrics and on screen.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -134,16 +134,18 @@ impl From<problem::Problem> for Problem {
         if !problem.details.is_empty() {
             told = told.with("details", problem.details);
         }
-        match hint_of(problem.slug) {
+        let skips = problem.hints.iter().any(|hint| hint.contains("--skip-invalid"));
+        match hint_of(problem.slug, skips) {
             Some(hint) => told.hint(hint),
             None => told,
         }
     }
 }
 
-/// How a client mends what a person mends by a flag.
-fn hint_of(slug: &str) -> Option<&'static str> {
+/// How a client mends what a person mends by a flag. `skips`: some rows can be used without the others.
+fn hint_of(slug: &str, skips: bool) -> Option<&'static str> {
     Some(match slug {
+        "bad-row" if !skips => "no line can be used: mend them",
         "bad-row" => "mend the lines, or ask with ?skip_invalid=true to enqueue the others",
         "duplicate-id" => "give every line its own id, or ask with ?skip_invalid=true to keep the first of each",
         "conflict" => {

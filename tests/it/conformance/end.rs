@@ -165,7 +165,7 @@ pub(crate) async fn an_unknown_cost_is_counted_as_such(f: Fixture) {
 
 pub(crate) async fn what_was_never_called_costs_nothing(f: Fixture) {
     let name = batch("b");
-    put(&f.broker, &[job_of(&name), job_of(&name), job_of(&name)]).await;
+    put(&f.broker, &[job_of(&name), job_of(&name), job_of(&name), job_of(&name)]).await;
     let mut worker = f.worker().await;
     for how in [End::Dead, End::Cancelled] {
         let delivery = worker.one().await;
@@ -185,6 +185,12 @@ pub(crate) async fn what_was_never_called_costs_nothing(f: Fixture) {
     delivery.lease.settle(Verdict::End(Box::new(record))).await.unwrap();
     let seen = view(&f.broker, &name).await;
     assert_eq!((seen.cost_unknown, seen.known_cost()), (1, None));
+    let delivery = worker.one().await;
+    let mut record = fixture::record(&delivery.head, delivery.lease.id(), End::Dead);
+    record.history = History { unknown_billed: 3, ..History::default() };
+    delivery.lease.settle(Verdict::End(Box::new(record))).await.unwrap();
+    let seen = view(&f.broker, &name).await;
+    assert_eq!((seen.cost_unknown, seen.known_cost()), (2, None), "its workers died of it");
 }
 
 pub(crate) async fn depth_counts_by_state(f: Fixture) {

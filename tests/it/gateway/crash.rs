@@ -76,7 +76,7 @@ async fn killed_while_jobs_come(home: &Home, url: &str) {
     until("many are in", async || (ready(&broker).await > 200).then_some(())).await;
     gateway.hand.signal(Signal::KILL);
     let taken: Vec<(String, String)> = clients.join_all().await.concat();
-    assert!(taken.len() >= 200, "{}", taken.len());
+    assert!(taken.len() > 200 - 8, "each client missed one answer at most: {}", taken.len());
     let gateway = on(home, url).await;
     for (key, id) in &taken {
         let known = gateway.ask(Ask::post("/v1/jobs", job(key)).with("idempotency-key", key)).await.is(200);

@@ -103,6 +103,9 @@ async fn a_batch_is_checked_whole_and_the_same_one_again_is_known() {
     let told = gateway.ask(Ask::post("/v1/batches?batch=nov", wrong.clone())).await.fails(422, "bad-row");
     assert!(told.body["details"].to_string().contains(":4:"), "{}", told.body);
     assert!(!told.body.to_string().contains("--skip"), "a client has no flags: {}", told.body);
+    assert!(told.body["hint"].to_string().contains("?skip_invalid=true"), "{}", told.body);
+    let told = gateway.ask(Ask::post("/v1/batches?batch=nov", "{\"prompt\":\n")).await.fails(422, "bad-row");
+    assert!(!told.body.to_string().contains("skip_invalid"), "there is no other line: {}", told.body);
     gateway.ask(Ask::post("/v1/batches?batch=nov", "")).await.fails(422, "no-rows");
     let stats = gateway.ask(Ask::get("/v1/queues/default/stats")).await.is(200);
     assert_eq!(stats.body["ready"], 0, "a wrong line keeps all out");

@@ -23,8 +23,8 @@ impl Account {
             self.ends[end as usize] += 1;
             self.usage += mark.usage;
             self.cost += mark.cost.unwrap_or_default();
-            self.priced += u64::from(mark.cost.is_some());
-            self.cost_unknown += u64::from(is_unknown(mark));
+            self.priced += u64::from(is_priced(mark));
+            self.cost_unknown += u64::from(mark.cost.is_none());
         }
     }
 
@@ -41,8 +41,8 @@ impl Account {
             };
             let left = self.cost.as_nanos().saturating_sub(mark.cost.unwrap_or_default().as_nanos());
             self.cost = Usd::from_nanos(left);
-            self.priced -= u64::from(mark.cost.is_some());
-            self.cost_unknown -= u64::from(is_unknown(mark));
+            self.priced -= u64::from(is_priced(mark));
+            self.cost_unknown -= u64::from(mark.cost.is_none());
         }
     }
 
@@ -74,7 +74,7 @@ impl Account {
     }
 }
 
-/// As far as a mark says: an answer, or what it took, was paid for in some way.
-fn is_unknown(mark: &Mark) -> bool {
-    mark.cost.is_none() && (mark.usage != Usage::default() || mark.kind == Kind::Ended(End::Succeeded))
+/// Whether it cost something, and more than nothing: what was never called has no price.
+fn is_priced(mark: &Mark) -> bool {
+    mark.cost.is_some_and(|cost| cost > Usd::default())
 }

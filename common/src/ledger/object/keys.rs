@@ -91,6 +91,7 @@ pub(super) struct Mark {
     /// Whether the record has given up its answer.
     pub(super) forgotten: bool,
     pub(super) usage: Usage,
+    /// `None` where nobody knows any of it.
     pub(super) cost: Option<Usd>,
 }
 
@@ -104,7 +105,7 @@ impl Mark {
             kind,
             forgotten: false,
             usage: record.history.usage,
-            cost: record.history.cost,
+            cost: record.history.known_cost(),
         }
     }
 
