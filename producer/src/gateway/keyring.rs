@@ -107,7 +107,7 @@ pub struct Ring {
     path: PathBuf,
     held: RwLock<Held>,
     /// Held while the file is read: what was read first is never put in place of what was read later. The state of it that
-    /// could not be read, if that was so the last time.
+    /// could not be read, the last such one.
     reading: Mutex<Option<Seen>>,
     /// When it was last looked at for a secret that nobody knew.
     again: tokio::sync::Mutex<Option<Instant>>,
@@ -237,7 +237,6 @@ impl Ring {
         };
         let keys = keys.into_iter().map(|key| (key.id.clone(), Arc::new(key))).collect();
         *self.held.write().unwrap_or_else(PoisonError::into_inner) = Held { keys: Some(keys), seen };
-        *broken = None;
         Ok(())
     }
 
