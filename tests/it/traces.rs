@@ -329,7 +329,7 @@ async fn a_call_that_is_cut_says_so() {
     let metered = Metered::new(Place::File, QUICK, "");
     let broker = metered.broker().await;
     submit(&metered, "{\"prompt\":\"x\",\"model\":\"mock:latency=60s..60s\"}\n", &[]).ends(0);
-    let mut worker = hand(&metered, &home, &["--drain-timeout", "500ms"], &collector.url());
+    let mut worker = hand(&metered, &home, &["--drain-timeout", "3s"], &collector.url());
     until("the job is leased", async || {
         let depth = broker.depth(&Queue::standard()).await.unwrap();
         (depth.running == 1).then_some(())

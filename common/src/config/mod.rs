@@ -39,7 +39,7 @@ pub use platform::Platform;
 pub use provider::{Api, MOCK, Model, Provider};
 pub use reader::Setting;
 pub use resolve::resolve;
-pub use traces::Traces;
+pub use traces::{Remark, Traces};
 
 /// Everything that was said, checked.
 #[derive(Clone, Debug)]

@@ -22,7 +22,16 @@ pub struct Traces {
     /// Which traces are kept.
     pub sampler: Sampler,
     /// What is to be said once where spans are sent: the environment asks for a protocol that is not spoken.
-    pub remark: Option<String>,
+    pub remark: Option<Remark>,
+}
+
+/// What is to be said once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Remark {
+    /// That is likely to go well.
+    Note(String),
+    /// That is likely to be in the way.
+    Warning(String),
 }
 
 impl Traces {
@@ -101,21 +110,21 @@ fn endpoint(r: &mut Reader<'_>) -> Option<String> {
 
 /// What is to be said where another protocol is asked for than the one that is spoken. Other programs know more of them, so
 /// that in a variable they share it is no error.
-fn protocol(r: &mut Reader<'_>) -> Option<String> {
+fn protocol(r: &mut Reader<'_>) -> Option<Remark> {
     const SPOKEN: &str = "http/json";
     let path = ["telemetry", "otlp_protocol"];
     let said = r.text(&path);
     r.stands_for(&path, SPOKEN);
     let said = said.filter(|word| word.trim() != SPOKEN)?;
     match r.origin(&path) {
-        Origin::Env(name) if said.trim() == "http/protobuf" => Some(format!(
+        Origin::Env(name) if said.trim() == "http/protobuf" => Some(Remark::Note(format!(
             "{name} asks for http/protobuf, but spans are sent as JSON (http/json): most collectors take both at the same \
              address; hint: set it to http/json if this one does"
-        )),
-        Origin::Env(name) => Some(format!(
+        ))),
+        Origin::Env(name) => Some(Remark::Warning(format!(
             "{name} asks for a protocol that is not spoken here: spans are sent as JSON over HTTP (http/json); hint: set it \
              to http/json and name the collector's port for HTTP, mostly 4318"
-        )),
+        ))),
         Origin::Default | Origin::File { .. } | Origin::Flag(_) => {
             r.wrong(
                 &path,
@@ -227,8 +236,12 @@ mod tests {
             "that of traces counts before that of everything"
         );
         for (name, word, says) in [(all, "grpc", "4318"), (own, "http/protobuf", "as JSON"), (all, "smoke", "4318")] {
-            let text = remark(&[(name, word)]).unwrap();
+            let (text, is_note) = match remark(&[(name, word)]).unwrap() {
+                Remark::Note(text) => (text, true),
+                Remark::Warning(text) => (text, false),
+            };
             assert!(text.contains(name) && text.contains("http/json") && text.contains(says), "{text}");
+            assert_eq!(is_note, word == "http/protobuf", "most collectors take JSON there too");
         }
         assert!(told("", &[(all, "grpc")]).unwrap().is_none(), "nothing is sent, so nothing is to be said");
         let file =

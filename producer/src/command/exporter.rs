@@ -27,7 +27,7 @@ use crate::stats::{Look, QueueStats, look};
     before_help = "Examples:\n  promptq exporter\n  promptq exporter --queues reviews,other --interval 30s --admin 0.0.0.0:9091"
 )]
 pub struct Args {
-    /// Only these queues [default: the first 200 by name, those of the settings among them]
+    /// Only these queues [default: those of the settings, then others by name, 200 in all]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub queues: Vec<Queue>,
     /// How often to look
@@ -132,7 +132,7 @@ async fn once(cx: &Context, args: &Args, seen: &Seen) -> Result<()> {
                 tracing::warn!(
                     shown,
                     left_out,
-                    "queues are left out, the last ones by name; --queues names those to show"
+                    "queues are left out, the last ones by name of those that no setting names; --queues names those to show"
                 );
             }
             (now.backend, now.seen_at, now.look) = (backend, Some(Timestamp::now()), Some(look));

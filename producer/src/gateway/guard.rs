@@ -117,7 +117,7 @@ async fn who(
         from_here(headers)?;
     }
     let Some(route) = template.and_then(|path| route::of(method, path)) else { return Ok(None) };
-    let Some(role) = route.role else { return Ok(None) };
+    let Some(role) = route.role else { return query::check(uri, route.takes).map(|()| None) };
     Ok(Some((route, role, Caller::of(headers, &gateway.ring).await?)))
 }
 

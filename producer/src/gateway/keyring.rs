@@ -106,8 +106,9 @@ fn trouble(path: &Path, error: &io::Error) -> Problem {
 pub struct Ring {
     path: PathBuf,
     held: RwLock<Held>,
-    /// Held while the file is read: what was read first is never put in place of what was read later.
-    reading: Mutex<()>,
+    /// Held while the file is read: what was read first is never put in place of what was read later. The state of it that
+    /// could not be read, the last such one.
+    reading: Mutex<Option<Seen>>,
     /// When it was last looked at for a secret that nobody knew.
     again: tokio::sync::Mutex<Option<Instant>>,
 }
@@ -172,7 +173,8 @@ impl Ring {
         }
     }
 
-    /// Looks at the file as it is now, with all who ask for that meanwhile. Of what is wrong with it [`Ring::follow`] tells.
+    /// Looks at the file as it is now, with all who ask for that meanwhile. Of what is wrong with it [`Ring::follow`] tells, which
+    /// alone tries again what could not be read as it is.
     async fn look_again(&self) {
         let came = Instant::now();
         let mut last = self.again.lock().await;
@@ -182,7 +184,15 @@ impl Ring {
             None => {}
         }
         *last = Some(Instant::now());
-        drop(self.look());
+        if !self.is_broken() {
+            drop(self.look());
+        }
+    }
+
+    /// Whether the file is as it was when it could not be read.
+    fn is_broken(&self) -> bool {
+        let broken = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        broken.is_some() && self.seen().is_ok_and(|seen| seen == *broken)
     }
 
     fn known(&self, secret: &Secret) -> Result<Arc<Key>, Refused> {
@@ -213,21 +223,32 @@ impl Ring {
 
     /// Reads the file if it is another than it was. A file that has gone holds no keys.
     fn look(&self) -> Result<()> {
-        let _one = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
-        let seen = match std::fs::metadata(&self.path) {
-            Ok(meta) => {
-                Some(Seen { inode: meta.ino(), size: meta.size(), modified: (meta.mtime(), meta.mtime_nsec()) })
-            }
-            Err(error) if error.kind() == ErrorKind::NotFound => None,
-            Err(error) => return Err(trouble(&self.path, &error)),
-        };
+        let mut broken = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = self.seen()?;
         if self.held.read().unwrap_or_else(PoisonError::into_inner).seen == seen {
             return Ok(());
         }
-        let keys = Keys::read(&self.path)?.unwrap_or_default();
-        let keys = keys.keys.into_iter().map(|key| (key.id.clone(), Arc::new(key))).collect();
+        let keys = match Keys::read(&self.path) {
+            Ok(keys) => keys.unwrap_or_default().keys,
+            Err(problem) => {
+                *broken = seen;
+                return Err(problem);
+            }
+        };
+        let keys = keys.into_iter().map(|key| (key.id.clone(), Arc::new(key))).collect();
         *self.held.write().unwrap_or_else(PoisonError::into_inner) = Held { keys: Some(keys), seen };
         Ok(())
+    }
+
+    /// The file as it is; `None` where there is none.
+    fn seen(&self) -> Result<Option<Seen>> {
+        match std::fs::metadata(&self.path) {
+            Ok(meta) => {
+                Ok(Some(Seen { inode: meta.ino(), size: meta.size(), modified: (meta.mtime(), meta.mtime_nsec()) }))
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(trouble(&self.path, &error)),
+        }
     }
 }
 
@@ -325,6 +346,29 @@ mod tests {
         let (refused, is_found) = tokio::join!(guesses, comes);
         assert!(refused.into_iter().all(|refused| refused) && is_found);
         assert_eq!(begun.elapsed(), AGAIN, "all of them share one");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_guesses_does_not_have_a_broken_file_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.json");
+        let [old, new] = [(); 2].map(|()| Secret::random());
+        add(&path, key(&old));
+        let ring = Ring::open(path.clone()).unwrap();
+        add(&path, key(&new));
+        let whole = std::fs::read(&path).unwrap();
+        std::fs::write(&path, vec![b'{'; whole.len()]).unwrap();
+        let broken = std::fs::metadata(&path).unwrap().modified().unwrap();
+        assert_eq!(ring.find(&new).await, Err(Refused::Unknown));
+        // Whoever reads it again would find the key.
+        std::fs::write(&path, whole).unwrap();
+        let at = |time| File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
+        at(broken);
+        assert_eq!(ring.find(&new).await, Err(Refused::Unknown), "it is as it was");
+        at(broken + Duration::from_secs(1));
+        assert!(ring.find(&new).await.is_ok() && ring.find(&old).await.is_ok(), "it is another");
+        std::fs::write(&path, "{").unwrap();
+        assert!(ring.look().is_err() && ring.look().is_err(), "whoever follows it reads it each time");
     }
 
     #[tokio::test]

@@ -1,6 +1,7 @@
 //! What holds the ready jobs of a queue back: by the jobs that wait in it, and what workers and limits say.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use promptq_common::broker::QueueView;
 use promptq_common::error::Kind;
@@ -19,15 +20,16 @@ use crate::problem::Result;
 const SAMPLE: usize = 200;
 /// Where all of these may want for money alone the others are looked at too, so many at a time.
 const PAGE: usize = 1_000;
-/// The most such pages: what is behind so many that all want for money is taken to do so as well.
-const PAGES: usize = 100;
+/// The most such pages in one look, of all queues together. What is behind them may wait for something else than money.
+pub(super) const PAGES: usize = 100;
 
 /// What holds the ready jobs of a queue back, each job counted once: under the gravest thing that holds its lane. And how
-/// many of them only money helps.
+/// many of them only money helps. What it reads beyond a sample is taken from `pages`.
 pub(super) async fn blocked(
     ledger: &dyn Ledger,
     view: &QueueView,
     waits: &[&Standing],
+    pages: &AtomicUsize,
 ) -> Result<(Vec<BlockedJobs>, u64)> {
     let ready = view.depth.ready;
     if view.paused.is_some() {
@@ -39,17 +41,19 @@ pub(super) async fn blocked(
     }
     let (now, mut seen) = (Timestamp::now(), Seen::default());
     let mut next = seen.look(page(ledger, view, None, SAMPLE).await?, now);
-    let mut pages = 0;
     // Whoever runs something is wanted anyhow.
-    while let Some(cursor) = next.filter(|_| view.depth.running == 0 && seen.may_be_broke(waits, now)) {
-        if pages == PAGES {
-            seen.is_enough = true;
-            break;
-        }
+    let is_open = |seen: &Seen| {
+        view.depth.running == 0 && seen.may_be_broke(waits, now) && !seen.is_whole(view, waits) && take(pages)
+    };
+    while let Some(cursor) = next.filter(|_| is_open(&seen)) {
         next = seen.look(page(ledger, view, Some(&cursor), PAGE).await?, now);
-        pages += 1;
     }
     Ok(shares(view, waits, &seen, now))
+}
+
+/// One of those that are left, if any is.
+fn take(pages: &AtomicUsize) -> bool {
+    pages.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
 }
 
 /// Jobs of a queue that wait, newest first.
@@ -69,8 +73,8 @@ pub(super) struct Seen {
     ready: BTreeMap<Option<String>, (u64, Timestamp)>,
     /// The keys that jobs went back for, with their models.
     back: BTreeSet<(String, Option<String>)>,
-    /// Whether there are so many of them that the rest is taken to be like them.
-    pub(super) is_enough: bool,
+    /// How many wait for a time.
+    delayed: u64,
 }
 
 impl Seen {
@@ -84,6 +88,8 @@ impl Seen {
                 let since = job.due.map_or(job.created_at, |due| due.max(job.created_at));
                 let (count, latest) = self.ready.entry(job.model).or_insert((0, since));
                 (*count, *latest) = (*count + 1, since.max(*latest));
+            } else {
+                self.delayed += 1;
             }
         }
         page.next
@@ -94,6 +100,18 @@ impl Seen {
         let latest = self.ready.values().map(|(_, since)| *since).max();
         let is_told = |lack| latest.is_none_or(|since| is_known(lack, since, now));
         waits.iter().any(|standing| standing.lacks().is_some_and(|(_, lack)| is_told(lack)))
+    }
+
+    /// Whether the jobs that were not looked at can tell nothing more: every ready one is among these, and what it waits for is
+    /// known, or so is every job that could have gone back for want of it.
+    pub(super) fn is_whole(&self, view: &QueueView, waits: &[&Standing]) -> bool {
+        let is_known = |model: &Option<String>| self.behind(&(view.queue.clone(), model.clone()), waits).is_some();
+        self.all() >= view.depth.ready && (self.delayed >= view.depth.delayed || self.ready.keys().all(is_known))
+    }
+
+    /// How many are ready.
+    fn all(&self) -> u64 {
+        self.ready.values().map(|(count, _)| count).sum()
     }
 
     /// What keeps the ready jobs of a queue and model waiting, the first of these.
@@ -118,10 +136,9 @@ fn is_known(lack: Lack, since: Timestamp, now: Timestamp) -> bool {
 /// Of each reason the share of the ready ones among these jobs that stand behind it, as a part of all that is ready; and all
 /// that is ready where all of it waits for money which workers have looked for since.
 pub(super) fn shares(view: &QueueView, waits: &[&Standing], seen: &Seen, now: Timestamp) -> (Vec<BlockedJobs>, u64) {
-    let (mut found, mut all) = (BTreeMap::<&'static str, (u64, Option<Timestamp>)>::new(), 0);
+    let (mut found, all) = (BTreeMap::<&'static str, (u64, Option<Timestamp>)>::new(), seen.all());
     let mut is_broke = !seen.ready.is_empty();
     for (model, (count, latest)) in &seen.ready {
-        all += count;
         let standing = seen.behind(&(view.queue.clone(), model.clone()), waits);
         is_broke &= standing.and_then(Standing::lacks).is_some_and(|(_, lack)| is_known(lack, *latest, now));
         let Some(standing) = standing else { continue };
@@ -134,7 +151,7 @@ pub(super) fn shares(view: &QueueView, waits: &[&Standing], seen: &Seen, now: Ti
         u64::try_from(jobs).unwrap_or(u64::MAX)
     };
     // What was not looked at may be something else.
-    let broke = if is_broke && (all >= view.depth.ready || seen.is_enough) { view.depth.ready } else { 0 };
+    let broke = if is_broke && all >= view.depth.ready { view.depth.ready } else { 0 };
     let of = |(reason, (count, until))| BlockedJobs { reason, jobs: part(count), until };
     (found.into_iter().map(of).collect(), broke)
 }

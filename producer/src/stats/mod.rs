@@ -6,6 +6,7 @@ mod held;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
@@ -117,8 +118,8 @@ pub struct Look {
     pub limits: Vec<Room>,
 }
 
-/// These queues, or without any of them the first 200 by name of those that the broker knows and those that are `named`:
-/// in the settings, and perhaps nowhere else yet. `concurrency` is what a worker runs at once where none has reported.
+/// These queues, or without any of them 200: those that are `named` (in the settings, and perhaps nowhere else yet), then the
+/// first others by name that the broker knows. `concurrency` is what a worker runs at once where none has reported.
 ///
 /// # Errors
 /// As the broker's and the ledger's: out of reach is never an empty queue.
@@ -130,7 +131,7 @@ pub async fn look(broker: &Broker, asked: &[Queue], named: &BTreeSet<Queue>, con
         let is_new = |name: &&Queue| views.iter().all(|view| view.queue != **name);
         let new: Vec<Queue> = named.iter().filter(is_new).cloned().collect();
         views.extend(several(broker, &new).await?.into_iter().map(|(view, _)| view));
-        views.sort_by(|one, other| one.queue.as_str().cmp(other.queue.as_str()));
+        views.sort_by_cached_key(|view| (!named.contains(&view.queue), view.queue.clone()));
         left_out = views.len().saturating_sub(SHOWN);
         views.truncate(SHOWN);
         views
@@ -147,11 +148,12 @@ pub async fn look(broker: &Broker, asked: &[Queue], named: &BTreeSet<Queue>, con
     let keys = keys.into_iter().filter(|key| !key.starts_with("batch:")).collect();
     let standings = limits::several(ledger, keys, &workers).await?;
     let around = Around { workers: &workers, limits: &standings, concurrency, backend: broker.backend_name() };
+    let pages = AtomicUsize::new(held::PAGES);
     let stands = async |view: QueueView| {
         let waits = waits.get(&view.queue).map_or(&[][..], Vec::as_slice);
         let lacking = standings.iter().filter(|one| one.lacks().is_some() && !words::is_budget(&one.key));
         let waits: Vec<&Standing> = waits.iter().chain(lacking).collect();
-        let blocked = held::blocked(ledger, &view, &waits).await?;
+        let blocked = held::blocked(ledger, &view, &waits, &pages).await?;
         Ok::<_, Problem>(stats(view, blocked, &around))
     };
     let queues = stream::iter(views.into_iter().map(stands)).buffered(AT_ONCE).try_collect().await?;

@@ -119,15 +119,36 @@ fn what_an_account_has_no_money_for_wants_no_worker_until_something_newer_comes(
     assert_eq!(of(1, vec![waiting(Some("acme/x"), 0)]), (vec![("budget", 1)], 0), "its name says so");
     let sample = vec![old(), old(), back.clone()];
     assert_eq!(of(22, sample), (vec![("budget", 22)], 1), "nobody knows what the others wait for");
-    let mut many = Seen::default();
-    many.look(Page { items: vec![old(), back.clone()], next: None }, NOW);
-    many.is_enough = true;
-    assert_eq!(held::shares(&queue_view(500_000), &[&account], &many, NOW).1, 500_000, "as all that were looked at");
     let newer = waiting(Some("m"), 90_000);
     assert_eq!(of(2, vec![newer, old(), back.clone()]), (vec![("budget", 2)], 1), "nobody has looked at that one");
     let due = JobView { due: Some(NOW), ..old() };
     assert_eq!(of(2, vec![due, old(), back.clone()]), (vec![("budget", 2)], 1), "it was not to be looked at before");
     assert_eq!(of(22, vec![waiting(Some("free"), 0), old(), back]), (vec![("budget", 11)], 3));
+}
+
+#[test]
+fn a_queue_is_looked_at_no_further_than_its_jobs_can_tell_of() {
+    let account = Standing { key: "acme".into(), ..standing(Some(spent(20_000)), &[]) };
+    let back =
+        |due| JobView { hold: Some(HoldKey::Limit("acme".into())), due: Some(NOW + due), ..waiting(Some("m"), 0) };
+    let is_whole = |(ready, delayed): (u64, u64), jobs: &[JobView]| {
+        let mut seen = Seen::default();
+        seen.look(Page { items: jobs.to_vec(), next: Some("further".into()) }, NOW);
+        let depth = Depth { ready, delayed, ..Depth::default() };
+        seen.is_whole(&QueueView { depth, ..queue_view(0) }, &[&account])
+    };
+    let two = [waiting(Some("m"), 0), waiting(Some("m"), 0)];
+    assert!(is_whole((2, 0), &two), "there are no others");
+    assert!(!is_whole((3, 0), &two), "one is further back");
+    assert!(!is_whole((2, 1), &two), "the delayed one may have gone back for want of money");
+    let [one, other] = two;
+    let later = Duration::from_secs(600);
+    assert!(is_whole((2, 9), &[one.clone(), other.clone(), back(later)]), "one that did tells of all of its model");
+    assert!(is_whole((2, 9), &[one.clone(), back(Duration::ZERO)]), "also once its time has come");
+    assert!(is_whole((1, 9), &[waiting(Some("acme/x"), 0)]), "its name says so");
+    let free = || waiting(Some("free"), 0);
+    assert!(!is_whole((2, 2), &[one.clone(), free(), back(later)]), "nobody knows of this one");
+    assert!(is_whole((2, 2), &[one, free(), back(later), back(later)]), "nor will anybody");
 }
 
 /// The workers that a queue wants of whose account a worker has left word that it has too little.
@@ -157,6 +178,25 @@ async fn however_many_jobs_an_account_has_no_money_for_they_want_no_worker_unles
         }
         leave_word(broker.ledger()).await;
         assert_eq!(wanted_by(&broker).await, wanted, "the oldest may run: {free}");
+    }
+}
+
+#[tokio::test]
+async fn all_queues_of_one_look_are_looked_at_so_far_and_no_further() {
+    let broker = Broker::memory();
+    let created_at = Timestamp::now() - Duration::from_secs(1);
+    for jobs in [999, 999, 500] {
+        let job = |()| Job { created_at, ..Job::new(Queue::standard(), Work::prompt(Some("acme/x"), "x")) };
+        broker.enqueue(&vec![(); jobs].into_iter().map(job).collect::<Vec<_>>()).await.unwrap();
+    }
+    let account = Standing { key: "acme".into(), ..standing(Some(spent(0)), &[]) };
+    for (ready, pages, broke, left) in [(2_498, 4, 2_498, 1), (2_498, 2, 0, 0), (1_100, 4, 1_100, 3), (150, 0, 150, 0)]
+    {
+        let pages = AtomicUsize::new(pages);
+        let depth = Depth { ready, ..Depth::default() };
+        let view = QueueView { depth, ..queue_view(0) };
+        let (_, found) = held::blocked(broker.ledger(), &view, &[&account], &pages).await.unwrap();
+        assert_eq!((found, pages.into_inner()), (broke, left), "of {ready}");
     }
 }
 
@@ -204,6 +244,11 @@ async fn without_names_only_the_first_queues_are_looked_at() {
     let seen = look(&broker, &asked, &BTreeSet::new(), 16).await.unwrap();
     let found: Vec<_> = seen.queues.iter().map(|stats| (&stats.queue, stats.ready)).collect();
     assert_eq!((found, seen.unknown), (vec![(&nobodys, 0), (&names[3], 1)], vec![nobodys.clone()]));
+    let by_settings = BTreeSet::from([names[SHOWN + 1].clone()]);
+    let seen = look(&broker, &[], &by_settings, 16).await.unwrap();
+    let found: Vec<_> = seen.queues.iter().map(|stats| &stats.queue).collect();
+    let shown: Vec<_> = by_settings.iter().chain(&names[..SHOWN - 1]).collect();
+    assert_eq!((found, seen.left_out), (shown, 2), "whatever the settings name comes first");
     let last = look(&broker, &names[SHOWN..], &BTreeSet::new(), 16).await.unwrap();
     assert_eq!((last.queues.len(), last.left_out), (2, 0));
 }

@@ -139,6 +139,7 @@ async fn no_route_takes_a_parameter_that_it_does_not_know_or_cannot_read() {
         ("GET", of_job("?wait=1s"), none),
         ("POST", of_job("/cancel?reason=x"), none),
         ("GET", "/v1/queues/default/stats?queue=other".to_owned(), none),
+        ("GET", "/openapi.json?x=1".to_owned(), none),
         ("GET", of_job("/result?wiat=1s"), "\"wiat\" is no parameter of this; it takes wait"),
         ("GET", of_job("/result?wait=1s&wait=2s"), "wait is given twice"),
         (

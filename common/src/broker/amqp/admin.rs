@@ -61,12 +61,16 @@ pub(super) async fn view(post: &Post, queue: &Queue) -> Result<Option<QueueView>
     let view = depth(post, queue).await?;
     // Delayed jobs of all queues tell of none.
     let alone = QueueView { depth: Depth { delayed: 0, delayed_of_all: false, ..view.depth }, ..view.clone() };
-    let exists = !alone.is_blank() || names(post).await?.contains(queue) || is_missing(post, queue).await.is_none();
+    let exists = !alone.is_blank() || is_missing(post, queue).await.is_none() || names(post).await?.contains(queue);
     Ok(exists.then_some(view))
 }
 
-/// Those of these queues that the ledger or RabbitMQ knows.
+/// Those of these queues that the ledger or RabbitMQ knows. What the ledger has of all queues is read once for several, and
+/// not for one.
 pub(super) async fn views(post: &Post, queues: &[Queue]) -> Result<Vec<Option<QueueView>>> {
+    if let [queue] = queues {
+        return Ok(vec![view(post, queue).await?]);
+    }
     let known = post.claims.standings().await?.into_iter().map(|view| (view.queue.clone(), view)).collect();
     let delayed = delayed(post).await?;
     let asked: Vec<_> = queues.iter().map(|queue| among(post, &known, (queue, delayed))).collect();
@@ -92,11 +96,8 @@ pub(super) async fn queues(post: &Post) -> Result<Vec<QueueView>> {
     let known = post.claims.standings().await?;
     let delayed = delayed(post).await?;
     let of_all = delayed > 0 && known.len() > 1;
-    let mut views = Vec::with_capacity(known.len());
-    for view in known {
-        views.push(counted(post, view, (delayed, of_all)).await?);
-    }
-    Ok(views)
+    let counting = known.into_iter().map(|view| counted(post, view, (delayed, of_all)));
+    stream::iter(counting).buffered(ASKED_AT_ONCE).try_collect().await
 }
 
 /// Delayed jobs of all queues: each delay queue is for every lane.

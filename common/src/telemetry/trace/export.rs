@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Client, StatusCode, redirect};
+use reqwest::{Client, Response, StatusCode, redirect};
 use secrecy::ExposeSecret;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::{Data, Fate, INSTALLED, Tally, Tracer, counters, otlp};
-use crate::config::{Traces, redact_url};
+use crate::config::{Remark, Traces, redact_url};
 use crate::error::{Error, Kind, Result};
 use crate::tls;
 
@@ -26,6 +26,8 @@ const COMPANY: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The waits between tries; after the last one a batch is lost.
 const PAUSES: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(9)];
+/// What is read of an answer that says yes, and how long.
+const ANSWER: (usize, Duration) = (64 << 10, Duration::from_secs(1));
 /// What is left when the process ends may take so long.
 const LAST: Duration = Duration::from_secs(3);
 
@@ -51,8 +53,10 @@ impl Exporter {
         }
         counters();
         tracing::debug!(endpoint = %redact_url(&settings.endpoint), "spans are sent there");
-        if let Some(remark) = &settings.remark {
-            tracing::warn!("{remark}");
+        match &settings.remark {
+            Some(Remark::Warning(remark)) => tracing::warn!("{remark}"),
+            Some(Remark::Note(remark)) => tracing::info!("{remark}"),
+            None => {}
         }
         Ok(Some(exporter.ship(shipping)))
     }
@@ -64,8 +68,8 @@ impl Exporter {
         let tracer = Tracer { sampler: settings.sampler, queue: sender, tally: Arc::clone(&tally) };
         let post =
             Post { settings: settings.clone(), resource: resource(settings, service), headers: headers(settings)? };
-        let (batch, pauses, well) = (Vec::new(), PAUSES, true);
-        let shipping = Shipping { queue, stopped, post, batch, pauses, well, tally: Arc::clone(&tally) };
+        let (batch, pauses, well, whole) = (Vec::new(), PAUSES, true, true);
+        let shipping = Shipping { queue, stopped, post, batch, pauses, well, whole, tally: Arc::clone(&tally) };
         Ok((tracer, shipping, Self { stop, tasks: JoinSet::new(), tally }))
     }
 
@@ -137,7 +141,8 @@ struct Post {
 
 /// How a try went.
 enum Tried {
-    Taken,
+    /// All but so many spans.
+    Taken(usize),
     /// It may go better later.
     Later(String),
     Refused(String),
@@ -152,21 +157,41 @@ impl Post {
 
     async fn once(&self, client: &Client, body: &[u8]) -> Tried {
         let request = client.post(&self.settings.endpoint).headers(self.headers.clone()).body(body.to_vec());
-        match request.send().await.map(|answer| answer.status()) {
-            Ok(status) if status.is_success() => Tried::Taken,
-            Ok(
-                status @ (StatusCode::TOO_MANY_REQUESTS
-                | StatusCode::BAD_GATEWAY
-                | StatusCode::SERVICE_UNAVAILABLE
-                | StatusCode::GATEWAY_TIMEOUT),
-            ) => Tried::Later(format!("HTTP {}", status.as_u16())),
-            Ok(status) => Tried::Refused(format!("HTTP {}", status.as_u16())),
+        let answer = match request.send().await {
+            Ok(answer) => answer,
             Err(error) => {
                 let why = Error::new(Kind::Unavailable, "send spans", "no answer").because(error.without_url());
-                Tried::Later(why.to_string())
+                return Tried::Later(why.to_string());
             }
+        };
+        match answer.status() {
+            status if status.is_success() => {
+                Tried::Taken(timeout(ANSWER.1, rejected(answer)).await.unwrap_or_default())
+            }
+            status @ (StatusCode::TOO_MANY_REQUESTS
+            | StatusCode::BAD_GATEWAY
+            | StatusCode::SERVICE_UNAVAILABLE
+            | StatusCode::GATEWAY_TIMEOUT) => Tried::Later(format!("HTTP {}", status.as_u16())),
+            status => Tried::Refused(format!("HTTP {}", status.as_u16())),
         }
     }
+}
+
+/// How many spans a collector says it did not take though it took the others; none where it says nothing that is
+/// understood.
+async fn rejected(mut answer: Response) -> usize {
+    let mut body = Vec::new();
+    while let Ok(Some(piece)) = answer.chunk().await {
+        body.extend_from_slice(&piece[..piece.len().min(ANSWER.0 - body.len())]);
+        if body.len() == ANSWER.0 {
+            break;
+        }
+    }
+    let said: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+    // A whole number of 64 bits is text in this JSON; not all collectors know.
+    let count = &said["partialSuccess"]["rejectedSpans"];
+    let count = count.as_u64().or_else(|| count.as_str()?.parse().ok()).unwrap_or(0);
+    usize::try_from(count).unwrap_or(usize::MAX)
 }
 
 /// Takes spans from the queue to the collector.
@@ -181,6 +206,8 @@ struct Shipping {
     pauses: [Duration; 3],
     /// Whether the last batch arrived.
     well: bool,
+    /// Whether each batch that arrived was taken whole.
+    whole: bool,
     tally: Arc<Tally>,
 }
 
@@ -190,9 +217,10 @@ impl Shipping {
         while self.gather().await {
             let arrived = match &client {
                 Some(client) => self.deliver(client).await,
-                None => false,
+                None => 0,
             };
-            self.tally.add(if arrived { Fate::Sent } else { Fate::Lost }, self.batch.len());
+            self.tally.add(Fate::Sent, arrived);
+            self.tally.add(Fate::Lost, self.batch.len() - arrived);
             self.batch.clear();
         }
     }
@@ -217,21 +245,21 @@ impl Shipping {
         true
     }
 
-    /// Tries until it arrives, or cannot; once the process ends, only once more. Whether it did.
-    async fn deliver(&mut self, client: &Client) -> bool {
+    /// Tries until it arrives, or cannot; once the process ends, only once more. How many spans did.
+    async fn deliver(&mut self, client: &Client) -> usize {
         let body = otlp::encode(&self.post.resource, &self.batch);
         let mut pauses = self.pauses.into_iter();
         loop {
             let (why, again) = match self.post.once(client, &body).await {
-                Tried::Taken => {
+                Tried::Taken(rejected) => {
                     self.note(None);
-                    return true;
+                    return self.batch.len() - self.note_rejected(rejected);
                 }
                 Tried::Later(why) => (why, pauses.next().filter(|_| !*self.stopped.borrow())),
                 Tried::Refused(why) => (why, None),
             };
             self.note(Some(&why));
-            let Some(pause) = again else { return false };
+            let Some(pause) = again else { return 0 };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = asked(&mut self.stopped) => {}
@@ -252,6 +280,16 @@ impl Shipping {
             (None, true) => {}
         }
         self.well = why.is_none();
+    }
+
+    /// Once for a process: what a collector does not take it hardly ever takes later. How many that were, of this batch.
+    fn note_rejected(&mut self, rejected: usize) -> usize {
+        let (spans, rejected) = (self.batch.len(), rejected.min(self.batch.len()));
+        if rejected > 0 && std::mem::take(&mut self.whole) {
+            let endpoint = redact_url(&self.post.settings.endpoint);
+            tracing::warn!(%endpoint, rejected, spans, "the collector takes some spans and rejects others, which are lost");
+        }
+        rejected
     }
 }
 

@@ -8,7 +8,7 @@ use tokio::net::{TcpListener, TcpStream};
 use super::super::{Kind as Side, Sampler};
 use super::*;
 
-/// A collector that answers with these statuses in turn, the last one from then on; how many spans each request had.
+/// A collector that answers with these statuses in turn, the last one from then on, and what it says; how many spans each request had.
 #[derive(Debug)]
 struct Played {
     url: String,
@@ -18,13 +18,17 @@ struct Played {
 
 impl Played {
     async fn answering(statuses: &'static [u16]) -> Self {
+        Self::saying(statuses, String::new()).await
+    }
+
+    async fn saying(statuses: &'static [u16], body: String) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/v1/traces", listener.local_addr().unwrap());
         let (spans, mut server) = (Arc::<Mutex<Vec<usize>>>::default(), JoinSet::new());
         let seen = Arc::clone(&spans);
         server.spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                serve(stream, statuses, &seen).await;
+                serve(stream, (statuses, &body), &seen).await;
             }
         });
         Self { url, spans, _server: server }
@@ -35,7 +39,7 @@ impl Played {
     }
 }
 
-async fn serve(stream: TcpStream, statuses: &[u16], seen: &Mutex<Vec<usize>>) {
+async fn serve(stream: TcpStream, (statuses, says): (&[u16], &str), seen: &Mutex<Vec<usize>>) {
     let mut stream = BufReader::new(stream);
     loop {
         let mut length = 0;
@@ -60,8 +64,9 @@ async fn serve(stream: TcpStream, statuses: &[u16], seen: &Mutex<Vec<usize>>) {
             seen.len() - 1
         };
         let status = statuses.get(place).or(statuses.last()).unwrap();
-        let answer = format!("HTTP/1.1 {status} X\r\ncontent-length: 0\r\n\r\n");
-        stream.write_all(answer.as_bytes()).await.unwrap();
+        let answer = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\n\r\n{says}", says.len());
+        // Whoever has read enough of it goes.
+        drop(stream.write_all(answer.as_bytes()).await);
     }
 }
 
@@ -115,6 +120,44 @@ async fn a_collector_that_is_busy_is_asked_again_and_one_that_refuses_is_not() {
     for refused in [&[400][..], &[401], &[404], &[413], &[500], &[302]] {
         assert_eq!(tried(refused).await, (1, [0, 512]), "{refused:?}");
     }
+}
+
+#[tokio::test]
+async fn what_a_collector_takes_in_part_is_lost_in_part() {
+    let fates = async |says: &str| {
+        let played = Played::saying(&[200], says.to_owned()).await;
+        let fates = ended(&played.url, BATCH, PAUSES, BATCH as u64).await;
+        assert_eq!(played.spans(), [BATCH], "what was rejected is not sent again");
+        [fates[0], fates[1]]
+    };
+    let told = |rejected: &str| format!(r#"{{"partialSuccess":{{"rejectedSpans":{rejected},"errorMessage":"x"}}}}"#);
+    for (rejected, fate) in [
+        (r#""512""#, [0, 512]),
+        ("12", [500, 12]),
+        (r#""9999999999999999999999""#, [512, 0]),
+        ("9999999", [0, 512]),
+        ("0", [512, 0]),
+        ("-1", [512, 0]),
+        (r#""many""#, [512, 0]),
+    ] {
+        assert_eq!(fates(&told(rejected)).await, fate, "{rejected}");
+    }
+    for says in ["{}", "[]", "<html>", r#"{"partialSuccess":{}}"#, &"x".repeat(1 << 20)] {
+        assert_eq!(fates(says).await, [512, 0], "{says:.40}");
+    }
+}
+
+#[tokio::test]
+async fn that_a_collector_rejects_some_spans_is_told_once() {
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let writer = Mutex::new(log.reopen().unwrap());
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(writer).finish();
+    let _logged = tracing::subscriber::set_default(subscriber);
+    let played = Played::saying(&[200], r#"{"partialSuccess":{"rejectedSpans":"2"}}"#.to_owned()).await;
+    assert_eq!(ended(&played.url, 3 * BATCH, PAUSES, 3 * BATCH as u64).await, [1_530, 6, 1]);
+    let log = std::fs::read_to_string(log.path()).unwrap();
+    assert_eq!(log.matches("rejects others").count(), 1, "{log}");
+    assert!(log.contains("rejected=2 spans=512") && log.contains("lost=6"), "{log}");
 }
 
 #[tokio::test(start_paused = true)]
