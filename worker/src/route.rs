@@ -126,10 +126,11 @@ impl<'a> Trip<'a> {
                 return Ok(Came::Shut { after, hold: Some(HoldKey::of_flex(way.key)), failure: None });
             }
             tier::Turn::As => {
+                let begun = Instant::now();
                 let came = Box::pin(call(self.errand(), way, turn)).await;
                 let Came::Shut { after, hold, failure: Some(failure) } = came else {
                     if is_answer(&came) {
-                        desk.full.served(job, way.key);
+                        desk.full.served(job, way.key, begun);
                     }
                     return Ok(came);
                 };

@@ -172,13 +172,17 @@ fn report(settings: &Settings, status: &Status, started_at: Timestamp, host: &st
 }
 
 /// Wakes what earlier workers held back under a limit key: this one knows nothing against any key, and it may have been
-/// started because a person has mended the account. What it finds shut all the same it holds back anew.
+/// started because a person has mended the account. What it finds shut all the same it holds back anew. Those that wait for
+/// flex room have turns that come within minutes; however many they are, they would be leased together in vain.
 pub(crate) async fn wake_held(broker: Broker, settings: Settings) {
     let mut keys = HashSet::new();
     for (queue, _) in &settings.queues {
         let filter = JobFilter { queue: Some(queue.clone()), states: vec![State::Queued], ..JobFilter::default() };
         match broker.ledger().list(&filter, None, HELD).await {
-            Ok(page) => keys.extend(page.items.into_iter().filter_map(|job| job.hold)),
+            Ok(page) => {
+                let holds = page.items.into_iter().filter_map(|job| job.hold);
+                keys.extend(holds.filter(|hold| hold.flex().is_none()));
+            }
             Err(error) => tracing::debug!(%error, %queue, "looking for held jobs failed; they wake by themselves"),
         }
     }

@@ -1,20 +1,27 @@
-//! Why a job waits that asks for the flex tier, where there is no room: until when, and what becomes of it then.
+//! Why a job waits that asks for the flex tier, where there is no room: until when, what becomes of it then, and whether
+//! anybody is there to do it.
 
 use promptq_common::broker::HoldKey;
 use promptq_common::codec::decode_job;
-use promptq_common::ledger::{JobView, Ledger};
+use promptq_common::ledger::{JobView, Ledger, WorkerReport};
 use promptq_common::time::{Timestamp, format_duration};
 use promptq_worker::tier::waits_until;
 
+use super::why::unserved;
+use crate::limits::waits::serves;
 use crate::problem::Result;
 
 /// The sentence for such a job; `None` for any other.
-pub(super) async fn explain(ledger: &dyn Ledger, job: &JobView) -> Result<Option<String>> {
+pub(super) async fn explain(ledger: &dyn Ledger, job: &JobView, workers: &[WorkerReport]) -> Result<Option<String>> {
     let Some(key) = job.hold.as_ref().and_then(HoldKey::flex) else { return Ok(None) };
     // Where messages are kept apart the ledger does not have it.
     let payload = ledger.payload(job.id).await?;
     let until = payload.and_then(|payload| decode_job(&payload).ok()).map(|job| waits_until(&job));
-    Ok(Some(sentence(key, until, job.due, Timestamp::now())))
+    let mut says = sentence(key, until, job.due, Timestamp::now());
+    if !workers.iter().any(|worker| serves(worker, &job.queue)) {
+        says = format!("{says} {}", unserved(job));
+    }
+    Ok(Some(says))
 }
 
 fn sentence(key: &str, until: Option<Timestamp>, due: Option<Timestamp>, now: Timestamp) -> String {
@@ -40,6 +47,7 @@ mod tests {
     use promptq_common::work::Work;
 
     use super::*;
+    use crate::limits::tests::worker;
 
     const HOUR: Duration = Duration::from_secs(3_600);
 
@@ -52,16 +60,19 @@ mod tests {
         let id = job.id;
         broker.enqueue(&[job]).await.unwrap();
         let view = async || broker.ledger().fetch(&[id]).await.unwrap().remove(0).unwrap();
-        assert_eq!(explain(broker.ledger(), &view().await).await.unwrap(), None);
+        let workers = [worker("w", Vec::new())];
+        assert_eq!(explain(broker.ledger(), &view().await, &workers).await.unwrap(), None);
         let terms = Terms { worker: WorkerId::random("w"), queues: vec![(Queue::standard(), 1)], lease: HOUR };
         let mut consumer = broker.consume(terms).await.unwrap();
         let leased = consumer.next(&Want { total: 1, caps: Vec::new(), rest: 1 }).await.unwrap();
         let wait = Verdict::Release { after: HOUR / 2, hold: Some(HoldKey::of_flex("acme/m")) };
         leased.deliveries.into_iter().next().unwrap().lease.settle(wait).await.unwrap();
-        let said = explain(broker.ledger(), &view().await).await.unwrap().unwrap();
+        let said = explain(broker.ledger(), &view().await, &workers).await.unwrap().unwrap();
         assert!(said.starts_with("It waits for flex room at acme/m until 2"), "{said}");
         assert!(said.contains(" (for 22h5") && said.contains("m), then it is called in the standard tier."), "{said}");
-        assert!(said.contains(" Its next turn to ask comes in "), "{said}");
+        assert!(said.contains(" Its next turn to ask comes in ") && !said.contains("No worker"), "{said}");
+        let said = explain(broker.ledger(), &view().await, &[]).await.unwrap().unwrap();
+        assert!(said.contains(" comes in ") && said.contains(". No worker has served queue default within"), "{said}");
     }
 
     #[test]

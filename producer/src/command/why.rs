@@ -29,7 +29,7 @@ pub(super) async fn explain(cx: &Context, job: &JobView) -> Result<Why> {
     let workers = broker.ledger().workers().await?;
     let depth = broker.depth(&job.queue).await?;
     let waits = matches!(job.state, State::Scheduled | State::Queued | State::Retrying) && job.paused.is_none();
-    if waits && let Some(says) = flex::explain(broker.ledger(), job).await? {
+    if waits && let Some(says) = flex::explain(broker.ledger(), job, &workers).await? {
         return Ok(Why { says, limit: None });
     }
     let limit = if waits { waits::of_job(cx, job, &workers).await? } else { None };
@@ -147,10 +147,7 @@ fn waiting(
         return format!("It waits for {}. {more}", limit.key);
     }
     if serving.is_empty() {
-        return format!(
-            "No worker has served queue {} within the last minute: start promptq-worker --queues {}.",
-            job.queue, job.queue
-        );
+        return unserved(job);
     }
     let serving: Vec<&WorkerReport> = serving.into_iter().filter(|worker| !worker.draining).collect();
     if serving.is_empty() {
@@ -176,6 +173,13 @@ fn waiting(
         );
     }
     format!("It can start at any moment: {} of {} slots are free, {ahead} jobs wait beside it.", slots - running, slots)
+}
+
+pub(super) fn unserved(job: &JobView) -> String {
+    format!(
+        "No worker has served queue {} within the last minute: start promptq-worker --queues {}.",
+        job.queue, job.queue
+    )
 }
 
 fn held_back(

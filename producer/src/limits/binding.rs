@@ -51,9 +51,11 @@ fn part(cap: &CapView) -> f64 {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use promptq_common::ledger::HeldKey;
     use promptq_common::limits::{Cap, Per, PoolView};
+    use promptq_common::outcome::FailureClass;
 
-    use super::super::tests::{standing, view};
+    use super::super::tests::{standing, told, view, worker};
     use super::*;
 
     /// 84 % of a day's money is spent, and no job that waits costs so little as the rest.
@@ -63,6 +65,14 @@ pub(crate) mod tests {
             CapView { cap, configured: cap.most, set: None, learned: None, used: 40_000_000, held: 0, in_calls: 0 };
         let lacks = Some(Lack { least: 10_000_000, ago });
         PoolView { caps: vec![view((0, 0), (0, 0)).caps[0], spent], lacks, ..view((0, 0), (0, 0)) }
+    }
+
+    #[test]
+    fn a_cap_with_room_is_bounded_where_its_endpoint_is_though_another_is_full() {
+        let bounded = HeldKey { at_once: Some(9), ..told("acme/gpt", FailureClass::Capacity, "too much to do") };
+        let shown = standing(Some(view((500, 0), (0, 0))), &[worker("w", vec![bounded])]);
+        let states: Vec<_> = shown.caps().map(|cap| words::word(shown.state_of(cap))).collect();
+        assert_eq!(states, ["full", "bounded"]);
     }
 
     #[test]

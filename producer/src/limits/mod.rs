@@ -152,14 +152,14 @@ impl Standing {
         if let Some(held) = throttled {
             return State::Throttled(held);
         }
-        if let Some((held, at_once)) = self.held.iter().find_map(|held| Some((held, held.at_once?))) {
-            return State::Bounded(held, at_once);
-        }
         self.easy()
     }
 
-    /// Its state while nothing holds it back.
+    /// Its state while nothing shuts it, and no limit of it is used up.
     fn easy(&self) -> State<'_> {
+        if let Some((held, at_once)) = self.held.iter().find_map(|held| Some((held, held.at_once?))) {
+            return State::Bounded(held, at_once);
+        }
         match self.shared.as_ref().map_or(1.0, |shared| shared.rate) {
             rate if rate < 1.0 => State::Cautious(rate),
             _ => State::Open,

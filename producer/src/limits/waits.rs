@@ -28,9 +28,10 @@ pub async fn all_of_queues(
     queues: &[Queue],
     settings: Option<&Runners>,
 ) -> Result<BTreeMap<Queue, Vec<Standing>>> {
-    let mut waits = of_queues(ledger, queues).await?;
     let workers = ledger.workers().await?;
-    let accounts = known(ledger, &workers).await?.into_iter().filter(|key| !words::is_budget(key)).collect();
+    let known = known(ledger, &workers).await?;
+    let mut waits = told_of_queues(ledger, queues, (&workers, &known)).await?;
+    let accounts = known.into_iter().filter(|key| !words::is_budget(key)).collect();
     let mut lacking = several(ledger, accounts, &workers).await?;
     lacking.retain(|standing| standing.lacks().is_some());
     // Whose jobs wait is looked up where it may matter alone.
@@ -57,13 +58,21 @@ pub async fn all_of_queues(
 pub async fn of_queues(ledger: &dyn Ledger, queues: &[Queue]) -> Result<BTreeMap<Queue, Vec<Standing>>> {
     let workers = ledger.workers().await?;
     let known = known(ledger, &workers).await?;
+    told_of_queues(ledger, queues, (&workers, &known)).await
+}
+
+async fn told_of_queues(
+    ledger: &dyn Ledger,
+    queues: &[Queue],
+    (workers, known): (&[WorkerReport], &BTreeSet<String>),
+) -> Result<BTreeMap<Queue, Vec<Standing>>> {
     let keys_of = |queue: &Queue| {
-        let mut keys = behind(&workers, queue, |_| true);
+        let mut keys = behind(workers, queue, |_| true);
         keys.extend(budgets(queue, None).filter(|key| known.contains(key)));
         keys
     };
     let wanted: BTreeMap<&Queue, BTreeSet<String>> = queues.iter().map(|queue| (queue, keys_of(queue))).collect();
-    let all = several(ledger, wanted.values().flatten().cloned().collect(), &workers).await?;
+    let all = several(ledger, wanted.values().flatten().cloned().collect(), workers).await?;
     let of = |keys: &BTreeSet<String>| {
         gravest_first(all.iter().filter(|standing| keys.contains(&standing.key)).cloned().collect())
     };

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use promptq_common::broker::HoldKey;
 use promptq_common::error::{Kind, Result};
 use promptq_common::job::Lane;
 use promptq_common::ledger::JobFilter;
@@ -16,8 +17,11 @@ use crate::StopReason;
 
 /// What was in the way is told again once it has not been for so long.
 const AGAIN: Duration = Duration::from_secs(60);
-/// The most jobs, and keys of theirs, looked at to find out whether money alone is missing: of more a lease is waited.
-const LOOKED_AT: (u64, usize) = (1_000, 20);
+/// The jobs on one page of those looked at to find out what they wait for, and the most pages: of more than one a lease is
+/// waited.
+const PAGES: (usize, usize) = (1_000, 100);
+/// The most keys that they may wait for, and the longest look.
+const LOOKED_AT: (usize, Duration) = (20, Duration::from_secs(10));
 
 /// Jobs that are ready and may not run.
 #[derive(Debug, Default)]
@@ -28,17 +32,34 @@ pub(super) struct Waits {
     told: Option<(BTreeSet<String>, Instant)>,
 }
 
+/// What is left of this worker's queues without being ready.
+#[derive(Debug, Default)]
+struct Left {
+    /// How many jobs run elsewhere or wait for a time.
+    jobs: u64,
+    /// Whether the ledger tells of those that wait.
+    told: bool,
+    /// How many of them wait for something, as far as they were looked at, and for what; whether that is room in a flex tier.
+    held: u64,
+    keys: BTreeSet<String>,
+    flex: bool,
+    /// One of the keys, where all wait for money that is not there, or for a person.
+    money: Option<String>,
+}
+
 impl Intake {
     /// Why an idle worker leaves, if nothing stays behind that may come back to it soon: the jobs of a worker that has died
     /// come back when their leases run out, retries when they are due. After a lease more it waits no longer.
     pub(super) async fn nothing_is_left(&self, idle: Duration) -> Option<StopReason> {
         let settings = &self.desk.settings;
-        match self.counted().await? {
-            Ok((0, _)) => Some(StopReason::Idle),
-            Ok((_, Some(key))) => Some(self.leaves_for(&key)),
-            Ok(_) if idle < settings.exit_when_idle.unwrap_or_default() + settings.lease => None,
-            Ok(_) if self.desk.full.has_turns(settings.lease) => None,
-            Ok(_) => Some(self.broke(&[]).unwrap_or(StopReason::Idle)),
+        let is_over = idle >= settings.exit_when_idle.unwrap_or_default() + settings.lease
+            && !self.desk.full.has_turns(settings.lease);
+        match self.left(if is_over { PAGES.1 } else { 1 }, |left| left.flex).await? {
+            Ok(Left { jobs: 0, .. }) => Some(StopReason::Idle),
+            Ok(Left { money: Some(key), .. }) => Some(self.leaves_for(&key)),
+            // Another worker may have given them their turns.
+            Ok(left) if !is_over || left.flex => None,
+            Ok(left) => Some(self.broke(&[]).filter(|_| !left.told).unwrap_or(StopReason::Idle)),
             Err(error) => {
                 tracing::warn!(%error, "cannot ask what is left to run; not leaving yet");
                 None
@@ -49,47 +70,84 @@ impl Intake {
     /// Why a worker leaves that was told to run once, with nothing ready but in these lanes, which may not run: for want of
     /// money where that alone holds what is left, and else as it was told, having said what does.
     pub(super) async fn over(&self, lanes: &[Lane]) -> StopReason {
-        let broke = match (lanes, self.has_retries()) {
-            ([], retries) => match self.counted().await {
-                Some(Ok((0, _))) => return StopReason::Once,
-                Some(Ok((_, Some(key)))) => Some(self.leaves_for(&key)),
-                Some(Ok((left, None))) if left > LOOKED_AT.0 && !retries => self.broke(&[]),
-                Some(Ok(_) | Err(_)) | None => None,
-            },
-            ([_, ..], false) => self.broke(lanes),
-            ([_, ..], true) => None,
+        let left = match self.left(PAGES.1, |_| false).await {
+            Some(Ok(Left { jobs: 0, .. })) if lanes.is_empty() => return StopReason::Once,
+            Some(Ok(left)) => left,
+            Some(Err(error)) => {
+                tracing::warn!(%error, "cannot ask what is left to run");
+                Left::default()
+            }
+            None => Left::default(),
+        };
+        let broke = match lanes {
+            [] => left.money.as_deref().map(|key| self.leaves_for(key)),
+            [_, ..] if self.has_retries() => None,
+            [_, ..] => self.broke(lanes),
         };
         if let Some(reason) = broke {
             return reason;
         }
         let (names, mut what) = self.what_holds(lanes);
-        let held = self.desk.limits.held();
-        what.extend(held.iter().filter(|held| !names.contains(&held.key)).map(told));
+        what.extend(left.waits_for(&self.desk.limits.held(), &names));
         if !what.is_empty() {
             tracing::info!("leaving, with jobs left that may not run now, for {}", what.join("; "));
         }
         StopReason::Once
     }
 
-    /// How many jobs of this worker's queues run elsewhere or wait for a time, and what all of them wait for if that is
-    /// money; `None` once it is told to leave.
-    async fn counted(&self) -> Option<Result<(u64, Option<String>)>> {
-        let counting = async {
+    /// What is left without being ready, of which so many pages are looked at, or until it is `enough`; `None` once this worker
+    /// is told to leave.
+    async fn left(&self, pages: usize, enough: fn(&Left) -> bool) -> Option<Result<Left>> {
+        let looking = async {
             let (mut running, mut delayed) = (0, 0);
             for (queue, _) in &self.desk.settings.queues {
                 let depth = self.broker.depth(queue).await?;
                 running += depth.running;
                 delayed += depth.delayed;
             }
-            let key = if running == 0 { self.only_money_helps(delayed).await? } else { None };
-            Ok((running + delayed, key))
+            let mut left = Left { jobs: running + delayed, told: delayed == 0, ..Left::default() };
+            let is_little = usize::try_from(delayed).is_ok_and(|delayed| delayed <= PAGES.0);
+            if delayed > 0 && (is_little || pages > 1) {
+                self.look(&mut left, pages, enough).await?;
+            }
+            if left.held == left.jobs && left.keys.len() <= LOOKED_AT.0 {
+                left.money = self.only_money_helps(&left.keys).await?;
+            }
+            Ok(left)
         };
         let mut phase = self.phase.clone();
         tokio::select! {
             biased;
             _ = phase.changed() => None,
-            counted = counting => Some(counted),
+            left = looking => Some(left),
         }
+    }
+
+    /// Looks at what the jobs wait for that do.
+    async fn look(&self, left: &mut Left, mut pages: usize, enough: fn(&Left) -> bool) -> Result<()> {
+        let end = Instant::now() + LOOKED_AT.1;
+        for (queue, _) in &self.desk.settings.queues {
+            let states = vec![State::Queued, State::Scheduled, State::Retrying];
+            let filter = JobFilter { queue: Some(queue.clone()), states, ..JobFilter::default() };
+            let mut cursor = None;
+            loop {
+                if pages == 0 || enough(left) || Instant::now() >= end {
+                    return Ok(());
+                }
+                let page = match self.broker.ledger().list(&filter, cursor.as_deref(), PAGES.0).await {
+                    Err(error) if error.kind() == Kind::Unsupported => return Ok(()),
+                    page => page?,
+                };
+                pages -= 1;
+                left.told |= !page.items.is_empty();
+                page.items.into_iter().filter_map(|job| job.hold).for_each(|hold| left.note(&hold));
+                cursor = page.next;
+                if cursor.is_none() {
+                    break;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Leaves what all waits for this key of money.
@@ -103,36 +161,17 @@ impl Intake {
         self.retries_until.is_some_and(|until| until >= Timestamp::now())
     }
 
-    /// What all of so many delayed jobs wait for, one of its keys, if that is money which is not there, or a person.
-    async fn only_money_helps(&self, delayed: u64) -> Result<Option<String>> {
-        if delayed == 0 || delayed > LOOKED_AT.0 {
-            return Ok(None);
-        }
-        let ledger = self.broker.ledger();
-        let (mut keys, mut found) = (BTreeSet::new(), 0);
-        for (queue, _) in &self.desk.settings.queues {
-            let filter = JobFilter { queue: Some(queue.clone()), states: vec![State::Queued], ..JobFilter::default() };
-            let page = match ledger.list(&filter, None, usize::try_from(LOOKED_AT.0).unwrap_or(usize::MAX)).await {
-                Err(error) if error.kind() == Kind::Unsupported => return Ok(None),
-                page => page?,
-            };
-            for hold in page.items.into_iter().filter_map(|job| job.hold) {
-                keys.insert(hold.limit_key());
-                found += 1;
-            }
-        }
-        if found != delayed || keys.len() > LOOKED_AT.1 {
-            return Ok(None);
-        }
+    /// One of the keys, if each stands for money that is not there, or for a person.
+    async fn only_money_helps(&self, keys: &BTreeSet<String>) -> Result<Option<String>> {
         let named = |held: Vec<Held>| held.into_iter().map(|held| held.key).collect::<BTreeSet<_>>();
         let (held, spent) = (named(self.desk.limits.held()), named(self.desk.limits.spent()));
         for key in keys.difference(&spent) {
             // What something else holds here as well may go on without a person.
-            if held.contains(key) || look(ledger, key).await?.is_none_or(|view| view.lacks.is_none()) {
+            if held.contains(key) || look(self.broker.ledger(), key).await?.is_none_or(|view| view.lacks.is_none()) {
                 return Ok(None);
             }
         }
-        Ok(keys.pop_first())
+        Ok(keys.first().cloned())
     }
 
     /// Why a worker that leaves by itself does so, if there is no money for any job of these lanes, which are ready: nothing
@@ -184,6 +223,29 @@ impl Waits {
     }
 }
 
+impl Left {
+    /// One more waits for this.
+    fn note(&mut self, hold: &HoldKey) {
+        self.held += 1;
+        self.flex |= hold.flex().is_some();
+        if self.keys.len() <= LOOKED_AT.0 {
+            self.keys.insert(hold.limit_key());
+        }
+    }
+
+    /// In words, what is not among `names`; all that holds jobs back here if nobody tells.
+    fn waits_for(&self, held: &[Held], names: &BTreeSet<String>) -> Vec<String> {
+        if !self.told {
+            return held.iter().filter(|held| !names.contains(&held.key)).map(told).collect();
+        }
+        let of = |key: &String| match HoldKey::of_limit(key).flex() {
+            Some(tier) => format!("room in the flex tier of {tier}"),
+            None => held.iter().find(|held| held.key == *key).map_or_else(|| key.clone(), told),
+        };
+        self.keys.difference(names).map(of).collect()
+    }
+}
+
 /// A key with what is said of it.
 fn told(held: &Held) -> String {
     format!("{} ({})", held.key, held.detail)
@@ -209,6 +271,8 @@ fn leaving(key: &str, detail: &str, to_mend: bool) -> StopReason {
 
 #[cfg(test)]
 mod tests {
+    use promptq_common::outcome::FailureClass;
+
     use super::*;
 
     #[test]
@@ -223,5 +287,31 @@ mod tests {
         assert!(!told(&[], 30) && !told(&["acme"], 20), "a limit that opens for a moment");
         assert!(told(&["acme", "queue b"], 1) && told(&["acme"], 1));
         assert!(told(&["acme"], 60));
+    }
+
+    #[test]
+    fn what_the_jobs_wait_for_that_are_left_is_named_and_nothing_else() {
+        let held = |key: &str| Held {
+            key: key.into(),
+            class: FailureClass::Throttled,
+            detail: "said so".into(),
+            since: Timestamp::now(),
+            until: Timestamp::now(),
+            probing: false,
+            cap: None,
+            spent: false,
+            to_mend: false,
+        };
+        let held = ["acme", "idle", "lane"].map(held);
+        let names = BTreeSet::from(["lane".to_owned()]);
+        let mut left = Left::default();
+        assert_eq!(left.waits_for(&held, &names), ["acme (said so)", "idle (said so)"], "nobody tells of what waits");
+        left.told = true;
+        assert!(left.waits_for(&held, &names).is_empty(), "it is scheduled");
+        for hold in ["limit:acme", "limit:flex:acme/m", "limit:lane", "batch:b"] {
+            left.note(&hold.parse().unwrap());
+        }
+        let said = left.waits_for(&held, &names).join("; ");
+        assert_eq!(said, "acme (said so); batch:b; room in the flex tier of acme/m");
     }
 }

@@ -77,6 +77,34 @@ async fn a_worker_told_to_run_once_is_done_where_other_jobs_are_left_too() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn whether_money_alone_is_missing_is_no_guess_however_many_jobs_are_left() {
+    let later = Timestamp::now() + Duration::from_secs(86_400);
+    for (once, scheduled, reason) in [
+        (true, true, StopReason::Once),
+        (true, false, StopReason::Broke),
+        (false, true, StopReason::Idle),
+        (false, false, StopReason::Broke),
+    ] {
+        let mut rig = rig();
+        half(&mut rig, "m");
+        rig.settings.once = once;
+        rig.settings.exit_when_idle = (!once).then_some(Duration::from_secs(1));
+        let over = (0..20).map(|_| bounded("m", "b", 1_000, capped("0.0475")));
+        let many = (0..2_000).map(|_| Job {
+            not_before: scheduled.then_some(later),
+            ..bounded("m", if scheduled { "c" } else { "b" }, 1_000, capped("0.0475"))
+        });
+        for some in over.chain(many).collect::<Vec<_>>().chunks(1_000) {
+            put(&rig, some).await;
+        }
+        rig.start();
+        let drained = rig.left().await;
+        assert_eq!(drained.reason, reason, "once: {once}, scheduled: {scheduled}");
+        assert_eq!(drained.exit_code(), if scheduled { 0 } else { 9 });
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_worker_leaves_what_waits_for_a_price_as_it_does_what_waits_for_money() {
     let mut rig = rig();
     rig.settings.prices = Prices::new([], BTreeMap::new());

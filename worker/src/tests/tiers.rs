@@ -3,7 +3,7 @@
 
 use std::sync::atomic::AtomicBool;
 
-use promptq_common::broker::HoldKey;
+use promptq_common::broker::{HoldKey, Verdict};
 use promptq_common::job::Extras;
 use promptq_common::outcome::Detail;
 use promptq_common::price::{Price, Prices};
@@ -137,6 +137,92 @@ async fn jobs_that_wait_for_flex_room_are_leased_one_after_another_and_woken_tog
     let began = tokio::time::Instant::now();
     assert_eq!(rig.ends(&ids).await, [End::Succeeded; 2_000]);
     assert!(began.elapsed() < Duration::from_secs(90), "not by their turns: {:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_starts_leases_what_waits_for_flex_room_by_its_turns() {
+    let (mut rig, ..) = rig(429);
+    let jobs: Vec<_> = (0..2_000).map(|n| flex(&format!("early {n}"), 20 * HOUR)).collect();
+    for some in jobs.chunks(1_000) {
+        rig.broker.enqueue(some).await.unwrap();
+    }
+    rig.start();
+    sleep(10 * MINUTE).await;
+    rig.drain().await;
+    (rig.stop, rig.settings.worker) = (Stop::new(), WorkerId::random("w"));
+    rig.start();
+    sleep(Duration::from_secs(10)).await;
+    let drained = rig.drain().await;
+    assert!(drained.finished.released < 300, "all of them were woken: {drained:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_leaves_when_idle_stays_for_turns_that_another_gave() {
+    let (mut rig, _, full) = rig(429);
+    full.store(false, Ordering::SeqCst);
+    rig.broker.enqueue(&[flex("early", 20 * HOUR)]).await.unwrap();
+    let wait = Verdict::Release { after: 5 * MINUTE, hold: Some(HoldKey::of_flex("acme/m")) };
+    lease_as(&rig, &WorkerId::random("other")).await.lease.settle(wait).await.unwrap();
+    rig.settings.exit_when_idle = Some(Duration::from_secs(1));
+    rig.start();
+    let drained = rig.left().await;
+    assert_eq!((drained.reason, drained.finished.succeeded), (StopReason::Idle, 1), "longer than a lease");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_was_told_to_wait_for_flex_room_asks_when_another_has_found_some() {
+    let (mut rig, full) = (Rig::new(), Arc::new(AtomicBool::new(true)));
+    let (seen, first) = (Arc::clone(&full), rig.settings.worker.clone());
+    rig.runs(
+        "m",
+        Scripted::new("acme/m", move |_, cx| {
+            if !seen.load(Ordering::SeqCst) {
+                return Play::Answer("ok".into());
+            }
+            // One is told to come back in ten minutes, the other nothing.
+            let retry_after = (cx.worker == first).then_some(10 * MINUTE);
+            let no_room = Failure::new(FailureClass::Capacity, "resource_unavailable", "no room");
+            Play::Fail(Failure { status_code: Some(429), retry_after, ..no_room })
+        }),
+    );
+    let jobs: Vec<_> = (0..2_000).map(|n| flex(&format!("early {n}"), 20 * HOUR)).collect();
+    for some in jobs.chunks(1_000) {
+        rig.broker.enqueue(some).await.unwrap();
+    }
+    rig.start();
+    (rig.board, rig.settings.worker) = (Board::new(), WorkerId::random("w"));
+    rig.start();
+    sleep(2 * MINUTE).await;
+    full.store(false, Ordering::SeqCst);
+    let began = tokio::time::Instant::now();
+    let ids: Vec<_> = jobs.iter().map(|job| job.id).collect();
+    assert_eq!(rig.ends(&ids).await, [End::Succeeded; 2_000]);
+    assert!(began.elapsed() < 2 * MINUTE, "put away again by the one that was not told: {:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_of_calls_that_began_before_the_tier_was_full_wake_nobody() {
+    let mut rig = Rig::new();
+    let no_room = Failure::new(FailureClass::Capacity, "resource_unavailable", "no room");
+    let no_room = Failure { status_code: Some(429), retry_after: Some(10 * MINUTE), ..no_room };
+    let runner = rig.runs(
+        "m",
+        Scripted::new("acme/m", move |job, _| match &job.work.input {
+            Input::Prompt(prompt) if prompt.text.starts_with("slow") => Play::After(Duration::from_secs(30)),
+            Input::Prompt(_) | Input::Request { .. } => Play::Fail(no_room.clone()),
+        }),
+    );
+    let slow: Vec<_> = (0..4).map(|n| flex(&format!("slow {n}"), 20 * HOUR)).collect();
+    rig.broker.enqueue(&slow).await.unwrap();
+    rig.start();
+    rig.until(async || runner.running() == 4).await;
+    let others: Vec<_> = (0..50).map(|n| flex(&format!("other {n}"), 20 * HOUR)).collect();
+    rig.broker.enqueue(&others).await.unwrap();
+    rig.ends(&slow.iter().map(|job| job.id).collect::<Vec<_>>()).await;
+    let before = runner.started();
+    sleep(MINUTE).await;
+    assert_eq!(rig.faults.woken.load(Ordering::SeqCst), 0);
+    assert_eq!(runner.started(), before);
 }
 
 #[tokio::test(start_paused = true)]

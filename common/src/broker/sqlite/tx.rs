@@ -341,6 +341,7 @@ impl Tx<'_> {
     }
 }
 
+/// What is taken back as of unknown cost, an earlier build may not have counted.
 fn flush_batch(conn: &Connection, id: i64, change: &BatchChange) -> rusqlite::Result<()> {
     let [queued, delayed, running, succeeded, dead, stopped, expired] = change.stages;
     let [input, output, cached, reasoning] = change.tokens;
@@ -349,7 +350,7 @@ fn flush_batch(conn: &Connection, id: i64, change: &BatchChange) -> rusqlite::Re
          succeeded = succeeded + ?6, dead = dead + ?7, stopped = stopped + ?8, expired = expired + ?9,
          jobs = jobs + ?10, input_tokens = input_tokens + ?11, output_tokens = output_tokens + ?12,
          cached_tokens = cached_tokens + ?13, reasoning_tokens = reasoning_tokens + ?14, cost = cost + ?15,
-         cost_known = cost_known + ?16, cost_unknown = cost_unknown + ?17, last = max(last, ?18) WHERE id = ?1",
+         cost_known = cost_known + ?16, cost_unknown = max(0, cost_unknown + ?17), last = max(last, ?18) WHERE id = ?1",
     )?
     .execute(params![
         id,

@@ -12,7 +12,7 @@ use super::counts::assert_true;
 use super::{BatchName, End, Job, LEASE, Sqlite, Verdict, attempt, ending, envelope, job, jobs, open, queue};
 use super::{subscribe, used, want};
 use crate::broker::backend::{Backend as _, Claim, Head, LeaseId, Retention};
-use crate::broker::{Envelope, WorkerId};
+use crate::broker::{Envelope, HoldKey, WorkerId};
 use crate::ledger::{Asked, Claims, Ledger as _, Opened, Raised, Registered};
 use crate::record::{Record, State};
 use crate::time::Timestamp;
@@ -203,4 +203,21 @@ async fn an_empty_queue_stands_while_it_is_said_to_be_used() {
     let mut message = envelope(&job(0)).unwrap();
     message.head.created_at = Timestamp::from_millis(message.head.created_at.as_millis() - 1_000);
     assert_eq!(told(&sqlite, &message.head, LEASE).await.1.claim, Claim::Ended(State::Cancelled));
+}
+
+#[tokio::test]
+async fn what_a_released_message_waits_for_is_told_while_it_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let sqlite = open(folder.path()).await;
+    let message = message(0);
+    let hold = Some(HoldKey::of_flex("acme/m"));
+    for (after, waits_for) in [(LEASE, &hold), (Duration::ZERO, &None)] {
+        let (lease, opened) = told(&sqlite, &message.head, LEASE).await;
+        assert_eq!(opened.claim, Claim::Fresh { deaths: 0 });
+        let release = Verdict::Release { after, hold: hold.clone() };
+        sqlite.settle(&message.head, lease, &release, None).await.unwrap();
+        let seen = sqlite.fetch(&[message.head.id]).await.unwrap().remove(0).unwrap();
+        assert_eq!((seen.state, &seen.hold), (State::Queued, waits_for));
+    }
+    assert_eq!(sqlite.payload(message.head.id).await.unwrap(), None, "so nobody can tell until when");
 }

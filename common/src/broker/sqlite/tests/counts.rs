@@ -11,6 +11,8 @@ use super::{attempt, subscribe, used, want};
 use crate::broker::HoldKey;
 use crate::broker::backend::{Backend as _, Retention, Settled, Source};
 use crate::job::JobId;
+use crate::ledger::Ledger as _;
+use crate::outcome::Usd;
 use crate::time::Timestamp;
 
 /// What a lane's or batch's counters say, minus what the rows say: everything must be zero.
@@ -189,4 +191,32 @@ async fn a_late_success_of_a_dropped_job_is_counted_once() {
     assert_true(&watch, 0);
     assert_eq!(late.hold.settle(&used(ending(&late, End::Succeeded))).await.unwrap(), Settled::Kept);
     assert_true(&watch, 1);
+}
+
+#[tokio::test]
+async fn an_unknown_cost_that_an_earlier_build_did_not_count_is_not_taken_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let sqlite = open(folder.path()).await;
+    let name = BatchName::new("x").unwrap();
+    let put = async || {
+        let sent = Job { batch: Some(name.clone()), ..job(0) };
+        sqlite.enqueue(vec![envelope(&sent).unwrap()]).await.unwrap();
+    };
+    let unknown = async || sqlite.batch(&name).await.unwrap().unwrap().cost_unknown;
+    put().await;
+    let mut slow = subscribe(&sqlite, "slow", Duration::from_millis(30)).await;
+    let late = slow.next(&want(1)).await.unwrap().deliveries.pop().unwrap();
+    let mut other = subscribe(&sqlite, "other", LEASE).await;
+    let dead = other.next(&want(1)).await.unwrap().deliveries.pop().expect("the lease ran out");
+    dead.hold.settle(&used(ending(&dead, End::Dead))).await.unwrap();
+    assert_eq!(unknown().await, 1);
+    let file = Connection::open(folder.path().join("q.db")).unwrap();
+    file.execute("UPDATE batch SET cost_unknown = 0", []).unwrap();
+    let Verdict::End(mut record) = used(ending(&late, End::Succeeded)) else { unreachable!() };
+    record.history.cost = Some(Usd::from_nanos(1));
+    assert_eq!(late.hold.settle(&Verdict::End(record)).await.unwrap(), Settled::Kept);
+    put().await;
+    let next = other.next(&want(1)).await.unwrap().deliveries.pop().unwrap();
+    next.hold.settle(&used(ending(&next, End::Dead))).await.unwrap();
+    assert_eq!(unknown().await, 1, "it was below 0");
 }

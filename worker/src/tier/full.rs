@@ -1,24 +1,16 @@
-//! From the flex tier to the standard one. A job that asks for flex, costs less there and may be told that there is no room.
-//! It waits for some, under one hold key with the others that do; once its deadline is near its call asks for no tier.
+//! The limit keys whose flex tier had no room: who of the jobs that ask for it may ask again, and when the others come.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use promptq_common::job::Job;
-use promptq_common::outcome::{Failure, FailureClass, Outcome};
+use promptq_common::outcome::Failure;
 use promptq_common::time::Timestamp;
-use promptq_common::work::{Input, Work};
-use serde::Deserialize;
-use serde_json::value::RawValue;
 use tokio::time::Instant;
 
-use crate::asked::Asked;
-use crate::provider::request::replaced;
-use crate::size::parameters;
+use super::{flex, is_full, spare, standard};
 
-/// Beside an attempt: two of the longest waits.
-const MARGIN: Duration = Duration::from_secs(120);
 /// The first and the longest wait for room in the flex tier of a limit key, of which nobody named a time.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// Keys remembered whose flex tier had no room, and for how long: that is also the longest wait that is named and kept.
@@ -30,63 +22,9 @@ const SPREAD: Duration = Duration::from_secs(600);
 /// Once calls were served for so long, or for as long as the last wait was, and none refused, all that wait are woken: room
 /// for one call alone would have all of them leased in vain.
 const SETTLED: Duration = Duration::from_secs(5);
-
-/// What the attempts of a job say that was sent to the standard tier.
-pub(crate) const MOVED: &str = "moved from the flex to the standard tier: the deadline is near";
-
-/// Until when a job may wait for the flex tier: then there is time for one attempt by its whole timeout, and for two
-/// minutes. At least the first half of the time that it has.
-pub fn waits_until(job: &Job) -> Timestamp {
-    let half = job.deadline.since(job.created_at) / 2;
-    job.deadline - job.policy.timeout.saturating_add(MARGIN).min(half)
-}
-
-/// How long that is yet.
-fn spare(job: &Job, now: Timestamp) -> Duration {
-    waits_until(job).since(now)
-}
-
-/// The same job without a word of a tier, if it asks for flex.
-pub(crate) fn standard(job: &Job) -> Option<Box<Job>> {
-    let plain = replaced(parameters(&job.work), flex(&job.work)?, &serde_json::Value::Null)?;
-    let mut work = job.work.clone();
-    match &mut work.input {
-        Input::Prompt(prompt) => prompt.params = plain,
-        Input::Request { body, .. } => *body = plain,
-    }
-    Some(Box::new(Job { work, ..job.clone() }))
-}
-
-/// The place in its body where a job asks for flex; `None` of others, and where it says its tier twice.
-fn flex(work: &Work) -> Option<&str> {
-    #[derive(Deserialize)]
-    struct Said<'a> {
-        #[serde(borrow, alias = "serviceTier")]
-        service_tier: &'a RawValue,
-    }
-    let body = parameters(work);
-    if !body.to_ascii_lowercase().contains("flex") || Asked::of(work)?.tier()? != "flex" {
-        return None;
-    }
-    let said: Said<'_> = serde_json::from_str(body).ok()?;
-    Some(said.service_tier.get())
-}
-
-/// Whether somebody answered that there is no room now; who cannot be reached says nothing of a tier.
-fn is_full(failure: &Failure) -> bool {
-    failure.class == FailureClass::Capacity && matches!(failure.status_code, Some(429 | 498 | 503 | 529))
-}
-
-/// What the limits of a key hear in place of what came of a call. That the flex tier is full says nothing of the key's other
-/// calls: whoever says so is there, and served nothing.
-pub(crate) fn heard(job: &Job, outcome: &Outcome) -> Option<Outcome> {
-    let Outcome::Failure(failure) = outcome else { return None };
-    if !is_full(failure) || !matches!(failure.status_code, Some(429 | 498)) {
-        return None;
-    }
-    flex(&job.work)?;
-    Some(Outcome::Failure(Failure { class: FailureClass::Fatal, retry_after: None, ..failure.clone() }))
-}
+/// Jobs that come so many within such a time have not come by their turns: another worker has found room and woken them, or
+/// they are new, or very many.
+const RUSH: (u32, Duration) = (50, Duration::from_secs(1));
 
 /// The limit keys whose flex tier had no room lately.
 #[derive(Debug, Default)]
@@ -98,8 +36,12 @@ struct Shut {
     until: Instant,
     pause: Duration,
     probing: bool,
+    /// When a job was refused last.
+    since: Instant,
     /// The last turn that a waiting job was given.
     turn: Instant,
+    /// How many were given a turn within the [`RUSH`] that began then.
+    given: (Instant, u32),
     /// Since when calls are served, and whether those that wait were woken since.
     served: Option<(Instant, bool)>,
 }
@@ -115,6 +57,20 @@ impl Shut {
         let turn = self.turn.max(self.until) + step;
         self.turn = turn.min(last);
         if turn < last { turn - now } else { self.until + SPREAD.mul_f64(rand::random()) - now }
+    }
+
+    /// Whether another job may ask before it is time: once in the longest wait, in a rush.
+    fn is_rush(&mut self, now: Instant) -> bool {
+        let (begun, given) = &mut self.given;
+        if now >= *begun + RUSH.1 {
+            (*begun, *given) = (now, 0);
+        }
+        *given += u32::from(now >= *begun);
+        let is_rush = *given >= RUSH.0 && !self.probing;
+        if is_rush {
+            self.given = (now + PAUSE.1, 0);
+        }
+        is_rush
     }
 }
 
@@ -142,10 +98,10 @@ impl Full {
         }
         let (now, mut known) = (Instant::now(), self.known());
         let Some(shut) = known.get_mut(key).filter(|shut| shut.served.is_none()) else { return Turn::As };
-        if now < shut.until {
+        if now < shut.until && !shut.is_rush(now) {
             return Turn::Wait(shut.next_turn(now).min(spare));
         }
-        (shut.until, shut.probing) = (now + shut.pause, true);
+        (shut.until, shut.probing) = (shut.until.max(now + shut.pause), true);
         Turn::As
     }
 
@@ -176,9 +132,10 @@ impl Full {
         if known.len() >= REMEMBERED.0 && !known.contains_key(key) {
             return (least, least);
         }
-        let shut = Shut { until: now, pause: PAUSE.0, probing: false, turn: now, served: None };
+        let (pause, given) = (PAUSE.0, (now, 0));
+        let shut = Shut { until: now, pause, probing: false, since: now, turn: now, given, served: None };
         let shut = known.entry(key.to_owned()).or_insert(shut);
-        shut.served = None;
+        (shut.since, shut.served) = (now, None);
         if std::mem::take(&mut shut.probing) {
             shut.pause = (shut.pause * 2).min(PAUSE.1);
         }
@@ -186,12 +143,13 @@ impl Full {
         (shut.until - now, shut.next_turn(now))
     }
 
-    /// A job was answered that was called as it is.
-    pub(crate) fn served(&self, job: &Job, key: &str) {
+    /// A job was answered that was called as it is. A call that had begun before another was refused tells of the room
+    /// there was then.
+    pub(crate) fn served(&self, job: &Job, key: &str, begun: Instant) {
         if !self.is_shut(key) || flex(&job.work).is_none() {
             return;
         }
-        if let Some(shut) = self.known().get_mut(key) {
+        if let Some(shut) = self.known().get_mut(key).filter(|shut| begun >= shut.since) {
             shut.probing = false;
             shut.served.get_or_insert((Instant::now(), false));
         }
@@ -225,56 +183,11 @@ impl Full {
 
 #[cfg(test)]
 mod tests {
-    use promptq_common::job::Queue;
-    use promptq_common::work::{Prompt, Work};
+    use promptq_common::outcome::{FailureClass, Outcome};
 
+    use super::super::tests::asks;
+    use super::super::{MARGIN, heard};
     use super::*;
-
-    fn asks(body: &str) -> Job {
-        let input = Input::Request { url: "/v1/chat/completions".into(), body: body.into() };
-        Job::new(Queue::standard(), Work { model: None, input })
-    }
-
-    #[test]
-    fn only_the_tier_of_a_job_that_asks_for_flex_is_taken_out() {
-        let body = |text: &str| standard(&asks(text)).map(|job| parameters(&job.work).to_owned());
-        for (asked, sent) in [
-            (
-                r#"{"service_tier": "flex","seed":12345678901234567890.0}"#,
-                r#"{"service_tier": null,"seed":12345678901234567890.0}"#,
-            ),
-            (r#"{"n":1,"serviceTier":"FLEX"}"#, r#"{"n":1,"serviceTier":null}"#),
-        ] {
-            assert_eq!(body(asked).as_deref(), Some(sent));
-        }
-        for other in [
-            r#"{"service_tier":"priority","messages":[{"content":"flex"}]}"#,
-            r#"{"messages":[{"content":"flex","service_tier":"flex"}]}"#,
-            r#"{"service_tier":"auto","service_tier":"flex"}"#,
-            r#"{"service_tier":null,"user":"flex"}"#,
-            "flex",
-        ] {
-            assert_eq!(body(other), None, "{other}");
-        }
-        let params = r#"{"service_tier":"flex"}"#.to_owned();
-        let prompt = Input::Prompt(Prompt { text: "flex".into(), system: None, params });
-        let moved = standard(&Job::new(Queue::standard(), Work { model: None, input: prompt })).unwrap();
-        assert_eq!(parameters(&moved.work), r#"{"service_tier":null}"#);
-    }
-
-    #[test]
-    fn a_job_may_wait_until_one_attempt_fits_before_its_deadline() {
-        let now = Timestamp::from_millis(1_000_000_000);
-        let spare = |span: u64, left: u64| {
-            let mut job = Job { deadline: now + Duration::from_secs(left), ..asks("{}") };
-            job.created_at = Timestamp::from_millis(job.deadline.as_millis() - i64::try_from(span).unwrap() * 1_000);
-            job.policy.timeout = Duration::from_secs(600);
-            spare(&job, now).as_secs()
-        };
-        let day = 86_400;
-        assert_eq!([spare(day, 720), spare(day, 721)], [0, 1], "the timeout and two minutes");
-        assert_eq!([spare(600, 300), spare(600, 301), spare(600, 0)], [0, 1, 0], "half of a short time");
-    }
 
     /// A job that asks for flex and has no time, or a day.
     fn flex(is_late: bool) -> Job {
@@ -303,7 +216,7 @@ mod tests {
             assert!(matches!(full.refused(&job, "k", (&refused, Duration::ZERO)), Turn::Moved(_)), "{status}");
             let heard = heard(&job, &Outcome::Failure(refused.clone()));
             assert_eq!(heard.is_some(), status != 503, "a whole endpoint that has too much to do is no tier's affair");
-            assert!(super::heard(&asks("{}"), &Outcome::Failure(refused)).is_none());
+            assert!(super::super::heard(&asks("{}"), &Outcome::Failure(refused)).is_none());
         }
         assert!(matches!(full.turn(&job, "k"), Turn::Moved(_)));
         assert!(matches!((full.turn(&job, "other"), full.turn(&asks("{}"), "k")), (Turn::As, Turn::As)));
@@ -328,9 +241,9 @@ mod tests {
         assert_eq!(waits, [2, 4, 8, 16, 32, 60, 60, 60]);
         let named = Failure { retry_after: Some(Duration::from_secs(3_600)), ..refusal };
         assert_eq!(refused(&named), 600);
-        full.served(&asks("{}"), "k");
+        full.served(&asks("{}"), "k", Instant::now());
         assert!(matches!(full.turn(&job, "k"), Turn::Wait(_)));
-        full.served(&job, "k");
+        full.served(&job, "k", Instant::now());
         assert!(matches!(full.turn(&job, "k"), Turn::As));
     }
 
@@ -343,7 +256,9 @@ mod tests {
     async fn jobs_have_their_turns_one_after_another_and_all_of_them_within_ten_minutes() {
         let (full, job, refusal) = (Full::default(), flex(false), failure(FailureClass::Capacity, Some(429)));
         let opens = waits(&full.refused(&job, "k", (&refusal, Duration::ZERO)));
-        let turns: Vec<_> = (0..100).map(|_| waits(&full.turn(&job, "k"))).collect();
+        let mut turns: Vec<_> = (0..101).map(|_| full.turn(&job, "k")).collect();
+        assert!(matches!(turns.remove(49), Turn::As), "in a rush one asks");
+        let turns: Vec<_> = turns.iter().map(waits).collect();
         assert!(turns.is_sorted() && turns[0] > opens && turns[0] < opens + STEP * 4, "{turns:?}");
         assert!((50..=150).contains(&(turns[99].saturating_sub(opens).as_millis() / STEP.as_millis())), "{turns:?}");
         let mut by_second = vec![0; 602];
@@ -368,7 +283,7 @@ mod tests {
             let wait = waits(&full.refused(&job, "k", (&refusal, Duration::ZERO)));
             tokio::time::advance(wait).await;
             assert!(matches!(full.turn(&job, "k"), Turn::As), "one asks");
-            full.served(&job, "k");
+            full.served(&job, "k", Instant::now());
             assert!(matches!(full.turn(&job, "k"), Turn::As), "and others that come may go");
             tokio::time::advance(room).await;
             assert_eq!(full.take_opened().len(), usize::from(room == second));
@@ -377,5 +292,46 @@ mod tests {
         assert!(full.take_opened().is_empty(), "they are woken already");
         assert!(matches!(full.turn(&job, "k"), Turn::As));
         assert!((1..3).contains(&waits(&full.refused(&job, "k", (&refusal, Duration::ZERO))).as_secs()));
+    }
+    #[tokio::test(start_paused = true)]
+    async fn the_late_answer_of_a_call_that_had_begun_before_opens_nothing() {
+        let (full, job, refusal) = (Full::default(), flex(false), failure(FailureClass::Capacity, Some(429)));
+        let second = Duration::from_secs(1);
+        let early = Instant::now();
+        tokio::time::advance(second).await;
+        let wait = waits(&full.refused(&job, "k", (&refusal, Duration::ZERO)));
+        tokio::time::advance(wait).await;
+        full.served(&job, "k", early);
+        assert!(matches!((full.turn(&job, "k"), full.turn(&job, "k")), (Turn::As, Turn::Wait(_))), "one asks");
+        let probe = Instant::now();
+        tokio::time::advance(second * 10).await;
+        full.served(&job, "k", early);
+        assert!(full.take_opened().is_empty(), "nobody is woken");
+        full.served(&job, "k", probe);
+        tokio::time::advance(second * 10).await;
+        assert_eq!(full.take_opened(), ["k"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_rush_of_jobs_that_another_worker_has_woken_has_one_ask_once_a_minute() {
+        let (here, there, job) = (Full::default(), Full::default(), flex(false));
+        let named = Some(Duration::from_secs(600));
+        let refusal = Failure { retry_after: named, ..failure(FailureClass::Capacity, Some(429)) };
+        for full in [&here, &there] {
+            full.refused(&job, "k", (&refusal, Duration::ZERO));
+        }
+        let calls = |full: &Full, jobs| (0..jobs).filter(|_| matches!(full.turn(&job, "k"), Turn::As)).count();
+        for _ in 0..100 {
+            assert_eq!(calls(&here, 10), 0, "ten in a second come by their turns");
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        assert_eq!(calls(&here, 5_000), 1);
+        here.refused(&job, "k", (&refusal, Duration::ZERO));
+        assert_eq!(calls(&here, 5_000), 0, "it has just asked");
+        tokio::time::advance(Duration::from_secs(61)).await;
+        assert_eq!(calls(&here, 49), 0);
+        assert_eq!(calls(&here, 5_000), 1);
+        here.served(&job, "k", Instant::now());
+        assert_eq!((calls(&here, 5_000), calls(&there, 49)), (5_000, 0), "each worker finds out by itself");
     }
 }
