@@ -80,7 +80,7 @@ async fn a_process_may_die_once_s3s_has_its_word() {
 /// What the pairs above leave out, each point at both passages: many minutes, so only when asked for, as the cases of
 /// `conformance/everywhere.rs` are.
 mod everywhere {
-    use super::*;
+    use super::{Arc, CRASH_POINTS, Carrier, FIRST, LATER, QueueType, S3, die_at_each, later};
 
     async fn die_twice_at_each(carrier: impl AsyncFn() -> Carrier) {
         die_at_each(CRASH_POINTS, FIRST, &carrier).await;
