@@ -81,8 +81,9 @@ async fn jobs_of_minutes_outlast_the_death_of_their_worker_too() {
     assert!(killed.elapsed() < lease + Duration::from_secs(2), "only after {:?}", killed.elapsed());
     all_succeed(&broker, 4, Duration::from_secs(400)).await;
     assert_eq!(stand.site.provider.calls().len(), 8, "one call more for each slot of the dead worker");
-    let swaps = seen(&watch).await;
-    assert!(swaps.len() == 4 && swaps.values().all(|count| (3..=14).contains(count)), "{:?}", swaps.values());
+    // Not told apart by job: a message that had to wait says until when.
+    let swaps: usize = seen(&watch).await.values().sum();
+    assert!((4 * 3..=4 * 14).contains(&swaps), "{swaps}");
     assert!(!stand.server.log().contains("PRECONDITION_FAILED"), "{}", stand.server.log());
     stand.is_empty().await;
     second.leaves();
