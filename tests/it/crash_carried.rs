@@ -37,8 +37,7 @@ async fn a_process_may_die_anywhere_on_quorum_queues() {
 
 #[tokio::test]
 async fn a_process_may_die_anywhere_later_on_quorum_queues() {
-    let again = |point: &&str| !ONCE.iter().any(|once| point.starts_with(once));
-    die_at_each(&points(again), LATER, async || Carrier::with_redis(QueueType::Quorum)).await;
+    die_at_each(&later(), LATER, async || Carrier::with_redis(QueueType::Quorum)).await;
 }
 
 #[tokio::test]
@@ -78,12 +77,55 @@ async fn a_process_may_die_once_s3s_has_its_word() {
     die_once_written(S3::s3s().await).await;
 }
 
+/// What the pairs above leave out, each point at both passages: many minutes, so only when asked for, as the cases of
+/// `conformance/everywhere.rs` are.
+mod everywhere {
+    use super::{Arc, CRASH_POINTS, Carrier, FIRST, LATER, QueueType, S3, die_at_each, later};
+
+    async fn die_twice_at_each(carrier: impl AsyncFn() -> Carrier) {
+        die_at_each(CRASH_POINTS, FIRST, &carrier).await;
+        die_at_each(&later(), LATER, &carrier).await;
+    }
+
+    #[tokio::test]
+    async fn classic_redis() {
+        die_twice_at_each(async || Carrier::with_redis(QueueType::Classic)).await;
+    }
+
+    #[tokio::test]
+    async fn quorum_sqlite() {
+        die_twice_at_each(async || Carrier::with_sqlite(QueueType::Quorum)).await;
+    }
+
+    #[tokio::test]
+    async fn classic_store() {
+        die_twice_at_each(async || Carrier::with_folder(QueueType::Classic)).await;
+    }
+
+    #[tokio::test]
+    async fn quorum_moto() {
+        let server = Arc::new(S3::moto().await);
+        die_twice_at_each(async || Carrier::with_bucket(QueueType::Quorum, &server).await).await;
+    }
+
+    #[tokio::test]
+    async fn quorum_s3s() {
+        let server = Arc::new(S3::s3s().await);
+        die_twice_at_each(async || Carrier::with_bucket(QueueType::Quorum, &server).await).await;
+    }
+}
+
 /// At the points where the ledger has been written and RabbitMQ has not been told.
 async fn die_once_written(server: S3) {
     let server = Arc::new(server);
     let written = points(|point| point.ends_with(".after_ledger") || point.ends_with(".after_raise"));
     assert!(written.len() >= 7, "{written:?}");
     die_at_each(&written, FIRST, async || Carrier::with_bucket(QueueType::Quorum, &server).await).await;
+}
+
+/// Those that are met more than once.
+fn later() -> Vec<&'static str> {
+    points(|point| !ONCE.iter().any(|once| point.starts_with(once)))
 }
 
 fn points(which: impl Fn(&&str) -> bool) -> Vec<&'static str> {

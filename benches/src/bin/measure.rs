@@ -42,7 +42,7 @@ enum Command {
     Chart { report: PathBuf },
     /// Prints the table of a report
     Table { report: PathBuf },
-    /// Measures what has nobody beside it: idle, redis-idle, redis-memory, rabbit-idle, rabbit-backlog
+    /// Measures what has nobody beside it: idle, redis-idle, redis-memory, rabbit-idle, rabbit-backlog, rabbit-store
     Single { parts: Vec<String> },
 }
 
@@ -96,8 +96,9 @@ async fn alone(parts: &[String]) -> anyhow::Result<()> {
             "redis-memory" => single::redis::memory(100_000).await?,
             "rabbit-idle" => single::rabbit::idle(100, Duration::from_secs(10)).await?,
             "rabbit-backlog" => single::rabbit::backlog(100_000, 1_000).await?,
+            "rabbit-store" => single::rabbit::over_a_store(300).await?,
             _ => anyhow::bail!(
-                "{part} is not known\n  hint: idle, redis-idle, redis-memory, rabbit-idle, rabbit-backlog"
+                "{part} is not known\n  hint: idle, redis-idle, redis-memory, rabbit-idle, rabbit-backlog, rabbit-store"
             ),
         };
         print!("{text}");

@@ -1,18 +1,29 @@
-//! What workers take while nothing comes, and what a backlog behind a closed lane
-//! costs the open one beside it.
+//! What workers take while nothing comes, what a backlog behind a closed lane costs the open one beside it, and how soon
+//! a job begins where the ledger is object storage.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use promptq_common::broker::{Broker, Want};
+use promptq_common::broker::{Beside, Broker, Want};
 use promptq_common::job::{Band, Job, Lane, ModelName, Queue};
+use promptq_common::store::Store;
 use promptq_common::work::Work;
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
-use super::idlers;
+use super::{ONE, idlers};
 use crate::account::Figure;
 use crate::library::{enqueue, subscribe, success};
 use crate::process::own_time;
 use crate::stage::{Hall, Kind};
+
+/// Jobs before the first that is measured.
+const WARM_UP: usize = 20;
+/// Between two jobs of an idle worker.
+const PAUSE: Duration = Duration::from_millis(40);
+/// Milliseconds from submit to start, beside a GET.
+const GOAL: f64 = 3.0;
 
 /// What the servers have to do for workers that have nothing to do, each connected by itself.
 pub async fn idle(workers: usize, length: Duration) -> anyhow::Result<String> {
@@ -53,6 +64,60 @@ pub async fn backlog(closed: usize, open: usize) -> anyhow::Result<String> {
         "{open} jobs of an open lane: {alone} s alone, {beside} s beside {closed} in a closed one; ratio of medians {:.2}\n",
         beside.median / alone.median
     ))
+}
+
+/// From before a submit to the start, one job at a time in an idle worker, with a folder as object storage for the ledger;
+/// and what it takes to read an object there.
+pub async fn over_a_store(jobs: usize) -> anyhow::Result<String> {
+    let mut text = String::new();
+    for kind in [Kind::Quorum, Kind::Classic] {
+        let (hall, folder) = (Hall::open(kind), TempDir::new()?);
+        let servers = hall.stage()?;
+        let store = Store::open(&format!("file://{}", folder.path().display())).await?;
+        let mut access = servers.access()?;
+        access.beside = Beside::Store(store.clone());
+        let (broker, worker) = (Broker::connect(&access).await?, Broker::connect(&access).await?);
+        let (tell, mut told) = mpsc::channel(1);
+        let mut hands = JoinSet::new();
+        hands.spawn(async move { begin(&worker, &tell).await });
+        let (mut waits, mut reads) = (Vec::new(), Vec::new());
+        store.put("probe", vec![b'x'; 300]).await?;
+        for turn in 0..jobs + WARM_UP {
+            tokio::time::sleep(PAUSE).await;
+            let asked = Instant::now();
+            enqueue(&broker, &[Job::new(Queue::standard(), Work::prompt(Some("mock"), "hi"))]).await?;
+            let wait = told.recv().await.context("the worker broke off")?.duration_since(asked);
+            let asked = Instant::now();
+            ensure!(store.get("probe", 1_000).await?.is_some(), "it was put there");
+            if turn >= WARM_UP {
+                waits.push(wait.as_secs_f64() * 1e3);
+                reads.push(asked.elapsed().as_secs_f64() * 1e3);
+            }
+        }
+        let (wait, read) = (Figure::of(waits).context("there are jobs")?, Figure::of(reads).context("and reads")?);
+        text += &format!(
+            "{}, ledger in a folder, {jobs} jobs: idle submit to start p50 {wait} ms, a GET {read} ms; goal {:.2} ms\n",
+            kind.name(),
+            GOAL + read.median
+        );
+    }
+    Ok(text)
+}
+
+/// Takes one job after the other, tells when it may begin, and ends it.
+async fn begin(broker: &Broker, tell: &mpsc::Sender<Instant>) -> anyhow::Result<()> {
+    let mut consumer = subscribe(broker, &[Queue::standard()]).await?;
+    loop {
+        for delivery in consumer.next(&ONE).await?.deliveries {
+            delivery.lease.claim().await?;
+            delivery.open()?;
+            if tell.send(Instant::now()).await.is_err() {
+                return Ok(());
+            }
+            let verdict = success(&delivery, "positive");
+            delivery.lease.settle(verdict).await?;
+        }
+    }
 }
 
 async fn fill(broker: &Broker, model: &str, count: usize) -> anyhow::Result<()> {

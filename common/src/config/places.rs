@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf, absolute};
 use std::time::Duration;
 
+use percent_encoding::percent_decode_str;
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
@@ -13,6 +14,7 @@ use super::reader::Reader;
 use super::resolve::LONGEST;
 use super::{Broker, Ledger, Store};
 use crate::broker::{Durability, QueueType, Settings, default_path, is_local, sqlite_path};
+use crate::store::key_part;
 use crate::time::{format_duration, parse_duration};
 
 /// The most delay levels: each is a queue that every node of the server keeps a copy of.
@@ -230,7 +232,7 @@ fn beside(broker: &Address, sources: &Sources<'_>) -> Option<Address> {
     Address::new(&file_url(&PathBuf::from(file)).ok()?).ok()
 }
 
-/// One name for each server and database, however its address is written.
+/// One name for each server and database or virtual host, however its address is written.
 fn server_name(url: &Url) -> String {
     let (kind, port) = match url.scheme() {
         "amqps" => ("rabbitmq", 5_671),
@@ -238,8 +240,33 @@ fn server_name(url: &Url) -> String {
         _ => ("redis", 6_379),
     };
     let port = url.port().unwrap_or(port);
-    match url.path().trim_matches('/') {
-        "" | "0" => format!("{kind}-{port}"),
-        database => format!("{kind}-{port}-{}", database.replace('/', "%2F")),
+    let said = percent_decode_str(url.path().trim_matches('/')).decode_utf8_lossy();
+    let name = match kind {
+        "redis" => said.trim_start_matches('0'),
+        _ if said == "/" => "",
+        _ => &*said,
+    };
+    if name.is_empty() { format!("{kind}-{port}") } else { format!("{kind}-{port}-{}", key_part(name)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_has_one_name_however_its_address_is_written() {
+        let long = "x".repeat(255);
+        let name = |url: &str| server_name(&Url::parse(url).unwrap());
+        for (urls, expected) in [
+            (["amqp://h", "amqp://h/"], "rabbitmq-5672"),
+            (["amqp://h/%2f", "amqp://u:p@h:5672/%2F?heartbeat=5s"], "rabbitmq-5672"),
+            (["amqp://h/%2Fprod", "amqp://h/%2fpr%6fd"], "rabbitmq-5672-%2Fprod"),
+            (["amqp://h/0", "amqp://h/%30"], "rabbitmq-5672-0"),
+            (["redis://h", "redis://h/0"], "redis-6379"),
+            (["redis://h/3", "rediss://h/03"], "redis-6379-3"),
+        ] {
+            assert_eq!(urls.map(name), [expected; 2], "{urls:?}");
+        }
+        assert!(name(&format!("amqp://h/{long}")).len() < 200, "file systems take 255 bytes");
     }
 }

@@ -6,6 +6,7 @@ mod cancel;
 mod claims;
 mod end;
 mod enqueue;
+mod everywhere;
 mod lane;
 mod lease;
 mod ledger;
@@ -41,10 +42,11 @@ macro_rules! cases {
         on!(redis $($($area $case)*)*);
         on!(redis_flushed $($($area $case)*)*);
         on!(quorum_redis $($($area $case)*)*);
+        everywhere::list!(all $($($area $case)*)*);
     };
 }
 
-// The other pairs of queues and ledgers meet in the same few calls: some of each kind.
+// The other pairs of queues and ledgers meet in the same few calls: some of each kind. All of them are `everywhere.rs`.
 macro_rules! some {
     ($($backend:ident)*) => {$(
         on!(
@@ -108,9 +110,15 @@ in_buckets! {
     admin queues_are_listed_by_name_with_their_depth
 }
 
+macro_rules! of_a_store {
+    ($($area:ident $case:ident)*) => {
+        on!(quorum_store $($area $case)*);
+        everywhere::list!(of_a_store $($area $case)*);
+    };
+}
+
 // Those that ask for nothing which object storage does not promise.
-on!(
-    quorum_store
+of_a_store!(
     enqueue a_confirmed_job_is_delivered_once
     enqueue a_key_stays_known_after_the_job_ended
     enqueue a_batch_belongs_to_one_queue

@@ -41,7 +41,7 @@ async fn jobs_that_outlast_the_server_are_called_once() {
     assert_eq!(stand.host.queues().iter().filter(|queue| queue.name.starts_with("pq1.hold.")).count(), 0);
 }
 
-/// Hours in small: six minutes, run only when it is asked for, see ARCHITECTURE.md.
+/// Hours in small: six minutes, run only when asked for, see ARCHITECTURE.md.
 #[tokio::test(flavor = "multi_thread")]
 async fn jobs_of_minutes_outlast_a_server_that_waits_for_one() {
     let server = RabbitServer::start(Options::new().with("consumer_timeout = 60000"));
@@ -60,6 +60,33 @@ async fn jobs_of_minutes_outlast_a_server_that_waits_for_one() {
     stand.is_empty().await;
     full.leaves();
     with_room.leaves();
+}
+
+/// The same for nine minutes, in which a worker is killed whose messages have changed.
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_of_minutes_outlast_the_death_of_their_worker_too() {
+    let server = RabbitServer::start(Options::new().with("consumer_timeout = 60000"));
+    let stand = Stand::on(server, patience(60_000), 300_000).await;
+    let watch = stand.watch(&["publish.pq1.hold.#"]).await;
+    let broker = stand.broker().await;
+    put(&broker, &jobs(1..=4)).await;
+    let lease = Duration::from_secs(45);
+    let first = stand.site.worker(1, &stand.setup(4, lease));
+    swapped(&stand, 4).await;
+    let second = stand.site.worker(2, &stand.setup(4, lease));
+    until("the other is there", async || (broker.ledger().workers().await.unwrap().len() == 2).then_some(())).await;
+    drop(first);
+    let killed = Instant::now();
+    until("all are called again", async || (stand.site.provider.calls().len() == 8).then_some(())).await;
+    assert!(killed.elapsed() < lease + Duration::from_secs(2), "only after {:?}", killed.elapsed());
+    all_succeed(&broker, 4, Duration::from_secs(400)).await;
+    assert_eq!(stand.site.provider.calls().len(), 8, "one call more for each slot of the dead worker");
+    // Not told apart by job: a message that had to wait says until when.
+    let swaps: usize = seen(&watch).await.values().sum();
+    assert!((4 * 3..=4 * 14).contains(&swaps), "{swaps}");
+    assert!(!stand.server.log().contains("PRECONDITION_FAILED"), "{}", stand.server.log());
+    stand.is_empty().await;
+    second.leaves();
 }
 
 #[tokio::test(flavor = "multi_thread")]

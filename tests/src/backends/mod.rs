@@ -1,12 +1,12 @@
 //! One fresh broker per test, on each backend, and what the test may do to it. One more is named in `it/conformance/mod.rs`.
 
+mod carried;
 mod second;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use promptq_common::broker::amqp::QueueType;
 use promptq_common::broker::memory::Memory;
 use promptq_common::broker::redis::Redis;
 use promptq_common::broker::sqlite::Sqlite;
@@ -23,7 +23,6 @@ use tokio::time::Instant;
 use crate::carrier::Carrier;
 use crate::fixture::release;
 use crate::redis::{Options, RedisServer};
-use crate::s3::S3;
 use crate::steps::{PATIENCE, Worker, eventually, want};
 
 /// A lease short enough to be waited out.
@@ -119,49 +118,6 @@ impl Fixture {
         let home = Home::Redis { server, _flushing: flushing };
         let claims: Arc<dyn Claims> = Arc::clone(&redis) as Arc<dyn Claims>;
         Self::over(Arc::clone(&redis) as Arc<dyn Backend>, redis, Some(claims), home)
-    }
-
-    /// On RabbitMQ with quorum queues, and a Redis of its own beside it.
-    pub async fn quorum_redis() -> Self {
-        Self::on_rabbit(Carrier::with_redis(QueueType::Quorum)).await
-    }
-
-    /// On RabbitMQ with classic queues, and a ledger in a SQLite file beside it.
-    pub async fn classic_sqlite() -> Self {
-        Self::on_rabbit(Carrier::with_sqlite(QueueType::Classic)).await
-    }
-
-    /// On RabbitMQ with quorum queues, and a ledger in object storage (a folder), which is asked anew each time.
-    pub async fn quorum_store() -> Self {
-        Self::on_rabbit(Carrier::with_folder(QueueType::Quorum)).await
-    }
-
-    /// On RabbitMQ with quorum queues, and a ledger in a bucket of this server.
-    pub async fn quorum_s3(server: &Arc<S3>) -> Self {
-        Self::on_rabbit(Carrier::with_bucket(QueueType::Quorum, server).await).await
-    }
-
-    /// On RabbitMQ with quorum queues, and a ledger in a SQLite file beside it.
-    pub async fn quorum_sqlite() -> Self {
-        Self::on_rabbit(Carrier::with_sqlite(QueueType::Quorum)).await
-    }
-
-    /// On RabbitMQ with classic queues, and a Redis of its own beside it.
-    pub async fn classic_redis() -> Self {
-        Self::on_rabbit(Carrier::with_redis(QueueType::Classic)).await
-    }
-
-    async fn on_rabbit(carrier: Carrier) -> Self {
-        let (backend, claims) = carrier.connect().await;
-        // Made when it is first needed otherwise, which takes longer than cases wait that count in milliseconds.
-        backend.declare(&Queue::standard(), &[], false).await.expect("declares");
-        let ledger = Arc::clone(&claims) as Arc<dyn Ledger>;
-        Self {
-            broker: Broker::new(Arc::clone(&backend), ledger),
-            backend,
-            claims: Some(claims),
-            home: Home::Rabbit(Box::new(carrier)),
-        }
     }
 
     fn over(backend: Arc<dyn Backend>, ledger: Arc<dyn Ledger>, claims: Option<Arc<dyn Claims>>, home: Home) -> Self {

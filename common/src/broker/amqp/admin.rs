@@ -26,14 +26,6 @@ const KEPT: usize = 1_000;
 /// … and how much of what they hold: as much as a submission sends at once, eight times.
 const KEPT_BYTES: usize = 8 * PAGE_BYTES;
 
-/// Every lane of a queue.
-pub(super) async fn lanes(post: &Post, queue: &Queue) -> Result<Vec<Lane>> {
-    let models = topology::models(post.ledger(), queue).await?;
-    let models = models.into_iter().map(Some).chain([None]);
-    let lane = |model: &Option<_>, band| Lane { queue: queue.clone(), model: model.clone(), band };
-    Ok(models.flat_map(|model| Band::ALL.map(|band| lane(&model, band))).collect())
-}
-
 /// Whether a queue is not there for sure; and if it is not, whether no other is either.
 pub(super) async fn is_missing(post: &Post, queue: &Queue) -> Option<bool> {
     let lane = Lane { queue: queue.clone(), model: None, band: Band::Normal };
@@ -112,7 +104,7 @@ async fn delayed(post: &Post) -> Result<u64> {
 /// What the ledger says of a queue, with what waits in its lanes and in all delay queues.
 async fn counted(post: &Post, mut view: QueueView, (delayed, of_all): (u64, bool)) -> Result<QueueView> {
     let mut ready = 0;
-    for lane in lanes(post, &view.queue).await? {
+    for lane in topology::lanes(post.ledger(), &view.queue).await? {
         ready += u64::from(topology::ready(&post.link, &topology::lane_queue(&lane)).await?.unwrap_or(0));
     }
     view.depth = Depth { ready, delayed, delayed_of_all: of_all, oldest_ready: None, ..view.depth };
@@ -193,7 +185,7 @@ async fn resend(post: &Post, ids: Vec<JobId>) -> Result<()> {
 pub(super) async fn purge(post: &Post, queue: &Queue) -> Result<u64> {
     let mut ended = post.claims.purge(queue).await?;
     crate::crash_point!("amqp.purge.after_ledger");
-    for lane in lanes(post, queue).await? {
+    for lane in topology::lanes(post.ledger(), queue).await? {
         ended += drain(post, &lane).await?;
     }
     Ok(ended)

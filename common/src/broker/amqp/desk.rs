@@ -80,9 +80,14 @@ impl Item {
         if self.dead.is_none() {
             return post.park(self.parcel, self.receipt, wait).await;
         }
-        tokio::time::sleep(wait.min(REST)).await;
-        self.receipt.give_back();
+        rest(self.receipt).await;
     }
+}
+
+/// Gives a message back after a moment: it would be here again at once.
+pub(super) async fn rest(receipt: Receipt) {
+    tokio::time::sleep(REST).await;
+    receipt.give_back();
 }
 
 impl Desk {

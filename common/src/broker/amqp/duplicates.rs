@@ -9,13 +9,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::desk::{Desk, Item};
+use super::swap;
 use crate::job::JobId;
 
 /// By so long after its end a job's result has been announced, and the ledger been told so where there is a copy: whoever
 /// asks earlier may announce it again.
 const ENDING: Duration = Duration::from_secs(1);
-/// However long the server lets a delivery stay unanswered, none is kept for longer.
-const LATEST: Duration = Duration::from_secs(25 * 60);
 /// How often it is looked whether their jobs have ended.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -56,9 +55,9 @@ impl Duplicates {
     }
 
     /// Takes out those that something is to be done about. One whose job has lost its message becomes that; what came by
-    /// a channel that is lost is forgotten. `patience` is the server's with a delivery.
-    pub(super) fn due(&mut self, desk: &Desk, patience: Duration) -> Due {
-        let (now, oldest) = (Instant::now(), (patience / 2).min(LATEST));
+    /// a channel that is lost is forgotten. `timeout` is the server's patience with a delivery.
+    pub(super) fn due(&mut self, desk: &Desk, timeout: Duration) -> Due {
+        let (now, oldest) = (Instant::now(), swap::patience(timeout));
         let mut due = Due::default();
         for (id, Duplicate { item, alone }) in std::mem::take(&mut self.0) {
             if !item.receipt.is_usable() {

@@ -12,7 +12,7 @@ use tokio::sync::Mutex;
 use super::post::Post;
 use super::publisher::Sent;
 use super::wire::{self, Parcel};
-use super::{admin, level, topology};
+use super::{level, topology};
 use crate::broker::backend::{Envelope, Head, PAGE_BYTES};
 use crate::error::{Error, Kind, Result};
 use crate::job::{BatchName, JobId, Queue};
@@ -108,7 +108,7 @@ impl Walks {
 
 impl Walk {
     async fn begin(post: &Post, queue: &Queue, place: usize) -> Result<Self> {
-        let lanes = admin::lanes(post, queue).await?;
+        let lanes = topology::lanes(post.ledger(), queue).await?;
         let delays = post.settings.levels.iter().map(|level| topology::delay_queue(*level));
         let mut sources = Vec::new();
         for name in delays.clone().chain(lanes.iter().map(topology::lane_queue)).chain(delays) {

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::post::Post;
 use super::topology;
 use crate::error::Result;
-use crate::job::{Band, Lane, Queue};
+use crate::job::{Lane, Queue};
 
 /// A pause is to be effective within 5 s.
 const PAUSES: Duration = Duration::from_secs(2);
@@ -118,10 +118,7 @@ async fn paused(post: &Post, queues: &[Queue]) -> Result<HashSet<Queue>> {
 async fn lanes(post: &Post, queues: &[Queue]) -> Result<Vec<Lane>> {
     let mut lanes = Vec::new();
     for queue in queues {
-        let models = topology::models(post.ledger(), queue).await?;
-        for model in models.into_iter().map(Some).chain([None]) {
-            lanes.extend(Band::ALL.map(|band| Lane { queue: queue.clone(), model: model.clone(), band }));
-        }
+        lanes.extend(topology::lanes(post.ledger(), queue).await?);
     }
     Ok(lanes)
 }

@@ -8,10 +8,9 @@ use std::sync::{Arc, OnceLock};
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, join_all};
 
-use super::desk::{Desk, Hand, Item, REST};
+use super::desk::{Desk, Hand, Item, REST, rest};
 use super::held::Held;
 use super::hold::AmqpHold;
-use super::receipt::Receipt;
 use super::wire::Read;
 use crate::broker::backend::{Claim, Envelope, RawDelivery};
 use crate::error::{Error, Result};
@@ -300,10 +299,4 @@ async fn caught<T>(job: JobId, work: impl Future<Output = T>) -> Option<T> {
 
 fn broke(job: JobId) {
     tracing::error!(%job, "a message broke the worker's own code; it goes back");
-}
-
-/// Gives a message back after a moment: it would be here again at once.
-async fn rest(receipt: Receipt) {
-    tokio::time::sleep(REST).await;
-    receipt.give_back();
 }

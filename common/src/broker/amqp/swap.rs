@@ -14,11 +14,15 @@ use crate::error::{Error, Kind, Result};
 /// However long the server waits, a message changes after this.
 const LATEST: Duration = Duration::from_secs(25 * 60);
 
-/// Keeps the claims and messages in hand, for as long as somebody has one.
-///
-/// A message changes once it is half of `timeout` old: the server's patience.
+/// How long a delivery stays unanswered: half of `timeout`, the server's patience.
+pub(super) fn patience(timeout: Duration) -> Duration {
+    (timeout / 2).min(LATEST)
+}
+
+/// Keeps the claims and messages in hand, for as long as somebody has one. A message changes once it is as old as
+/// [`patience`] says.
 pub(super) async fn keep(desk: Weak<Desk>, timeout: Duration, lease: Duration) {
-    let age = (timeout / 2).min(LATEST);
+    let age = patience(timeout);
     let pause = (lease / 8).min(age / 8).clamp(Duration::from_millis(20), Duration::from_secs(1));
     loop {
         tokio::time::sleep(pause).await;

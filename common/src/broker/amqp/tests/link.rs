@@ -7,6 +7,7 @@ use futures_util::StreamExt;
 use lapin::BasicProperties;
 use lapin::options::BasicConsumeOptions;
 use lapin::types::FieldTable;
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tracing::level_filters::LevelFilter;
 
@@ -148,6 +149,26 @@ async fn a_server_that_falls_silent_is_noticed() {
         }
     };
     timeout(Duration::from_secs(10), lasting).await.expect("nor the publisher");
+}
+
+/// The server has a thread to itself, and the one that everything else here runs on waits for its end.
+#[tokio::test]
+async fn work_that_blocks_its_threads_costs_no_heartbeat() {
+    const BLOCKED: Duration = Duration::from_secs(3);
+    let (tell, told) = oneshot::channel();
+    let server = std::thread::spawn(move || {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+            let mut peer = Peer::listen().await;
+            peer.heartbeat = 1;
+            tell.send(peer.access()).unwrap();
+            let (mut consuming, mut publishing) = peer.both().await;
+            tokio::join!(consuming.longest_silence(BLOCKED), publishing.longest_silence(BLOCKED))
+        })
+    });
+    let _link = Link::connect(&told.await.unwrap()).await.unwrap();
+    let (consuming, publishing) = server.join().unwrap();
+    let most = consuming.max(publishing);
+    assert!(most < Duration::from_secs(2), "silent for {most:?}, where a server gives up after two heartbeats of 1 s");
 }
 
 #[tokio::test]

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use amq_protocol::protocol::{AMQPClass, basic, queue};
 use lapin::BasicProperties;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::peer::{Peer, Session};
 use super::played::{Did, Order};
 use super::stage::{Stage, envelope, item};
 use super::versions::{LANE, NEW, ends, job, meanwhile, message, one, played, worker, worker_for};
 use crate::broker::amqp::consumers::Consumers;
+use crate::broker::amqp::desk::REST;
 use crate::broker::amqp::duplicates::Duplicates;
 use crate::broker::amqp::link::Link;
 use crate::broker::amqp::post::{Clock, Post};
@@ -277,9 +278,11 @@ async fn what_is_dead_as_it_comes_goes_back_as_it_is() {
     let mut stage = Stage::new(LONG).await;
     let mut unread = stage.item(&envelope()).await;
     unread.dead = Some(Box::new(Record::unrun(&unread.parcel.envelope.head, End::Dead, None, Timestamp::now())));
+    let began = Instant::now();
     tokio::select! {
-        ((), answered) = async { tokio::join!(unread.put_off(&stage.desk.post, Duration::from_millis(1)), stage.consuming.answered()) } => {
+        ((), answered) = async { tokio::join!(unread.put_off(&stage.desk.post, Duration::ZERO), stage.consuming.answered()) } => {
             assert_eq!(answered, (1, false));
+            assert!(began.elapsed() >= REST, "it would come and go without end");
         }
         copy = stage.publishing.published() => panic!("{copy:?}"),
     }

@@ -9,7 +9,7 @@ use lapin::BasicProperties;
 use lapin::types::{AMQPValue, ChannelId, DeliveryTag, FieldTable};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::broker::Access;
 
@@ -331,6 +331,21 @@ impl Session {
     async fn write(&mut self, frame: &AMQPFrame) {
         let bytes = gen_frame(frame)(Vec::new().into()).unwrap().into_inner().0;
         self.raw(&bytes).await;
+    }
+
+    /// Sends heartbeats for so long, and says for how long the client was silent at the longest.
+    pub(in crate::broker::amqp) async fn longest_silence(&mut self, length: Duration) -> Duration {
+        let (begun, mut heard, mut longest) = (Instant::now(), Instant::now(), Duration::ZERO);
+        while begun.elapsed() < length {
+            self.write(&AMQPFrame::Heartbeat).await;
+            let reading = self.stream.read_buf(&mut self.received);
+            if let Ok(read) = timeout(Duration::from_millis(200), reading).await {
+                assert!(matches!(read, Ok(1..)), "the client hung up");
+                longest = longest.max(heard.elapsed());
+                heard = Instant::now();
+            }
+        }
+        longest.max(heard.elapsed())
     }
 
     /// Bytes as they are: what no AMQP server would say.

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::broker::WorkerId;
 use crate::error::{Error, Kind, Result};
-use crate::job::{ModelName, Queue};
+use crate::job::{Band, Lane, ModelName, Queue};
 use crate::ledger::Ledger;
 use crate::time::Timestamp;
 
@@ -40,6 +40,20 @@ pub(super) struct Note {
 pub(in crate::broker::amqp) async fn models(ledger: &dyn Ledger, queue: &Queue) -> Result<Vec<ModelName>> {
     let note = read(ledger, queue).await?;
     Ok(note.consumed(Timestamp::now()).map(ModelName::new).collect())
+}
+
+/// Every lane of this queue that may hold jobs.
+///
+/// # Errors
+/// As [`models`].
+pub(in crate::broker::amqp) async fn lanes(ledger: &dyn Ledger, queue: &Queue) -> Result<Vec<Lane>> {
+    Ok(of(queue, &models(ledger, queue).await?).collect())
+}
+
+/// A queue's lanes: one for the jobs of all models but these and one for each of these, in three bands.
+pub(super) fn of(queue: &Queue, models: &[ModelName]) -> impl Iterator<Item = Lane> {
+    let models = std::iter::once(None).chain(models.iter().cloned().map(Some));
+    models.flat_map(|model| Band::ALL.map(|band| Lane { queue: queue.clone(), model: model.clone(), band }))
 }
 
 /// The note as it is; an empty one where there is none yet.

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 pub(super) use expected::{Expected, expected, some_lane};
 use lanes::Change;
-pub(super) use lanes::models;
+pub(super) use lanes::{lanes, models};
 pub(super) use ledger::{Word, has_ledger, name_ledger, renew_ledger};
 pub(super) use names::{
     DEAD, DELAY, IN, delay_header, delay_queue, hold_name, is_ours, key, lane_queue, queue_of_key, queue_of_lane,

@@ -14,7 +14,7 @@ use super::wanted::WantedQueue;
 use super::{Settings, names, or_error, wanted};
 use crate::broker::{Declared, Remark};
 use crate::error::{Error, Kind, Result};
-use crate::job::{Band, Lane, ModelName, Priority, Queue};
+use crate::job::{Lane, ModelName, Priority, Queue};
 use crate::ledger::{JobFilter, Ledger};
 use crate::record::State;
 use crate::time::Timestamp;
@@ -181,10 +181,8 @@ pub(super) async fn unbind(talk: &mut Talk<'_>, queue: &WantedQueue) -> Result<(
 }
 
 fn leaving(queue: &Queue, note: &Note) -> Vec<Lane> {
-    let models = note.leaving.iter().map(|model| ModelName::new(model));
-    models
-        .flat_map(|model| Band::ALL.map(|band| Lane { queue: queue.clone(), model: Some(model.clone()), band }))
-        .collect()
+    let models: Vec<_> = note.leaving.iter().map(|model| ModelName::new(model)).collect();
+    lanes::of(queue, &models).filter(|lane| lane.model.is_some()).collect()
 }
 
 /// Running jobs by lane.

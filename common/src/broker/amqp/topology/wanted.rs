@@ -100,10 +100,7 @@ pub(super) fn of_queue(queue: &Queue, models: &[ModelName], settings: &Settings)
 
 /// The lanes of a queue.
 pub(super) fn lanes(queue: &Queue, models: &[ModelName], settings: &Settings) -> impl Iterator<Item = WantedQueue> {
-    let models = std::iter::once(None).chain(models.iter().cloned().map(Some));
-    models.flat_map(|model| {
-        Band::ALL.map(|band| lane(&Lane { queue: queue.clone(), model: model.clone(), band }, settings))
-    })
+    super::lanes::of(queue, models).map(|one| lane(&one, settings))
 }
 
 /// A worker's hold: what it publishes there keeps the key of its lane and goes back to it when nobody holds it, once it
