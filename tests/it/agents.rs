@@ -87,6 +87,6 @@ async fn jobs_of_an_account_at_its_limit_wait_until_it_resets_or_is_released() {
     }
     assert_eq!(called(), calls + agents.len());
     let limits = home.promptq(&["limits", "list", "--json"]).ends(0).json();
-    let state = |item: &serde_json::Value| item["key"] == "exec:agent" && item["state"] != json!("open");
-    assert!(!limits["items"].as_array().unwrap().iter().any(state), "{limits}");
+    let is_held = |item: &serde_json::Value| item["key"] == "exec:agent" && item["state"] != json!("open");
+    assert!(!limits["items"].as_array().unwrap().iter().any(is_held), "{limits}");
 }

@@ -39,7 +39,7 @@ const REACHED: [&str; 7] = [
 const HEAD: usize = 40;
 
 /// A limit that is reached.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) struct Reached {
     /// The program's words.
     pub(super) said: String,
@@ -81,8 +81,8 @@ fn in_records(output: &[u8], code: i32) -> Option<Reached> {
     };
     let is_429 = last["api_error_status"] == 429 || last["error"]["code"] == 429 || code == EXIT_429;
     let rejected = rejected(&records);
-    let places = ["/result", "/error/message", "/message", "/errors/0", "/error"].into_iter();
-    let said = plain(places.filter_map(|place| last.pointer(place)?.as_str()).next().unwrap_or_default());
+    let mut places = ["/result", "/error/message", "/message", "/errors/0", "/error"].into_iter();
+    let said = plain(places.find_map(|place| last.pointer(place)?.as_str()).unwrap_or_default());
     let is_told = tells(&said);
     let is_limit = is_429 || rejected.is_some() || is_told;
     if !(is_limit && last["is_error"].as_bool().unwrap_or_else(is_error)) {

@@ -1,9 +1,10 @@
 //! Programs that say what CLI agents say of their account's limit, and programs that only seem to.
 
 use promptq_common::config::{Command as Named, LimitTexts};
+use promptq_common::limits::account_of;
 use promptq_common::outcome::FailureClass::{Account, Crashed, Transient};
 
-use super::tests::{run, settings};
+use super::tests::{job, run, settings};
 use super::*;
 
 const HOUR: u64 = 3_600;
@@ -141,4 +142,15 @@ async fn failures_of_other_kinds_stay_what_they_are() {
         r#"echo "{\"is_error\":true,\"api_error_status\":429,\"result\":\"You've hit your limit for $(cat)\"}""#;
     let (class, _, words, _) = fails(Some(LimitTexts::Json), record, "what Ada Lovelace told nobody").await;
     assert_eq!((class, words.as_str()), (Account, "its words quote the job and are left out"));
+}
+
+#[test]
+fn a_runners_name_is_its_account_up_to_a_slash() {
+    let named = |name: &str| {
+        let argv = vec!["/opt/bin/agent".to_owned()];
+        Exec::named(name, &Named { argv, limit_texts: None }, &settings()).unwrap().limit_key(&job("", 1))
+    };
+    assert_eq!([named("upper"), named("agent/large")], ["exec:upper", "exec:agent/large"]);
+    assert_eq!(account_of(&named("agent/large")), account_of(&named("agent/small")));
+    assert_eq!(Exec::inline("/opt/bin/agent -p", &settings()).unwrap().limit_key(&job("", 1)), "exec:agent");
 }

@@ -31,7 +31,7 @@ pub(super) fn job(prompt: &str, timeout_ms: u64) -> Job {
     job
 }
 
-pub(super) fn cx() -> RunContext {
+fn cx() -> RunContext {
     RunContext {
         attempt: 3,
         lease: LeaseId::random(),
