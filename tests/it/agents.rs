@@ -1,7 +1,5 @@
 //! Programs with an account of their own, as CLI agents have: what becomes of their jobs while its usage limit is reached.
 
-use std::time::Duration;
-
 use promptq_common::job::{Job, JobId, Queue};
 use promptq_common::record::State;
 use promptq_common::time::Timestamp;

@@ -26,7 +26,7 @@ const BEGINNINGS: [&str; 5] = [
     "you're out of extra usage",
     "quota exceeded",
 ];
-/// What they say within [`HEAD`] characters otherwise.
+/// What they begin with otherwise, but for a name of at most [`NAME`] bytes.
 const REACHED: [&str; 7] = [
     "usage limit reached",
     "hour limit reached",
@@ -36,6 +36,8 @@ const REACHED: [&str; 7] = [
     "opus limit reached",
     "sonnet limit reached",
 ];
+const NAME: usize = 12;
+/// The longest prefix of such words, and the longest name of a limit, in characters.
 const HEAD: usize = 40;
 
 /// A limit that is reached.
@@ -141,9 +143,8 @@ fn tells(said: &str) -> bool {
     let said = said.to_lowercase().replace('\u{2019}', "'");
     let after = said.split_once("error: ").filter(|(before, _)| before.chars().count() <= HEAD);
     let said = after.map_or(said.as_str(), |(_, after)| after).trim_start_matches(|c: char| !c.is_alphanumeric());
-    let head = |words: &str| words.chars().take(HEAD).collect::<String>();
     let yours = YOURS.iter().find_map(|beginning| said.strip_prefix(beginning));
-    yours.is_some_and(|rest| head(rest).contains("limit"))
+    yours.is_some_and(|rest| rest.chars().take(HEAD).collect::<String>().contains("limit"))
         || BEGINNINGS.iter().any(|beginning| said.starts_with(beginning))
-        || REACHED.iter().any(|words| head(said).contains(words))
+        || REACHED.iter().any(|words| said.find(words).is_some_and(|at| at <= NAME))
 }
