@@ -183,6 +183,7 @@ fn the_configuration_is_one() {
     let filled =
         filled.replace("# [models", "[models").replace("# model", "model").replace("# provider =", "provider =");
     let filled = filled.replace("# routes", "routes");
+    let filled = filled.replace("# [runners", "[runners").replace("# argv", "argv").replace("# limit_t", "limit_t");
     let filled = filled.replace("# [prices", "[prices").replace("# input", "input").replace("# output", "output");
     let filled = filled.replace("# cached", "cached").replace("# as_of", "as_of");
     let filled = filled.replace("# [limits", "[limits").replace("# requests", "requests").replace("# tokens", "tokens");
@@ -192,6 +193,7 @@ fn the_configuration_is_one() {
     assert!(shown.contains("queues.default.reuse"), "{shown}");
     assert!(shown.contains("claude-haiku-4-5") && shown.contains("api.anthropic.com"), "{shown}");
     assert!(shown.contains("models.safe.routes") && shown.contains("openai/gpt-4o-mini"), "{shown}");
+    assert!(shown.contains("runners.claude.limit_texts") && shown.contains("stream-json"), "{shown}");
     assert!(shown.contains("prices.acme/fast-2.cache_write") && shown.contains("2026-11-03"), "{shown}");
     assert!(shown.contains("500/min") && shown.contains("150000/min"), "{shown}");
 }

@@ -15,6 +15,7 @@ mod prices;
 mod provider;
 mod reader;
 mod resolve;
+mod runner;
 #[cfg(test)]
 mod tests;
 mod traces;
@@ -39,6 +40,7 @@ pub use platform::Platform;
 pub use provider::{Api, MOCK, Model, Provider};
 pub use reader::Setting;
 pub use resolve::resolve;
+pub use runner::{Command, LimitTexts};
 pub use traces::{Remark, Traces};
 
 /// Everything that was said, checked.
@@ -66,8 +68,8 @@ pub struct Config {
     pub limits: Vec<Rule>,
     /// What models cost.
     pub prices: Prices,
-    /// Commands by name: the program and its arguments.
-    pub runners: BTreeMap<String, Vec<String>>,
+    /// Commands by name.
+    pub runners: BTreeMap<String, Command>,
     /// What commands see and may print.
     pub exec: Exec,
     /// The mock provider.

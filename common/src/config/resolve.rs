@@ -1,5 +1,5 @@
 //! The sections, one function each: every setting's name, kind, bounds and default. What names a place to connect to
-//! is `places.rs`; providers and models are `provider.rs`.
+//! is `places.rs`; providers and models are `provider.rs`, commands `runner.rs`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,6 +14,7 @@ use super::limits::{limits, spending};
 use super::platform::Platform;
 use super::prices::prices;
 use super::reader::Reader;
+use super::runner::runners;
 use super::traces::traces;
 use super::{Config, Exec, LogFormat, Mock, QueuePolicy, Telemetry, Worker, check, places, provider};
 use crate::broker::Retention;
@@ -177,20 +178,6 @@ fn models(r: &mut Reader<'_>, path: &[&str]) -> Vec<ModelName> {
         r.wrong(path, &format!("names {twice} twice"));
     }
     names.iter().map(|name| ModelName::new(name)).collect()
-}
-
-fn runners(r: &mut Reader<'_>) -> BTreeMap<String, Vec<String>> {
-    let mut runners = BTreeMap::new();
-    for name in r.names("runners") {
-        let path = ["runners", name.as_str(), "argv"];
-        let errors = r.errors.len();
-        let argv = r.list(&path).unwrap_or_default();
-        if argv.is_empty() && r.errors.len() == errors {
-            r.wrong(&path, "must name a program, such as [\"wc\", \"-w\"]");
-        }
-        runners.insert(name, argv);
-    }
-    runners
 }
 
 fn mock(r: &mut Reader<'_>) -> Mock {

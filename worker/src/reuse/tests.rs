@@ -1,7 +1,7 @@
 //! What an answer is kept under with each runner, and which answers are kept at all.
 
 use promptq_common::broker::LeaseId;
-use promptq_common::config::{Api, Model};
+use promptq_common::config::{Api, Command, Model};
 use promptq_common::job::Queue;
 use promptq_common::outcome::Body;
 
@@ -24,7 +24,8 @@ fn runners() -> Runners {
     ];
     let model = |provider: &str| vec![Model { provider: provider.into(), model: "large".into() }];
     let named = [("upper", ["tr", "a-z", "A-Z"]), ("lower", ["tr", "A-Z", "a-z"])];
-    let named = named.map(|(name, argv)| (name.to_owned(), argv.map(str::to_owned).to_vec()));
+    let command = |argv: [&str; 3]| Command { argv: argv.map(str::to_owned).to_vec(), limit_texts: None };
+    let named = named.map(|(name, argv)| (name.to_owned(), command(argv)));
     Runners::new(RunnerSettings {
         providers: providers.map(|(name, settings)| (name.to_owned(), settings)).into(),
         models: [("fast".to_owned(), model("openai")), ("other".to_owned(), model("two"))].into(),

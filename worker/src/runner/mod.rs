@@ -124,8 +124,8 @@ impl Runners {
     /// set-up cannot be read.
     pub fn new(settings: RunnerSettings) -> anyhow::Result<Self> {
         let RunnerSettings { providers, models, exec, mock } = settings;
-        let named = exec.named.iter().map(|(name, argv)| match Exec::new(argv.clone(), &exec) {
-            Ok(command) => Ok((name.clone(), Arc::new(command))),
+        let named = exec.named.iter().map(|(name, command)| match Exec::named(name, command, &exec) {
+            Ok(exec) => Ok((name.clone(), Arc::new(exec))),
             Err(failure) => anyhow::bail!("runners.{name}.argv: {}", failure.detail),
         });
         let named = named.collect::<anyhow::Result<_>>()?;
@@ -151,8 +151,7 @@ impl Runners {
         Ok(Self { mock: Mock::new(mock), named, providers, models, exec, own: BTreeMap::new() })
     }
 
-    /// Adds a runner of the caller's own, for jobs that name exactly this model; it goes before every other but its own of
-    /// the same model, of which it is the next route.
+    /// Adds a runner of the caller's own for jobs of exactly this model: before every other, after its own added before.
     pub fn with(mut self, model: &str, runner: Arc<dyn Runner>) -> Self {
         self.own.entry(model.to_owned()).or_default().push(runner);
         self
@@ -278,6 +277,7 @@ mod tests {
             api_key: Some("sk-secret".into()),
             default_model: default.map(str::to_owned),
         };
+        let argv = ["tr", "a-z", "A-Z"].map(str::to_owned).to_vec();
         RunnerSettings {
             providers: [
                 ("openai".into(), server(None)),
@@ -288,7 +288,7 @@ mod tests {
             .into(),
             models: [("fast".into(), vec![route("claude", "claude-x-20260101"), route("local", "tiny")])].into(),
             exec: ExecSettings {
-                named: [("upper".into(), vec!["tr".into(), "a-z".into(), "A-Z".into()])].into(),
+                named: [("upper".into(), promptq_common::config::Command { argv, limit_texts: None })].into(),
                 allow_inline: false,
                 environment: Vec::new(),
                 max_output: 1_000,
@@ -314,7 +314,7 @@ mod tests {
             ("mock", "mock"),
             ("mock:latency=0,errors=1", "mock"),
             ("mock/gpt-4o-2024-08-06", "mock/gpt-4o"),
-            ("upper", "exec:tr"),
+            ("upper", "exec:upper"),
             ("gpt-4o-2024-08-06", "openai/gpt-4o"),
             ("local/tiny-latest", "local/tiny"),
             ("meta/llama-20260101", "openai/meta/llama"),
@@ -386,7 +386,7 @@ mod tests {
             assert!(!error.contains("hush"), "{error}");
         }
         let mut bad = settings();
-        bad.exec.named.insert("none".into(), Vec::new());
+        bad.exec.named.insert("none".into(), promptq_common::config::Command::default());
         assert!(Runners::new(bad).unwrap_err().to_string().contains("runners.none.argv"));
         let mut careless = settings();
         careless.providers.get_mut("local").unwrap().base_url = "http://127.0.0.1:9/v1?key=hush".into();

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
-use promptq_common::config::{Api, Model};
+use promptq_common::config::{Api, Command, Model};
 use promptq_common::job::Queue;
 use secrecy::SecretString;
 
@@ -51,8 +51,8 @@ impl fmt::Debug for ProviderSettings {
 /// Who may run which program.
 #[derive(Clone, Debug)]
 pub struct ExecSettings {
-    /// Commands by name (`[runners.NAME] argv = […]`), used as model `NAME`.
-    pub named: BTreeMap<String, Vec<String>>,
+    /// Commands by name (`[runners.NAME]`), used as model `NAME`.
+    pub named: BTreeMap<String, Command>,
     /// Whether a job may bring its own `exec:ARGV`.
     pub allow_inline: bool,
     /// The variables of this process a command sees, beside PATH, HOME, LANG and TZ.

@@ -109,6 +109,35 @@ async fn one_job_alone_probes_its_account_in_time_and_a_new_worker_tries_at_once
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_account_with_a_time_is_tried_then_and_holds_no_other_model() {
+    let mut rig = Rig::new();
+    let limited = AtomicU32::new(0);
+    let agent = rig.runs(
+        "agent",
+        Scripted::new("agent", move |_, _| {
+            if limited.fetch_add(1, Ordering::SeqCst) > 0 {
+                return Play::Answer("ok".into());
+            }
+            let failure = Failure::new(FailureClass::Account, "usage_limit", "it resets at one");
+            Play::Fail(Failure { retry_after: Some(Duration::from_secs(3 * 3_600)), ..failure })
+        }),
+    );
+    rig.runs("other", Scripted::new("other", |_, _| Play::Answer("ok".into())));
+    let first = rig.submit("agent", 1).await;
+    rig.start();
+    rig.until(async || agent.started() == 1).await;
+    let more = rig.submit("agent", 9).await;
+    let others = rig.submit("other", 9).await;
+    assert_eq!(rig.ends(&others).await, [End::Succeeded; 9]);
+    sleep(Duration::from_secs(3 * 3_600 - 60)).await;
+    assert_eq!((agent.started(), rig.view(first[0]).await.attempts), (1, 0));
+    sleep(Duration::from_secs(120)).await;
+    assert_eq!(rig.ends(&more).await, [End::Succeeded; 9]);
+    assert_eq!(rig.ends(&first).await, [End::Succeeded]);
+    assert_eq!(rig.record(first[0]).await.attempts, 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_account_that_a_person_releases_is_tried_within_seconds() {
     let mut rig = Rig::new();
     let broken = Arc::new(AtomicBool::new(true));

@@ -2,7 +2,9 @@
 //! It is in a process group of its own, in `group.rs`, and nothing of that group outlives the run.
 
 mod group;
+mod limit;
 mod pipes;
+mod reset;
 
 use std::ffi::OsString;
 use std::io;
@@ -11,6 +13,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use promptq_common::config::{self, LimitTexts};
 use promptq_common::job::Job;
 use promptq_common::outcome::{Body, Failure, FailureClass, Outcome, Reply};
 use promptq_common::store::ReuseKey;
@@ -20,6 +23,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use self::group::Group;
+use self::limit::{Ended, reached};
 use self::pipes::{Pipes, TooLarge};
 use super::{ExecSettings, RunContext, Runner, WhenLost};
 use crate::echo::echoes;
@@ -32,9 +36,12 @@ const QUOTED: usize = 200;
 /// One command, ready to run any number of times.
 #[derive(Clone)]
 pub struct Exec {
+    /// What shares its account.
+    key: String,
     argv: Vec<String>,
     environment: Vec<(String, OsString)>,
     max_output: usize,
+    limit_texts: Option<LimitTexts>,
 }
 
 impl Exec {
@@ -43,17 +50,27 @@ impl Exec {
     /// # Errors
     /// `fatal`, `bad_command` when there is no program in it.
     pub fn new(argv: Vec<String>, settings: &ExecSettings) -> Result<Self, Failure> {
-        if argv.first().is_none_or(String::is_empty) {
+        let Some(program) = argv.first().filter(|program| !program.is_empty()) else {
             return Err(Failure::new(
                 FailureClass::Fatal,
                 "bad_command",
                 "the command is empty; hint: exec:PROGRAM ARGS",
             ));
-        }
+        };
+        let key = format!("exec:{}", program.rsplit('/').next().unwrap_or(program));
         let names = ENVIRONMENT.into_iter().chain(settings.environment.iter().map(String::as_str));
         // Handed on as it is, not read as a setting.
         let environment = names.filter_map(|name| Some((name.to_owned(), std::env::var_os(name)?))).collect();
-        Ok(Self { argv, environment, max_output: settings.max_output })
+        Ok(Self { key, argv, environment, max_output: settings.max_output, limit_texts: None })
+    }
+
+    /// The command of `[runners.NAME]`, whose name is its account's: two of one program may have two accounts.
+    ///
+    /// # Errors
+    /// As [`Exec::new`].
+    pub fn named(name: &str, command: &config::Command, settings: &ExecSettings) -> Result<Self, Failure> {
+        let exec = Self::new(command.argv.clone(), settings)?;
+        Ok(Self { key: format!("exec:{name}"), limit_texts: command.limit_texts, ..exec })
     }
 
     /// The command of a model `exec:ARGV`, split as a shell would.
@@ -128,6 +145,9 @@ impl Exec {
     }
 
     fn judge(&self, status: ExitStatus, pipes: &Pipes, prompt: &str) -> Result<Reply, Failure> {
+        if let Some(failure) = self.limited(status, pipes, prompt) {
+            return Err(failure);
+        }
         let failure = |class, code: &str, what: String| {
             let said = match last_line(pipes.stderr()) {
                 said if said.is_empty() => said,
@@ -159,6 +179,17 @@ impl Exec {
                 ))
             }
         }
+    }
+
+    /// The failure of a run that met its account's limit, and says so as the settings expect.
+    fn limited(&self, status: ExitStatus, pipes: &Pipes, prompt: &str) -> Option<Failure> {
+        let ended = Ended { code: status.code()?, stdout: pipes.stdout(), stderr: pipes.stderr() };
+        let reached = reached(self.limit_texts?, ended, |said| self.repeats(said, prompt))?;
+        let said = match &reached.said {
+            said if self.repeats(said, prompt) => "its words quote the job and are left out",
+            said => said.as_str(),
+        };
+        Some(Failure { retry_after: reached.wait, ..Failure::new(FailureClass::Account, "usage_limit", said) })
     }
 
     /// Whether the words hold a piece of the prompt or of a variable that was let through for this program.
@@ -219,8 +250,7 @@ impl Runner for Exec {
     }
 
     fn limit_key(&self, _job: &Job) -> String {
-        let program = self.program();
-        format!("exec:{}", program.rsplit('/').next().unwrap_or(program))
+        self.key.clone()
     }
 
     /// The command and what it is given; not its environment, which differs from host to host.
@@ -248,5 +278,7 @@ fn last_line(stderr: &[u8]) -> String {
     line.chars().filter(|c| !c.is_control()).take(QUOTED).collect()
 }
 
+#[cfg(test)]
+mod limit_tests;
 #[cfg(test)]
 mod tests;

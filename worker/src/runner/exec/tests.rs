@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 
 use super::*;
 
-fn settings() -> ExecSettings {
+pub(super) fn settings() -> ExecSettings {
     ExecSettings {
         named: std::collections::BTreeMap::default(),
         allow_inline: true,
@@ -25,7 +25,7 @@ fn shell(script: &str) -> Exec {
     Exec::new(["sh", "-c", script].map(str::to_owned).to_vec(), &settings()).unwrap()
 }
 
-fn job(prompt: &str, timeout_ms: u64) -> Job {
+pub(super) fn job(prompt: &str, timeout_ms: u64) -> Job {
     let mut job = Job::new(Queue::standard(), Work::prompt(None, prompt));
     job.policy.timeout = Duration::from_millis(timeout_ms);
     job
@@ -42,7 +42,7 @@ fn cx() -> RunContext {
     }
 }
 
-async fn run(exec: &Exec, prompt: &str) -> Result<String, Failure> {
+pub(super) async fn run(exec: &Exec, prompt: &str) -> Result<String, Failure> {
     exec.attempt(&job(prompt, 20_000), &cx()).await.map(|reply| reply.text.unwrap())
 }
 
