@@ -8,7 +8,8 @@ use tokio::net::{TcpListener, TcpStream};
 use super::super::{Kind as Side, Sampler};
 use super::*;
 
-/// A collector that answers with these statuses in turn, the last one from then on, and what it says; how many spans each request had.
+/// A collector that answers with these statuses in turn, the last one from then on, and what it says; how many spans
+/// each request had.
 #[derive(Debug)]
 struct Played {
     url: String,
