@@ -69,7 +69,7 @@ pub async fn backlog(closed: usize, open: usize) -> anyhow::Result<String> {
 /// From before a submit to the start, one job at a time in an idle worker, with a folder as object storage for the ledger;
 /// and what it takes to read an object there.
 pub async fn over_a_store(jobs: usize) -> anyhow::Result<String> {
-    let mut text = String::new();
+    let mut lines = Vec::new();
     for kind in [Kind::Quorum, Kind::Classic] {
         let (hall, folder) = (Hall::open(kind), TempDir::new()?);
         let servers = hall.stage()?;
@@ -95,13 +95,13 @@ pub async fn over_a_store(jobs: usize) -> anyhow::Result<String> {
             }
         }
         let (wait, read) = (Figure::of(waits).context("there are jobs")?, Figure::of(reads).context("and reads")?);
-        text += &format!(
+        lines.push(format!(
             "{}, ledger in a folder, {jobs} jobs: idle submit to start p50 {wait} ms, a GET {read} ms; goal {:.2} ms\n",
             kind.name(),
             GOAL + read.median
-        );
+        ));
     }
-    Ok(text)
+    Ok(lines.concat())
 }
 
 /// Takes one job after the other, tells when it may begin, and ends it.
