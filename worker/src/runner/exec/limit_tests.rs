@@ -60,6 +60,8 @@ async fn the_final_record_tells_of_a_limit_whatever_the_exit_code() {
     for end in ["", "; exit 1"] {
         holds(LimitTexts::Json, &format!("{CLAUDE}\ntrue{end}"), words, Some(2)).await;
     }
+    let event = CLAUDE.replace("\"api_error_status\":429,", "").replace(words, "it broke off");
+    holds(LimitTexts::Json, &event, "its usage limit is reached", Some(2)).await;
     let alone = r#"echo '{"type":"result","is_error":true,"api_error_status":429,"result":"API Error: 429"}'"#;
     holds(LimitTexts::Json, alone, "its usage limit is reached", None).await;
     let list = r#"echo '[{"type":"system"},{"type":"result","is_error":true,"result":"Weekly limit reached ∙ resets in 5h"}]'"#;

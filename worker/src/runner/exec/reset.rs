@@ -224,6 +224,7 @@ mod tests {
         let rome = "CET-1CEST,M3.5.0,M10.5.0/3";
         let spring = [("resets 2:30am", "2026-03-29T01:30Z"), ("resets 4am", "2026-03-29T02:00Z")];
         hold("2026-03-29T00:00:00Z", rome, &spring);
+        hold(NOW, rome, &[("resets 1pm", "2026-11-22T12:00Z"), ("resets at 15:05 UTC", "2026-11-22T15:05Z")]);
         let autumn = [("resets 2:30am", "2026-10-25T00:30Z"), ("resets 4am", "2026-10-25T03:00Z")];
         hold("2026-10-24T22:00:00Z", rome, &autumn);
     }
