@@ -77,8 +77,8 @@ async fn a_process_may_die_once_s3s_has_its_word() {
     die_once_written(S3::s3s().await).await;
 }
 
-/// What the pairs above leave out, each point at both passages: many minutes, so only when asked for, as the cases of
-/// `conformance/everywhere.rs` are.
+/// More pairs, each point at both passages: many minutes, so only when asked for, as the cases of
+/// `conformance/everywhere.rs` are. Classic queues over buckets are left out: what is written there is the ledger's.
 mod everywhere {
     use super::{Arc, CRASH_POINTS, Carrier, FIRST, LATER, QueueType, S3, die_at_each, later};
 
@@ -100,6 +100,16 @@ mod everywhere {
     #[tokio::test]
     async fn classic_store() {
         die_twice_at_each(async || Carrier::with_folder(QueueType::Classic)).await;
+    }
+
+    #[tokio::test]
+    async fn classic_sqlite() {
+        die_at_each(&later(), LATER, async || Carrier::with_sqlite(QueueType::Classic)).await;
+    }
+
+    #[tokio::test]
+    async fn quorum_store() {
+        die_at_each(&later(), LATER, async || Carrier::with_folder(QueueType::Quorum)).await;
     }
 
     #[tokio::test]

@@ -232,7 +232,7 @@ fn beside(broker: &Address, sources: &Sources<'_>) -> Option<Address> {
     Address::new(&file_url(&PathBuf::from(file)).ok()?).ok()
 }
 
-/// One name for each server and database or virtual host, however its address is written.
+/// One name for each server, by its port, and database or virtual host, however that is written.
 fn server_name(url: &Url) -> String {
     let (kind, port) = match url.scheme() {
         "amqps" => ("rabbitmq", 5_671),

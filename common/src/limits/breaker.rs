@@ -240,6 +240,8 @@ impl Gate {
         match failure.class {
             // Answering "later" is answering.
             FailureClass::Throttled => self.answered(ticket, true),
+            // A program's failure is its job's, and says nothing of the account.
+            FailureClass::Transient if failure.status_code.is_none() => self.give_back(ticket),
             FailureClass::Capacity | FailureClass::UnknownBilled | FailureClass::Transient => {
                 if let Some(shut) = self.shut.as_mut().filter(|_| ticket.probe && ticket.turn == self.turn) {
                     shut.probe_failed(now, failure);
@@ -294,7 +296,9 @@ impl Gate {
         let wait = asked(failure).max(ACCOUNT_PAUSE);
         match &mut self.shut {
             Some(shut) if shut.class == FailureClass::Account => {
-                shut.until = now + wait;
+                // A time that was named holds against words without one.
+                let least = if failure.retry_after.is_some() { now } else { shut.until };
+                shut.until = least.max(now + wait);
                 shut.probing = false;
             }
             _ => self.shut_for(now, failure, FailureClass::Account, wait),

@@ -211,7 +211,7 @@ table! {
     RECONNECTS = Every Counter, "promptq_broker_reconnects_total", [l::BACKEND],
         "How often the broker answered again after it did not.";
     TRACE_SPANS = Every Counter, "promptq_trace_spans_total", [l::SPANS],
-        "Spans, where traces are sent to a collector: lost and dropped ones never arrived.";
+        "Spans, where traces are sent to a collector: lost and dropped ones never arrived or were rejected.";
     CPU = Every Sum, "process_cpu_seconds_total", [],
         "Processor time, user and system.";
     RESIDENT = Every Gauge, "process_resident_memory_bytes", [],

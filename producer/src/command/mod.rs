@@ -34,6 +34,9 @@ pub async fn dispatch(cx: &Context, command: Command) -> Result<Exit> {
     if let Command::Serve(args) = &command {
         return serve::run(cx, args).await;
     }
+    if let Command::Exporter(args) = &command {
+        return exporter::run(cx, args).await;
+    }
     tokio::select! {
         biased;
         done = one(cx, command) => done,

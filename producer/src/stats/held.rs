@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use promptq_common::broker::QueueView;
+use promptq_common::broker::{Depth, QueueView};
 use promptq_common::error::Kind;
 use promptq_common::job::Queue;
 use promptq_common::ledger::{JobFilter, JobView, Ledger, Page};
@@ -75,6 +75,8 @@ pub(super) struct Seen {
     back: BTreeSet<(String, Option<String>)>,
     /// How many wait for a time.
     delayed: u64,
+    /// Whether there is none behind them.
+    ended: bool,
 }
 
 impl Seen {
@@ -92,6 +94,7 @@ impl Seen {
                 self.delayed += 1;
             }
         }
+        self.ended = page.next.is_none();
         page.next
     }
 
@@ -106,7 +109,19 @@ impl Seen {
     /// known, or so is every job that could have gone back for want of it.
     pub(super) fn is_whole(&self, view: &QueueView, waits: &[&Standing]) -> bool {
         let is_known = |model: &Option<String>| self.behind(&(view.queue.clone(), model.clone()), waits).is_some();
-        self.all() >= view.depth.ready && (self.delayed >= view.depth.delayed || self.ready.keys().all(is_known))
+        view.depth.oldest_ready.is_some()
+            && self.has_all(view)
+            && (self.delayed >= view.depth.delayed || self.ready.keys().all(is_known))
+    }
+
+    /// Whether every ready job is among these. RabbitMQ does not say since when jobs are ready, nor which are: those that it
+    /// has wait a while are so by its ledger.
+    fn has_all(&self, view: &QueueView) -> bool {
+        let Depth { ready, delayed, .. } = view.depth;
+        match view.depth.oldest_ready {
+            Some(_) => self.all() >= ready,
+            None => self.ended && self.all() >= ready.saturating_add(delayed),
+        }
     }
 
     /// How many are ready.
@@ -151,7 +166,7 @@ pub(super) fn shares(view: &QueueView, waits: &[&Standing], seen: &Seen, now: Ti
         u64::try_from(jobs).unwrap_or(u64::MAX)
     };
     // What was not looked at may be something else.
-    let broke = if is_broke && all >= view.depth.ready { view.depth.ready } else { 0 };
+    let broke = if is_broke && seen.has_all(view) { view.depth.ready } else { 0 };
     let of = |(reason, (count, until))| BlockedJobs { reason, jobs: part(count), until };
     (found.into_iter().map(of).collect(), broke)
 }

@@ -124,6 +124,17 @@ pub struct Look {
 /// # Errors
 /// As the broker's and the ledger's: out of reach is never an empty queue.
 pub async fn look(broker: &Broker, asked: &[Queue], named: &BTreeSet<Queue>, concurrency: u32) -> Result<Look> {
+    within(broker, asked, named, concurrency, &AtomicUsize::new(held::PAGES)).await
+}
+
+/// As far as so many pages of waiting jobs tell.
+async fn within(
+    broker: &Broker,
+    asked: &[Queue],
+    named: &BTreeSet<Queue>,
+    concurrency: u32,
+    pages: &AtomicUsize,
+) -> Result<Look> {
     let (mut left_out, mut unknown) = (0, Vec::new());
     let views: Vec<QueueView> = if asked.is_empty() {
         let mut views = broker.queues().await?;
@@ -148,12 +159,11 @@ pub async fn look(broker: &Broker, asked: &[Queue], named: &BTreeSet<Queue>, con
     let keys = keys.into_iter().filter(|key| !key.starts_with("batch:")).collect();
     let standings = limits::several(ledger, keys, &workers).await?;
     let around = Around { workers: &workers, limits: &standings, concurrency, backend: broker.backend_name() };
-    let pages = AtomicUsize::new(held::PAGES);
     let stands = async |view: QueueView| {
         let waits = waits.get(&view.queue).map_or(&[][..], Vec::as_slice);
         let lacking = standings.iter().filter(|one| one.lacks().is_some() && !words::is_budget(&one.key));
         let waits: Vec<&Standing> = waits.iter().chain(lacking).collect();
-        let blocked = held::blocked(ledger, &view, &waits, &pages).await?;
+        let blocked = held::blocked(ledger, &view, &waits, pages).await?;
         Ok::<_, Problem>(stats(view, blocked, &around))
     };
     let queues = stream::iter(views.into_iter().map(stands)).buffered(AT_ONCE).try_collect().await?;

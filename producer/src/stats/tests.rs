@@ -13,7 +13,11 @@ use crate::limits::binding::tests::spent;
 use crate::limits::tests::{NOW, standing, told, view, worker};
 
 fn queue_view(ready: u64) -> QueueView {
-    QueueView { queue: Queue::standard(), paused: None, depth: Depth { ready, running: 2, ..Depth::default() } }
+    QueueView {
+        queue: Queue::standard(),
+        paused: None,
+        depth: Depth { ready, running: 2, oldest_ready: Some(NOW), ..Depth::default() },
+    }
 }
 
 /// A job of that model, as old as that.
@@ -108,7 +112,7 @@ fn what_an_account_has_no_money_for_wants_no_worker_until_something_newer_comes(
     let of = |ready: u64, jobs: Vec<JobView>| {
         let (blocked, broke) = shares(&queue_view(ready), &[&account], &jobs);
         let workers = stats(
-            QueueView { depth: Depth { ready, ..Depth::default() }, ..queue_view(ready) },
+            QueueView { depth: Depth { ready, oldest_ready: Some(NOW), ..Depth::default() }, ..queue_view(ready) },
             (blocked.clone(), broke),
             &Around { workers: &[], limits: &[], concurrency: 4, backend: "memory" },
         );
@@ -134,7 +138,7 @@ fn a_queue_is_looked_at_no_further_than_its_jobs_can_tell_of() {
     let is_whole = |(ready, delayed): (u64, u64), jobs: &[JobView]| {
         let mut seen = Seen::default();
         seen.look(Page { items: jobs.to_vec(), next: Some("further".into()) }, NOW);
-        let depth = Depth { ready, delayed, ..Depth::default() };
+        let depth = Depth { ready, delayed, oldest_ready: Some(NOW), ..Depth::default() };
         seen.is_whole(&QueueView { depth, ..queue_view(0) }, &[&account])
     };
     let two = [waiting(Some("m"), 0), waiting(Some("m"), 0)];
@@ -149,6 +153,21 @@ fn a_queue_is_looked_at_no_further_than_its_jobs_can_tell_of() {
     let free = || waiting(Some("free"), 0);
     assert!(!is_whole((2, 2), &[one.clone(), free(), back(later)]), "nobody knows of this one");
     assert!(is_whole((2, 2), &[one, free(), back(later), back(later)]), "nor will anybody");
+}
+
+#[test]
+fn where_nobody_tells_which_jobs_are_ready_all_are_looked_at() {
+    let account = Standing { key: "acme".into(), ..standing(Some(spent(20_000)), &[]) };
+    let broke = |delayed, next: Option<&str>| {
+        let mut seen = Seen::default();
+        let items = vec![waiting(Some("acme/x"), 0), waiting(Some("acme/x"), 0)];
+        seen.look(Page { items, next: next.map(str::to_owned) }, NOW);
+        let view = QueueView { depth: Depth { ready: 1, delayed, ..Depth::default() }, ..queue_view(0) };
+        (held::shares(&view, &[&account], &seen, NOW).1, seen.is_whole(&view, &[&account]))
+    };
+    assert_eq!(broke(1, None), (1, false));
+    assert_eq!(broke(1, Some("further")), (0, false), "the ready one may be behind those that the server has wait");
+    assert_eq!(broke(2, None), (0, false), "one of three was not told of");
 }
 
 /// The workers that a queue wants of whose account a worker has left word that it has too little.
@@ -185,18 +204,21 @@ async fn however_many_jobs_an_account_has_no_money_for_they_want_no_worker_unles
 async fn all_queues_of_one_look_are_looked_at_so_far_and_no_further() {
     let broker = Broker::memory();
     let created_at = Timestamp::now() - Duration::from_secs(1);
-    for jobs in [999, 999, 500] {
-        let job = |()| Job { created_at, ..Job::new(Queue::standard(), Work::prompt(Some("acme/x"), "x")) };
-        broker.enqueue(&vec![(); jobs].into_iter().map(job).collect::<Vec<_>>()).await.unwrap();
+    let queues = ["a", "b"].map(|name| Queue::new(name).unwrap());
+    for queue in &queues {
+        for jobs in [999, 501] {
+            let job = |()| Job { created_at, ..Job::new(queue.clone(), Work::prompt(Some("acme/x"), "x")) };
+            broker.enqueue(&vec![(); jobs].into_iter().map(job).collect::<Vec<_>>()).await.unwrap();
+        }
     }
-    let account = Standing { key: "acme".into(), ..standing(Some(spent(0)), &[]) };
-    for (ready, pages, broke, left) in [(2_498, 4, 2_498, 1), (2_498, 2, 0, 0), (1_100, 4, 1_100, 3), (150, 0, 150, 0)]
-    {
-        let pages = AtomicUsize::new(pages);
-        let depth = Depth { ready, ..Depth::default() };
-        let view = QueueView { depth, ..queue_view(0) };
-        let (_, found) = held::blocked(broker.ledger(), &view, &[&account], &pages).await.unwrap();
-        assert_eq!((found, pages.into_inner()), (broke, left), "of {ready}");
+    leave_word(broker.ledger()).await;
+    // A sample and two pages each.
+    for (most, wanted, left) in [(5, [0, 0], 1), (3, [0, 1], 0), (0, [1, 1], 0)] {
+        let pages = AtomicUsize::new(most);
+        let seen = within(&broker, &queues, &BTreeSet::new(), 16, &pages).await.unwrap();
+        let mut workers: Vec<_> = seen.queues.iter().map(|stats| stats.desired_workers).collect();
+        workers.sort_unstable();
+        assert_eq!((workers, pages.into_inner()), (wanted.to_vec(), left), "{most} pages");
     }
 }
 

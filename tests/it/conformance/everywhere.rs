@@ -2,11 +2,13 @@
 //! asked for: `cargo nextest run -p promptq-tests --ignore-default-filter -E 'test(/everywhere::/)'`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::LocalBoxFuture;
 use futures_util::{FutureExt as _, StreamExt as _, stream};
 use promptq_tests::backends::Fixture;
 use promptq_tests::s3::S3;
+use tokio::time::timeout;
 
 /// A case of the suite.
 pub(super) struct Case {
@@ -29,6 +31,8 @@ pub(super) use list;
 
 /// How many run at once: most of the time they wait.
 const AT_ONCE: usize = 4;
+/// How long a case may take: one that hangs is named too.
+const LONGEST: Duration = Duration::from_secs(120);
 
 /// Runs them all, each on a thread and a fixture of its own, and names those that fail.
 async fn pass(cases: Vec<Case>, fixture: impl Fn() -> LocalBoxFuture<'static, Fixture> + Clone + Send + 'static) {
@@ -36,7 +40,8 @@ async fn pass(cases: Vec<Case>, fixture: impl Fn() -> LocalBoxFuture<'static, Fi
         let fixture = fixture.clone();
         let run = tokio::task::spawn_blocking(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async { run(fixture().await).await });
+            let case = async { timeout(LONGEST, run(fixture().await)).await.expect("it is to end") };
+            runtime.block_on(case);
         });
         async move { (name, run.await) }
     });

@@ -66,7 +66,7 @@ impl Shut {
             (*begun, *given) = (now, 0);
         }
         *given += u32::from(now >= *begun);
-        let is_rush = *given >= RUSH.0 && !self.probing;
+        let is_rush = *given >= RUSH.0;
         if is_rush {
             self.given = (now + PAUSE.1, 0);
         }

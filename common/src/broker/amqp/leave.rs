@@ -75,7 +75,7 @@ async fn see_off(desk: Weak<Desk>, mut consumers: Consumers, mut keepers: JoinSe
             consumers.set([(Arc::clone(&hold), 0)].into_iter().collect());
         }
         match timeout(LOOK, consumers.next()).await {
-            Ok(Some(arrival)) => hand_back(&desk, arrival, &hold).await,
+            Ok(Some(arrival)) => hand_back(&desk, arrival, &hold),
             Ok(None) => break,
             Err(_) => {}
         }
@@ -88,14 +88,15 @@ async fn see_off(desk: Weak<Desk>, mut consumers: Consumers, mut keepers: JoinSe
     }
 }
 
-async fn hand_back(desk: &Desk, arrival: Arrival, hold: &Arc<str>) {
+fn hand_back(desk: &Desk, arrival: Arrival, hold: &Arc<str>) {
     let Arrival { queue, delivery, origin } = arrival;
     let receipt = Receipt::new(&delivery, &origin);
     let owner = topology::queue_of_key(delivery.routing_key.as_str()).unwrap_or_else(Queue::standard);
     let read = wire::read(&delivery, &owner, desk.post.clock.now());
     let Some(item) = desk.attach(Item::new(read, receipt, delivery.redelivered, queue == *hold)) else { return };
     if item.held {
-        item.put_off(&desk.post, Duration::ZERO).await;
+        let post = Arc::clone(&desk.post);
+        desk.spawn(async move { item.put_off(&post, Duration::ZERO).await });
     } else {
         item.receipt.give_back();
     }

@@ -74,7 +74,7 @@ impl Account {
     }
 }
 
-/// Whether it cost something, and more than nothing: what was never called has no price.
+/// Whether it has a price: what was never called has none, an answer may have one of nothing.
 fn is_priced(mark: &Mark) -> bool {
-    mark.cost.is_some_and(|cost| cost > Usd::default())
+    mark.cost.is_some_and(|cost| cost > Usd::default() || mark.kind == Kind::Ended(End::Succeeded))
 }

@@ -250,3 +250,24 @@ fn a_person_opens_whatever_is_shut() {
         assert!(!send(&mut gate, now, &outcome).shut, "what counted before counts no more");
     }
 }
+
+#[test]
+fn an_account_is_left_alone_until_the_time_that_was_named_and_a_programs_own_failure_says_nothing_of_it() {
+    let now = Instant::now();
+    let mut gate = Gate::default();
+    let (first, second) = (gate.admit(now, false).unwrap(), gate.admit(now, false).unwrap());
+    let mut named = Failure::new(FailureClass::Account, "usage_limit", "resets in two hours");
+    named.retry_after = Some(2 * 3_600 * SECOND);
+    gate.report_account(now, Some(first), &Outcome::Failure(named));
+    let vague = Outcome::Failure(Failure::new(FailureClass::Account, "usage_limit", "it is reached"));
+    gate.report_account(now + SECOND, Some(second), &vague);
+    let later = now + 2 * 3_600 * SECOND;
+    assert_eq!((gate.room(later - SECOND), gate.room(later)), (0, 1));
+    let probe = gate.admit(later, false).unwrap();
+    let own = Outcome::Failure(Failure::new(FailureClass::Transient, "exit_1", "no such file"));
+    gate.report_account(later, Some(probe), &own);
+    assert_eq!(gate.room(later), 1, "the next one tells");
+    let probe = gate.admit(later, false).unwrap();
+    gate.report_account(later, Some(probe), &success());
+    assert_eq!(gate.room(later), u32::MAX);
+}

@@ -287,7 +287,7 @@ impl Shipping {
         let (spans, rejected) = (self.batch.len(), rejected.min(self.batch.len()));
         if rejected > 0 && std::mem::take(&mut self.whole) {
             let endpoint = redact_url(&self.post.settings.endpoint);
-            tracing::warn!(%endpoint, rejected, spans, "the collector takes some spans and rejects others, which are lost");
+            tracing::warn!(%endpoint, rejected, spans, "the collector takes some spans and rejects others, which are lost; its log says why");
         }
         rejected
     }

@@ -7,6 +7,7 @@ use jiff::tz::TimeZone;
 use promptq_common::config::LimitTexts;
 use promptq_common::time::Timestamp;
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::reset;
 
@@ -17,9 +18,14 @@ const RECORDS: usize = 50;
 const SAID: usize = 500;
 /// HTTP's 429 as an exit code, which has eight bits.
 const EXIT_429: i32 = 429 % 256;
+/// Limits of one run, and of no account.
+const OF_A_RUN: [&str; 8] = ["context", "turn", "token", "memory", "time", "budget", "output", "length"];
 /// How such words begin, in small letters; after these the name of a limit comes.
 const YOURS: [&str; 4] = ["you've hit your ", "you have hit your ", "you've reached your ", "you have reached your "];
-const BEGINNINGS: [&str; 5] = [
+const BEGINNINGS: [&str; 8] = [
+    "usage limit reached",
+    "claude usage limit reached",
+    "claude ai usage limit reached",
     "you have exhausted your capacity",
     "you have exhausted your daily quota",
     "you exceeded your current quota",
@@ -27,8 +33,7 @@ const BEGINNINGS: [&str; 5] = [
     "quota exceeded",
 ];
 /// What they begin with otherwise, but for a name of at most [`NAME`] bytes.
-const REACHED: [&str; 7] = [
-    "usage limit reached",
+const REACHED: [&str; 6] = [
     "hour limit reached",
     "session limit reached",
     "daily limit reached",
@@ -99,16 +104,17 @@ fn in_records(output: &[u8], code: i32) -> Option<Reached> {
 /// The last records of an output: what begins with its first bracket is one, or a list of them, or else each line is one.
 fn records(output: &str) -> Vec<Value> {
     let (_, whole) = output.split_at(output.find(['{', '[']).unwrap_or_default());
-    match serde_json::from_str(whole) {
-        Ok(Value::Array(records)) => records,
-        Ok(record) => vec![record],
-        Err(_) => {
-            let mut last: Vec<_> =
-                lines(output).take(RECORDS).filter_map(|line| serde_json::from_str(line).ok()).collect();
-            last.reverse();
-            last
-        }
+    let read = |record: &str| serde_json::from_str(record).ok();
+    if let Ok(list) = serde_json::from_str::<Vec<&RawValue>>(whole) {
+        let last = list.len().saturating_sub(RECORDS);
+        return list[last..].iter().filter_map(|record| read(record.get())).collect();
     }
+    if let Some(record) = read(whole) {
+        return vec![record];
+    }
+    let mut last: Vec<_> = lines(output).take(RECORDS).filter_map(read).collect();
+    last.reverse();
+    last
 }
 
 /// The latest word on the account's limits, if it is that nothing is left of them, nor beyond them.
@@ -144,7 +150,9 @@ fn tells(said: &str) -> bool {
     let after = said.split_once("error: ").filter(|(before, _)| before.chars().count() <= HEAD);
     let said = after.map_or(said.as_str(), |(_, after)| after).trim_start_matches(|c: char| !c.is_alphanumeric());
     let yours = YOURS.iter().find_map(|beginning| said.strip_prefix(beginning));
-    yours.is_some_and(|rest| rest.chars().take(HEAD).collect::<String>().contains("limit"))
+    let named = yours.map(|rest| rest.chars().take(HEAD).collect::<String>());
+    let named = named.as_deref().and_then(|rest| rest.split_once("limit")).map(|(name, _)| name);
+    named.is_some_and(|name| !OF_A_RUN.iter().any(|other| name.contains(other)))
         || BEGINNINGS.iter().any(|beginning| said.starts_with(beginning))
         || REACHED.iter().any(|words| said.find(words).is_some_and(|at| at <= NAME))
 }

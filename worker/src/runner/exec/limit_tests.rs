@@ -126,6 +126,8 @@ async fn failures_of_other_kinds_stay_what_they_are() {
         (None, told.as_str(), Transient, "exit_1"),
         (Some(LimitTexts::Text), "echo \"the page says: you've hit your limit\"; exit 3", Transient, "exit_3"),
         (Some(LimitTexts::Text), "echo \"Memory limit reached\" >&2; exit 3", Transient, "exit_3"),
+        (Some(LimitTexts::Text), "echo \"Disk usage limit reached\" >&2; exit 3", Transient, "exit_3"),
+        (Some(LimitTexts::Text), "echo \"You've reached your context limit\" >&2; exit 3", Transient, "exit_3"),
         (Some(LimitTexts::Text), &early, Transient, "exit_1"),
         (Some(LimitTexts::Text), "exit 173", Transient, "exit_173"),
         (Some(LimitTexts::Text), &format!("{CLAUDE}\nexit 1"), Transient, "exit_1"),

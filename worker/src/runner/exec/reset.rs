@@ -10,9 +10,9 @@ use promptq_common::time::{Timestamp, parse_duration};
 /// What stands before a time, in small letters.
 const MARKS: [&str; 4] = ["resets ", "reset ", "try again ", "retry "];
 const MONTHS: [&str; 12] = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
-/// Names of time zones that mean different ones to different people, or change with the season.
-const VAGUE: [&str; 14] =
-    ["est", "edt", "et", "cst", "cdt", "ct", "mst", "mdt", "mt", "pst", "pdt", "pt", "cet", "cest"];
+/// What may follow a time of no certain zone. Anything else may be the name of one, which means different ones to different
+/// people, or changes with the season.
+const NO_ZONE: [&str; 6] = ["or", "to", "if", "but", "·", "∙"];
 /// The words after a mark that may belong to its time.
 const WORDS: usize = 8;
 /// A time of day that has been over for less than this is the one that was meant; else it is tomorrow's.
@@ -128,7 +128,7 @@ impl Clock {
         let zone = match (zone, words.next()) {
             (Some("utc" | "gmt"), _) | (None, Some("utc" | "gmt")) => TimeZone::UTC,
             (Some(name), _) => TimeZone::get(name).ok()?,
-            (None, Some(word)) if VAGUE.contains(&word) => return None,
+            (None, Some(word)) if !NO_ZONE.contains(&word) => return None,
             (None, _) => here.clone(),
         };
         (0..60).contains(&minute).then_some(Self { date, hour, minute, zone })
@@ -147,7 +147,10 @@ impl Clock {
                 let years = (today.year() - 1..=today.year() + 1).filter_map(|year| on(year, (month, day)));
                 years.min_by_key(|at| at.as_millis().abs_diff(now.as_millis()))
             }
-            None => at(today).filter(|at| now.since(*at) < STALE).or_else(|| at(today.tomorrow().ok()?)),
+            None => {
+                let days = [today.yesterday().ok(), Some(today), today.tomorrow().ok()];
+                days.into_iter().flatten().filter_map(at).find(|at| now.since(*at) < STALE)
+            }
         }
     }
 }
@@ -215,6 +218,8 @@ mod tests {
             ("resets Nov 20, 9am", "2026-11-22T10:00Z"),
         ];
         hold(NOW, "UTC0", &rows);
+        hold("2026-11-23T00:00:05Z", "UTC0", &[("resets 1:00am", "2026-11-23T01:00Z")]);
+        assert_eq!(over("resets 11:59pm", "2026-11-23T00:00:05Z", "UTC0").unwrap(), "2026-11-23T00:00:05.000Z");
         hold("2026-12-30T10:00:00Z", "UTC0", &[("resets Jan 2, 3am", "2027-01-02T03:00Z")]);
         hold("2027-01-01T00:00:00Z", "UTC0", &[("resets Dec 31, 11:59pm", "2027-01-01T00:00Z")]);
     }
@@ -261,6 +266,9 @@ mod tests {
             "resets 1pm (in an hour)",
             "resets 1pm (../../etc/passwd)",
             "resets 3pm PST",
+            "resets 3pm JST",
+            "resets 3pm GMT+2",
+            "resets at 15:05 +02:00",
             "reset after 99999999999999999999 days",
             "try again in 18446744073709551615 days",
             "limit reached|7",
