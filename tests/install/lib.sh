@@ -32,13 +32,14 @@ apt_packages() {
   [ "$status" = 0 ] || fail "cannot install $*" "run: sudo apt-get install $*"
 }
 
-# venv NAME REQUIREMENT…: a Python environment in target/tools/NAME that holds exactly these, made whole or not at all.
+# venv NAME REQUIREMENT…: a Python environment in target/tools/NAME that holds exactly these, made whole or not at all, and
+# anew where the tree was moved: its programs name their interpreter by its whole path.
 venv() {
   local name=$1 home stamp
   shift
   home=$PWD/target/tools/$name
   stamp=$home/.installed
-  [ "$(cat "$stamp" 2>/dev/null)" = "$*" ] && return
+  [ "$(cat "$stamp" 2>/dev/null)" = "$home: $*" ] && return
   command -v python3 >/dev/null || apt_packages python3
   python3 -c 'import venv, ensurepip' 2>/dev/null || apt_packages python3-venv
   echo "installing $* into target/tools/$name" >&2
@@ -46,7 +47,7 @@ venv() {
   python3 -m venv "$home" >&2 || fail "python3 -m venv $home failed" "see the lines above"
   "$home/bin/pip" install --quiet --disable-pip-version-check "$@" >&2 ||
     fail "pip cannot install $*" "see the lines above; a network or a package index is needed once"
-  printf '%s' "$*" >"$stamp"
+  printf '%s' "$home: $*" >"$stamp"
 }
 
 # crate NAME CRATE VERSION OPTION…: the programs of a crate in target/tools/NAME, built apart from the workspace: fast to
