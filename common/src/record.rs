@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::broker::{Head, LeaseId};
 use crate::job::{BatchName, JobId, Queue};
-use crate::outcome::{AnswerClass, Body, Detail, FailureClass, History, Origin};
+use crate::outcome::{AnswerClass, Body, CostSource, Detail, FailureClass, History, Origin};
 use crate::telemetry::trace::Context;
 use crate::time::Timestamp;
 
@@ -67,6 +67,12 @@ impl Record {
             (None, Some(_)) => self.history.recent.last()?.fault().map(AnswerClass::as_str),
             (None, None) => None,
         }
+    }
+
+    /// Who says what it cost: of several calls, the one who knows least.
+    pub fn cost_source(&self) -> Option<CostSource> {
+        let told = || self.answer.as_ref()?.origin.as_ref()?.cost_source;
+        if self.history.is_cost_guessed() { Some(CostSource::Estimate) } else { told() }
     }
 
     /// The record of a job that ended without running in this lease: cancelled, expired, or dead before a call.

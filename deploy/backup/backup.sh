@@ -54,11 +54,13 @@ info() {
 # with a new manifest, in which case the copy is begun anew.
 redis() {
   need redis-cli
-  local enabled folder manifest name try deadline busy=1
+  local enabled folder manifest before name try deadline busy=1
   enabled=$(info aof_enabled)
   [ "$enabled" = 1 ] || fail "the server keeps no log of what it is told (appendonly no)" "see deploy/redis/README.md"
   folder=$(find "$source" -mindepth 1 -maxdepth 1 -type d -name "${REDIS_APPENDDIR:-appendonlydir}")
   [ -n "$folder" ] || fail "no log in $source" "name the folder that redis-cli CONFIG GET dir tells; set REDIS_APPENDDIR if appenddirname is another"
+  manifest=$(find "$folder" -maxdepth 1 -name '*.manifest')
+  before=$(cat "$manifest")
   redis_says BGREWRITEAOF >/dev/null
   deadline=$((SECONDS + ${REDIS_REWRITE_SECONDS:-900}))
   until [ "$busy" = 00ok ] || [ "$busy" = 00err ]; do
@@ -67,7 +69,9 @@ redis() {
     busy=$(info aof_rewrite_in_progress aof_rewrite_scheduled aof_last_bgrewrite_status)
   done
   [ "$busy" = 00ok ] || fail "the server's rewrite failed" "its log says why"
-  manifest=$(find "$folder" -maxdepth 1 -name '*.manifest')
+  # A rewrite makes a new one.
+  [ "$(cat "$manifest")" != "$before" ] ||
+    fail "the server did not rewrite the log in $source" "name the folder that redis-cli CONFIG GET dir tells of the server at REDIS_URL"
   mkdir "$1/aof"
   for try in 1 2 3 4 5; do
     rm -f "$1"/aof/*

@@ -2,7 +2,7 @@
 # Puts a backup back where nothing is; the server, and everything of promptq's, is stopped meanwhile (RabbitMQ runs):
 #   restore.sh sqlite BACKUP FILE
 #   restore.sh redis BACKUP DIR          DIR: the server's own `dir`
-#   restore.sh rabbitmq BACKUP -         into a server without the users and virtual hosts of the backup
+#   restore.sh rabbitmq BACKUP -         into a server without the users, virtual hosts, queues and policies of the backup
 #   restore.sh results BACKUP DIR
 # It writes over nothing. Interrupted, it has put back nothing, and the same command does it.
 set -euo pipefail
@@ -52,23 +52,53 @@ redis() {
   put "$backup/aof" "$target/$folder"
 }
 
-# names KEY: what the definitions name under it.
+# names KEY [VHOST]: what the definitions name under it.
 names() {
   python3 -c 'import json, sys
-for one in json.load(open(sys.argv[1])).get(sys.argv[2], []): print(one["name"])' "$backup/definitions.json" "$1"
+for one in json.load(open(sys.argv[1])).get(sys.argv[2], []):
+    if one.get("vhost") == (sys.argv[3:] or [None])[0]: print(one["name"])' "$backup/definitions.json" "$@"
+}
+
+# says WORD…: what the server answers, without a table's head.
+says() {
+  "$ctl" --silent --no-table-headers "$@" 2>/dev/null ||
+    fail "rabbitmqctl cannot ask the server" "start it, and run this on its host, as root or rabbitmq"
+}
+
+# absent WHAT NAMES THERE: that the server has none of those names.
+absent() {
+  local name
+  while IFS= read -r name; do
+    [ -z "$name" ] || ! printf '%s\n' "$3" | grep -qxF -- "$name" ||
+      fail "the server has $name already ($1)" "nothing is written over: use an empty server, or delete it there"
+  done <<<"$2"
+}
+
+# new_guest: that guest is as in every new server.
+new_guest() {
+  "$ctl" --silent authenticate_user guest guest >/dev/null 2>&1 &&
+    [ "$(says list_user_permissions guest)" = $'/\t.*\t.*\t.*' ]
 }
 
 rabbitmq() {
-  local ctl=${RABBITMQCTL:-rabbitmqctl} kind name there
+  local ctl=${RABBITMQCTL:-rabbitmqctl} users vhosts there
   need "$ctl" python3
-  # guest and / are in every new server.
-  for kind in users vhosts; do
-    there=$("$ctl" --silent "list_$kind" 2>/dev/null) || fail "rabbitmqctl cannot ask the server" "start it, and run this on its host, as root or rabbitmq"
-    for name in $(names "$kind" | grep -vxF -e guest -e /); do
-      ! printf '%s\n' "$there" | cut -f 1 | grep -qxF -- "$name" ||
-        fail "the server has $name already ($kind)" "nothing is written over: use an empty server, or delete it there"
-    done
-  done
+  there=$(says list_users | cut -f 1) || exit 1
+  users=$(names users)
+  if printf '%s\n' "$users" | grep -qxF guest && printf '%s\n' "$there" | grep -qxF guest && new_guest; then
+    there=$(printf '%s\n' "$there" | grep -vxF guest || true)
+  fi
+  absent users "$users" "$there"
+  there=$(says list_vhosts) || exit 1
+  vhosts=$(names vhosts)
+  absent vhosts "$(printf '%s\n' "$vhosts" | grep -vxF / || true)" "$there"
+  # Every new server has this one, and nothing in it.
+  if printf '%s\n' "$there" | grep -qxF /; then
+    there=$(says list_queues --vhost / name) || exit 1
+    absent queues "$(names queues /)" "$there"
+    there=$(says list_policies --vhost / | cut -f 2) || exit 1
+    absent policies "$(names policies /)" "$there"
+  fi
   out=$(mktemp -d)
   trap 'rm -rf "$out"' EXIT
   cp "$backup/definitions.json" "$out/definitions.json"

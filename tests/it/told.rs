@@ -104,6 +104,21 @@ async fn the_gateway_refuses_what_its_settings_know_to_be_in_vain() {
     }
     let some = gateway.ask(Ask::post("/v1/batches?batch=b&skip_invalid=true", lines)).await.is(201);
     assert_eq!((&some.body["new"], &some.body["invalid"]), (&json!(1), &json!(1)));
+    assert_eq!(some.body["notes"], json!([]));
+}
+
+#[tokio::test]
+async fn the_gateway_notes_what_may_come_to_nothing() {
+    let home = with("");
+    let gateway = Gateway::start(&home, &[]).await.ready().await;
+    let note = "no model is named: a worker without a default one ends them dead, as no_model";
+    let made = gateway.ask(Ask::post("/v1/jobs", json!({ "prompt": "Hi" }).to_string())).await.is(201);
+    assert_eq!(made.body["notes"], json!([note]));
+    let known = json!({ "prompt": "Hi", "model": "mock" }).to_string();
+    assert_eq!(gateway.ask(Ask::post("/v1/jobs", known.clone())).await.is(201).body["notes"], json!([]));
+    let lines = format!("{{\"prompt\":\"a\"}}\n{{\"prompt\":\"b\"}}\n{known}\n");
+    let batch = gateway.ask(Ask::post("/v1/batches", lines)).await.is(201);
+    assert_eq!(batch.body["notes"], json!([format!("2 jobs: {note}")]));
 }
 
 #[test]

@@ -82,6 +82,16 @@ impl History {
         self.cost.or_else(|| (!self.is_cost_unknown()).then(Usd::default))
     }
 
+    /// Whether what is known of the cost is not all of it.
+    pub fn is_cost_partial(&self) -> bool {
+        self.cost.is_some() && self.is_cost_unknown()
+    }
+
+    /// Whether a part of the cost is a guess: of a call that was cut.
+    pub fn is_cost_guessed(&self) -> bool {
+        self.recent.iter().any(|one| one.class == Some(FailureClass::UnknownBilled) && one.cost.is_some())
+    }
+
     /// Attempts of a job that has not ended whose answers were put aside, for the job to be called again.
     pub fn put_aside(&self) -> u32 {
         u32::try_from(self.recent.iter().filter(|attempt| attempt.class.is_none()).count()).unwrap_or(u32::MAX)
@@ -106,6 +116,8 @@ impl History {
 
 #[cfg(test)]
 mod tests {
+    use std::slice;
+
     use super::*;
 
     fn attempt(n: u32, class: Option<FailureClass>, code: Option<&str>) -> Attempt {
@@ -172,7 +184,11 @@ mod tests {
         let later = History { cost: Some(Usd::from_nanos(3)), ..crashed };
         assert_eq!((later.known_cost(), later.is_cost_unknown()), (Some(Usd::from_nanos(3)), true));
         let told = Attempt { class: Some(FailureClass::UnknownBilled), ..priced };
-        assert_eq!(known(&[told]), (Some(3), false), "guessed, and told as such");
+        assert_eq!(known(slice::from_ref(&told)), (Some(3), false), "guessed, and told as such");
+        let of = |recent| History { cost: Some(Usd::from_nanos(3)), recent, ..History::default() };
+        let (guessed, exact) = (of(vec![told, attempt(2, None, None)]), of(vec![attempt(1, None, None)]));
+        assert_eq!([guessed.is_cost_guessed(), exact.is_cost_guessed(), later.is_cost_guessed()], [true, false, false]);
+        assert_eq!([later.is_cost_partial(), exact.is_cost_partial()], [true, false]);
     }
 
     #[test]

@@ -49,7 +49,7 @@ enum Action {
         #[arg(short = 'Q', long = "queue", value_name = "QUEUE")]
         queues: Vec<Queue>,
         /// Good for so long
-        #[arg(long, value_name = "LENGTH", value_parser = length)]
+        #[arg(long, value_name = "LENGTH", value_parser = lifetime)]
         expires: Option<Duration>,
         /// Requests a second at most (`gateway.rate_per_key`)
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
@@ -91,6 +91,12 @@ impl Args {
     pub fn flags(&self) -> Vec<Flag> {
         keys_flag(self.keys.as_ref()).into_iter().collect()
     }
+}
+
+/// A length that is not over at once.
+fn lifetime(text: &str) -> Result<Duration, String> {
+    length(text)
+        .and_then(|length| if length.is_zero() { Err("it would be expired at once".into()) } else { Ok(length) })
 }
 
 /// Makes, lists or revokes.

@@ -57,7 +57,7 @@ pub(super) async fn submit(
         tally = put => tally,
         () = gateway.last_moment() => Err(Problem::new("stopping", "the gateway was stopped before all jobs were enqueued")),
     };
-    let tally = tally.map_err(|problem| unfinished(problem, &batch, named))?;
+    let (tally, notes) = tally.map_err(|problem| unfinished(problem, &batch, named))?;
     let status = if tally.new > 0 { StatusCode::CREATED } else { StatusCode::OK };
     let answer = json!({
         "batch": batch,
@@ -67,11 +67,18 @@ pub(super) async fn submit(
         "invalid": tally.invalid,
         "repeated": tally.repeated,
         "conflicts": tally.conflicts,
+        "notes": notes,
     });
     Ok((status, axum::Json(answer)).into_response())
 }
 
-async fn put(gateway: &Gateway, asked: &Asked, (batch, named): (BatchName, bool), lines: Source) -> Result<Tally> {
+/// Enqueues them; what they came to, and why some may come to nothing.
+async fn put(
+    gateway: &Gateway,
+    asked: &Asked,
+    (batch, named): (BatchName, bool),
+    lines: Source,
+) -> Result<(Tally, Vec<String>)> {
     let config = &gateway.cx.config;
     let queue = asked.queue.clone();
     let policy = config.queues.get(&queue).cloned();
@@ -82,7 +89,8 @@ async fn put(gateway: &Gateway, asked: &Asked, (batch, named): (BatchName, bool)
     );
     let broker = gateway.broker()?;
     let checked = submit::check(&input, broker, asked.terms, None).await?;
-    Ok(submit::enqueue(&input, broker, asked.terms, Some(&checked), |_| {}).await?)
+    let tally = submit::enqueue(&input, broker, asked.terms, Some(&checked), |_| {}).await?;
+    Ok((tally, checked.doubts.lines()))
 }
 
 /// Of a batch that was cut short: how the rest is enqueued.

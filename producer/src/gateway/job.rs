@@ -42,7 +42,7 @@ pub(super) async fn submit(
     let text = std::str::from_utf8(&whole.bytes).map_err(|_| Problem::new("bad-request", "the body is not UTF-8"))?;
     let mut job = submit::make(text, &key, &gateway.cx.config).map_err(Problem::of_fault)?;
     caller.must_cover(&job.queue)?;
-    gateway.cx.fit().map_or(Ok(()), |fit| fit.refuse(&job)).map_err(Problem::of_fault)?;
+    let doubt = gateway.cx.fit().map_or(Ok(None), |fit| fit.tell(&job)).map_err(Problem::of_fault)?;
     // Of a key in the line itself nothing more is known; whoever sent that has it.
     let key = given.or((job.id == JobId::derived(&job.queue, job.tenant.as_deref(), &made)).then_some(made));
     let taken = put(&gateway, &mut job, (key.as_deref(), caller_of(&head.headers))).await?;
@@ -56,6 +56,7 @@ pub(super) async fn submit(
         "queue": job.queue,
         "new": taken == Taken::New,
         "idempotency_key": key,
+        "notes": doubt.as_slice(),
         "links": links(job.id),
     });
     let mut response = (status, axum::Json(answer)).into_response();

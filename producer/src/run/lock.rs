@@ -4,10 +4,13 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use promptq_common::broker::{WorkerId, default_path};
 use promptq_common::config;
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
 use crate::input::{InputArgs, Source, identify};
@@ -74,12 +77,24 @@ impl Lock {
     }
 }
 
-/// Takes the advisory lock on a file, or says that another run has it.
+/// How long a killed process may take to be gone: it holds its locks until then.
+const GOING: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Takes the advisory lock on a file, or says that another run has it. Blocks its thread for up to a second where one has.
+#[expect(clippy::disallowed_methods, reason = "at the start of a run, before anything else goes on")]
 pub(super) fn claim(file: &File, what: &str, path: &Path) -> Result<()> {
-    flock(file, FlockOperation::NonBlockingLockExclusive).map_err(|error| {
+    let began = Instant::now();
+    let taken = loop {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if began.elapsed() < GOING => thread::sleep(LOOK),
+            taken => break taken,
+        }
+    };
+    taken.map_err(|error| {
         let problem = Problem::new(Exit::Conflict, "running", format!("{what} is in use by another process"));
         let problem = problem.detail(format!("--> {}", path.display()));
-        if error == rustix::io::Errno::WOULDBLOCK {
+        if error == Errno::WOULDBLOCK {
             problem.hint("wait for it, or stop it; the same command then goes on where it was")
         } else {
             problem.detail(error.to_string())
@@ -108,5 +123,21 @@ mod tests {
         assert!(Lock::take_in(folder.path(), "b").is_ok());
         drop(first);
         assert_eq!(Lock::take_in(folder.path(), "a").unwrap().predecessor, Some(WorkerId::known("w-1")));
+    }
+
+    #[test]
+    fn one_who_is_just_going_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = Lock::take_in(folder.path(), "a").unwrap();
+        let second = thread::scope(|scope| {
+            let second = scope.spawn(|| Lock::take_in(folder.path(), "a").map(drop));
+            let blocked = Instant::now();
+            while blocked.elapsed() < GOING / 4 {
+                thread::yield_now();
+            }
+            drop(first);
+            second.join().unwrap()
+        });
+        assert!(second.is_ok(), "{second:?}");
     }
 }

@@ -51,7 +51,7 @@ pub(crate) async fn run(cx: &Context, args: &RunArgs) -> Result<Exit> {
     let identity = tokio::task::block_in_place(|| lock::identity(&args.input, &sources, address, output))?;
     let identity = if args.input.stream { JobId::fresh().to_string() } else { identity };
     let name = format!("run-{identity}");
-    let mut lock = Lock::take(&name)?;
+    let mut lock = tokio::task::block_in_place(|| Lock::take(&name))?;
 
     let to = destination(cx, args, &name)?;
     let (queue, batch) = (to.queue.clone(), to.batch.clone());

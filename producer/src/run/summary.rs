@@ -7,33 +7,40 @@ use std::time::Duration;
 use promptq_common::broker::MAX_BATCH;
 use promptq_common::job::BatchName;
 use promptq_common::ledger::{BatchView, JobFilter, Ledger};
+use promptq_common::outcome::CostSource;
 use promptq_common::record::{Record, State};
 
 use crate::problem::Result;
 use crate::submit::{grouped, jobs};
 
-/// What is told of results beside how many there are: which answers were stored ones, and which are not whole.
+/// What is told of results beside how many there are: which answers were stored ones, which are not whole, and whose cost
+/// is a guess.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Tally(BTreeMap<&'static str, u64>);
+pub(super) struct Tally {
+    words: BTreeMap<&'static str, u64>,
+    guessed: u64,
+}
 
 impl Tally {
     pub(super) fn add(&mut self, record: &Record) {
+        self.guessed += u64::from(record.cost_source() == Some(CostSource::Estimate));
         let Some(answer) = &record.answer else { return };
         let reused = answer.origin.as_ref().and_then(|origin| origin.reused_from).map(|_| "reused");
         for word in reused.into_iter().chain(record.class_name()) {
-            *self.0.entry(word).or_default() += 1;
+            *self.words.entry(word).or_default() += 1;
         }
     }
 
     pub(super) fn append(&mut self, more: &Self) {
-        for (word, count) in &more.0 {
-            *self.0.entry(*word).or_default() += count;
+        self.guessed += more.guessed;
+        for (word, count) in &more.words {
+            *self.words.entry(*word).or_default() += count;
         }
     }
 
     /// ` (3,000 reused, 12 truncated)`, or nothing.
     fn says(&self) -> String {
-        let words: Vec<_> = self.0.iter().map(|(word, count)| format!("{} {word}", grouped(*count))).collect();
+        let words: Vec<_> = self.words.iter().map(|(word, count)| format!("{} {word}", grouped(*count))).collect();
         if words.is_empty() { String::new() } else { format!(" ({})", words.join(", ")) }
     }
 }
@@ -52,7 +59,8 @@ pub(super) fn summary(how: &str, view: &BatchView, tally: &Tally, elapsed: Durat
         (Some(cost), unknown) => format!("${cost} and unknown for {}", jobs(unknown)),
         (None, _) => "cost unknown".to_owned(),
     };
-    parts.push(cost);
+    let guessed = if tally.guessed > 0 { format!(" (estimated for {})", jobs(tally.guessed)) } else { String::new() };
+    parts.push(cost + &guessed);
     parts.push(clock(elapsed));
     let place = if output == Path::new("-") { String::new() } else { format!(" → {}", output.display()) };
     format!("{how}: {}{place}", parts.join(", "))
@@ -129,10 +137,14 @@ mod tests {
         };
         let none = Tally::default();
         let line = |view: &BatchView| summary("done", view, &none, Duration::from_secs(604), Path::new("out.jsonl"));
-        let (mut tally, more) = (Tally(BTreeMap::from([("truncated", 1)])), [("truncated", 11), ("reused", 3_000)]);
-        tally.append(&Tally(BTreeMap::from(more)));
-        let told = summary("done", &view, &tally, Duration::ZERO, Path::new("-"));
-        assert_eq!(told, "done: 4,992 succeeded (3,000 reused, 12 truncated), 8 dead, $0.24, 0:00");
+        let of = |words: &[(&'static str, u64)], guessed| Tally { words: words.iter().copied().collect(), guessed };
+        let mut tally = of(&[("truncated", 1)], 0);
+        tally.append(&of(&[("truncated", 11), ("reused", 3_000)], 0));
+        let told = |tally: &Tally| summary("done", &view, tally, Duration::ZERO, Path::new("-"));
+        assert_eq!(told(&tally), "done: 4,992 succeeded (3,000 reused, 12 truncated), 8 dead, $0.24, 0:00");
+        tally = of(&[], 1);
+        tally.append(&of(&[], 1));
+        assert_eq!(told(&tally), "done: 4,992 succeeded, 8 dead, $0.24 (estimated for 2 jobs), 0:00");
         assert_eq!(line(&view), "done: 4,992 succeeded, 8 dead, $0.24, 10:04 → out.jsonl");
         view.cost = None;
         assert_eq!(line(&view), "done: 4,992 succeeded, 8 dead, cost unknown, 10:04 → out.jsonl");

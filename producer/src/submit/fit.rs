@@ -109,12 +109,12 @@ impl Fit {
         }
     }
 
-    /// For somebody who cannot change these settings, and is not told how.
+    /// [`Fit::judge`] for somebody who cannot change these settings, and is not told how.
     ///
     /// # Errors
-    /// As [`Fit::judge`].
-    pub fn refuse(&self, job: &Job) -> Result<(), Fault> {
-        self.judge(job).map(drop).map_err(|fault| Fault { hint: None, ..fault })
+    /// As there.
+    pub fn tell(&self, job: &Job) -> Result<Option<Doubt>, Fault> {
+        self.judge(job).map_err(|fault| Fault { hint: None, ..fault })
     }
 
     /// The same of the model that a flag gives to every row.

@@ -1,12 +1,10 @@
 //! The alerts: read by promtool, each shown to fire and to stay quiet, and those tests shown to notice when one does not;
-//! each with a page of the runbook whose commands exist; the example for Alertmanager.
+//! each with a page of the runbook; the example for Alertmanager.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::{Command, Output};
 
-use clap::Parser;
-use promptq::cli::Cli;
 use serde_json::Value;
 
 use super::expression::{known, metrics, unheard};
@@ -145,28 +143,6 @@ fn each_alert_says_how_bad_it_is_and_where_to_read_on() {
         let anchor = annotation("runbook_url").split_once('#').map(|(_, anchor)| anchor);
         assert_eq!(anchor, Some(name.to_lowercase().as_str()));
     }
-}
-
-#[test]
-fn every_command_of_the_runbook_can_be_said() {
-    const JOB: &str = "019abcde-0123-7abc-8def-0123456789ab";
-    let runbook = read(&deploy("runbooks/README.md"));
-    let code = runbook.split('`').skip(1).step_by(2).filter(|code| code.starts_with("promptq "));
-    let lines = runbook.lines().filter(|line| line.starts_with("promptq "));
-    let lines = lines.map(|line| line.split('#').next().unwrap().trim());
-    let mut commands = BTreeSet::new();
-    for command in code.chain(lines).filter(|command| !command.contains('…')) {
-        let words = shlex::split(command).unwrap();
-        let words: Vec<&str> = words.iter().map(|word| if word == "ID" { JOB } else { word }).collect();
-        if let Err(error) = Cli::try_parse_from(&words) {
-            panic!("{command}\n{error}");
-        }
-        if let Some(at) = words.iter().position(|word| *word == "--where") {
-            promptq::filter::parse(words[at + 1]).unwrap_or_else(|error| panic!("{command}: {error:?}"));
-        }
-        commands.insert(command);
-    }
-    assert!(commands.len() > 15, "{commands:?}");
 }
 
 fn alertmanager(config: &str) -> (tempfile::TempDir, String) {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use promptq_tests::process::{Home, Said};
+use promptq_tests::redis::{Options, RedisServer};
 
 use super::shipped::shipped;
 
@@ -189,6 +190,71 @@ fn what_cannot_be_backed_up_is_one_clear_error() {
     home.write("broken.db", "this is no database, however long it may be");
     refused(&["sqlite", home.path("broken.db").to_str().unwrap(), &folder]).says(&["cannot copy"]);
     assert_eq!(finished(&folder), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn a_folder_that_the_server_has_left_is_no_backup_of_it() {
+    let (home, server) = (Home::new(), RedisServer::start(Options::durable()));
+    let (left, own) = (home.path("left"), server.folder());
+    std::fs::create_dir_all(left.join("appendonlydir")).unwrap();
+    for entry in std::fs::read_dir(own.join("appendonlydir")).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, left.join("appendonlydir").join(path.file_name().unwrap())).unwrap();
+    }
+    let backups = home.path("backups");
+    let of = |folder: &Path| {
+        let words = ["redis", folder.to_str().unwrap(), backups.to_str().unwrap()];
+        Said::of(script("backup.sh", &words).env("REDIS_URL", server.plain_url()))
+    };
+    of(&left).ends(1).says(&["the server did not rewrite the log in", "CONFIG GET dir"]);
+    assert_eq!(finished(backups.to_str().unwrap()), Vec::<PathBuf>::new());
+    of(own).ends(0);
+}
+
+/// Answers as `rabbitmqctl` does: what a server has of each kind; whether its guest may come in.
+fn rabbitmqctl(home: &Home, has: &[(&str, &str)], guest: bool) -> PathBuf {
+    let cases: String = has.iter().flat_map(|(kind, says)| [*kind, ") printf '", says, "\\n' ;;\n"]).collect();
+    let path = home.write(
+        "ctl",
+        &format!(
+            "#!/bin/sh\nshift\n[ \"$1\" != --no-table-headers ] || shift\ncase $1 in\nauthenticate_user) exit {} ;;\n{cases}\
+             import_definitions) cp \"$2\" imported ;;\nesac\n",
+            i32::from(!guest),
+        ),
+    );
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+#[test]
+fn a_server_that_is_in_use_keeps_its_guest_its_queues_and_its_policies() {
+    const FRESH: [(&str, &str); 3] = [
+        ("list_users", "guest\\t[administrator]"),
+        ("list_vhosts", "/"),
+        ("list_user_permissions", "/\\t.*\\t.*\\t.*"),
+    ];
+    let home = Home::new();
+    let backup = home.path("backup");
+    std::fs::create_dir(&backup).unwrap();
+    let definitions = r#"{"users":[{"name":"guest"}],"vhosts":[{"name":"/"},{"name":"pq"}],
+        "queues":[{"name":"q","vhost":"/"},{"name":"other","vhost":"pq"}],"policies":[{"name":"p","vhost":"/"}]}"#;
+    home.write("backup/definitions.json", definitions);
+    home.write("backup/KIND", "rabbitmq\n");
+    let sums = "sha256sum ./KIND ./definitions.json >SHA256SUMS";
+    Said::of(Command::new("sh").args(["-c", sums]).current_dir(&backup)).ends(0);
+    let restore = |has: &[(&str, &str)], guest| {
+        let ctl = rabbitmqctl(&home, &[&FRESH[..], has].concat(), guest);
+        let mut restore = script("restore.sh", &["rabbitmq", backup.to_str().unwrap(), "-"]);
+        Said::of(restore.env("RABBITMQCTL", ctl).current_dir(home.path("")))
+    };
+    restore(&[], false).ends(1).says(&["the server has guest already (users)"]);
+    restore(&[("list_queues", "other\\nq")], true).ends(1).says(&["the server has q already (queues)"]);
+    restore(&[("list_policies", "/\\tp\\t.*\\tall\\t{}\\t0")], true)
+        .ends(1)
+        .says(&["the server has p already (policies)"]);
+    assert!(!home.path("imported").exists());
+    restore(&[("list_queues", "other"), ("list_policies", "/\\tq\\tp\\tall\\t{}\\t0")], true).ends(0);
+    assert!(home.path("imported").exists());
 }
 
 #[test]

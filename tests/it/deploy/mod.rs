@@ -14,6 +14,7 @@ mod helm;
 mod image;
 mod keda;
 mod outages;
+mod pages;
 mod pods;
 mod protect;
 mod scripts;

@@ -182,6 +182,8 @@ async fn it_listens_for_others_only_when_they_need_a_key() {
     let everywhere = ["serve", "--listen", "0.0.0.0:0"];
     let open = Gateway::listening(&home, &[&everywhere[..], &["--insecure-no-auth"]].concat(), &[]).await;
     open.ask(Ask::get("/openapi.json").with("host", "elsewhere.example")).await.is(200);
+    let at_once = ["keys", "create", "k", "--role", "viewer", "--expires", "0s"];
+    home.promptq(&at_once).ends(2).says(&["it would be expired at once"]);
     key(&home, &["--role", "viewer", "--expires", "1ms"]);
     home.promptq(&everywhere).ends(2).says(&words);
     let secret = key(&home, &["--role", "viewer"]);
