@@ -69,7 +69,7 @@ impl Record {
         }
     }
 
-    /// Who says what it cost: of several calls, the one who knows least.
+    /// Who says what it cost: of the answer, unless another call's part is a guess.
     pub fn cost_source(&self) -> Option<CostSource> {
         let told = || self.answer.as_ref()?.origin.as_ref()?.cost_source;
         if self.history.is_cost_guessed() { Some(CostSource::Estimate) } else { told() }

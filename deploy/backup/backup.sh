@@ -60,6 +60,7 @@ redis() {
   folder=$(find "$source" -mindepth 1 -maxdepth 1 -type d -name "${REDIS_APPENDDIR:-appendonlydir}")
   [ -n "$folder" ] || fail "no log in $source" "name the folder that redis-cli CONFIG GET dir tells; set REDIS_APPENDDIR if appenddirname is another"
   manifest=$(find "$folder" -maxdepth 1 -name '*.manifest')
+  [ -f "$manifest" ] || fail "not one manifest in $folder" "see whether a server has written its log there"
   before=$(cat "$manifest")
   redis_says BGREWRITEAOF >/dev/null
   deadline=$((SECONDS + ${REDIS_REWRITE_SECONDS:-900}))

@@ -2,7 +2,8 @@
 # Puts a backup back where nothing is; the server, and everything of promptq's, is stopped meanwhile (RabbitMQ runs):
 #   restore.sh sqlite BACKUP FILE
 #   restore.sh redis BACKUP DIR          DIR: the server's own `dir`
-#   restore.sh rabbitmq BACKUP -         into a server without the users, virtual hosts, queues and policies of the backup
+#   restore.sh rabbitmq BACKUP -         into a server without the users, virtual hosts, queues and policies of the backup; its
+#                                        parameters and the limits of its virtual hosts are set as they were
 #   restore.sh results BACKUP DIR
 # It writes over nothing. Interrupted, it has put back nothing, and the same command does it.
 set -euo pipefail
@@ -54,8 +55,8 @@ redis() {
 
 # names KEY [VHOST]: what the definitions name under it.
 names() {
-  python3 -c 'import json, sys
-for one in json.load(open(sys.argv[1])).get(sys.argv[2], []):
+  PYTHONIOENCODING=utf-8 python3 -c 'import json, sys
+for one in json.load(open(sys.argv[1], encoding="utf-8")).get(sys.argv[2], []):
     if one.get("vhost") == (sys.argv[3:] or [None])[0]: print(one["name"])' "$backup/definitions.json" "$@"
 }
 
@@ -69,35 +70,38 @@ says() {
 absent() {
   local name
   while IFS= read -r name; do
-    [ -z "$name" ] || ! printf '%s\n' "$3" | grep -qxF -- "$name" ||
+    [ -z "$name" ] || ! grep -qxF -- "$name" <<<"$3" ||
       fail "the server has $name already ($1)" "nothing is written over: use an empty server, or delete it there"
   done <<<"$2"
 }
 
 # new_guest: that guest is as in every new server.
 new_guest() {
-  "$ctl" --silent authenticate_user guest guest >/dev/null 2>&1 &&
-    [ "$(says list_user_permissions guest)" = $'/\t.*\t.*\t.*' ]
+  local rights
+  rights=$(says list_user_permissions guest) || exit 1
+  [ "$rights" = $'/\t.*\t.*\t.*' ] && "$ctl" --silent authenticate_user guest guest >/dev/null 2>&1
 }
 
 rabbitmq() {
-  local ctl=${RABBITMQCTL:-rabbitmqctl} users vhosts there
+  local ctl=${RABBITMQCTL:-rabbitmqctl} users vhosts queues policies there
   need "$ctl" python3
-  there=$(says list_users | cut -f 1) || exit 1
   users=$(names users)
-  if printf '%s\n' "$users" | grep -qxF guest && printf '%s\n' "$there" | grep -qxF guest && new_guest; then
-    there=$(printf '%s\n' "$there" | grep -vxF guest || true)
-  fi
-  absent users "$users" "$there"
-  there=$(says list_vhosts) || exit 1
   vhosts=$(names vhosts)
-  absent vhosts "$(printf '%s\n' "$vhosts" | grep -vxF / || true)" "$there"
-  # Every new server has this one, and nothing in it.
-  if printf '%s\n' "$there" | grep -qxF /; then
+  queues=$(names queues /)
+  policies=$(names policies /)
+  there=$(says list_users) || exit 1
+  if grep -qxF guest <<<"$users" && grep -qxF $'guest\t[administrator]' <<<"$there" && new_guest; then
+    users=$(grep -vxF guest <<<"$users" || true)
+  fi
+  absent users "$users" "$(cut -f 1 <<<"$there")"
+  there=$(says list_vhosts) || exit 1
+  absent vhosts "$(grep -vxF / <<<"$vhosts" || true)" "$there"
+  # Every new server has this one, and none of these in it.
+  if grep -qxF / <<<"$there"; then
     there=$(says list_queues --vhost / name) || exit 1
-    absent queues "$(names queues /)" "$there"
-    there=$(says list_policies --vhost / | cut -f 2) || exit 1
-    absent policies "$(names policies /)" "$there"
+    absent queues "$queues" "$there"
+    there=$(says list_policies --vhost /) || exit 1
+    absent policies "$policies" "$(cut -f 2 <<<"$there")"
   fi
   out=$(mktemp -d)
   trap 'rm -rf "$out"' EXIT

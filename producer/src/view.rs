@@ -17,7 +17,7 @@ pub fn job(view: &JobView) -> Value {
     object["detail"] = json!(cause.map(|cause| &cause.detail));
     object["usage"] = json!(record.map(|record| record.history.usage));
     object["cost_usd"] = json!(record.and_then(|record| record.history.known_cost()));
-    object["cost_partial"] = json!(record.is_some_and(|record| record.history.is_cost_partial()));
+    object["cost_partial"] = json!(record.map(|record| record.history.is_cost_partial()));
     object["cost_source"] = json!(record.and_then(Record::cost_source));
     object["ended_at"] = json!(record.map(|record| record.ended_at));
     if let Some(place) = record.and_then(|record| record.trace) {

@@ -40,9 +40,12 @@ impl Attempt {
     /// Whether nobody knows what it cost: an answer without a price, or something that ran and was cut.
     fn is_cost_unknown(&self) -> bool {
         let may_cost = self.class.is_none_or(|class| class.may_cost(self.status_code));
-        // A program that wrote too much has run.
-        let ran = self.code.as_deref() == Some("output_too_large");
-        self.cost.is_none() && (may_cost || ran || self.usage != Usage::default())
+        self.cost.is_none() && (may_cost || self.is_too_large() || self.usage != Usage::default())
+    }
+
+    /// Whether it was stopped as it answered at too great length.
+    fn is_too_large(&self) -> bool {
+        self.class.is_some() && self.code.as_deref() == Some("output_too_large")
     }
 
     /// The class of its failure, or of an answer that is not whole.
@@ -60,7 +63,8 @@ pub struct History {
     pub cost: Option<Usd>,
     /// Attempts that may have been billed without an answer.
     pub unknown_billed: u32,
-    /// At most [`History::KEPT`] attempts, oldest first. The oldest that failed makes room; those that were answered stay.
+    /// At most [`History::KEPT`] attempts, oldest first. The oldest that failed makes room, unless nothing else tells what is
+    /// not known of the cost; those that were answered stay.
     pub recent: Vec<Attempt>,
 }
 
@@ -87,9 +91,10 @@ impl History {
         self.cost.is_some() && self.is_cost_unknown()
     }
 
-    /// Whether a part of the cost is a guess: of a call that was cut.
+    /// Whether a part of the cost is a guess: of a call that was cut, or whose answer was.
     pub fn is_cost_guessed(&self) -> bool {
-        self.recent.iter().any(|one| one.class == Some(FailureClass::UnknownBilled) && one.cost.is_some())
+        let is_cut = |one: &Attempt| one.class == Some(FailureClass::UnknownBilled) || one.is_too_large();
+        self.recent.iter().any(|one| one.cost.is_some() && is_cut(one))
     }
 
     /// Attempts of a job that has not ended whose answers were put aside, for the job to be called again.
@@ -107,10 +112,22 @@ impl History {
             self.unknown_billed += 1;
         }
         if self.recent.len() >= Self::KEPT {
-            let failed = self.recent.iter().position(|attempt| attempt.class.is_some());
-            self.recent.remove(failed.unwrap_or(0));
+            self.recent.remove(self.least());
         }
         self.recent.push(attempt);
+    }
+
+    /// Which of those kept makes room: the oldest that failed and without which as much is known of the cost.
+    fn least(&self) -> usize {
+        let known = |of: &Self| (of.is_cost_unknown(), of.is_cost_guessed());
+        let without = |at| {
+            let mut rest = self.clone();
+            rest.recent.remove(at);
+            rest
+        };
+        let mut failed = (0..self.recent.len()).filter(|at| self.recent[*at].class.is_some());
+        let oldest = failed.clone().next();
+        failed.find(|at| known(&without(*at)) == known(self)).or(oldest).unwrap_or(0)
     }
 }
 
@@ -143,6 +160,22 @@ mod tests {
         }
         assert_eq!((history.usage.input_tokens, history.cost), (24, Some(Usd::from_nanos(36))));
         assert_eq!((history.recent.len(), history.recent[0].n), (History::KEPT, 3));
+    }
+
+    #[test]
+    fn what_is_not_known_of_the_cost_is_not_forgotten_with_its_attempt() {
+        let unpriced =
+            Attempt { usage: Usage::default(), cost: None, ..attempt(1, Some(FailureClass::Transient), None) };
+        for first in [attempt(1, Some(FailureClass::UnknownBilled), None), unpriced] {
+            let mut history = History::default();
+            history.push(first);
+            let before = (history.is_cost_unknown(), history.is_cost_guessed());
+            for n in 2..=30 {
+                history.push(attempt(n, Some(FailureClass::Transient), None));
+            }
+            assert_eq!((history.is_cost_unknown(), history.is_cost_guessed()), before);
+            assert_eq!((history.recent.len(), history.recent[1].n), (History::KEPT, 22));
+        }
     }
 
     #[test]
@@ -186,6 +219,8 @@ mod tests {
         let told = Attempt { class: Some(FailureClass::UnknownBilled), ..priced };
         assert_eq!(known(slice::from_ref(&told)), (Some(3), false), "guessed, and told as such");
         let of = |recent| History { cost: Some(Usd::from_nanos(3)), recent, ..History::default() };
+        let long = Attempt { code: Some("output_too_large".into()), ..attempt(1, Some(FailureClass::Fatal), None) };
+        assert!(of(vec![long]).is_cost_guessed());
         let (guessed, exact) = (of(vec![told, attempt(2, None, None)]), of(vec![attempt(1, None, None)]));
         assert_eq!([guessed.is_cost_guessed(), exact.is_cost_guessed(), later.is_cost_guessed()], [true, false, false]);
         assert_eq!([later.is_cost_partial(), exact.is_cost_partial()], [true, false]);

@@ -90,7 +90,8 @@ async fn put(
     let broker = gateway.broker()?;
     let checked = submit::check(&input, broker, asked.terms, None).await?;
     let tally = submit::enqueue(&input, broker, asked.terms, Some(&checked), |_| {}).await?;
-    Ok((tally, checked.doubts.lines()))
+    let notes = if tally.new > 0 { checked.doubts.lines() } else { Vec::new() };
+    Ok((tally, notes))
 }
 
 /// Of a batch that was cut short: how the rest is enqueued.

@@ -56,7 +56,7 @@ pub(super) async fn submit(
         "queue": job.queue,
         "new": taken == Taken::New,
         "idempotency_key": key,
-        "notes": doubt.as_slice(),
+        "notes": doubt.filter(|_| taken == Taken::New).as_slice(),
         "links": links(job.id),
     });
     let mut response = (status, axum::Json(answer)).into_response();

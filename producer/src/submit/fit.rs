@@ -109,7 +109,7 @@ impl Fit {
         }
     }
 
-    /// [`Fit::judge`] for somebody who cannot change these settings, and is not told how.
+    /// [`Fit::judge`] for somebody who cannot change these settings: what is refused is so without a hint.
     ///
     /// # Errors
     /// As there.

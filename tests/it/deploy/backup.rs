@@ -248,7 +248,9 @@ fn a_server_that_is_in_use_keeps_its_guest_its_queues_and_its_policies() {
         Said::of(restore.env("RABBITMQCTL", ctl).current_dir(home.path("")))
     };
     restore(&[], false).ends(1).says(&["the server has guest already (users)"]);
-    restore(&[("list_queues", "other\\nq")], true).ends(1).says(&["the server has q already (queues)"]);
+    // However many there are.
+    let queues: String = (1..20_000).flat_map(|n| [format!("queue-{n}"), "\\n".to_owned()]).collect();
+    restore(&[("list_queues", &format!("q\\n{queues}"))], true).ends(1).says(&["the server has q already (queues)"]);
     restore(&[("list_policies", "/\\tp\\t.*\\tall\\t{}\\t0")], true)
         .ends(1)
         .says(&["the server has p already (policies)"]);

@@ -20,24 +20,29 @@ fn pages(folder: &Path) -> Vec<PathBuf> {
     here.chain(folders.iter().flat_map(|folder| pages(folder))).collect()
 }
 
-/// The commands of a page, each as promptq's own words: of its examples, and those in its sentences.
+/// The commands of a page, each as promptq's own words and whether it is all there: those of its examples, and those in its
+/// sentences that have something to fill in or a flag; the others may only name a command.
 fn commands(page: &str) -> Vec<(String, bool)> {
     let of_gateway = |line: &str| {
         let (_, words) = line.strip_prefix("docker compose run ")?.split_once(" gateway ")?;
         Some(format!("promptq {words}"))
     };
     let own = |line: &str| line.starts_with("promptq ").then(|| line.to_owned());
-    let lines = page.lines().map(|line| line.split(" #").next().unwrap().trim());
-    let lines = lines.filter_map(|line| of_gateway(line).or_else(|| own(line))).map(|line| (line, true));
-    let sentences = page.replace("```", "");
-    let told = sentences.split('`').skip(1).step_by(2).filter(|code| !code.contains('\n'));
-    let told = told.filter_map(own).map(|code| {
-        // One with a place to fill in is whole; others name a command.
-        let is_whole =
-            code.split(' ').any(|word| word.len() > 1 && word.chars().all(|letter| letter.is_ascii_uppercase()));
-        (code, is_whole)
-    });
-    lines.chain(told).filter(|(command, _)| !command.contains(['…', '|'])).collect()
+    let (mut examples, mut sentences) = (Vec::new(), String::new());
+    for (n, part) in page.split("```").enumerate() {
+        if n % 2 == 1 {
+            let lines = part.lines().map(|line| line.split(" #").next().unwrap().split(" | ").next().unwrap().trim());
+            examples.extend(lines.filter_map(|line| of_gateway(line).or_else(|| own(line))).map(|line| (line, true)));
+        } else {
+            sentences += &part.replace('\n', " ");
+        }
+    }
+    assert_eq!(sentences.matches('`').count() % 2, 0, "code that begins and does not end: {page}");
+    let is_blank = |word: &str| word.len() > 1 && word.chars().all(|letter| letter.is_ascii_uppercase());
+    let is_whole = |word: &str| is_blank(word) || word.starts_with(['-', '<']);
+    let told = sentences.split('`').skip(1).step_by(2).filter_map(own);
+    let told = told.map(|code| (code.clone(), code.split(' ').any(is_whole)));
+    examples.into_iter().chain(told).collect()
 }
 
 fn say(command: &str, is_whole: bool) -> Result<(), String> {
@@ -45,6 +50,7 @@ fn say(command: &str, is_whole: bool) -> Result<(), String> {
     let fill = |word: &String| match word.as_str() {
         "ID" | "JOB_ID" => JOB.to_owned(),
         "<queue>" => "default".to_owned(),
+        "…" => "jobs.csv".to_owned(),
         _ => word.clone(),
     };
     let words: Vec<String> = words.iter().map(fill).collect();
@@ -79,7 +85,10 @@ fn every_command_of_the_pages_can_be_said() {
         }
     }
     assert!(said > 50, "{said}");
-    assert!(say("promptq keys create NAME", true).is_err() && say("promptq jobs why", false).is_ok());
+    let told = |page: &str| commands(page).iter().map(|(command, is_whole)| say(command, *is_whole).is_ok()).collect();
+    let told: Vec<bool> =
+        told("`promptq keys create NAME`, `promptq\njobs why`\n```\npromptq keys create me # so\n```\n");
+    assert_eq!(told, [false, false, true], "the example, what is to be filled in, the name of a command");
 }
 
 #[tokio::test]

@@ -28,7 +28,7 @@ use crate::record::{End, Record};
 use crate::time::Timestamp;
 
 /// How long an answer may take here.
-const SHORT: Duration = Duration::from_millis(200);
+const SHORT: Duration = Duration::from_millis(500);
 /// Longer than any test.
 const LONG: Duration = Duration::from_secs(600);
 /// Far longer than what is waited for takes.
