@@ -55,12 +55,13 @@ info() {
 redis() {
   need redis-cli
   local enabled folder manifest before name try deadline busy=1
+  local hint="name the folder that redis-cli CONFIG GET dir tells of the server at REDIS_URL"
   enabled=$(info aof_enabled)
   [ "$enabled" = 1 ] || fail "the server keeps no log of what it is told (appendonly no)" "see deploy/redis/README.md"
   folder=$(find "$source" -mindepth 1 -maxdepth 1 -type d -name "${REDIS_APPENDDIR:-appendonlydir}")
-  [ -n "$folder" ] || fail "no log in $source" "name the folder that redis-cli CONFIG GET dir tells; set REDIS_APPENDDIR if appenddirname is another"
+  [ -n "$folder" ] || fail "no log in $source" "$hint; set REDIS_APPENDDIR if appenddirname is another"
   manifest=$(find "$folder" -maxdepth 1 -name '*.manifest')
-  [ -f "$manifest" ] || fail "not one manifest in $folder" "see whether a server has written its log there"
+  [ -f "$manifest" ] || fail "there is no manifest in $folder, or more than one" "$hint; what another server left beside its log, move away"
   before=$(cat "$manifest")
   redis_says BGREWRITEAOF >/dev/null
   deadline=$((SECONDS + ${REDIS_REWRITE_SECONDS:-900}))
@@ -72,7 +73,7 @@ redis() {
   [ "$busy" = 00ok ] || fail "the server's rewrite failed" "its log says why"
   # A rewrite makes a new one.
   [ "$(cat "$manifest")" != "$before" ] ||
-    fail "the server did not rewrite the log in $source" "name the folder that redis-cli CONFIG GET dir tells of the server at REDIS_URL"
+    fail "the server did not rewrite the log in $source" "$hint"
   mkdir "$1/aof"
   for try in 1 2 3 4 5; do
     rm -f "$1"/aof/*

@@ -112,13 +112,18 @@ async fn the_gateway_notes_what_may_come_to_nothing() {
     let home = with("");
     let gateway = Gateway::start(&home, &[]).await.ready().await;
     let note = "no model is named: a worker without a default one ends them dead, as no_model";
-    let made = gateway.ask(Ask::post("/v1/jobs", json!({ "prompt": "Hi" }).to_string())).await.is(201);
+    let ask = || Ask::post("/v1/jobs", json!({ "prompt": "Hi" }).to_string()).with("idempotency-key", "k");
+    let made = gateway.ask(ask()).await.is(201);
     assert_eq!(made.body["notes"], json!([note]));
+    assert_eq!(gateway.ask(ask()).await.is(200).body["notes"], json!([]), "of a job that was there, its state tells");
+    let shown = gateway.ask(Ask::get(&format!("/v1/jobs/{}", made.text("id")))).await.is(200);
+    assert_eq!((&shown.body["cost_partial"], &shown.body["cost_source"]), (&Value::Null, &Value::Null));
     let known = json!({ "prompt": "Hi", "model": "mock" }).to_string();
     assert_eq!(gateway.ask(Ask::post("/v1/jobs", known.clone())).await.is(201).body["notes"], json!([]));
     let lines = format!("{{\"prompt\":\"a\"}}\n{{\"prompt\":\"b\"}}\n{known}\n");
-    let batch = gateway.ask(Ask::post("/v1/batches", lines)).await.is(201);
-    assert_eq!(batch.body["notes"], json!([format!("2 jobs: {note}")]));
+    let batch = || Ask::post("/v1/batches?batch=b", lines.clone());
+    assert_eq!(gateway.ask(batch()).await.is(201).body["notes"], json!([format!("2 jobs: {note}")]));
+    assert_eq!(gateway.ask(batch()).await.is(200).body["notes"], json!([]));
 }
 
 #[test]

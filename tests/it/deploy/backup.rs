@@ -207,6 +207,8 @@ fn a_folder_that_the_server_has_left_is_no_backup_of_it() {
         Said::of(script("backup.sh", &words).env("REDIS_URL", server.plain_url()))
     };
     of(&left).ends(1).says(&["the server did not rewrite the log in", "CONFIG GET dir"]);
+    home.write("left/appendonlydir/other.manifest", "");
+    of(&left).ends(1).says(&["error[backup]: there is no manifest in", "or more than one", "CONFIG GET dir"]);
     assert_eq!(finished(backups.to_str().unwrap()), Vec::<PathBuf>::new());
     of(own).ends(0);
 }
@@ -243,11 +245,16 @@ fn a_server_that_is_in_use_keeps_its_guest_its_queues_and_its_policies() {
     let sums = "sha256sum ./KIND ./definitions.json >SHA256SUMS";
     Said::of(Command::new("sh").args(["-c", sums]).current_dir(&backup)).ends(0);
     let restore = |has: &[(&str, &str)], guest| {
-        let ctl = rabbitmqctl(&home, &[&FRESH[..], has].concat(), guest);
+        // The first answer of a kind is given.
+        let ctl = rabbitmqctl(&home, &[has, &FRESH[..]].concat(), guest);
         let mut restore = script("restore.sh", &["rabbitmq", backup.to_str().unwrap(), "-"]);
         Said::of(restore.env("RABBITMQCTL", ctl).current_dir(home.path("")))
     };
-    restore(&[], false).ends(1).says(&["the server has guest already (users)"]);
+    let used: [(&[_], bool); 3] =
+        [(&[], false), (&[("list_users", "guest\\t[]")], true), (&[("list_user_permissions", "/\\t\\t\\t")], true)];
+    for (has, guest) in used {
+        restore(has, guest).ends(1).says(&["the server has guest already (users)"]);
+    }
     // However many there are.
     let queues: String = (1..20_000).flat_map(|n| [format!("queue-{n}"), "\\n".to_owned()]).collect();
     restore(&[("list_queues", &format!("q\\n{queues}"))], true).ends(1).says(&["the server has q already (queues)"]);
