@@ -96,7 +96,7 @@ pub async fn run(cx: &Context, args: &SubmitArgs) -> Result<Exit> {
         Some(most) => Some(budget::cap(&cx.printer, broker, &batch, most).await?),
         None => None,
     };
-    let tally = submit::enqueue(&input, broker, terms, checked.as_ref(), |_| {})
+    let tally = submit::enqueue(&input, broker, terms, checked.as_ref(), None)
         .await
         .map_err(|problem| resumable(problem, job.batch.is_some()))?;
     if capped == Some(false) && tally.known > 0 {

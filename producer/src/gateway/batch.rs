@@ -89,7 +89,7 @@ async fn put(
     );
     let broker = gateway.broker()?;
     let checked = submit::check(&input, broker, asked.terms, None).await?;
-    let tally = submit::enqueue(&input, broker, asked.terms, Some(&checked), |_| {}).await?;
+    let tally = submit::enqueue(&input, broker, asked.terms, Some(&checked), None).await?;
     let notes = if tally.new > 0 { checked.doubts.lines() } else { Vec::new() };
     Ok((tally, notes))
 }

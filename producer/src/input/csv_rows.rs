@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, BufReader, Read};
 
+use memchr::{memchr2, memchr3};
 use serde_json::Value;
 
 use super::args::Kind;
@@ -163,6 +164,22 @@ impl Metered {
         }
         lines
     }
+
+    /// Follows what is read next: where lines end, and whether a quote is open.
+    fn see(&mut self, bytes: &[u8]) {
+        let mut at = 0;
+        while let Some(passed) = self.quotes.next_in(&bytes[at..]) {
+            at += passed;
+            if bytes[at] == b'\n' {
+                let returned = at.checked_sub(1).map_or(self.returned, |before| bytes[before] == b'\r');
+                let end = self.offset + at as u64;
+                self.ends.get_mut().push_back((end - u64::from(returned), end));
+            }
+            self.quotes.pass(bytes[at]);
+            at += 1;
+        }
+        self.returned = bytes.last().map_or(self.returned, |last| *last == b'\r');
+    }
 }
 
 impl Read for Metered {
@@ -178,14 +195,7 @@ impl Read for Metered {
             self.rest.drain(..n);
             n
         };
-        let ends = self.ends.get_mut();
-        for (at, byte) in (self.offset..).zip(&buffer[..n]) {
-            if *byte == b'\n' {
-                ends.push_back((at - u64::from(self.returned), at));
-            }
-            self.returned = *byte == b'\r';
-            self.quotes.pass(*byte);
-        }
+        self.see(&buffer[..n]);
         self.ended |= n == 0 && !buffer.is_empty();
         self.offset += n as u64;
         self.since.set(self.since.get() + n as u64);
@@ -193,7 +203,7 @@ impl Read for Metered {
     }
 }
 
-/// Follows the quotes of a file byte by byte, as the reader does: one counts at the beginning of a field alone.
+/// Follows the quotes of a file, as the reader does: one counts at the beginning of a field alone.
 #[derive(Debug)]
 struct Quotes {
     delimiter: u8,
@@ -212,6 +222,15 @@ enum Field {
 }
 
 impl Quotes {
+    /// Where the next byte is that may be a line's end or change the place.
+    fn next_in(&self, bytes: &[u8]) -> Option<usize> {
+        match self.place {
+            Field::Start | Field::Half => (!bytes.is_empty()).then_some(0),
+            Field::Plain => memchr3(self.delimiter, b'\n', b'\r', bytes),
+            Field::Quoted => memchr2(b'"', b'\n', bytes),
+        }
+    }
+
     fn pass(&mut self, byte: u8) {
         let ends = byte == self.delimiter || matches!(byte, b'\n' | b'\r');
         self.place = match self.place {
@@ -244,3 +263,56 @@ impl fmt::Display for TooLong {
 }
 
 impl std::error::Error for TooLong {}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+    use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+
+    use super::super::args::InputArgs;
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        input: InputArgs,
+    }
+
+    fn metered() -> Metered {
+        let file = tempfile::Builder::new().suffix(".csv").tempfile().unwrap();
+        let cli = Cli::parse_from(["test", file.path().to_str().unwrap()]);
+        let tracked = Source::all(&cli.input).unwrap()[0].open().unwrap();
+        Metered::new(BufReader::new(tracked), b',')
+    }
+
+    #[test]
+    fn what_is_skipped_changes_nothing() {
+        let mut random = StdRng::seed_from_u64(1);
+        let mut open = 0;
+        for _ in 0..2_000 {
+            let length = random.random_range(0..40);
+            let text: Vec<u8> = (0..length).map(|_| b"ab\",\n\r"[random.random_range(0..6)]).collect();
+            let mut each = metered();
+            for (at, byte) in (0..).zip(&text) {
+                if *byte == b'\n' {
+                    each.ends.get_mut().push_back((at - u64::from(each.returned), at));
+                }
+                each.returned = *byte == b'\r';
+                each.quotes.pass(*byte);
+            }
+            each.ended = true;
+            open += u32::from(each.left_open().is_some());
+            for piece in [1, 3, 40] {
+                let mut some = metered();
+                for bytes in text.chunks(piece) {
+                    some.see(bytes);
+                    some.offset += bytes.len() as u64;
+                }
+                some.ended = true;
+                assert_eq!(some.ends, each.ends, "{:?} by {piece}", String::from_utf8_lossy(&text));
+                assert_eq!(some.left_open(), each.left_open(), "{:?} by {piece}", String::from_utf8_lossy(&text));
+            }
+        }
+        assert!((200..1_800).contains(&open), "{open}");
+    }
+}

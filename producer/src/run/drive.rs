@@ -27,7 +27,7 @@ use crate::input::Input;
 use crate::limits::follow::{Waits, reason};
 use crate::problem::{Exit, Problem, Result};
 use crate::progress::Progress;
-use crate::submit::{self, Checked, Tally, Terms};
+use crate::submit::{self, Ahead, Checked, Tally, Terms};
 
 /// Between two looks at the batch.
 const LOOK: Duration = Duration::from_millis(200);
@@ -120,7 +120,8 @@ impl<'a> Drive<'a> {
         signals.spawn(async move { stop.on_signals().await });
         let mut enqueueing = JoinSet::new();
         let submitter = broker.clone();
-        enqueueing.spawn(async move { submit::enqueue(&input, &submitter, terms, checked.as_ref(), |_| {}).await });
+        let ahead = parts.as_ref().map(|parts| Ahead::of(&parts.board, parts.settings.concurrency));
+        enqueueing.spawn(async move { submit::enqueue(&input, &submitter, terms, checked.as_ref(), ahead).await });
         let mut workers = JoinSet::new();
         if let Some(parts) = parts {
             self.is_own = true;
@@ -133,9 +134,9 @@ impl<'a> Drive<'a> {
         enqueueing.abort_all();
         let leave = self.drain(broker, leave, &mut workers).await;
         self.progress.clear();
-        let (cx, batch) = (self.cx, self.batch.clone());
+        let (cx, batch, total) = (self.cx, self.batch.clone(), self.total);
         match self.told(broker, leave).await {
-            Err(problem) if problem.is_reader_gone() => reader_gone(cx, broker, &batch).await,
+            Err(problem) if problem.is_reader_gone() => reader_gone(cx, broker, (&batch, total)).await,
             told => told,
         }
     }
@@ -346,7 +347,7 @@ impl<'a> Drive<'a> {
             }
             say(&format!("dead: promptq dead groups -Q {}   again: --retry-dead", self.queue));
         }
-        let left = view.counts.total - view.counts.ended();
+        let left = view.counts.total.max(self.total) - view.counts.ended();
         let go_on = format!("{} left; the same command goes on where this one stopped", submit::jobs(left));
         match leave {
             Leave::Finished if view.counts.succeeded == view.counts.total => Ok(Exit::Done),
@@ -368,9 +369,9 @@ impl<'a> Drive<'a> {
 }
 
 /// The end of a run whose results nobody reads any more.
-async fn reader_gone(cx: &Context, broker: &Broker, batch: &BatchName) -> Result<Exit> {
-    let left = broker.ledger().batch(batch).await?.map_or(0, |view| view.counts.total - view.counts.ended());
-    let left = submit::jobs(left);
+async fn reader_gone(cx: &Context, broker: &Broker, (batch, total): (&BatchName, u64)) -> Result<Exit> {
+    let view = broker.ledger().batch(batch).await?;
+    let left = submit::jobs(view.map_or(total, |view| view.counts.total.max(total) - view.counts.ended()));
     cx.printer.say(&format!("stopped: the reader of the results has gone; {left} left; the same command goes on"));
     Ok(Exit::ReaderGone)
 }

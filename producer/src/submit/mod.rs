@@ -1,6 +1,7 @@
 //! THE way in, for commands and gateway alike: every row is checked, made a job and enqueued in windows; the same
 //! submission made again enqueues only what is missing. Reading rows is `input`, the check `check.rs`.
 
+mod ahead;
 mod check;
 mod faults;
 mod fit;
@@ -17,6 +18,7 @@ use promptq_common::broker::{Broker, Enqueued, Refusal};
 use promptq_common::job::Job;
 use promptq_common::telemetry::trace::Context;
 
+pub use ahead::Ahead;
 pub use check::{Checked, Sample, check};
 use faults::Faults;
 pub use fit::{Doubt, Doubts, Fit};
@@ -98,9 +100,9 @@ impl Tally {
 /// Windows on their way at once: while one is written, the next is encoded, and one more waits for the broker.
 const AT_ONCE: usize = 3;
 
-/// Enqueues every row and seals the batch. With `checked`, the input must still be what it was then. `seen` is told
-/// the tally after each window. Dropped in between: the windows confirmed so far stay, and the same call again
-/// enqueues the rest.
+/// Enqueues every row and seals the batch. With `checked`, the input must still be what it was then; with `ahead`, it goes
+/// no faster than that says. Dropped in between: the windows confirmed so far stay, and the same call again enqueues the
+/// rest.
 ///
 /// # Errors
 /// Says how many jobs were enqueued before it.
@@ -109,7 +111,7 @@ pub async fn enqueue(
     broker: &Broker,
     terms: Terms,
     checked: Option<&Checked>,
-    mut seen: impl FnMut(&Tally),
+    mut ahead: Option<Ahead>,
 ) -> Result<Tally> {
     let mut tally = Tally::default();
     let mut windows = Windows::read(input, checked.map(|checked| checked.prints.clone()));
@@ -118,7 +120,7 @@ pub async fn enqueue(
     loop {
         tokio::select! {
             biased;
-            window = windows.next(), if !ended && flying.len() < at_once => match window {
+            window = next_of(&mut windows, &mut ahead, tally.new), if !ended && flying.len() < at_once => match window {
                 Ok(Some(window)) => flying.push_back(enqueue_window(broker, terms, window)),
                 Ok(None) => ended = true,
                 Err(problem) => (ended, outcome) = (true, outcome.and(Err(problem))),
@@ -127,7 +129,6 @@ pub async fn enqueue(
                 tally.add(&some);
                 ended |= put.is_err();
                 outcome = outcome.and(put);
-                seen(&tally);
             }
             else => break,
         }
@@ -137,6 +138,15 @@ pub async fn enqueue(
     }
     broker.ledger().seal(input.batch(), input.queue()).await?;
     Ok(tally.without_repeats(checked.map_or(0, |checked| checked.repeated)))
+}
+
+/// The next window, once it may go. Cancel-safe.
+async fn next_of(windows: &mut Windows, ahead: &mut Option<Ahead>, new: u64) -> Result<Option<Window>> {
+    let Some(ahead) = ahead else { return windows.next().await };
+    ahead.opens(new).await;
+    let window = windows.next().await;
+    ahead.went();
+    window
 }
 
 /// One where an id may come twice: a broker tells the second of two only when it has the first. And one of rows that

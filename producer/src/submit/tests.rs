@@ -37,7 +37,7 @@ impl Fixture {
     async fn submit(&self, content: &str, terms: Terms) -> Result<Tally> {
         let input = self.input(content, &[]);
         let checked = check(&input, &self.broker, terms, None).await?;
-        enqueue(&input, &self.broker, terms, Some(&checked), |_| {}).await
+        enqueue(&input, &self.broker, terms, Some(&checked), None).await
     }
 }
 
@@ -147,7 +147,7 @@ async fn a_file_that_changes_after_the_check_is_noticed() {
     let input = fixture.input(&rows(1..=3), &[]);
     let checked = check(&input, &fixture.broker, Terms::default(), None).await.unwrap();
     let input = fixture.input(&rows(5..=7), &[]);
-    let problem = enqueue(&input, &fixture.broker, Terms::default(), Some(&checked), |_| {}).await.unwrap_err();
+    let problem = enqueue(&input, &fixture.broker, Terms::default(), Some(&checked), None).await.unwrap_err();
     assert_eq!((problem.exit, problem.slug), (Exit::Conflict, "changed"));
     assert!(
         problem.details.contains(&"0 jobs were enqueued before this".to_owned()),
