@@ -33,7 +33,7 @@ const QUEUES: &str = r#"
       {resource, _, _, Name} = amqqueue:get_name(Q),
       io_lib:format("~ts\t~ts\t~b\t~b\t~b~ts\n",
         [Name, amqqueue:get_type(Q)] ++ Counts(Q) ++ [[Argument(A) || A <- amqqueue:get_arguments(Q)]])
-    catch exit:{noproc, _} -> [] end
+    catch exit:{noproc, _} -> []; error:{badmatch, {error, noproc}} -> [] end
   end,
   {text, [Line(Q) || Q <- rabbit_amqqueue:list(Host), binary:match(element(4, amqqueue:get_name(Q)), <<".after">>) == nomatch]}.
 "#;
