@@ -139,11 +139,12 @@ impl JobId {
             bytes.copy_from_slice(&hash.finalize()[..16]);
             u128::from_be_bytes(bytes)
         };
-        let (mut id, before) = (hash(key), key.trim_end_matches(|last: char| last.is_ascii_digit()));
-        if let Some(Ok(number)) = key.get(before.len()..).map(str::parse::<u32>) {
+        let mut id = hash(key);
+        let (before, number) = key.split_at(key.trim_end_matches(|last: char| last.is_ascii_digit()).len());
+        if let Ok(number) = number.parse::<u32>() {
             let ordered = hash(before) >> 100 << 32 | u128::from(number);
             // Behind 48 bits stand four that tell the version.
-            id = ordered >> 12 << 80 | (ordered & 0xfff) << 64 | (id << 64 >> 64);
+            id = ordered >> 12 << 80 | (ordered & 0xfff) << 64 | id & u128::from(u64::MAX);
         }
         Self(Uuid::new_v8(id.to_be_bytes()))
     }

@@ -120,7 +120,9 @@ impl<'a> Drive<'a> {
         signals.spawn(async move { stop.on_signals().await });
         let mut enqueueing = JoinSet::new();
         let submitter = broker.clone();
-        let ahead = parts.as_ref().map(|parts| Ahead::of(&parts.board, parts.settings.concurrency));
+        // A stream's rows go as they come: whoever sends them waits for nobody.
+        let own = parts.as_ref().filter(|_| checked.is_some());
+        let ahead = own.map(|parts| Ahead::of(&parts.board, parts.settings.concurrency));
         enqueueing.spawn(async move { submit::enqueue(&input, &submitter, terms, checked.as_ref(), ahead).await });
         let mut workers = JoinSet::new();
         if let Some(parts) = parts {

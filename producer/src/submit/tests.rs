@@ -14,17 +14,17 @@ struct Cli {
     input: InputArgs,
 }
 
-struct Fixture {
+pub(super) struct Fixture {
     folder: tempfile::TempDir,
-    broker: Broker,
+    pub(super) broker: Broker,
 }
 
 impl Fixture {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { folder: tempfile::tempdir().unwrap(), broker: Broker::memory() }
     }
 
-    fn input(&self, content: &str, flags: &[&str]) -> Arc<Input> {
+    pub(super) fn input(&self, content: &str, flags: &[&str]) -> Arc<Input> {
         let path = self.folder.path().join("rows.jsonl");
         std::fs::write(&path, content).unwrap();
         let cli = Cli::parse_from(["test", path.to_str().unwrap()].iter().chain(flags));
@@ -41,7 +41,7 @@ impl Fixture {
     }
 }
 
-fn rows(numbers: impl IntoIterator<Item = u64>) -> String {
+pub(super) fn rows(numbers: impl IntoIterator<Item = u64>) -> String {
     numbers.into_iter().fold(String::new(), |text, n| text + &format!("{{\"prompt\":\"row {n}\",\"id\":\"r{n}\"}}\n"))
 }
 

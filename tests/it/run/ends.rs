@@ -155,3 +155,14 @@ fn a_link_stays_a_link_to_the_results() {
 fn lines_of(bytes: &[u8]) -> usize {
     String::from_utf8_lossy(bytes).lines().count()
 }
+
+#[test]
+fn what_is_left_of_a_run_counts_rows_that_were_not_enqueued_yet() {
+    let home = Home::new();
+    home.rows("rows.jsonl", 60_000);
+    let model = "exec:sh -c 'touch started; sleep 3; echo ok'";
+    let child = home.start(&["run", "rows.jsonl", "-m", model, "-o", "out.jsonl", "--concurrency", "1"]);
+    wait_until("a running job", || home.path("started").exists());
+    signal(&child, Signal::INT);
+    end(child).exits(130).says("59,999 jobs left");
+}
